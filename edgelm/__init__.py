@@ -1,0 +1,87 @@
+"""edgelm: text generation for machines that cannot carry torch.
+
+    import edgelm
+    model = edgelm.load()                      # or edgelm.load("path/to/bundle")
+    print(model.generate("Once upon a time"))
+
+Names are resolved on first use, so that ``import edgelm`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgelm.bundle import Bundle
+    from edgelm.completion import Choice, Chunk, Completion, Stats
+    from edgelm.errors import (
+        BundleError,
+        ConfigError,
+        ContextError,
+        DeviceError,
+        EdgelmError,
+        ExportError,
+        PromptError,
+        TokenizerError,
+    )
+    from edgelm.generation_config import GenerationConfig
+    from edgelm.model import Model, load
+    from edgelm.session import Session
+    from edgelm.tokenizer import StreamDecoder, Tokenizer
+
+_MODULE_OF = {
+    "Bundle": "bundle",
+    "BundleError": "errors",
+    "Choice": "completion",
+    "Chunk": "completion",
+    "Completion": "completion",
+    "ConfigError": "errors",
+    "ContextError": "errors",
+    "DeviceError": "errors",
+    "EdgelmError": "errors",
+    "ExportError": "errors",
+    "GenerationConfig": "generation_config",
+    "Model": "model",
+    "PromptError": "errors",
+    "Session": "session",
+    "Stats": "completion",
+    "StreamDecoder": "tokenizer",
+    "Tokenizer": "tokenizer",
+    "TokenizerError": "errors",
+    "load": "model",
+}
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Choice",
+    "Chunk",
+    "Completion",
+    "ConfigError",
+    "ContextError",
+    "DeviceError",
+    "EdgelmError",
+    "ExportError",
+    "GenerationConfig",
+    "Model",
+    "PromptError",
+    "Session",
+    "Stats",
+    "StreamDecoder",
+    "Tokenizer",
+    "TokenizerError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
+    value = getattr(import_module(f"edgelm.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,71 @@
+"""What a generation returns: value objects only."""
+
+from dataclasses import dataclass
+
+from edgelm.generate import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a generation cost. The rate leaves the first token out: it belongs to the prompt."""
+
+    prompt_tokens: int
+    prefill_seconds: float
+    """From the call to the first token: the prompt's forward pass and the first choice."""
+    new_tokens: int
+    """Tokens drawn, over all rows; those of a stop string count too."""
+    decode_seconds: float
+    """From the first token of each row to its last."""
+    tokens_per_second: float
+    """(new tokens - rows) / `decode_seconds`; 0 where there is nothing to divide."""
+    load_seconds: float
+    """How long the model took to load."""
+    peak_rss_bytes: int
+    """Most resident memory of this process so far; 0 where the system does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed text: whole characters. The last chunk of each row carries its finish reason."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """The tokens this text completes."""
+    index: int
+    """Which of `num_return_sequences` rows."""
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+    """On the very last chunk only."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation: the new part only, without the stop token or stop string."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] | None = None
+    """Not measured yet: always None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The result of `Model.generate`; ``str()`` is the first continuation's text."""
+
+    prompt: str
+    choices: tuple[Choice, ...]
+    seed: int | None
+    """The seed that repeats this result; None when greedy."""
+    stats: Stats
+
+    @property
+    def text(self) -> str:
+        """The first continuation's text."""
+        return self.choices[0].text
+
+    def __str__(self) -> str:
+        return self.text

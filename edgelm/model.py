@@ -1,0 +1,220 @@
+"""The public way in: a bundle, a tokenizer and a session joined into a `Model`."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Unpack
+
+from edgelm.bundle import Bundle
+from edgelm.completion import Choice, Chunk, Completion, Stats
+from edgelm.errors import BundleError, ConfigError, PromptError
+from edgelm.generate import FinishReason, Step, generate
+from edgelm.generation_config import GenerationConfig, GenerationOptions, config_from_file
+from edgelm.memory import peak_rss_bytes
+from edgelm.session import Session, as_ids
+from edgelm.strict_json import StrictJsonError, parse_json
+from edgelm.text_stream import TextStream
+from edgelm.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class Model:
+    """Text in, text out.
+
+    Every generation runs in a cache of its own, so one model serves several threads and several open streams.
+    `session` is the caller's, for stepping by hand.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        tokenizer: Tokenizer,
+        session: Session,
+        generation_config: GenerationConfig | None = None,
+        *,
+        load_seconds: float = 0.0,
+    ) -> None:
+        """Args are finished parts; `load` builds them."""
+        self.bundle = bundle
+        self.tokenizer = tokenizer
+        self.session = session
+        self.generation_config = generation_config or GenerationConfig()
+        """Defaults of every generation, from the bundle's ``generation_config.json``."""
+        self.load_seconds = load_seconds
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
+        """Continue `prompt`, a text or token ids.
+
+        Args:
+            options: see `GenerationConfig`; what is not given is the bundle's default.
+
+        Raises:
+            PromptError: the prompt is empty, no text, or holds an unknown token id.
+            ContextError: the prompt is longer than the context.
+            ConfigError: an option is unknown, out of range or contradicts another.
+        """
+        prompt_ids, config, seed = self._prepare(prompt, options)
+        texts = [""] * config.num_return_sequences
+        token_ids: list[list[int]] = [[] for _ in texts]
+        reasons: dict[int, FinishReason] = {}
+        stats: Stats | None = None
+        for chunk in self._stream(prompt_ids, config, seed):
+            texts[chunk.index] += chunk.text
+            token_ids[chunk.index] += chunk.token_ids
+            if chunk.finish_reason is not None:
+                reasons[chunk.index] = chunk.finish_reason
+            stats = chunk.stats or stats
+        assert stats is not None  # the last chunk always carries them
+        choices = tuple(
+            Choice(t, tuple(ids), reasons[i]) for i, (t, ids) in enumerate(zip(texts, token_ids, strict=True))
+        )
+        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt_ids)
+        return Completion(text, choices, seed if config.do_sample else None, stats)
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
+        """Continue `prompt` piece by piece; the last chunk carries the finish reason and the stats.
+
+        With `num_return_sequences` the rows follow one another; `Chunk.index` tells which.
+
+        Raises: as `generate`, before the first chunk.
+        """
+        return self._stream(*self._prepare(prompt, options))
+
+    def _prepare(self, prompt: Prompt, options: GenerationOptions) -> tuple[list[int], GenerationConfig, int]:
+        config = self.generation_config.updated(dict(options))
+        return self._prompt_ids(prompt), config, secrets.randbits(63) if config.seed is None else config.seed
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(i) for i in as_ids(prompt, self.session.vocab_size)]
+        if not prompt:
+            raise PromptError("the prompt is empty: give some text to continue")
+        ids = self.tokenizer.encode_prompt(prompt)
+        if not ids:
+            raise PromptError("the prompt has no tokens in this model's vocabulary: give some other text")
+        return ids
+
+    def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
+        clock = _Clock()
+        rows = generate(self.session.sibling(), prompt_ids, config, seed)
+        for index, steps in enumerate(rows):
+            text = self._text_after(prompt_ids, config.stop_strings)
+            for step in clock.timed(steps):
+                piece = text.finish() if step.token_id is None else text.push(step.token_id)
+                reason = "stop" if text.stopped else step.finish_reason
+                if reason is None:
+                    if piece.text:
+                        yield Chunk(piece.text, piece.token_ids, index)
+                    continue
+                last = index == config.num_return_sequences - 1
+                stats = clock.stats(len(prompt_ids), self.load_seconds) if last else None
+                yield Chunk(piece.text, piece.token_ids, index, reason, stats)
+                break
+
+    def _text_after(self, prompt_ids: list[int], stop_strings: Sequence[str]) -> TextStream:
+        """A stream of the text that follows the prompt, spaced as the decoder spaces it there."""
+        decoder = self.tokenizer.stream(skip_special_tokens=True)
+        for token_id in prompt_ids:
+            decoder.push(token_id)
+        return TextStream(decoder, stop_strings)
+
+
+class _Clock:
+    """Times the tokens of a generation; the pauses its caller makes between tokens do not count."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._prefill_seconds = 0.0
+        self._decode_seconds = 0.0
+        self._tokens = 0
+        self._rows = 0
+
+    def timed(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps of one row, unchanged."""
+        first = True
+        while True:
+            before = time.perf_counter()
+            step = next(steps, None)
+            now = time.perf_counter()
+            if step is None:
+                return
+            if self._prefill_seconds == 0.0:
+                self._prefill_seconds = now - self._started
+            if step.token_id is not None:
+                self._tokens += 1
+                self._rows += first
+                self._decode_seconds += 0.0 if first else now - before
+                first = False
+            yield step
+
+    def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
+        counted = self._tokens - self._rows
+        rate = counted / self._decode_seconds if counted and self._decode_seconds else 0.0
+        return Stats(
+            prompt_tokens=prompt_tokens,
+            prefill_seconds=self._prefill_seconds,
+            new_tokens=self._tokens,
+            decode_seconds=self._decode_seconds,
+            tokens_per_second=rate,
+            load_seconds=load_seconds,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+
+def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
+    """Load a bundle.
+
+    Args:
+        path: the bundle's folder; None for the model embedded in the package.
+        device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
+        threads: CPU threads; None for all CPUs this process may use.
+
+    Raises:
+        BundleError: the folder is no valid bundle, or its parts disagree.
+        DeviceError: ONNX Runtime is missing or the device cannot be used.
+        TokenizerError: the bundle's tokenizer cannot be read.
+    """
+    started = time.perf_counter()
+    bundle = Bundle.read(default_bundle_path() if path is None else path)
+    tokenizer = Tokenizer.from_folder(bundle.path)
+    if tokenizer.vocab_size > bundle.manifest.architecture.vocab_size:
+        raise BundleError(
+            f"the tokenizer of {os.fspath(bundle.path)!r} knows {tokenizer.vocab_size} tokens but its graph only "
+            f"{bundle.manifest.architecture.vocab_size}: they do not belong together"
+        )
+    config = _bundle_config(bundle)
+    session = Session.open(bundle, device=device, threads=threads)
+    return Model(bundle, tokenizer, session, config, load_seconds=time.perf_counter() - started)
+
+
+def default_bundle_path() -> Path:
+    """The folder of the embedded default model.
+
+    Raises:
+        BundleError: this installation has none.
+    """
+    try:
+        folder: Path = import_module("edgelm_models").default_bundle_path()
+    except ModuleNotFoundError:
+        raise BundleError("this installation has no embedded model; name a bundle folder (-m/--model)") from None
+    return folder
+
+
+def _bundle_config(bundle: Bundle) -> GenerationConfig:
+    """The bundle's defaults, checked against its vocabulary."""
+    name = "generation_config.json"
+    try:
+        content = parse_json(bundle.file(name).read_bytes())
+        if not isinstance(content, dict):
+            raise StrictJsonError("must be an object")
+        config = config_from_file(content)
+    except (StrictJsonError, ConfigError) as error:
+        raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: {error}") from None
+    wrong = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
+    if wrong:
+        raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: eos_token_id {wrong[0]} is not in the vocabulary")
+    return config

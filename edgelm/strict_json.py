@@ -1,0 +1,156 @@
+"""JSON read into frozen dataclasses, refusing anything ambiguous.
+
+No duplicate keys, no NaN or Infinity, no unknown or missing fields, no bool where an int is meant,
+every number and every length bounded. What this module accepts has exactly one meaning.
+"""
+
+import json
+import math
+import types
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+MAX_STRING_CHARACTERS = 4096
+MAX_ITEMS = 100_000
+MAX_NUMBER = 2**53  # JSON readers in other languages keep integers exact up to here
+
+
+class StrictJsonError(ValueError):
+    """The text is not JSON, or its content is not what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Bounds of a number, as metadata of ``Annotated[int, Between(1, 9)]``."""
+
+    low: float
+    high: float
+
+
+def parse_json(text: bytes) -> object:
+    """Parse UTF-8 JSON strictly.
+
+    Raises:
+        StrictJsonError: not UTF-8, not JSON, nested too deeply, a duplicate key, NaN or Infinity.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except UnicodeDecodeError:
+        raise StrictJsonError("is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise StrictJsonError(f"is not valid JSON (line {error.lineno}: {error.msg})") from None
+    except RecursionError:
+        raise StrictJsonError("is nested too deeply") from None
+    except StrictJsonError:
+        raise
+    except ValueError:  # Python's own limit on the digits of an int
+        raise StrictJsonError("holds a number that is too large") from None
+
+
+def from_json(cls: type[T], value: object, where: str = "") -> T:
+    """Build the dataclass `cls` from parsed JSON; every field must be there and no other.
+
+    Raises:
+        StrictJsonError: naming the field as ``where.field`` and what is wrong with it.
+    """
+    return cast(T, _convert(cls, value, where, None))
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for name, value in pairs:
+        if name in result:
+            raise StrictJsonError(f"has the field {name[:60]!r} twice")
+        result[name] = value
+    return result
+
+
+def _no_constants(name: str) -> object:
+    raise StrictJsonError(f"holds {name}, which is not a number")
+
+
+def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> object:
+    if get_origin(kind) is Annotated:
+        inner, meta = get_args(kind)
+        return _convert(inner, value, where, meta)
+    if get_origin(kind) in (Union, types.UnionType):  # only `X | None` is used
+        inner = next(arg for arg in get_args(kind) if arg is not type(None))
+        return None if value is None else _convert(inner, value, where, bounds)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise StrictJsonError(f"{where} must be one of {', '.join(map(repr, get_args(kind)))}, got {_show(value)}")
+        return value
+    if get_origin(kind) is tuple:
+        return tuple(
+            _convert(get_args(kind)[0], item, f"{where}[{i}]", None) for i, item in enumerate(_list(value, where))
+        )
+    if get_origin(kind) is dict:
+        return {
+            _string(key, where): _convert(get_args(kind)[1], item, f"{where}.{key}", None)
+            for key, item in _object(value, where).items()
+        }
+    if is_dataclass(kind):
+        return _dataclass(cast(type, kind), value, where)
+    if kind is str:
+        return _string(value, where)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise StrictJsonError(f"{where} must be true or false, got {_show(value)}")
+        return value
+    return _number(kind, value, where, bounds)
+
+
+def _dataclass(cls: type, value: object, where: str) -> object:
+    given = _object(value, where)
+    hints = get_type_hints(cls, include_extras=True)
+    names = [field.name for field in fields(cls)]
+    prefix = f"{where}." if where else ""
+    for name in given:
+        if name not in names:
+            raise StrictJsonError(f"has the unknown field {prefix + name!r}")
+    for name in names:
+        if name not in given:
+            raise StrictJsonError(f"lacks the field {prefix + name!r}")
+    return cls(**{name: _convert(hints[name], given[name], prefix + name, None) for name in names})
+
+
+def _object(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise StrictJsonError(f"{where or 'the whole'} must be an object, got {_show(value)}")
+    if len(value) > MAX_ITEMS:
+        raise StrictJsonError(f"{where} has {len(value)} fields, more than {MAX_ITEMS}")
+    return value
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise StrictJsonError(f"{where} must be a list, got {_show(value)}")
+    if len(value) > MAX_ITEMS:
+        raise StrictJsonError(f"{where} has {len(value)} items, more than {MAX_ITEMS}")
+    return value
+
+
+def _string(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise StrictJsonError(f"{where} must be a text, got {_show(value)}")
+    if len(value) > MAX_STRING_CHARACTERS:
+        raise StrictJsonError(f"{where} is longer than {MAX_STRING_CHARACTERS} characters")
+    return value
+
+
+def _number(kind: type, value: object, where: str, bounds: Between | None) -> int | float:
+    whole = kind is int
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise StrictJsonError(f"{where} must be a {'whole ' if whole else ''}number, got {_show(value)}")
+    number = value
+    limits = bounds or Between(-MAX_NUMBER, MAX_NUMBER)
+    if not (math.isfinite(number) and limits.low <= number <= limits.high):
+        raise StrictJsonError(f"{where} must be between {limits.low} and {limits.high}, got {_show(value)}")
+    return number if whole else float(number)
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

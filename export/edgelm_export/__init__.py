@@ -1,0 +1,9 @@
+"""The build side of edgelm: a GPT-2 checkpoint becomes a verified bundle.
+
+Needs ``pip install 'edgelm[cpu,export]'``. It imports edgelm; edgelm never imports it.
+"""
+
+import os
+
+# Read by onnxruntime, which optimum imports before edgelm has a chance to: its wheels report usage by default.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

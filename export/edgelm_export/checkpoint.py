@@ -1,0 +1,210 @@
+"""A checkpoint, from the hub or a folder: fetched, checked, loaded. What edgelm cannot export is refused by name."""
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from edgelm.errors import ExportError, TokenizerError
+from edgelm.tokenizer import Tokenizer
+
+ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
+"""Activations of the MLP that the lean graph has an operator for, and which GELU each one is."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TOKENIZER_FILES = {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded source: the torch model in float32 with eager attention, its tokenizer and its papers."""
+
+    name: str
+    """Hub id, or the folder's name."""
+    revision: str | None
+    license: str | None
+    model: Any
+    """A ``transformers.GPT2LMHeadModel`` in eval mode."""
+    tokenizer: Tokenizer
+    config_json: str
+    generation_settings: dict[str, object]
+    """The source's ``generation_config.json``, or what its ``config.json`` says instead."""
+
+
+def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+    """Load a GPT-2 checkpoint.
+
+    Args:
+        source: a folder in Hugging Face layout, or a hub id such as "gpt2".
+        revision: a branch, tag or commit of a hub id.
+
+    Raises:
+        ExportError: the source is missing, is no GPT-2, uses what edgelm does not export, or is damaged.
+    """
+    folder, name, commit, license_name = _locate(source, revision)
+    config = _read_json(folder / "config.json")
+    _refuse_unsupported(config, name)
+    model = _load_model(folder, name)
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+    except TokenizerError as error:
+        raise ExportError(f"{name!r} has no usable tokenizer: {error}") from None
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ExportError(
+            f"{name!r}: its tokenizer knows {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}"
+        )
+    return Checkpoint(
+        name=name,
+        revision=commit,
+        license=license_name,
+        model=model,
+        tokenizer=tokenizer,
+        config_json=(folder / "config.json").read_text(encoding="utf-8"),
+        generation_settings=_generation_settings(folder, config),
+    )
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Keeps the warnings and progress bars of torch, transformers and optimum off the terminal."""
+    transformers.utils.logging.disable_progress_bar()
+    levels = {name: logging.getLogger(name).level for name in ("transformers", "optimum", "torch.onnx")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _locate(source: str, revision: str | None) -> tuple[Path, str, str | None, str | None]:
+    """The folder that holds the checkpoint, with its name, commit and license."""
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a folder")
+        if (folder / "bundle.json").exists():
+            raise ExportError(f"{source!r} is a bundle already; export needs the original checkpoint")
+        return folder, folder.resolve().name, None, _license_of_card(folder)
+    if folder.exists():
+        raise ExportError(f"{source!r} is a file; give the folder of a checkpoint, or a hub id")
+    if not _HUB_ID.fullmatch(source):
+        raise ExportError(f"there is no folder {source!r}, and it is no hub id like 'gpt2' or 'owner/name'")
+    return _download(source, revision)
+
+
+def _download(repo: str, revision: str | None) -> tuple[Path, str, str | None, str | None]:
+    """Fetch the files export needs, and no others, into the hub's own cache."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        info = HfApi().model_info(repo, revision=revision)
+        names = {file.rfilename for file in info.siblings or []}
+        weights = {name for name in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
+        if not weights:
+            weights = {n for n in names if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?", n)}
+        wanted = {"config.json", "generation_config.json"} | _TOKENIZER_FILES | weights
+        folder = snapshot_download(repo, revision=info.sha, allow_patterns=sorted(wanted & names))
+    except Exception as error:  # huggingface_hub raises requests' and its own errors, and OSError
+        raise ExportError(f"cannot fetch {repo!r} from the hub, and there is no such folder: {_line(error)}") from None
+    license_name = getattr(info.card_data, "license", None)
+    return Path(folder), repo, info.sha, license_name if isinstance(license_name, str) else None
+
+
+def _license_of_card(folder: Path) -> str | None:
+    """The license a model card names in its front matter."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    match = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]+)\s*\n(?:.*\n)*?---", text)
+    return match[1] if match else None
+
+
+def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
+    kind = config.get("model_type")
+    if kind != "gpt2":
+        raise ExportError(f"{name!r} is a {kind!r} model; edgelm exports GPT-2 (model_type 'gpt2') only")
+    architectures = config.get("architectures")
+    if architectures and "GPT2LMHeadModel" not in architectures and "GPT2DoubleHeadsModel" not in architectures:
+        raise ExportError(f"{name!r} is a {architectures[0]}, which generates no text; export needs a GPT2LMHeadModel")
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise ExportError(
+            f"{name!r} uses the activation {activation!r}, which edgelm does not export yet; "
+            f"it exports {', '.join(ACTIVATIONS)}"
+        )
+    if config.get("add_cross_attention"):
+        raise ExportError(f"{name!r} has cross attention (add_cross_attention), which edgelm does not export")
+    if config.get("quantization_config"):
+        raise ExportError(f"{name!r} is quantized already (quantization_config); export needs the float checkpoint")
+    if config.get("auto_map"):
+        raise ExportError(f"{name!r} brings code of its own (auto_map), which edgelm never runs")
+
+
+def _load_model(folder: Path, name: str) -> Any:
+    try:
+        with quiet_torch():
+            model, loading = transformers.GPT2LMHeadModel.from_pretrained(
+                folder,
+                # The default attention ignores scale_attn_by_inverse_layer_idx and scale_attn_weights=False.
+                attn_implementation="eager",
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                weights_only=True,
+            )
+    except Exception as error:  # safetensors, torch and transformers each raise their own kinds
+        raise ExportError(f"cannot load the weights of {name!r}: {_line(error)}") from None
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ExportError(f"{name!r} lacks {len(missing)} weights, the first is {missing[0]!r}: it is incomplete")
+    bad = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ExportError(f"the weight {bad[0]!r} of {name!r} holds NaN or infinity: it is damaged")
+    return model.eval()
+
+
+def _generation_settings(folder: Path, config: dict[str, Any]) -> dict[str, object]:
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return _read_json(path)
+    return {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(
+            f"{str(path.parent)!r} holds no {path.name}: it is no checkpoint in Hugging Face layout"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ExportError(f"cannot read {str(path)!r}: {_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ExportError(f"{str(path)!r} must hold a JSON object")
+    return content
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,215 @@
+"""The whole way from a checkpoint to a published bundle."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from edgelm import __version__
+from edgelm.bundle import Bundle, file_fact
+from edgelm.errors import ConfigError, ExportError
+from edgelm.generation_config import GenerationConfig, config_from_file
+from edgelm.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    Certificate,
+    Manifest,
+    Matrix,
+    Precision,
+    Recipe,
+    Source,
+)
+from edgelm.session import Session
+from edgelm_export.certify import GREEDY_PROMPTS, certificate, compare_texts, count_equal_greedy
+from edgelm_export.checkpoint import Checkpoint, load_checkpoint
+from edgelm_export.graph import write_graph
+from edgelm_export.model_card import model_card
+from edgelm_export.reference import Reference
+from edgelm_export.smooth import ALPHA, activation_peaks, smooth
+from edgelm_export.source_text import Text, draw_texts
+from edgelm_export.weights import Gpt2Weights, collect_weights
+
+EVALUATION_TOKENS = 10_000
+EVALUATION_SEED = 0
+CALIBRATION_TOKENS = 8_192
+CALIBRATION_SEED = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export."""
+
+    bundle: Bundle
+    certificate: Certificate
+    notes: tuple[str, ...]
+    """What the person should know: settings that were left out, for example."""
+
+
+def export(
+    source: str,
+    output: Path,
+    precision: Precision,
+    *,
+    revision: str | None = None,
+    accept_quality_loss: bool = False,
+    report: Callable[[str], None] = lambda stage: None,
+) -> Exported:
+    """Turn the checkpoint `source` into a bundle in the folder `output`.
+
+    The bundle is built beside `output`, measured through the runtime against optimum's graph, and renamed into
+    place only when it is whole and has passed its gate: nothing half-written is ever seen there.
+
+    Args:
+        source: a folder in Hugging Face layout or a hub id.
+        output: a folder that does not exist yet, or is empty.
+        revision: branch, tag or commit of a hub id.
+        accept_quality_loss: publish also what missed its gate.
+        report: called with the name of each stage as it begins.
+
+    Raises:
+        ExportError: the output is taken or not writable, the source cannot be exported, or the gate was missed.
+    """
+    output = Path(output).absolute()
+    with _workshop(output) as (draft, scratch):
+        report(f"loading {source}")
+        checkpoint = load_checkpoint(source, revision)
+        settings, notes = _generation_settings(checkpoint)
+        report("exporting the reference graph with optimum")
+        reference = Reference(checkpoint.model, scratch)
+        report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
+        texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
+        weights = collect_weights(checkpoint.model)
+        if precision == "int8":
+            report("drawing text to calibrate on, and smoothing")
+            weights = _smoothed(checkpoint, weights)
+        report(f"writing the {precision} graph")
+        graph, matrices = write_graph(weights, precision, draft)
+        recipe = Recipe(precision, ALPHA if precision == "int8" else None, matrices)
+        _check_account(checkpoint, matrices)
+        _write_papers(checkpoint, settings, draft)
+        draft_manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            required_features=(),
+            created_by=f"edgelm {__version__}",
+            architecture=weights.architecture,
+            graph=graph,
+            recipe=recipe,
+            source=Source(
+                checkpoint.name,
+                checkpoint.revision,
+                checkpoint.license,
+                type(checkpoint.model).__name__,
+                sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+            ),
+            certificate=None,
+        )
+        _seal(draft, draft_manifest)
+        report("measuring the bundle against the reference")
+        measured = _measure(Bundle.read(draft), precision, reference, texts)
+        if not (measured.passed or accept_quality_loss):
+            raise ExportError(
+                f"the {precision} bundle missed its gate ({measured.gate}): perplexity ratio "
+                f"{measured.perplexity_ratio:.4f}, max |logit difference| {measured.max_abs_logit_difference:.2g}; "
+                "nothing was written; choose a finer precision or add --accept-quality-loss"
+            )
+        card = model_card(
+            draft_manifest.source, recipe, measured, (draft / graph.weights_file).stat().st_size, output.name
+        )
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        _seal(draft, replace(draft_manifest, certificate=measured))
+        _publish(draft, output)
+    return Exported(Bundle.read(output), measured, notes)
+
+
+@contextmanager
+def _workshop(output: Path) -> Iterator[tuple[Path, Path]]:
+    """A temporary folder near `output`, on its file system: one part to be published, one to be thrown away."""
+    if output.is_dir() and any(output.iterdir()):
+        raise ExportError(f"the output folder {str(output)!r} is not empty; choose another or remove it first")
+    if output.exists() and not output.is_dir():
+        raise ExportError(f"the output {str(output)!r} is a file; give a folder that does not exist yet")
+    near = next(folder for folder in output.parents if folder.is_dir())
+    try:
+        workshop = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near))
+    except OSError as error:
+        raise ExportError(f"cannot write into {str(near)!r}: {error.strerror}") from None
+    try:
+        draft, scratch = workshop / "draft", workshop / "scratch"
+        draft.mkdir()
+        scratch.mkdir()
+        yield draft, scratch
+    except OSError as error:
+        raise ExportError(f"cannot write the bundle: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _publish(draft: Path, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.exists():
+        output.rmdir()  # it is empty; Windows does not rename onto a folder
+    draft.rename(output)
+
+
+def _smoothed(checkpoint: Checkpoint, weights: Gpt2Weights) -> Gpt2Weights:
+    texts = draw_texts(checkpoint.model, CALIBRATION_TOKENS, CALIBRATION_SEED)
+    return smooth(weights, activation_peaks(checkpoint.model, texts))
+
+
+def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None:
+    """Every matrix of the source must be in the account: none left out, none twice."""
+    state = checkpoint.model.state_dict()
+    expected = {name for name, tensor in state.items() if tensor.ndim == 2}
+    if state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr():
+        expected.remove("lm_head.weight")
+    stored = [matrix.name for matrix in matrices]
+    if len(stored) != len(set(stored)) or set(stored) != expected:
+        odd = sorted(expected.symmetric_difference(stored)) or stored
+        raise ExportError(f"the graph does not account for every weight matrix, for one {odd[0]!r}: please report this")
+
+
+def _generation_settings(checkpoint: Checkpoint) -> tuple[dict[str, object], tuple[str, ...]]:
+    """What the bundle's ``generation_config.json`` will say, and what of the source's settings it cannot say."""
+    known = {field.name for field in fields(GenerationConfig)}
+    neutral = {"bos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+    settings: dict[str, object] = {}
+    notes: list[str] = []
+    vocab = checkpoint.model.config.vocab_size
+    for name, value in checkpoint.generation_settings.items():
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and any(isinstance(i, int) and not 0 <= i < vocab for i in ids):
+            notes.append(f"left out {name}={value}: the vocabulary ends at {vocab - 1}")
+        elif name in ("bos_token_id", "eos_token_id") or name in known:
+            settings[name] = value
+        elif name not in neutral and value is not None:
+            notes.append(f"left out the generation setting {name}={value!r}: this version has no such option")
+    try:
+        config_from_file(settings)
+    except ConfigError as error:
+        raise ExportError(f"the source's generation settings cannot be used: {error}") from None
+    return settings, tuple(notes)
+
+
+def _write_papers(checkpoint: Checkpoint, settings: dict[str, object], draft: Path) -> None:
+    checkpoint.tokenizer.save(draft)
+    (draft / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    (draft / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _seal(draft: Path, manifest: Manifest) -> None:
+    """Write ``bundle.json`` over whatever the folder holds."""
+    files = {path.name: file_fact(path) for path in sorted(draft.iterdir()) if path.name != MANIFEST_NAME}
+    text = replace(manifest, files=files).sealed().to_json()
+    (draft / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def _measure(bundle: Bundle, precision: Precision, reference: Reference, texts: list[Text]) -> Certificate:
+    session = Session.open(bundle, device="cpu")
+    measured = compare_texts(reference.logits, session, texts)
+    greedy = count_equal_greedy(reference.logits, session, texts[:GREEDY_PROMPTS])
+    description = f"drawn from the source at temperature 1, seed {EVALUATION_SEED}"
+    return certificate(precision, description, measured, greedy)

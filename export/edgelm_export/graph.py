@@ -1,0 +1,151 @@
+"""The lean GPT-2 graph: about eight nodes a layer, KV cache in place, logits only for the rows asked for.
+
+Shapes: B batch, T new tokens, C cache capacity, H heads, p padded head dim, D hidden size, V vocabulary, N rows.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from edgelm.manifest import Graph, Matrix, Precision
+from edgelm_export.onnx_writer import CONTRIB, GraphWriter
+from edgelm_export.products import Products, products_for, store_float
+from edgelm_export.weights import Array, Gpt2Weights, Layer, Norm
+
+MINIMUM_ONNXRUNTIME = "1.32"
+
+_GELU = {"tanh": "FastGelu", "erf": "BiasGelu"}
+
+
+def write_graph(weights: Gpt2Weights, precision: Precision, folder: Path) -> tuple[Graph, tuple[Matrix, ...]]:
+    """Write ``model.onnx`` and ``model.onnx.data`` into `folder`; returns their facts and the account of matrices."""
+    facts = Graph(
+        file="model.onnx",
+        weights_file="model.onnx.data",
+        minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
+        devices=("cpu", "cuda") if precision == "fp16" else ("cpu",),
+        input_ids="input_ids",
+        position_ids="position_ids",
+        seqlens_k="seqlens_k",
+        total_sequence_length="total_sequence_length",
+        logits_index="logits_index",
+        logits="logits",
+        past_names=("past_key_values.{layer}.key", "past_key_values.{layer}.value"),
+        present_names=("present.{layer}.key", "present.{layer}.value"),
+        kv_layout="BHCD",
+        kv_dtype="float16" if precision == "fp16" else "float32",
+    )
+    writer = GraphWriter(folder, facts.file, facts.weights_file)
+    products = products_for(precision, writer)
+    _Body(weights, facts, writer, products).write()
+    writer.save("gpt2", *_signature(weights, facts))
+    return facts, tuple(products.matrices)
+
+
+class _Body:
+    """Writes the nodes in the order a token passes them."""
+
+    def __init__(self, weights: Gpt2Weights, facts: Graph, writer: GraphWriter, products: Products) -> None:
+        self._weights = weights
+        self._facts = facts
+        self._writer = writer
+        self._products = products
+        self._node = writer.node
+
+    def write(self) -> None:
+        weights, names, node = self._weights, self._facts, self._node
+        tokens = self._products.token_lookup(names.input_ids, weights.token_table, "tokens")  # (B, T, D)
+        positions = node("Gather", [self._position_table(), names.position_ids], "positions")  # (B, T, D)
+        normed, residual = self._add_and_norm(
+            tokens, positions, None, weights.layers[0].attention_norm, "h.0.attn_norm"
+        )
+        for index, layer in enumerate(weights.layers):
+            last = index + 1 == len(weights.layers)
+            following = weights.final_norm if last else weights.layers[index + 1].attention_norm
+            name = "final_norm" if last else f"h.{index + 1}.attn_norm"
+            normed, residual = self._layer(index, layer, normed, residual, following, name)
+        flat_shape = self._writer.weight("flat_shape", np.array([-1, weights.architecture.hidden_size], np.int64))
+        flat = node("Reshape", [normed, flat_shape], "final_rows")  # (B·T, D)
+        wanted = node("Gather", [flat, names.logits_index], "wanted_rows")  # (N, D)
+        if self._products.dtype is np.float32:
+            self._products.head(wanted, weights.head, names.logits)  # (N, V)
+        else:
+            narrow = self._products.head(wanted, weights.head, "narrow_logits")
+            node("Cast", [narrow], names.logits, {"to": TensorProto.FLOAT})
+
+    def _layer(
+        self, index: int, layer: Layer, normed: str, residual: str, following: Norm, following_name: str
+    ) -> tuple[str, str]:
+        """One block; returns the norm that follows it and the residual stream, (B, T, D) each."""
+        here, node, facts, heads = f"h.{index}", self._node, self._facts, self._weights.architecture.num_heads
+        past = [name.replace("{layer}", str(index)) for name in facts.past_names]  # (B, H, C, p) each
+        present = [name.replace("{layer}", str(index)) for name in facts.present_names]  # the same buffers
+        qkv = self._products.linear(normed, layer.qkv, f"{here}.qkv", bias=True)  # (B, T, 3·H·p)
+        attended = node(
+            "GroupQueryAttention",
+            [qkv, "", "", *past, facts.seqlens_k, facts.total_sequence_length],
+            [f"{here}.attended", *present],
+            {"num_heads": heads, "kv_num_heads": heads, "scale": layer.attention_scale, "do_rotary": 0},
+            domain=CONTRIB,
+        )  # (B, T, H·p)
+        attention_out = self._products.linear(attended, layer.attention_out, f"{here}.attn_out", bias=False)
+        normed, residual = self._add_and_norm(
+            residual, attention_out, layer.attention_out.bias, layer.mlp_norm, f"{here}.mlp_norm"
+        )
+        inner = self._products.linear(normed, layer.mlp_in, f"{here}.mlp_in", bias=False)  # (B, T, F)
+        bias = self._vector(f"{here}.mlp_in.bias", layer.mlp_in.bias)
+        active = node(_GELU[self._weights.gelu], [inner, bias], f"{here}.gelu", domain=CONTRIB)
+        mlp_out = self._products.linear(active, layer.mlp_out, f"{here}.mlp_out", bias=False)  # (B, T, D)
+        return self._add_and_norm(residual, mlp_out, layer.mlp_out.bias, following, following_name)
+
+    def _add_and_norm(self, residual: str, x: str, bias: Array | None, norm: Norm, name: str) -> tuple[str, str]:
+        """LayerNorm(residual + x + bias) and the sum itself, in one node."""
+        inputs = [residual, x, self._vector(f"{name}.weight", norm.weight), self._vector(f"{name}.bias", norm.bias)]
+        if bias is not None:
+            inputs.append(self._vector(f"{name}.input_bias", bias))
+        total = f"{name}.residual"
+        normed = self._node(
+            "SkipLayerNormalization",
+            inputs,
+            [name, "", "", total],
+            {"epsilon": self._weights.epsilon},
+            domain=CONTRIB,
+        )
+        return normed, total
+
+    def _vector(self, name: str, array: Array) -> str:
+        return self._writer.weight(name, array.astype(self._products.dtype))
+
+    def _position_table(self) -> str:
+        name, table = "transformer.wpe.weight", self._weights.position_table
+        stored, account = store_float(name, table, self._products.dtype)
+        self._products.matrices.append(account)
+        return self._writer.weight(name, stored)
+
+
+def _signature(weights: Gpt2Weights, facts: Graph) -> tuple[list[Any], list[Any]]:
+    """The graph's inputs and outputs with their types and shapes."""
+    sizes = weights.architecture
+    kv_type = TensorProto.FLOAT16 if facts.kv_dtype == "float16" else TensorProto.FLOAT
+    cache: list[str | int] = ["batch", sizes.num_heads, "capacity", sizes.head_dim]
+    info = helper.make_tensor_value_info
+
+    def caches(names: tuple[str, ...]) -> list[Any]:
+        return [
+            info(name.replace("{layer}", str(layer)), kv_type, cache)
+            for layer in range(sizes.num_layers)
+            for name in names
+        ]
+
+    inputs = [
+        info(facts.input_ids, TensorProto.INT64, ["batch", "new_tokens"]),
+        info(facts.position_ids, TensorProto.INT64, ["batch", "new_tokens"]),
+        info(facts.seqlens_k, TensorProto.INT32, ["batch"]),
+        info(facts.total_sequence_length, TensorProto.INT32, []),
+        info(facts.logits_index, TensorProto.INT64, ["rows"]),
+        *caches(facts.past_names),
+    ]
+    outputs = [info(facts.logits, TensorProto.FLOAT, ["rows", sizes.vocab_size]), *caches(facts.present_names)]
+    return inputs, outputs
