@@ -90,6 +90,8 @@ class Model:
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
+            if isinstance(prompt, bytes) or not hasattr(prompt, "__len__"):
+                raise PromptError(f"the prompt must be a text or a list of token ids, got {type(prompt).__name__}")
             return [int(i) for i in as_ids(prompt, self.session.vocab_size)]
         if not prompt:
             raise PromptError("the prompt is empty: give some text to continue")
@@ -180,7 +182,7 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", th
     """
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
-    tokenizer = Tokenizer.from_folder(bundle.path)
+    tokenizer = _bundle_tokenizer(bundle)
     if tokenizer.vocab_size > bundle.manifest.architecture.vocab_size:
         raise BundleError(
             f"the tokenizer of {os.fspath(bundle.path)!r} knows {tokenizer.vocab_size} tokens but its graph only "
@@ -202,6 +204,14 @@ def default_bundle_path() -> Path:
     except ModuleNotFoundError:
         raise BundleError("this installation has no embedded model; name a bundle folder (-m/--model)") from None
     return folder
+
+
+def _bundle_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The bundle's tokenizer.json says all; the files beside it are for other tools."""
+    try:
+        return Tokenizer.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} is not UTF-8 text") from None
 
 
 def _bundle_config(bundle: Bundle) -> GenerationConfig:

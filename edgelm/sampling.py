@@ -41,8 +41,8 @@ def top_p_filter(logits: Row, p: float) -> Row:
     candidates = min(_TOP_P_FIRST_TRY, len(logits))
     while True:
         # A partition of the likeliest few nearly always holds the mass; sorting 50,257 logits costs ten times more.
-        order = np.argpartition(weights, -candidates)[-candidates:]
-        order = order[np.argsort(-weights[order], kind="stable")]  # (candidates,) likeliest first
+        order = np.argpartition(logits, -candidates)[-candidates:]
+        order = order[np.argsort(-logits[order], kind="stable")]  # (candidates,) likeliest first
         mass = np.cumsum(weights[order])
         if mass[-1] >= target or candidates == len(logits):
             break
@@ -81,7 +81,7 @@ def draw(logits: Row, uniform: float) -> int:
 def uniform(seed: int, row: int, step: int) -> float:
     """The random number in [0, 1) of a step of a row: a function of its arguments alone, so that a row's draws do
     not depend on its neighbours (Philox 4x64, Salmon et al., SC 2011)."""
-    generator = np.random.Philox(key=[seed, row], counter=[step, 0, 0, 0])
+    generator = np.random.Philox(key=np.array([seed, row], np.uint64), counter=np.array([step, 0, 0, 0], np.uint64))
     return float(int(generator.random_raw()) >> 11) * 2.0**-53
 
 

@@ -24,7 +24,8 @@ Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 Logits = npt.NDArray[np.float32]
 
 PREFILL_CHUNK_TOKENS = 512
-"""Longer prompts run in pieces of at most this many tokens, which bounds the memory of activations."""
+"""Longer prompts run in pieces of this size, which bounds the memory of activations. A multiple of 4: MatMulNBits
+computes rows in groups and the rest one by one, and the two differ in the last bits (docs/decisions.md)."""
 
 
 class Session:
@@ -228,11 +229,9 @@ def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 def _chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Pieces of at most PREFILL_CHUNK_TOKENS. Never a single last token: GroupQueryAttention has another kernel
-    for one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
-    starts = list(range(0, len(ids), PREFILL_CHUNK_TOKENS))
-    if len(starts) > 1 and len(ids) - starts[-1] == 1:
-        starts[-1] -= 1
+    """Pieces of PREFILL_CHUNK_TOKENS; a single token left over joins the last piece. GroupQueryAttention has another
+    kernel for one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
+    starts = list(range(0, max(1, len(ids) - 1), PREFILL_CHUNK_TOKENS))
     return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
 
 

@@ -69,10 +69,10 @@ class TextStream:
         ready = 0
         while ready < self._whole and self._waiting[ready][1] <= self._emitted_end:
             ready += 1
-        if self.stopped:  # tokens without text of their own belong to what follows them
-            ends = [self._released_end, *(end for _, end in self._waiting[:ready])]
-            while ready and ends[ready] == ends[ready - 1]:
-                ready -= 1
+        # Tokens without text of their own are part of the character that follows them.
+        ends = [self._released_end, *(end for _, end in self._waiting[:ready])]
+        while ready and ends[ready] == ends[ready - 1]:
+            ready -= 1
         tokens = tuple(token for token, _ in self._waiting[:ready])
         if ready:
             self._released_end = self._waiting[ready - 1][1]

@@ -20,6 +20,7 @@ ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
 """Activations of the MLP that the lean graph has an operator for, and which GELU each one is."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_MAX_CARD_CHARACTERS = 100_000
 _TOKENIZER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,6 +40,8 @@ class Checkpoint:
     """Hub id, or the folder's name."""
     revision: str | None
     license: str | None
+    card: str
+    """The source's own model card without its front matter; empty where it has none."""
     model: Any
     """A ``transformers.GPT2LMHeadModel`` in eval mode."""
     tokenizer: Tokenizer
@@ -57,7 +60,8 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     Raises:
         ExportError: the source is missing, is no GPT-2, uses what edgelm does not export, or is damaged.
     """
-    folder, name, commit, license_name = _locate(source, revision)
+    folder, name, commit = _locate(source, revision)
+    license_name, card = _card(folder)
     config = _read_json(folder / "config.json")
     _refuse_unsupported(config, name)
     model = _load_model(folder, name)
@@ -73,6 +77,7 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         name=name,
         revision=commit,
         license=license_name,
+        card=card,
         model=model,
         tokenizer=tokenizer,
         config_json=(folder / "config.json").read_text(encoding="utf-8"),
@@ -96,15 +101,15 @@ def quiet_torch() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def _locate(source: str, revision: str | None) -> tuple[Path, str, str | None, str | None]:
-    """The folder that holds the checkpoint, with its name, commit and license."""
+def _locate(source: str, revision: str | None) -> tuple[Path, str, str | None]:
+    """The folder that holds the checkpoint, with its name and commit."""
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
             raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a folder")
         if (folder / "bundle.json").exists():
             raise ExportError(f"{source!r} is a bundle already; export needs the original checkpoint")
-        return folder, folder.resolve().name, None, _license_of_card(folder)
+        return folder, folder.resolve().name, None
     if folder.exists():
         raise ExportError(f"{source!r} is a file; give the folder of a checkpoint, or a hub id")
     if not _HUB_ID.fullmatch(source):
@@ -112,7 +117,7 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str, str | None, s
     return _download(source, revision)
 
 
-def _download(repo: str, revision: str | None) -> tuple[Path, str, str | None, str | None]:
+def _download(repo: str, revision: str | None) -> tuple[Path, str, str | None]:
     """Fetch the files export needs, and no others, into the hub's own cache."""
     from huggingface_hub import HfApi, snapshot_download
 
@@ -122,22 +127,24 @@ def _download(repo: str, revision: str | None) -> tuple[Path, str, str | None, s
         weights = {name for name in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
         if not weights:
             weights = {n for n in names if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?", n)}
-        wanted = {"config.json", "generation_config.json"} | _TOKENIZER_FILES | weights
+        wanted = {"README.md", "config.json", "generation_config.json"} | _TOKENIZER_FILES | weights
         folder = snapshot_download(repo, revision=info.sha, allow_patterns=sorted(wanted & names))
     except Exception as error:  # huggingface_hub raises requests' and its own errors, and OSError
         raise ExportError(f"cannot fetch {repo!r} from the hub, and there is no such folder: {_line(error)}") from None
-    license_name = getattr(info.card_data, "license", None)
-    return Path(folder), repo, info.sha, license_name if isinstance(license_name, str) else None
+    return Path(folder), repo, info.sha
 
 
-def _license_of_card(folder: Path) -> str | None:
-    """The license a model card names in its front matter."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    text = card.read_text(encoding="utf-8", errors="replace")
-    match = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]+)\s*\n(?:.*\n)*?---", text)
-    return match[1] if match else None
+def _card(folder: Path) -> tuple[str | None, str]:
+    """The license the source's model card names in its front matter, and the card's text after it."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return None, ""
+    text = path.read_text(encoding="utf-8", errors="replace")[:_MAX_CARD_CHARACTERS]
+    front, body = "", text
+    if match := re.match(r"---\n(.*?)\n---\n", text, re.DOTALL):
+        front, body = match[1], text[match.end() :]
+    license_line = re.search(r"^license:\s*['\"]?([\w.-]+)['\"]?\s*$", front, re.MULTILINE)
+    return (license_line[1] if license_line else None), body.strip()
 
 
 def _refuse_unsupported(config: dict[str, Any], name: str) -> None:

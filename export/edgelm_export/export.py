@@ -115,9 +115,7 @@ def export(
                 f"{measured.perplexity_ratio:.4f}, max |logit difference| {measured.max_abs_logit_difference:.2g}; "
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
-        card = model_card(
-            draft_manifest.source, recipe, measured, (draft / graph.weights_file).stat().st_size, output.name
-        )
+        card = model_card(draft_manifest, measured, output.name, checkpoint.card)
         (draft / "README.md").write_text(card, encoding="utf-8")
         _seal(draft, replace(draft_manifest, certificate=measured))
         _publish(draft, output)

@@ -2,7 +2,7 @@
 
 import json
 
-from edgelm.manifest import Certificate, Recipe, Source
+from edgelm.manifest import Certificate, Manifest
 
 _PRECISION_TEXT = {
     "fp32": "32-bit floats, exact",
@@ -12,22 +12,24 @@ _PRECISION_TEXT = {
 }
 
 
-def model_card(source: Source, recipe: Recipe, certificate: Certificate, weights_bytes: int, folder_name: str) -> str:
-    """The text of the card."""
+def model_card(manifest: Manifest, certificate: Certificate, folder_name: str, source_card: str) -> str:
+    """The text of the card; `source_card` is the source's own, quoted below ours."""
+    source, recipe, c = manifest.source, manifest.recipe, certificate
     # JSON strings are YAML strings: quoted, so that a name cannot end the front matter.
-    meta = ["---", "library_name: edgelm", "pipeline_tag: text-generation", "tags: [edgelm, onnx, gpt2]"]
+    meta = ["library_name: edgelm", "pipeline_tag: text-generation", "tags: [edgelm, onnx, gpt2]"]
     if source.license:
         meta.append(f"license: {json.dumps(source.license)}")
-    meta += [f"base_model: {json.dumps(source.name)}", "base_model_relation: quantized", "---"]
-    c = certificate
-    return (
-        "\n".join(meta)
-        + f"""
+    if source.revision:  # it came from the hub
+        meta += [f"base_model: {json.dumps(source.name)}", "base_model_relation: quantized"]
+    quoted = f"\n## The source's own card\n\n{source_card}\n" if source_card else ""
+    return f"""---
+{chr(10).join(meta)}
+---
 
 # {source.name}, {recipe.name}
 
-An [edgelm](https://pypi.org/project/edgelm/) bundle of **{source.name}** ({source.parameters:,} parameters,
-{source.architecture}): {_PRECISION_TEXT[recipe.name]}; {weights_bytes / 1e6:.1f} MB of weights. It runs without torch:
+An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters):
+{_PRECISION_TEXT[recipe.name]}. It runs without torch:
 
 ```sh
 edgelm run -m {folder_name} "Once upon a time"
@@ -35,7 +37,7 @@ edgelm run -m {folder_name} "Once upon a time"
 
 ## What it lost
 
-Measured against {source.name} in float32, through the runtime that ships, on {c.tokens:,} tokens ({c.text}):
+Measured against {source.name} in float32, through the runtime that ships, on {c.tokens:,} tokens {c.text}:
 
 | | source | this bundle |
 |---|---|---|
@@ -47,5 +49,4 @@ Measured against {source.name} in float32, through the runtime that ships, on {c
 
 Gate: {c.gate}: **{"passed" if c.passed else "missed"}**.
 Every matrix with its bits and its error is listed in `bundle.json`.
-"""
-    )
+{quoted}"""

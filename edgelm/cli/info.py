@@ -1,0 +1,64 @@
+"""``edgelm info``: what a bundle is, where it came from, what it lost."""
+
+from dataclasses import asdict
+
+import click
+
+from edgelm.bundle import Bundle
+from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_json
+
+
+@click.command(name="info")
+@bundle_argument
+@model_option
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as one JSON object.")
+def command(bundle: str | None, model: str | None, as_json: bool) -> None:
+    """Show what a bundle is and what it lost."""
+    from edgelm.model import default_bundle_path
+
+    folder = one_bundle(bundle, model)
+    opened = Bundle.read(default_bundle_path() if folder is None else folder)
+    if as_json:
+        print_json({"path": str(opened.path), "size_bytes": opened.size_bytes, **asdict(opened.manifest)})
+        return
+    for name, value in _facts(opened):
+        click.echo(f"{name:<14}{value}")
+
+
+def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+    manifest = bundle.manifest
+    sizes, source, recipe, certificate = (
+        manifest.architecture,
+        manifest.source,
+        manifest.recipe,
+        manifest.certificate,
+    )
+    bits = sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in recipe.matrices})
+    facts = [
+        ("bundle", str(bundle.path)),
+        ("source", f"{source.name}, {source.architecture}, {source.parameters:,} parameters"),
+        ("revision", source.revision or "not known"),
+        ("license", source.license or "not known"),
+        (
+            "sizes",
+            f"{sizes.num_layers} layers, {sizes.num_heads} heads, {sizes.hidden_size} wide, "
+            f"vocabulary {sizes.vocab_size:,}, context {sizes.context_length:,}",
+        ),
+        ("precision", f"{recipe.name}: {', '.join(bits)}"),
+        ("runs on", f"{', '.join(manifest.graph.devices)}; ONNX Runtime {manifest.graph.minimum_onnxruntime} or newer"),
+        ("on disk", f"{bundle.size_bytes / 1e6:.1f} MB in {len(manifest.files) + 1} files"),
+        ("made by", manifest.created_by),
+        ("digest", manifest.digest),
+    ]
+    if certificate is None:
+        return [*facts, ("certificate", "none")]
+    c = certificate
+    return [
+        *facts,
+        ("measured on", f"{c.tokens:,} tokens {c.text}"),
+        ("perplexity", f"{c.source_perplexity:.4f} before, {c.bundle_perplexity:.4f} now (x {c.perplexity_ratio:.4f})"),
+        ("KL divergence", f"{c.mean_kl_divergence:.6f} nats a token"),
+        ("top-1", f"{c.top1_agreement:.2%} of tokens the same"),
+        ("greedy", f"{c.greedy_tokens_equal} of {c.greedy_tokens_compared} tokens before the first difference"),
+        ("gate", f"{c.gate}: {'passed' if c.passed else 'MISSED'}"),
+    ]

@@ -1,0 +1,137 @@
+"""``edgelm run``: a prompt and its continuation on stdout, all else on stderr."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from edgelm.cli.options import device_options, model_option, print_json
+from edgelm.errors import PromptError
+
+if TYPE_CHECKING:
+    from edgelm.completion import Chunk, Stats
+    from edgelm.generation_config import GenerationOptions
+    from edgelm.model import Model
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Values are checked where they are defined (GenerationConfig), so that Python, JSON and the shell say the same.
+_GENERATION = (
+    click.option("-n", "--max-new-tokens", type=int, metavar="N", help="Most tokens to add.  [default: 128]"),
+    click.option("--max-length", type=int, metavar="N", help="Most tokens in all, prompt included."),
+    click.option(
+        "--do-sample/--greedy",
+        default=None,
+        help="Draw tokens at random, or always take the likeliest.  [default: what the bundle says]",
+    ),
+    click.option("--temperature", type=float, metavar="T", help="Below 1 is more predictable, above 1 less."),
+    click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
+    click.option("--top-p", type=float, metavar="P", help="Sample among the likeliest tokens that sum to P."),
+    click.option("--min-p", type=float, metavar="P", help="Sample among tokens P times as likely as the likeliest."),
+    click.option("--repetition-penalty", type=float, metavar="F", help="Above 1: repeat less."),
+    click.option("--num-return-sequences", type=int, metavar="N", help="How many continuations to draw."),
+    click.option("--stop-strings", "--stop", multiple=True, metavar="TEXT", help="End at this text; repeatable."),
+    click.option("--eos-token-id", type=int, multiple=True, metavar="ID", help="End at this token; repeatable."),
+    click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
+)
+
+
+def _generation_options(function: Function) -> Function:
+    for option in reversed(_GENERATION):
+        function = option(function)
+    return function
+
+
+@click.command(name="run")
+@click.argument("prompt", required=False)
+@model_option
+@_generation_options
+@device_options
+@click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--stats", is_flag=True, help="Print times and memory on stderr.")
+def command(
+    prompt: str | None,
+    model: str | None,
+    device: str,
+    threads: int | None,
+    no_echo: bool,
+    as_json: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
+    """Continue PROMPT; without PROMPT, or with -, read it from standard input.
+
+    \b
+    edgelm run "Once upon a time"
+    edgelm run --greedy -n 20 "Lily went to"
+    echo "One day" | edgelm run --no-echo --seed 7
+    """
+    if sys.stdout is None:
+        raise click.ClickException("standard output is closed: there is nowhere to write the text")
+    text = _read_stdin() if prompt is None or prompt == "-" else prompt
+    given = cast("GenerationOptions", {name: value for name, value in options.items() if value not in (None, ())})
+
+    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
+
+    loaded = load(model, device=device, threads=threads)
+    if as_json:
+        completion = loaded.generate(text, **given)
+        final = completion.stats
+        print_json({**_model_facts(loaded), **asdict(completion)})
+    else:
+        final = _print_stream(loaded.stream(text, **given), None if no_echo else text)
+    if stats:
+        click.echo(_stats_line(final, loaded), err=True)
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise PromptError("standard input is closed: give the prompt as an argument")
+    if sys.stdin.isatty():
+        click.echo("edgelm: reading the prompt from the terminal; end it with Ctrl-D (Ctrl-Z on Windows)", err=True)
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not UTF-8 text (byte {error.start})") from None
+    # `echo` and editors end a text with a newline nobody meant to be continued.
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _print_stream(chunks: "Iterator[Chunk]", echo: str | None) -> "Stats":
+    """Print each row as it comes, a blank line between rows; nothing is printed before the first token is there."""
+    final: Stats | None = None
+    row = -1
+    for chunk in chunks:
+        if chunk.index != row:
+            row = chunk.index
+            sys.stdout.write("\n" if row else "")
+            sys.stdout.write(echo or "")
+        sys.stdout.write(chunk.text)
+        if chunk.finish_reason is not None:
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+        final = chunk.stats or final
+    assert final is not None  # the last chunk always carries them
+    return final
+
+
+def _model_facts(model: "Model") -> dict[str, object]:
+    manifest = model.bundle.manifest
+    return {
+        "model": str(model.bundle.path),
+        "digest": manifest.digest,
+        "precision": manifest.recipe.name,
+        "device": str(model.session.device),
+        "threads": model.session.threads,
+    }
+
+
+def _stats_line(stats: "Stats", model: "Model") -> str:
+    return (
+        f"prompt {stats.prompt_tokens} tok in {stats.prefill_seconds * 1e3:.0f} ms | "
+        f"{stats.new_tokens} tok, {stats.tokens_per_second:.1f} tok/s | load {stats.load_seconds:.2f} s | "
+        f"peak {stats.peak_rss_bytes / 1e6:.0f} MB | {model.session.device}, {model.session.threads} threads"
+    )

@@ -1,0 +1,106 @@
+"""Fixtures that many tests share: the tiny committed bundle, a fake session, the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgelm.manifest import digest_of
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).parent / "data"
+TINY_BUNDLE = DATA / "tiny-gpt2"
+
+
+@dataclass
+class FakeSession:
+    """A session without a graph: after token t come the logits `rows[t]`; it remembers what was fed."""
+
+    rows: npt.NDArray[np.float32]  # (V, V)
+    context_length: int = 1000
+    fed: list[int] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        return len(self.fed)
+
+    def step(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        assert len(ids) >= 1
+        assert self.position + len(ids) <= self.context_length
+        self.fed += [int(i) for i in ids]
+        return self.rows[self.fed[-1]].copy()
+
+    def rewind(self, count: int) -> None:
+        assert 0 <= count <= len(self.fed)
+        del self.fed[len(self.fed) - count :]
+
+
+def counting_rows(vocab: int) -> npt.NDArray[np.float32]:
+    """Logits under which the likeliest token after t is t + 1, modulo `vocab`."""
+    return np.roll(np.eye(vocab, dtype=np.float32) * 10, 1, axis=1)
+
+
+@pytest.fixture
+def tiny_copy(tmp_path: Path) -> Path:
+    """A copy of the tiny bundle to be damaged."""
+    return Path(shutil.copytree(TINY_BUNDLE, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    """What transformers computes for the tiny bundle's weights."""
+    content: dict[str, Any] = json.loads((DATA / "tiny-gpt2-golden.json").read_text(encoding="utf-8"))
+    return content
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object], *, reseal: bool = True) -> None:
+    """Change ``bundle.json``, and fix its digest up as an attacker would."""
+    path = bundle / "bundle.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    edit(content)
+    if reseal:
+        content["digest"] = digest_of(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command left behind."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def one_line(self) -> str:
+        """The only line on stderr; fails where there is another, or a traceback, or anything on stdout."""
+        assert self.stdout == ""
+        assert "Traceback" not in self.stderr
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, self.stderr
+        assert lines[0].startswith("edgelm: ")
+        return lines[0]
+
+
+RunCommand = Callable[..., CommandResult]
+
+
+@pytest.fixture
+def edgelm_command(tmp_path: Path) -> RunCommand:
+    """Runs ``edgelm ARGS`` in a process of its own, in an empty folder."""
+
+    def run(*args: str, stdin: bytes | None = b"", env: dict[str, str] | None = None) -> CommandResult:
+        environment = {k: v for k, v in os.environ.items() if k != "EDGELM_MODEL"} | (env or {})
+        command = [sys.executable, "-m", "edgelm", *args]
+        done = subprocess.run(command, input=stdin, capture_output=True, cwd=tmp_path, env=environment, timeout=300)
+        return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run

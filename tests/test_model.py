@@ -1,0 +1,209 @@
+"""The public API on the tiny bundle: text in, text out."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgelm
+from edgelm import ConfigError, ContextError, GenerationConfig, Model, PromptError
+from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def story() -> Model:
+    return edgelm.load(device="cpu", threads=1)
+
+
+def test_greedy_text_is_transformers(model: Model, golden: dict[str, Any]) -> None:
+    for case in golden["cases"]:
+        # Token 0 ends a text; the golden run went past it.
+        result = model.generate(case["prompt"], max_new_tokens=20, eos_token_id=None)
+        assert result.choices[0].token_ids == tuple(case["greedy_ids"])
+        assert result.text == model.tokenizer.decode(case["greedy_ids"], skip_special_tokens=True)
+        assert result.stats.prompt_tokens == len(case["ids"])
+
+
+def test_completion_prints_as_its_text_and_carries_facts(model: Model) -> None:
+    result = model.generate("Hello", max_length=20, num_return_sequences=1)
+    assert str(result) == result.text == result.choices[0].text
+    assert result.prompt == "Hello"
+    assert result.seed is None
+    assert result.choices[0].finish_reason == "length"
+    stats = result.stats
+    assert stats.prompt_tokens + stats.new_tokens == 20
+    assert stats.prefill_seconds > 0 and stats.decode_seconds > 0 and stats.load_seconds > 0
+    assert stats.tokens_per_second == pytest.approx((stats.new_tokens - 1) / stats.decode_seconds)
+    assert stats.peak_rss_bytes > 10_000_000
+
+
+def test_stream_joins_to_generate(model: Model) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": True, "temperature": 2.0, "seed": 7}
+    chunks = list(model.stream("Once upon a time", **options))
+    whole = model.generate("Once upon a time", **options)
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert sum((chunk.token_ids for chunk in chunks), ()) == whole.choices[0].token_ids
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == "length"
+    assert chunks[-1].stats is not None
+    assert str(chunks[0]) == chunks[0].text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_streams_never_split_a_character(model: Model, seed: int) -> None:
+    """Random weights write broken UTF-8 all the time: whole characters, and decode() of the same ids in the end."""
+    chunks = list(model.stream("é", max_new_tokens=60, do_sample=True, temperature=5.0, seed=seed, eos_token_id=()))
+    ids = [token for chunk in chunks for token in chunk.token_ids]
+    assert "".join(chunk.text for chunk in chunks) == model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_a_seed_repeats_and_is_told(model: Model) -> None:
+    first = model.generate("a", do_sample=True, max_new_tokens=30)
+    assert first.seed is not None
+    again = model.generate("a", do_sample=True, max_new_tokens=30, seed=first.seed)
+    assert again.choices == first.choices
+    assert model.generate("a", do_sample=True, max_new_tokens=30).choices != first.choices
+
+
+def test_rows_come_one_after_another(model: Model) -> None:
+    options: dict[str, Any] = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 8, "seed": 3}
+    three = model.generate("abc", num_return_sequences=3, **options)
+    assert len({choice.token_ids for choice in three.choices}) == 3
+    assert three.choices[0] == model.generate("abc", **options).choices[0]
+    assert three.stats.new_tokens == 24
+    indices = [chunk.index for chunk in model.stream("abc", num_return_sequences=3, **options)]
+    assert indices == sorted(indices) and set(indices) == {0, 1, 2}
+    stats = [chunk.stats for chunk in model.stream("abc", num_return_sequences=3, **options)]
+    assert stats[-1] is not None and not any(stats[:-1])
+
+
+def test_stop_strings_end_each_row_and_are_not_in_it(story: Model) -> None:
+    result = story.generate(
+        "Once upon a time", stop_strings=[".", "zzz"], do_sample=True, seed=1, num_return_sequences=2
+    )
+    for choice in result.choices:
+        assert choice.finish_reason == "stop"
+        assert "." not in choice.text and choice.text
+        assert story.tokenizer.decode(choice.token_ids) == choice.text
+    whole = story.generate("Once upon a time", do_sample=True, seed=1, num_return_sequences=2)
+    for stopped, full in zip(result.choices, whole.choices, strict=True):
+        assert full.text.startswith(stopped.text + ".")
+
+
+def test_a_stop_string_inside_tokens_cuts_the_text_exactly(story: Model) -> None:
+    full = story.generate("Once upon a time", max_new_tokens=30, do_sample=False)
+    stop = full.text[11:17]
+    cut = story.generate("Once upon a time", max_new_tokens=30, do_sample=False, stop_strings=stop)
+    assert cut.text == full.text[: full.text.index(stop)]
+    assert cut.text.startswith(story.tokenizer.decode(cut.choices[0].token_ids))
+
+
+def test_the_embedded_model_tells_a_story_to_its_end(story: Model) -> None:
+    result = story.generate("Once upon a time", seed=2)
+    assert result.choices[0].finish_reason == "eos"
+    assert "<|endoftext|>" not in result.text
+    assert len(result.text) > 200
+    assert story.generation_config.do_sample and story.generation_config.temperature == 0.8
+
+
+def test_the_end_of_the_context_is_a_clean_stop(model: Model) -> None:
+    result = model.generate([1] * 60, max_new_tokens=100, eos_token_id=())
+    assert result.choices[0].finish_reason == "context"
+    assert len(result.choices[0].token_ids) == 5  # 64 cached positions, and one token that is never fed
+
+
+def test_ids_as_prompt(model: Model) -> None:
+    by_text = model.generate("Hello", max_new_tokens=5)
+    ids = model.tokenizer.encode("Hello")
+    assert model.generate(ids, max_new_tokens=5).choices == by_text.choices
+    assert model.generate(np.array(ids), max_new_tokens=5).prompt == "Hello"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m.generate(""), PromptError, "the prompt is empty"),
+        (lambda m: m.generate([]), PromptError, "there are no token ids"),
+        (lambda m: m.generate([300]), PromptError, "token id 300 is out of range: this model knows 0 to 299"),
+        (lambda m: m.generate("\ud800"), PromptError, "lone surrogate"),
+        (lambda m: m.generate(b"x"), PromptError, "the prompt must be a text or a list of token ids, got bytes"),
+        (lambda m: m.generate(None), PromptError, "the prompt must be a text or a list of token ids, got NoneType"),
+        (lambda m: m.generate([1] * 65), ContextError, "the prompt has 65 tokens, but this model's context holds 64"),
+        (lambda m: list(m.stream([1] * 65)), ContextError, "the prompt has 65 tokens"),
+        (lambda m: m.generate("a", max_length=1), ConfigError, "max_length is 1 but the prompt already has 1"),
+        (lambda m: m.generate("a", top_p=float("nan")), ConfigError, r"top_p must be in \(0, 1\], got nan"),
+        (lambda m: m.generate("a", max_tokens=3), ConfigError, "did you mean 'max_new_tokens'"),
+        (lambda m: m.stream("a", seed=-1), ConfigError, "seed must be"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    model: Model, call: Callable[[Model], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        call(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_new_still_ends_with_a_chunk(model: Model) -> None:
+    chunks = list(model.stream("a", max_new_tokens=0))
+    assert [(c.text, c.finish_reason) for c in chunks] == [("", "length")]
+    assert chunks[0].stats is not None and chunks[0].stats.new_tokens == 0
+
+
+def test_the_session_is_the_callers(model: Model) -> None:
+    model.session.reset()
+    logits = model.session.step([5, 6])
+    assert logits.shape == (300,) and logits.dtype == np.float32
+    model.generate("something else", max_new_tokens=5)
+    assert model.session.position == 2
+    model.session.rewind(1)
+    model.session.reset()
+
+
+def test_streams_may_be_interleaved(model: Model) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 10, "eos_token_id": ()}
+    expected = [model.generate(prompt, **options).text for prompt in ("abc", "xyz")]
+    texts = ["", ""]
+    for pair in zip(model.stream("abc", **options), model.stream("xyz", **options), strict=False):
+        for i, chunk in enumerate(pair):
+            texts[i] += chunk.text
+    assert all(whole.startswith(part) for whole, part in zip(expected, texts, strict=True))
+
+
+def test_threads_may_share_a_model(model: Model) -> None:
+    prompts = [f"prompt {i}" for i in range(8)]
+    expected = [model.generate(prompt, max_new_tokens=15).choices for prompt in prompts]
+    found: list[Any] = [None] * 8
+
+    def work(i: int) -> None:
+        found[i] = model.generate(prompts[i], max_new_tokens=15).choices
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def test_parts_can_be_fakes(model: Model) -> None:
+    class Fake(FakeSession):
+        vocab_size = 300
+
+        def sibling(self) -> "Fake":
+            return Fake(self.rows)
+
+    fake = Model(model.bundle, model.tokenizer, Fake(counting_rows(300)), GenerationConfig(max_new_tokens=3))  # type: ignore[arg-type]
+    assert fake.generate([10]).choices[0].token_ids == (11, 12, 13)
+
+
+def test_default_config_when_the_bundle_says_nothing(model: Model) -> None:
+    assert model.generation_config == replace(GenerationConfig(), eos_token_id=(0,))
