@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.errors import DeviceError
 from edgelm.generation_config import GenerationConfig
 
 Row = npt.NDArray[np.float32]
@@ -92,7 +93,15 @@ def next_token(logits: Row, seen: Iterable[int], config: GenerationConfig, seed:
         logits: of the last position, (V,).
         seen: the tokens of the prompt and of the text so far, for the repetition penalty.
         seed, row, step: which random number to use; unused when greedy.
+
+    Raises:
+        DeviceError: a logit is NaN, or the largest is infinite.
     """
+    if not np.isfinite(logits.max()):  # NaN carries through max
+        raise DeviceError(
+            "the model computed NaN or infinite logits: it does not work on this device; "
+            "run `edgelm verify`, or use a bundle of another precision"
+        )
     if config.repetition_penalty != 1:
         logits = penalize_repetition(logits, np.fromiter(set(seen), np.int64), config.repetition_penalty)
     if not config.do_sample:

@@ -37,7 +37,7 @@ class FakeSession:
         assert len(ids) >= 1
         assert self.position + len(ids) <= self.context_length
         self.fed += [int(i) for i in ids]
-        return self.rows[self.fed[-1]].copy()
+        return np.array(self.rows[self.fed[-1]], np.float32)
 
     def rewind(self, count: int) -> None:
         assert 0 <= count <= len(self.fed)
@@ -47,6 +47,11 @@ class FakeSession:
 def counting_rows(vocab: int) -> npt.NDArray[np.float32]:
     """Logits under which the likeliest token after t is t + 1, modulo `vocab`."""
     return np.roll(np.eye(vocab, dtype=np.float32) * 10, 1, axis=1)
+
+
+def flat_rows(vocab: int) -> npt.NDArray[np.float32]:
+    """The same, with every token likely enough to be drawn."""
+    return counting_rows(vocab) * np.float32(0.1)
 
 
 @pytest.fixture

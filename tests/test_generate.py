@@ -4,7 +4,7 @@ import pytest
 
 from edgelm import ConfigError, ContextError, GenerationConfig
 from edgelm.generate import FinishReason, generate
-from tests.conftest import FakeSession, counting_rows
+from tests.conftest import FakeSession, counting_rows, flat_rows
 
 VOCAB = 10
 
@@ -74,7 +74,7 @@ def test_too_long_a_prompt_names_both_numbers() -> None:
 
 
 def test_rows_share_the_prompt_and_differ_in_their_draws(session: FakeSession) -> None:
-    flat = FakeSession(counting_rows(VOCAB) / 10)
+    flat = FakeSession(flat_rows(VOCAB))
     config = GenerationConfig(do_sample=True, num_return_sequences=3, max_new_tokens=8)
     rows = run(flat, [1, 2], config, seed=5)
     assert len({tuple(tokens) for tokens, _ in rows}) == 3
@@ -83,22 +83,21 @@ def test_rows_share_the_prompt_and_differ_in_their_draws(session: FakeSession) -
 
 def test_a_rows_draws_do_not_depend_on_its_neighbours() -> None:
     config = GenerationConfig(do_sample=True, max_new_tokens=8)
-    alone = run(FakeSession(counting_rows(VOCAB) / 10), [1, 2], config, seed=5)
+    alone = run(FakeSession(flat_rows(VOCAB)), [1, 2], config, seed=5)
     three = GenerationConfig(do_sample=True, max_new_tokens=8, num_return_sequences=3)
-    together = run(FakeSession(counting_rows(VOCAB) / 10), [1, 2], three, seed=5)
+    together = run(FakeSession(flat_rows(VOCAB)), [1, 2], three, seed=5)
     assert together[0] == alone[0]
 
 
 def test_leaving_a_row_early_leaves_the_next_one_right() -> None:
     config = GenerationConfig(do_sample=True, max_new_tokens=8, num_return_sequences=2)
-    whole = run(FakeSession(counting_rows(VOCAB) / 10), [1], config, seed=2)
-    rows = generate(FakeSession(counting_rows(VOCAB) / 10), [1], config, 2)
+    whole = run(FakeSession(flat_rows(VOCAB)), [1], config, seed=2)
+    rows = generate(FakeSession(flat_rows(VOCAB)), [1], config, 2)
     next(next(rows))
     assert [step.token_id for step in next(rows)][:-1] == whole[1][0]
 
 
 def test_same_seed_same_tokens_other_seed_other_tokens() -> None:
     config = GenerationConfig(do_sample=True, max_new_tokens=20)
-    flat = counting_rows(VOCAB) / 10
-    first, again, other = (run(FakeSession(flat), [1], config, seed) for seed in (1, 1, 2))
+    first, again, other = (run(FakeSession(flat_rows(VOCAB)), [1], config, seed) for seed in (1, 1, 2))
     assert first == again != other

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgelm.errors import DeviceError
 from edgelm.generation_config import GenerationConfig
 from edgelm.sampling import (
     draw,
@@ -113,6 +114,13 @@ def test_uniform_is_in_range_and_a_function(seed: int, row_: int, step: int) -> 
     value = uniform(seed, row_, step)
     assert 0 <= value < 1
     assert value == uniform(seed, row_, step)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("config", [GenerationConfig(), GenerationConfig(do_sample=True, top_p=0.9)])
+def test_logits_that_are_no_numbers_are_an_error(bad: float, config: GenerationConfig) -> None:
+    with pytest.raises(DeviceError, match="NaN or infinite logits"):
+        next_token(row(1, bad, 2), [], config, 0, 0, 0)
 
 
 def test_next_token_greedy_and_penalized() -> None:

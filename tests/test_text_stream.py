@@ -22,7 +22,7 @@ class Pieces:
 
 def run(texts: list[str], stops: list[str], rest: str = "") -> tuple[str, list[int], bool]:
     stream = TextStream(Pieces(texts, rest), stops)
-    text, tokens = "", []
+    text, tokens = "", list[int]()
     for token in range(len(texts)):
         piece = stream.push(token)
         text, tokens = text + piece.text, tokens + list(piece.token_ids)

@@ -4,27 +4,34 @@ from statistics import median
 
 import click
 
-from edgelm.cli.options import device_options, model_option, print_json
+from edgelm.cli.options import bundle_argument, device_options, model_option, one_bundle, print_json
 from edgelm.errors import ContextError
 
 WARM_UP_RUNS = 1
 
 
 @click.command(name="bench")
+@bundle_argument
 @model_option
 @device_options
-@click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", help="[default: 128, or half the context]")
+@click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", help="[default: 128, or half a small context]")
 @click.option("-n", "--new-tokens", type=click.IntRange(2), metavar="N", help="[default: 64, or the context's rest]")
 @click.option("--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N")
 def command(
-    model: str | None, device: str, threads: int | None, prompt_tokens: int | None, new_tokens: int | None, runs: int
+    bundle: str | None,
+    model: str | None,
+    device: str,
+    threads: int | None,
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    runs: int,
 ) -> None:
     """Measure prefill, first token, decode, load time and peak memory; medians over --runs, greedy."""
     import numpy as np
 
     from edgelm.model import load
 
-    loaded = load(model, device=device, threads=threads)
+    loaded = load(one_bundle(bundle, model), device=device, threads=threads)
     session, facts = loaded.session, loaded.bundle.manifest
     prompt_tokens = prompt_tokens or max(1, min(128, session.context_length // 2))
     new_tokens = new_tokens or max(2, min(64, session.context_length + 1 - prompt_tokens))

@@ -19,7 +19,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Values are checked where they are defined (GenerationConfig), so that Python, JSON and the shell say the same.
 _GENERATION = (
-    click.option("-n", "--max-new-tokens", type=int, metavar="N", help="Most tokens to add.  [default: 128]"),
+    click.option(
+        "-n",
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="Most tokens to add.  [default: what the bundle says, or 128]",
+    ),
     click.option("--max-length", type=int, metavar="N", help="Most tokens in all, prompt included."),
     click.option(
         "--do-sample/--greedy",

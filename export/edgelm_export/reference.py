@@ -9,18 +9,29 @@ import numpy.typing as npt
 from optimum.exporters.onnx import onnx_export_from_model
 
 from edgelm.device import default_threads, import_onnxruntime
+from edgelm.errors import ExportError
 from edgelm_export.checkpoint import quiet_torch
 
 TASK = "text-generation-with-past"
+
+_TRACED_TOKENS = 16
 
 
 class Reference:
     """optimum's graph of a model, computing logits of whole texts."""
 
     def __init__(self, model: Any, folder: Path) -> None:
-        """Export `model` (eager attention, float32) into `folder` and load it."""
+        """Export `model` (eager attention, float32) into `folder` and load it.
+
+        Raises:
+            ExportError: the context is too short for optimum to trace.
+        """
+        # optimum traces with a past and new tokens of this many each: together they must fit the context.
+        tokens = min(_TRACED_TOKENS, model.config.n_positions // 2)
+        if tokens < 2:
+            raise ExportError(f"the context holds only {model.config.n_positions} tokens; edgelm exports 4 or more")
         with quiet_torch(), _silenced_stderr():
-            onnx_export_from_model(model, folder, task=TASK, do_validation=False)
+            onnx_export_from_model(model, folder, task=TASK, do_validation=False, sequence_length=tokens)
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
