@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import re
 from dataclasses import dataclass
 from importlib import import_module
@@ -103,8 +104,11 @@ def create_inference_session(model_path: Path, device: Device, threads: int, onn
     options.inter_op_num_threads = 1
     # Its key collides between prefill and decode, which then allocates the prefill's peak at every step.
     options.enable_mem_pattern = False
-    # x86 without VNNI adds u8 x s8 products in 16 bits that saturate; ORT applies this only on such CPUs.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Long enough to span a step's Python; ORT's default, far longer, slows everything else on a shared machine.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
+    if _int8_products_may_saturate():
+        # Exact, but it copies every int8 weight to uint8 and is slower: only where it must be.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if device.kind == "cpu":
         return onnxruntime.InferenceSession(os.fspath(model_path), options, providers=["CPUExecutionProvider"])
     if hasattr(onnxruntime, "preload_dlls"):
@@ -128,6 +132,17 @@ def default_threads() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_cpus()
     return max(1, min(allowed, math.ceil(quota)) if quota else allowed)
+
+
+def _int8_products_may_saturate() -> bool:
+    """x86 CPUs without VNNI add u8 x s8 products in 16 bits; True too where nobody says which CPU this is."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, ValueError):
+        return True
+    return flags is None or not {"avx512_vnni", "avx_vnni"} & set(flags[1].split())
 
 
 def _cgroup_cpus() -> float | None:

@@ -50,6 +50,7 @@ class Graph:
     position_ids: str
     seqlens_k: str
     total_sequence_length: str
+    query_seqlens: str
     logits_index: str
     logits: str
     past_names: tuple[str, ...]

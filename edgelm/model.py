@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Unpack
@@ -45,6 +46,7 @@ class Model:
         self.generation_config = generation_config or GenerationConfig()
         """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
+        self._idle: list[Session] = []  # a finished generation's session: its cache has its pages already
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """Continue `prompt`, a text or token ids.
@@ -102,7 +104,12 @@ class Model:
 
     def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
         clock = _Clock()
-        rows = generate(self.session.sibling(), prompt_ids, config, seed)
+        with self._borrowed_session() as session:
+            yield from self._stream_rows(generate(session, prompt_ids, config, seed), clock, prompt_ids, config)
+
+    def _stream_rows(
+        self, rows: Iterator[Iterator[Step]], clock: "_Clock", prompt_ids: list[int], config: GenerationConfig
+    ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
             text = self._text_after(prompt_ids, config.stop_strings)
             for step in clock.timed(steps):
@@ -116,6 +123,20 @@ class Model:
                 stats = clock.stats(len(prompt_ids), self.load_seconds) if last else None
                 yield Chunk(piece.text, piece.token_ids, index, reason, stats)
                 break
+
+    @contextmanager
+    def _borrowed_session(self) -> Iterator[Session]:
+        """An empty session for one generation; at most one is kept for the next."""
+        try:
+            session = self._idle.pop()  # atomic: two threads never get the same one
+            session.reset()
+        except IndexError:
+            session = self.session.sibling()
+        try:
+            yield session
+        finally:
+            if not self._idle:
+                self._idle.append(session)
 
     def _text_after(self, prompt_ids: list[int], stop_strings: Sequence[str]) -> TextStream:
         """A stream of the text that follows the prompt, spaced as the decoder spaces it there."""
@@ -183,11 +204,6 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", th
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
     tokenizer = _bundle_tokenizer(bundle)
-    if tokenizer.vocab_size > bundle.manifest.architecture.vocab_size:
-        raise BundleError(
-            f"the tokenizer of {os.fspath(bundle.path)!r} knows {tokenizer.vocab_size} tokens but its graph only "
-            f"{bundle.manifest.architecture.vocab_size}: they do not belong together"
-        )
     config = _bundle_config(bundle)
     session = Session.open(bundle, device=device, threads=threads)
     return Model(bundle, tokenizer, session, config, load_seconds=time.perf_counter() - started)
@@ -209,9 +225,17 @@ def default_bundle_path() -> Path:
 def _bundle_tokenizer(bundle: Bundle) -> Tokenizer:
     """The bundle's tokenizer.json says all; the files beside it are for other tools."""
     try:
-        return Tokenizer.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} is not UTF-8 text") from None
+    vocab_size = bundle.manifest.architecture.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise BundleError(
+            f"the tokenizer of {os.fspath(bundle.path)!r} knows {tokenizer.vocab_size} tokens but its graph only "
+            f"{vocab_size}: they do not belong together"
+        )
+    tokenizer.pad_vocabulary(vocab_size)
+    return tokenizer
 
 
 def _bundle_config(bundle: Bundle) -> GenerationConfig:

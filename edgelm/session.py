@@ -23,7 +23,7 @@ from edgelm.errors import BundleError, ContextError, DeviceError, PromptError
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 Logits = npt.NDArray[np.float32]
 
-PREFILL_CHUNK_TOKENS = 512
+PREFILL_CHUNK_TOKENS = 256
 """Longer prompts run in pieces of this size, which bounds the memory of activations. A multiple of 4: MatMulNBits
 computes rows in groups and the rest one by one, and the two differ in the last bits (docs/decisions.md)."""
 
@@ -154,7 +154,10 @@ class Session:
         shape = (1, facts.num_heads, facts.context_length, facts.head_dim)
         make = self._onnxruntime.OrtValue
         if self.device.kind == "cpu":
-            return [make.ortvalue_from_numpy(np.zeros(shape, dtype)) for _ in range(2 * facts.num_layers)]
+            # One allocation, for large ones come from the system untouched; small ones come from the heap, once a
+            # first cache was freed there, and are zeroed whole.
+            whole = np.zeros((2 * facts.num_layers, *shape), dtype)
+            return [make.ortvalue_from_numpy(part) for part in whole]
         return [
             make.ortvalue_from_shape_and_type(shape, dtype.type, self.device.kind, self.device.index)
             for _ in range(2 * facts.num_layers)
@@ -178,6 +181,7 @@ class _Call:
             graph.position_ids: self._position_ids,
             graph.seqlens_k: self._seqlens_k,
             graph.total_sequence_length: self._total_sequence_length,
+            graph.query_seqlens: np.full(1, new_tokens, np.int32),  # (B,) valid ids of each row: here, all
             graph.logits_index: np.arange(new_tokens - logit_rows, new_tokens, dtype=np.int64),  # (N,)
         }
         ort_value = session._onnxruntime.OrtValue.ortvalue_from_numpy
@@ -244,6 +248,7 @@ def _check_signature(bundle: Bundle, ort_session: Any) -> None:
         graph.input_ids: [None],
         graph.position_ids: [None],
         graph.seqlens_k: [],
+        graph.query_seqlens: [],
         graph.total_sequence_length: [],
         graph.logits_index: [],
         **{name.replace("{layer}", str(i)): cache for name in graph.past_names for i in layers},

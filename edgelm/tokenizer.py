@@ -25,7 +25,7 @@ _CLEANUP_STEPS += [{"type": "Replace", "pattern": {"String": old}, "content": ne
 # Decoders that treat every token by itself, apart from knowing whether it is the first.
 _PIECEWISE = {"WordPiece", "Metaspace", "Replace", "Strip", "Fuse"}
 
-# GPT-2 writes each byte as one printable character: itself, or the next free one from U+0100 on.
+# GPT-2 writes a byte as one printable character: itself, or the next free one from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
 _BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(b for b in range(256) if b not in _PRINTABLE)}
@@ -85,6 +85,10 @@ class Tokenizer:
         """The highest token id plus one, added tokens included: what a graph must at least have."""
         return self._size
 
+    def pad_vocabulary(self, size: int) -> None:
+        """Take ids up to `size` - 1: a graph's vocabulary is often padded; ids without a token decode to nothing."""
+        self._size = max(self._size, size)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids transformers' `tokenizer(text).input_ids` has.
 
@@ -93,8 +97,7 @@ class Tokenizer:
         """
         _check_text(text)
         with rust_errors(PromptError, "the tokenizer cannot encode this text", "shorten it or change it"):
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Like `encode`, without the special tokens that close a text (BERT's [SEP]): the model is to go on with it.
@@ -147,8 +150,8 @@ class Tokenizer:
         Raises:
             TokenizerError: the files cannot be written.
         """
-        config = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        config["split_special_tokens"] = self._backend.encode_special_tokens
+        split = self._backend.encode_special_tokens
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": split}
         try:
             Path(folder, "tokenizer.json").write_text(self._json(), encoding="utf-8", newline="\n")
             Path(folder, "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8", newline="\n")
@@ -186,8 +189,7 @@ class Tokenizer:
 
     def _join(self, tokens: list[str]) -> str:
         decoder = self._backend.decoder
-        text: str = " ".join(tokens) if decoder is None else decoder.decode(tokens)
-        return text
+        return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
 
 
 class StreamDecoder:

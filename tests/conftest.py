@@ -39,6 +39,9 @@ class FakeSession:
         self.fed += [int(i) for i in ids]
         return np.array(self.rows[self.fed[-1]], np.float32)
 
+    def reset(self) -> None:
+        self.fed.clear()
+
     def rewind(self, count: int) -> None:
         assert 0 <= count <= len(self.fed)
         del self.fed[len(self.fed) - count :]

@@ -11,6 +11,7 @@ import click
 
 from edgelm.errors import ExportError
 from edgelm.manifest import Precision
+from edgelm_export.publish import check_output
 
 _NEEDED = ("torch", "transformers", "optimum", "onnx")
 
@@ -38,6 +39,8 @@ def command(source: str, output: str, precision: str, revision: str | None, acce
     if missing:
         raise ExportError(f"export needs {', '.join(missing)}; run: pip install 'edgelm[cpu,export]'")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the half-built bundle is removed
+
+    check_output(Path(output).absolute())  # before the seconds it takes to load torch
 
     progress = _Progress()
     progress.begin("loading torch, transformers and optimum")

@@ -1,15 +1,15 @@
 """The whole way from a checkpoint to a published bundle."""
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import torch
+
 from edgelm import __version__
 from edgelm.bundle import Bundle, file_fact
+from edgelm.device import default_threads
 from edgelm.errors import ConfigError, ExportError
 from edgelm.generation_config import GenerationConfig, config_from_file
 from edgelm.manifest import (
@@ -27,6 +27,7 @@ from edgelm_export.certify import GREEDY_PROMPTS, certificate, compare_texts, co
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.graph import write_graph
 from edgelm_export.model_card import model_card
+from edgelm_export.publish import publish, workshop
 from edgelm_export.reference import Reference
 from edgelm_export.smooth import ALPHA, activation_peaks, smooth
 from edgelm_export.source_text import Text, draw_texts
@@ -34,7 +35,7 @@ from edgelm_export.weights import Gpt2Weights, collect_weights
 
 EVALUATION_TOKENS = 10_000
 EVALUATION_SEED = 0
-CALIBRATION_TOKENS = 8_192
+CALIBRATION_TOKENS = 4_096
 CALIBRATION_SEED = 1
 
 
@@ -72,8 +73,9 @@ def export(
     Raises:
         ExportError: the output is taken or not writable, the source cannot be exported, or the gate was missed.
     """
+    torch.set_num_threads(default_threads())  # torch itself ignores a container's quota
     output = Path(output).absolute()
-    with _workshop(output) as (draft, scratch):
+    with workshop(output) as (draft, scratch):
         report(f"loading {source}")
         checkpoint = load_checkpoint(source, revision)
         settings, notes = _generation_settings(checkpoint)
@@ -118,38 +120,8 @@ def export(
         card = model_card(draft_manifest, measured, output.name, checkpoint.card)
         (draft / "README.md").write_text(card, encoding="utf-8")
         _seal(draft, replace(draft_manifest, certificate=measured))
-        _publish(draft, output)
+        publish(draft, output)
     return Exported(Bundle.read(output), measured, notes)
-
-
-@contextmanager
-def _workshop(output: Path) -> Iterator[tuple[Path, Path]]:
-    """A temporary folder near `output`, on its file system: one part to be published, one to be thrown away."""
-    if output.is_dir() and any(output.iterdir()):
-        raise ExportError(f"the output folder {str(output)!r} is not empty; choose another or remove it first")
-    if output.exists() and not output.is_dir():
-        raise ExportError(f"the output {str(output)!r} is a file; give a folder that does not exist yet")
-    near = next(folder for folder in output.parents if folder.is_dir())
-    try:
-        workshop = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near))
-    except OSError as error:
-        raise ExportError(f"cannot write into {str(near)!r}: {error.strerror}") from None
-    try:
-        draft, scratch = workshop / "draft", workshop / "scratch"
-        draft.mkdir()
-        scratch.mkdir()
-        yield draft, scratch
-    except OSError as error:
-        raise ExportError(f"cannot write the bundle: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _publish(draft: Path, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.exists():
-        output.rmdir()  # it is empty; Windows does not rename onto a folder
-    draft.rename(output)
 
 
 def _smoothed(checkpoint: Checkpoint, weights: Gpt2Weights) -> Gpt2Weights:

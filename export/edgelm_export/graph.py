@@ -30,6 +30,7 @@ def write_graph(weights: Gpt2Weights, precision: Precision, folder: Path) -> tup
         position_ids="position_ids",
         seqlens_k="seqlens_k",
         total_sequence_length="total_sequence_length",
+        query_seqlens="query_seqlens",
         logits_index="logits_index",
         logits="logits",
         past_names=("past_key_values.{layer}.key", "past_key_values.{layer}.value"),
@@ -85,7 +86,11 @@ class _Body:
         qkv = self._products.linear(normed, layer.qkv, f"{here}.qkv", bias=True)  # (B, T, 3·H·p)
         attended = node(
             "GroupQueryAttention",
-            [qkv, "", "", *past, facts.seqlens_k, facts.total_sequence_length],
+            [
+                *(qkv, "", "", *past, facts.seqlens_k, facts.total_sequence_length),
+                *[""] * 9,  # rotary tables, positions, biases, scales of a quantized cache
+                facts.query_seqlens,
+            ],
             [f"{here}.attended", *present],
             {"num_heads": heads, "kv_num_heads": heads, "scale": layer.attention_scale, "do_rotary": 0},
             domain=CONTRIB,
@@ -144,6 +149,7 @@ def _signature(weights: Gpt2Weights, facts: Graph) -> tuple[list[Any], list[Any]
         info(facts.position_ids, TensorProto.INT64, ["batch", "new_tokens"]),
         info(facts.seqlens_k, TensorProto.INT32, ["batch"]),
         info(facts.total_sequence_length, TensorProto.INT32, []),
+        info(facts.query_seqlens, TensorProto.INT32, ["batch"]),
         info(facts.logits_index, TensorProto.INT64, ["rows"]),
         *caches(facts.past_names),
     ]

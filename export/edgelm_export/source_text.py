@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-MAX_ROW_TOKENS = 512
-_BATCH_ROWS = 32
+MAX_ROW_TOKENS = 256
+"""Rows are many and short rather than few and long: torch copies the whole cache at every token."""
+_BATCH_ROWS = 64
 
 Text = npt.NDArray[np.int64]
 
@@ -16,7 +17,7 @@ def draw_texts(model: Any, tokens: int, seed: int) -> list[Text]:
     """Rows of at least `tokens` ids in all, sampled at temperature 1.
 
     Every row starts with the model's BOS token, or with a random one where it has none, and runs to the end of the
-    context or 512 tokens, straight through ends of text.
+    context or 256 tokens, straight through ends of text.
     """
     length = min(model.config.n_positions, MAX_ROW_TOKENS)
     rows = -(-tokens // length)

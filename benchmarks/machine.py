@@ -1,0 +1,39 @@
+"""What the numbers were made on."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("edgelm", "onnxruntime", "torch", "transformers", "optimum-onnx", "numpy")
+
+
+def machine_facts() -> dict[str, str | int]:
+    """The processor, the system, and the versions of what is compared."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count() or 0,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def busy_cpu_seconds() -> float:
+    """CPU time all processes of the machine have used so far; 0 where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
+        user, nice, system, _, _, irq, softirq = (int(field) for field in fields[1:8])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        numbers = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping"))
+        return f"{facts['model name']} ({numbers})"
+    except (OSError, KeyError):
+        return platform.processor() or "unknown"

@@ -1,0 +1,103 @@
+"""Makes the models to compare from one checkpoint, and keeps them for the next run.
+
+    python -m benchmarks.prepare --work DIR
+
+A process of its own: exporting loads torch and takes gigabytes, which must be gone when the measuring begins.
+"""
+
+import argparse
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import astuple
+from importlib.metadata import version
+from pathlib import Path
+
+import edgelm_export
+from benchmarks import make_gpt2
+from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
+from edgelm.manifest import FORMAT_VERSION, Precision
+
+DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
+
+
+def model_folder(work: Path, shape: Shape, name: str) -> Path:
+    """Where the model `name` of that shape lies: "checkpoint", "edgelm-int8", "edgelm-int4" or "optimum-int8"."""
+    return work / "gpt2-{}x{}-{}heads-{}vocabulary-{}context-seed{}".format(*astuple(shape)) / name
+
+
+def prepare(work: Path, shape: Shape) -> None:
+    """Make every model that is missing, or was made by other code than today's."""
+    checkpoint = model_folder(work, shape, "checkpoint")
+    source = f"{_versions('torch', 'transformers')}, make_gpt2 {_hash(Path(make_gpt2.__file__))}"
+    _keep(checkpoint, source, lambda folder: make_gpt2.make_checkpoint(folder, shape))
+    _keep(
+        model_folder(work, shape, "optimum-int8"),
+        f"{source}, {_versions('optimum-onnx', 'onnxruntime')}, prepare {_hash(Path(__file__))}",
+        lambda folder: _export_optimum(checkpoint, folder),
+    )
+    exporter = f"{source}, bundle format {FORMAT_VERSION}, edgelm_export {_hash(*_graph_modules())}"
+    _keep(model_folder(work, shape, "edgelm-int8"), exporter, lambda folder: _export_edgelm(checkpoint, folder, "int8"))
+    _keep(model_folder(work, shape, "edgelm-int4"), exporter, lambda folder: _export_edgelm(checkpoint, folder, "int4"))
+
+
+def _keep(folder: Path, made_by: str, make: Callable[[Path], object]) -> None:
+    """Have `make` fill `folder`, unless it is there and was filled under the same `made_by`."""
+    stamp = folder.with_name(f"{folder.name}.made-by")
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == made_by:
+        return
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"making {folder}", file=sys.stderr)
+    make(folder)
+    stamp.write_text(made_by, encoding="utf-8")  # last: half a model is made anew
+
+
+def _versions(*packages: str) -> str:
+    return ", ".join(f"{package} {version(package)}" for package in packages)
+
+
+def _hash(*sources: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def _graph_modules() -> list[Path]:
+    """The source that decides what is in a bundle's graph."""
+    folder = Path(edgelm_export.__file__).parent
+    return [folder / f"{name}.py" for name in ("graph", "onnx_writer", "products", "quantize", "smooth", "weights")]
+
+
+def _export_edgelm(checkpoint: Path, folder: Path, precision: Precision) -> None:
+    from edgelm_export.export import export
+
+    export(
+        str(checkpoint),
+        folder,
+        precision,
+        accept_quality_loss=True,  # the weights are random: there is no quality to lose
+        report=lambda stage: print(f"  {stage}", file=sys.stderr),
+    )
+
+
+def _export_optimum(checkpoint: Path, folder: Path) -> None:
+    """As optimum documents it: export, then `ORTQuantizer` with the preset of the best instructions there are."""
+    from optimum.onnxruntime import AutoQuantizationConfig, ORTModelForCausalLM, ORTQuantizer
+
+    model = ORTModelForCausalLM.from_pretrained(checkpoint, export=True)
+    preset = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+    ORTQuantizer.from_pretrained(model).quantize(preset, save_dir=folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the models that benchmarks.against_optimum compares.")
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="default %(default)s")
+    add_shape_options(parser)
+    options = parser.parse_args()
+    prepare(options.work, shape_of(options))
+
+
+if __name__ == "__main__":
+    main()

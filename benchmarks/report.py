@@ -1,0 +1,75 @@
+"""The result of a run as a Markdown table and as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One engine's numbers; the lists have one entry a round."""
+
+    prefill_tokens_per_second: Sequence[float]
+    decode_tokens_per_second: Sequence[float]
+    import_seconds: float
+    load_seconds: float
+    """Without the imports."""
+    loaded_peak_bytes: int
+    """The most resident memory of the process up to the end of loading."""
+    peak_bytes: int
+    """The same up to the end of the run."""
+    idle_cpu_seconds: float
+    """The most CPU time the process used between two requests."""
+
+
+def paired_ratio(measured: Measured, baseline: Measured) -> float:
+    """The median over the rounds of decode speed against the baseline's in the same round."""
+    pairs = zip(measured.decode_tokens_per_second, baseline.decode_tokens_per_second, strict=True)
+    return median(own / other for own, other in pairs)
+
+
+def markdown(results: Mapping[str, Measured], baseline: str) -> str:
+    """The table, one row an engine."""
+    rows = [
+        f"| engine | prefill tokens/s | decode tokens/s (min-max) | decode x {baseline} | load s | peak MB "
+        f"| peak x {baseline} |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    base = results[baseline]
+    for name, own in results.items():
+        decode = own.decode_tokens_per_second
+        cells = [
+            name,
+            f"{median(own.prefill_tokens_per_second):.0f}",
+            f"{median(decode):.1f} ({min(decode):.1f}-{max(decode):.1f})",
+            f"{paired_ratio(own, base):.2f}",
+            f"{own.import_seconds + own.load_seconds:.2f}",
+            f"{own.peak_bytes / 1e6:.0f}",
+            f"{own.peak_bytes / base.peak_bytes:.2f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def as_json(results: Mapping[str, Measured], baseline: str) -> dict[str, object]:
+    """Every number, units in the keys."""
+    base = results[baseline]
+    return {
+        name: {
+            "prefill_tokens_per_second": _spread(own.prefill_tokens_per_second),
+            "decode_tokens_per_second": _spread(own.decode_tokens_per_second),
+            "decode_ratio_to_baseline": round(paired_ratio(own, base), 3),
+            "import_seconds": round(own.import_seconds, 3),
+            "load_seconds": round(own.load_seconds, 3),
+            "loaded_peak_bytes": own.loaded_peak_bytes,
+            "peak_bytes": own.peak_bytes,
+            "peak_ratio_to_baseline": round(own.peak_bytes / base.peak_bytes, 3),
+            "most_idle_cpu_seconds": round(own.idle_cpu_seconds, 4),
+        }
+        for name, own in results.items()
+    }
+
+
+def _spread(rates: Sequence[float]) -> dict[str, float | list[float]]:
+    rounds = [round(rate, 2) for rate in rates]
+    return {"median": round(median(rates), 2), "min": min(rounds), "max": max(rounds), "rounds": rounds}

@@ -1,0 +1,216 @@
+"""Random GPT-2 checkpoints of any shape, their exports, and what torch itself computes for them."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from edgelm.manifest import Certificate, Precision
+from edgelm.session import Session
+from edgelm_export.export import Exported, export
+
+Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ."
+BYTE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A checkpoint to make: sizes, how it is stored, and further fields of its config."""
+
+    width: int = 32
+    heads: int = 4
+    layers: int = 2
+    context: int = 64
+    vocab: int = 300
+    inner: int | None = None
+    tied: bool = True
+    stored: str = "safetensors"
+    """"safetensors", "bin", "sharded", "sharded-bin", "hub" (the names the hub's gpt2 has) or "double-heads"."""
+    dtype: str = "float32"
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """Every field that is not the usual one."""
+        usual = Shape()
+        facts = {key: value for key, value in vars(self).items() if value != getattr(usual, key)}
+        facts |= facts.pop("config", {})
+        return "-".join(f"{key}={value}" for key, value in facts.items()) or "usual"
+
+
+def save_checkpoint(folder: Path, shape: Shape | None = None, **changes: Any) -> Path:
+    """Write a checkpoint with seeded random weights, large enough that its logits are far from flat.
+
+    Args:
+        changes: fields of the config to write over the finished checkpoint's; None removes one.
+    """
+    shape = shape or Shape()
+    special = None if shape.vocab < BYTE_TOKENS else 0
+    config = transformers.GPT2Config(
+        vocab_size=shape.vocab,
+        n_positions=shape.context,
+        n_embd=shape.width,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        n_inner=shape.inner,
+        bos_token_id=special,
+        eos_token_id=special,
+        tie_word_embeddings=shape.tied,
+        **shape.config,
+    )
+    kind = transformers.GPT2DoubleHeadsModel if shape.stored == "double-heads" else transformers.GPT2LMHeadModel
+    torch.manual_seed(shape.seed)
+    model = kind(config).eval()
+    randomize(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(getattr(torch, shape.dtype)).save_pretrained(
+        folder,
+        safe_serialization=not shape.stored.endswith("bin"),
+        max_shard_size="60KB" if shape.stored.startswith("sharded") else "5GB",
+    )
+    if shape.stored == "hub":
+        _rename_like_the_hub(folder, shape)
+    save_tokenizer(folder, shape.vocab)
+    if changes:
+        edit_json(folder / "config.json", **changes)
+    return folder
+
+
+def randomize(model: Any) -> None:
+    """Weights under which every part of the model matters; the usual 0.02 gives nearly flat logits."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".ln_" in name:
+                value.normal_(mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
+            elif value.ndim == 1:
+                value.normal_(std=0.2)
+            elif "wte" in name or "lm_head" in name:
+                value.normal_(std=3 / value.shape[1] ** 0.5)
+            elif "wpe" in name:
+                value.normal_(std=1 / value.shape[1] ** 0.5)
+            else:
+                value.normal_(std=1.2 / value.shape[0] ** 0.5)
+
+
+def _rename_like_the_hub(folder: Path, shape: Shape) -> None:
+    """The hub's gpt2 was saved from the bare body: no prefix, no head, and the causal masks as buffers."""
+    path = folder / "model.safetensors"
+    weights = {name.removeprefix("transformer."): value for name, value in load_file(path).items()}
+    mask = torch.ones(shape.context, shape.context).tril()[None, None]
+    masks = {f"h.{layer}.attn.bias": mask.clone() for layer in range(shape.layers)}
+    save_file(weights | masks, path, metadata={"format": "pt"})
+
+
+def save_tokenizer(folder: Path, vocab: int) -> None:
+    """Write a tokenizer.json: one token a byte, or one a letter where the vocabulary is smaller than that."""
+    if vocab >= BYTE_TOKENS:
+        alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    else:
+        tokenizer = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({c: i for i, c in enumerate(LETTERS[:vocab])}, unk_token="a")
+        )
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+        tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    # Without it the class would follow from the model type, and GPT-2's adds a token <|endoftext|>.
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Set fields of a JSON file; None removes one."""
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+
+
+class TorchModel:
+    """The source as transformers loads it by itself, in float32 with eager attention."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = transformers.GPT2LMHeadModel.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32, local_files_only=True
+        ).eval()
+
+    def logits(self, ids: npt.ArrayLike) -> Logits:
+        """Logits (T, V) of the text `ids` (T,)."""
+        with torch.no_grad():
+            found: Logits = self.model(torch.tensor(np.asarray(ids))[None]).logits[0].numpy()
+        return found
+
+    def greedy(self, prompt: list[int], new_tokens: int) -> list[int]:
+        """The likeliest continuation, with the whole text computed anew for every token."""
+        ids = list(prompt)
+        for _ in range(new_tokens):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[len(prompt) :]
+
+
+def greedy(session: Session, prompt: list[int], new_tokens: int) -> list[int]:
+    """The session's likeliest continuation, one cached step a token."""
+    session.reset()
+    tokens = [int(session.step(prompt).argmax())]
+    while len(tokens) < new_tokens:
+        tokens.append(int(session.step([tokens[-1]]).argmax()))
+    return tokens
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny checkpoint and its bundle."""
+
+    shape: Shape
+    source: Path
+    exported: Exported
+    torch: TorchModel
+
+    @property
+    def certificate(self) -> Certificate:
+        """What the export measured."""
+        return self.exported.certificate
+
+    def session(self, threads: int = 1) -> Session:
+        """The bundle's graph, loaded anew."""
+        return Session.open(self.exported.bundle, device="cpu", threads=threads)
+
+    def text(self, seed: int = 0) -> Ids:
+        """Random ids that fill the context."""
+        return np.random.default_rng(seed).integers(0, self.shape.vocab, self.shape.context)
+
+
+class TinyExport:
+    """Makes checkpoints and exports them, each only once."""
+
+    def __init__(self, folder: Path, tokens: int) -> None:
+        self._folder = folder
+        self._tokens = tokens
+        self._sources: dict[str, Path] = {}
+        self._done: dict[tuple[str, Precision], Tiny] = {}
+
+    def __call__(self, shape: Shape, precision: Precision) -> Tiny:
+        key = (shape.name, precision)
+        if key not in self._done:
+            if shape.name not in self._sources:
+                self._sources[shape.name] = save_checkpoint(self._folder / f"checkpoint-{len(self._sources)}", shape)
+            source, output = self._sources[shape.name], self._folder / f"bundle-{len(self._done)}"
+            with (
+                mock.patch("edgelm_export.export.EVALUATION_TOKENS", self._tokens),
+                mock.patch("edgelm_export.export.CALIBRATION_TOKENS", self._tokens),
+            ):
+                # Random weights are harder to quantize than trained ones; what is lost is judged by the tests.
+                exported = export(str(source), output, precision, accept_quality_loss=True)
+            self._done[key] = Tiny(shape, source, exported, TorchModel(source))
+        return self._done[key]

@@ -1,0 +1,156 @@
+"""``edgelm export`` as a person runs it, and what the other commands make of its result."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgelm.errors import PromptError
+from edgelm.model import load
+from tests.conftest import CommandResult, RunCommand
+from tests.export.checkpoints import Shape, TinyExport, edit_json, save_checkpoint
+
+pytestmark = pytest.mark.export
+
+SECONDS = r" \.\.\. \d+\.\d s"
+STAGES = [
+    r"loading torch, transformers and optimum",
+    r"loading checkpoint",
+    r"exporting the reference graph with optimum",
+    r"drawing 10,000 tokens from the source to measure on",
+    r"drawing text to calibrate on, and smoothing",
+    r"writing the int8 graph",
+    r"measuring the bundle against the reference",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export-cli")
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> CommandResult:
+    """A whole export in a process of its own: ``bundle`` out of ``checkpoint``."""
+    source = save_checkpoint(folder / "checkpoint", Shape(layers=1, context=32, vocab=256))
+    edit_json(source / "generation_config.json", num_beams=4)
+    command = [sys.executable, "-m", "edgelm", "export", "checkpoint", "-o", "bundle"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=300)
+    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_progress_goes_to_stderr_and_the_summary_to_stdout(exported: CommandResult) -> None:
+    assert exported.status == 0, exported.stderr
+    *stages, note = exported.stderr.splitlines()
+    assert len(stages) == len(STAGES)
+    for line, stage in zip(stages, STAGES, strict=True):
+        assert re.fullmatch(stage + SECONDS, line), line
+    assert note.startswith("note: left out the generation setting num_beams=4")
+    assert re.fullmatch(
+        r"bundle: int8, \d+\.\d MB, perplexity x \d\.\d{4}, KL [\d.e-]+ nats, same top token \d+\.\d\d%; "
+        r"gate \(perplexity ratio <= 1\.01\) passed\n",
+        exported.stdout,
+    )
+
+
+def test_info_and_verify(exported: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
+    bundle = str(folder / "bundle")
+    info = edgelm_command("info", bundle, "--json")
+    assert info.status == 0, info.stderr
+    facts = json.loads(info.stdout)
+    assert facts["recipe"]["name"] == "int8"
+    assert facts["source"]["name"] == "checkpoint"
+    assert facts["certificate"]["passed"] is True
+    assert facts["certificate"]["tokens"] >= 9_000
+    verified = edgelm_command("verify", bundle)
+    assert verified.status == 0, verified.stderr
+    assert verified.stdout.startswith(f"ok: {len(facts['files'])} files")
+
+
+def test_files_are_those_of_a_bundle(exported: CommandResult, folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "bundle").iterdir()) == [
+        "README.md",
+        "bundle.json",
+        "config.json",
+        "generation_config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle", "checkpoint"]
+
+
+def test_the_result_runs_without_the_build_side(exported: CommandResult, folder: Path) -> None:
+    script = (
+        "import sys\n"
+        "from edgelm.cli import main\n"
+        f"sys.argv = ['edgelm', 'run', '-m', {str(folder / 'bundle')!r}, '--json', '-n', '5', 'Hello']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'optimum', 'onnx', 'safetensors', 'edgelm_export'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(json.loads(done.stdout)["choices"][0]["token_ids"]) == 5
+
+
+def test_help(edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "--help")
+    assert done.status == 0
+    for words in (
+        "Usage: edgelm export [OPTIONS] SOURCE",
+        "-o, --output FOLDER",
+        "--precision [fp32|fp16|int8|int4]",
+        "[default: int8]",
+        "--revision REV",
+        "--accept-quality-loss",
+        "edgelm export gpt2 -o gpt2-int8",
+    ):
+        assert words in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "args", [(), ("checkpoint",), ("checkpoint", "-o", "x", "--precision", "int3"), ("a", "b", "-o", "x")], ids=str
+)
+def test_usage_errors(args: tuple[str, ...], edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", *args)
+    assert done.status == 2
+    assert "edgelm export --help" in done.one_line()
+
+
+def test_refusal_is_one_line(folder: Path, exported: CommandResult, edgelm_command: RunCommand) -> None:
+    for args in (
+        (str(folder / "nowhere"), "-o", "out"),
+        (str(folder / "bundle"), "-o", "out"),
+        (str(folder / "checkpoint"), "-o", str(folder)),
+    ):
+        done = edgelm_command("export", *args)
+        assert done.status == 1
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("edgelm: ")
+
+
+def test_same_source_gives_the_same_bytes(exported: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", str(folder / "checkpoint"), "-o", str(folder / "again"))
+    assert done.status == 0, done.stderr
+    for name in ("model.onnx", "model.onnx.data", "tokenizer.json", "config.json", "generation_config.json"):
+        assert (folder / "again" / name).read_bytes() == (folder / "bundle" / name).read_bytes(), name
+
+
+def test_vocabulary_larger_than_the_tokenizer(tiny_export: TinyExport) -> None:
+    # Vocabularies are often padded (50,257 to 50,304); random weights do choose ids that stand for nothing.
+    model = load(tiny_export(Shape(), "fp32").exported.bundle.path, device="cpu")
+    size = Tokenizer.from_folder(model.bundle.path).vocab_size
+    assert size < model.session.vocab_size == model.tokenizer.vocab_size
+    choice = model.generate([290, 1, 2], max_new_tokens=60, eos_token_id=(), temperature=5.0, seed=0).choices[0]
+    assert max(choice.token_ids) >= size
+    assert choice.text == model.tokenizer.decode([i for i in choice.token_ids if i < size])

@@ -1,0 +1,209 @@
+"""Exporting a hub id, against a stand-in for the hub on this machine; nothing leaves it."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.conftest import RunCommand
+from tests.export.checkpoints import Shape, save_checkpoint
+
+pytestmark = [pytest.mark.export, pytest.mark.network]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CARD = """---
+language: en
+license: mit
+tags: [test]
+---
+
+# A tiny model
+
+It says nothing sensible.
+"""
+NEVER_FETCHED = ["onnx/model.onnx", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "pytorch_model.bin", "run.py"]
+
+
+@dataclass
+class Hub:
+    """What the stand-in serves, and what was asked of it."""
+
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Repository to its files."""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    """Method and path."""
+    url: str = ""
+
+    def fetched(self) -> set[str]:
+        """Names of the files that were downloaded."""
+        return {path.split("/resolve/")[1].split("/", 1)[1] for method, path in self.asked if "/resolve/" in path}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def _answer(self, *, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.asked.append((self.command, path))
+        if path.startswith("/api/models/"):
+            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            self._describe(repo, revision or "main")
+        elif "/resolve/" in path:
+            repo, rest = path[1:].split("/resolve/", 1)
+            revision, name = rest.split("/", 1)
+            content = self.hub.files.get(repo, {}).get(name)
+            if content is None or revision != COMMIT:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            else:
+                etag = f'"{hashlib.sha256(content).hexdigest()}"'
+                self._send(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT}, body=body)
+        else:
+            self._send(404, b"", {})
+
+    def _describe(self, repo: str, revision: str) -> None:
+        if repo not in self.hub.files:
+            # The hub does not tell strangers whether a repository is missing or private.
+            message = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            return self._send(401, b'{"error": "Repository not found"}', message)
+        if revision not in ("main", "v1", COMMIT):
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+        siblings = [{"rfilename": name} for name in self.hub.files[repo]]
+        info = {"_id": "1", "id": repo, "modelId": repo, "sha": COMMIT, "private": False, "siblings": siblings}
+        return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], *, body: bool = True) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body and self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub with one model under two names, and files beside it that export has no use for."""
+    source = save_checkpoint(tmp_path / "upload", Shape(layers=1, context=16, vocab=256))
+    content = {path.name: path.read_bytes() for path in source.iterdir()}
+    content["README.md"] = CARD.encode()
+    content |= dict.fromkeys(NEVER_FETCHED, b"never to be fetched")
+    hub = Hub({"owner/tiny": content, "tiny2": content})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def hub_env(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf-home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+
+
+def failure(status: int, stdout: str, stderr: str) -> str:
+    """The last line of stderr, after the lines of progress."""
+    assert status == 1, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    lines = stderr.splitlines()
+    assert lines[-1].startswith("edgelm: "), stderr
+    assert all(line.endswith(" s") for line in lines[:-1]), stderr
+    return lines[-1]
+
+
+def test_export_from_the_hub(hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/tiny", "-o", "out", "--precision", "fp32", env=hub_env)
+    assert done.status == 0, done.stderr
+    manifest = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))
+    assert manifest["source"]["name"] == "owner/tiny"
+    assert manifest["source"]["revision"] == COMMIT
+    assert manifest["source"]["license"] == "mit"
+    assert hub.fetched() == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    front = card.split("---\n")[1].splitlines()
+    assert 'license: "mit"' in front
+    assert 'base_model: "owner/tiny"' in front
+    assert "It says nothing sensible." in card
+    assert "language: en" not in card
+    assert "hf-home" not in "".join(path.name for path in (tmp_path / "out").iterdir())
+    assert edgelm_command("run", "-m", "out", "-n", "3", "a").status == 0
+    assert edgelm_command("verify", "out").status == 0
+
+
+def test_revision_of_a_short_name(
+    hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand
+) -> None:
+    done = edgelm_command("export", "tiny2", "-o", "out", "--precision", "fp32", "--revision", "v1", env=hub_env)
+    assert done.status == 0, done.stderr
+    assert ("GET", "/api/models/tiny2/revision/v1") in hub.asked
+    source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
+    assert (source["name"], source["revision"]) == ("tiny2", COMMIT)
+
+
+def test_only_pickled_weights(hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    upload = save_checkpoint(tmp_path / "pickled", Shape(layers=1, context=16, stored="bin"))
+    hub.files["owner/pickled"] = {path.name: path.read_bytes() for path in upload.iterdir()}
+    done = edgelm_command("export", "owner/pickled", "-o", "out", "--precision", "fp32", env=hub_env)
+    assert done.status == 0, done.stderr
+    assert "pytorch_model.bin" in hub.fetched()
+    source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
+    assert source["license"] is None
+
+
+def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/nothing", "-o", "out", env=hub_env)
+    line = failure(done.status, done.stdout, done.stderr)
+    assert "'owner/nothing'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_revision(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/tiny", "--revision", "v9", "-o", "out", env=hub_env)
+    assert "'owner/tiny'" in failure(done.status, done.stdout, done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_hub_that_does_not_answer(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    env = hub_env | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nobody listens
+    done = edgelm_command("export", "owner/tiny", "-o", "out", env=env)
+    assert "cannot fetch 'owner/tiny' from the hub" in failure(done.status, done.stdout, done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_told_to_stay_offline(hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/tiny", "-o", "out", env=hub_env | {"HF_HUB_OFFLINE": "1"})
+    assert "cannot fetch 'owner/tiny' from the hub" in failure(done.status, done.stdout, done.stderr)
+    assert hub.asked == []
