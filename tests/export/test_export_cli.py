@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.errors import PromptError
 from edgelm.model import load
+from edgelm.tokenizer import Tokenizer
 from tests.conftest import CommandResult, RunCommand
 from tests.export.checkpoints import Shape, TinyExport, edit_json, save_checkpoint
 
