@@ -20,7 +20,9 @@ KNOWN_FEATURES: frozenset[str] = frozenset()
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+FixedPrecision = Literal["fp32", "fp16", "int8", "int4"]
+Precision = Literal[FixedPrecision, "mixed"]
+"""Names of recipes; "mixed" has its bits chosen matrix by matrix."""
 Count = Annotated[int, Between(1, 2**31 - 1)]
 Bytes = Annotated[int, Between(0, 2**44)]
 
@@ -78,7 +80,8 @@ class Recipe:
     """The precision recipe, whole and per matrix."""
 
     name: Precision
-    smoothing_alpha: Annotated[float, Between(0, 1)] | None
+    calibration_tokens: Count | None
+    """Tokens drawn from the source that smoothing and GPTQ saw; null where nothing was rounded to integers."""
     matrices: tuple[Matrix, ...]
 
 

@@ -12,7 +12,7 @@ from edgelm.session import Session
 
 Logits = npt.NDArray[np.float32]
 
-PERPLEXITY_GATES: dict[Precision, float] = {"fp32": 1.001, "fp16": 1.01, "int8": 1.01, "int4": 1.05}
+PERPLEXITY_GATES: dict[Precision, float] = {"fp32": 1.001, "fp16": 1.01, "int8": 1.01, "int4": 1.05, "mixed": 1.05}
 FP32_LOGIT_GATE = 1e-3
 GREEDY_PROMPTS = 8
 GREEDY_TOKENS = 64
@@ -103,9 +103,11 @@ def count_equal_greedy(
     return equal, compared
 
 
-def certificate(precision: Precision, text: str, measured: Comparison, greedy: tuple[int, int]) -> Certificate:
-    """Judge a measurement by its recipe's gate."""
-    limit = PERPLEXITY_GATES[precision]
+def certificate(
+    precision: Precision, text: str, measured: Comparison, greedy: tuple[int, int], limit: float | None = None
+) -> Certificate:
+    """Judge a measurement by its recipe's gate, or by another `limit` of the perplexity ratio."""
+    limit = limit or PERPLEXITY_GATES[precision]
     ratio = math.exp((measured.bundle_nats - measured.source_nats) / measured.tokens)
     gate = f"perplexity ratio <= {limit}"
     passed = ratio <= limit

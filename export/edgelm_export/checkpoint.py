@@ -188,7 +188,7 @@ def _load_model(folder: Path, name: str) -> Any:
     bad = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         raise ExportError(f"the weight {bad[0]!r} of {name!r} holds NaN or infinity: it is damaged")
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def _generation_settings(folder: Path, config: dict[str, Any]) -> dict[str, object]:

@@ -1,17 +1,33 @@
 """``edgelm export``: a GPT-2 checkpoint becomes a bundle."""
 
+import re
 import signal
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import click
 
 from edgelm.errors import ExportError
-from edgelm.manifest import Precision
+from edgelm.manifest import FixedPrecision
 from edgelm_export.publish import check_output
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """A size like 80M: K, M and G are powers of 1000."""
+
+    name = "SIZE"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMG]?)B?", value.strip().upper())
+        if not match or not float(match[1]):
+            self.fail(f"{value!r} is not a size like 80M or 1.5G", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
 
 _NEEDED = ("torch", "transformers", "optimum", "onnx")
 
@@ -21,20 +37,39 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="Where the bundle goes: new, or empty.")
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
-    default="int8",
-    show_default=True,
-    help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small.",
+    type=click.Choice(get_args(FixedPrecision)),
+    help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small.  [default: int8]",
 )
+@click.option("--max-disk", type=_Bytes(), help="Choose bits matrix by matrix: at most so large on disk.")
+@click.option("--max-ram", type=_Bytes(), help="The same: at most so much memory when the context is full.")
+@click.option("--max-ppl", type=float, metavar="RATIO", help="The same: perplexity at most the source's times RATIO.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even if it misses its quality gate.")
-def command(source: str, output: str, precision: str, revision: str | None, accept_quality_loss: bool) -> None:
+def command(
+    source: str,
+    output: str,
+    precision: FixedPrecision | None,
+    max_disk: int | None,
+    max_ram: int | None,
+    max_ppl: float | None,
+    revision: str | None,
+    accept_quality_loss: bool,
+) -> None:
     """Turn the GPT-2 checkpoint SOURCE, a folder or a hub id, into a bundle.
 
     \b
     edgelm export gpt2 -o gpt2-int8
     edgelm export ./my-checkpoint -o my-int4 --precision int4
+    edgelm export gpt2 -o gpt2-small --max-disk 80M --max-ppl 1.02
+
+    With limits the bits of every matrix are chosen by what each is measured to lose. Limits of size are used up; a
+    limit of perplexity alone gives the smallest bundle that keeps it.
     """
+    limits = (max_disk, max_ram, max_ppl)
+    if precision is not None and limits != (None, None, None):
+        raise click.UsageError("--precision and limits (--max-disk, --max-ram, --max-ppl) exclude each other; give one")
+    if max_ppl is not None and not 1 < max_ppl <= 100:
+        raise click.UsageError(f"--max-ppl must be more than 1 and at most 100, got {max_ppl:g}")
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ExportError(f"export needs {', '.join(missing)}; run: pip install 'edgelm[cpu,export]'")
@@ -44,13 +79,14 @@ def command(source: str, output: str, precision: str, revision: str | None, acce
 
     progress = _Progress()
     progress.begin("loading torch, transformers and optimum")
+    from edgelm_export.budget import Budget
     from edgelm_export.export import export
 
     try:
         exported = export(
             source,
             Path(output),
-            cast(Precision, precision),
+            precision or "int8" if limits == (None, None, None) else Budget(*limits),
             revision=revision,
             accept_quality_loss=accept_quality_loss,
             report=progress.begin,
@@ -61,7 +97,8 @@ def command(source: str, output: str, precision: str, revision: str | None, acce
         click.echo(f"note: {note}", err=True)
     c = exported.certificate
     click.echo(
-        f"{output}: {precision}, {exported.bundle.size_bytes / 1e6:.1f} MB, perplexity x {c.perplexity_ratio:.4f}, "
+        f"{output}: {exported.bundle.manifest.recipe.name}, {exported.bundle.size_bytes / 1e6:.1f} MB, "
+        f"perplexity x {c.perplexity_ratio:.4f}, "
         f"KL {c.mean_kl_divergence:.2g} nats, same top token {c.top1_agreement:.2%}; "
         f"gate ({c.gate}) {'passed' if c.passed else 'MISSED'}"
     )

@@ -16,27 +16,25 @@ from edgelm.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Certificate,
+    FixedPrecision,
     Manifest,
     Matrix,
-    Precision,
     Recipe,
     Source,
 )
 from edgelm.session import Session
+from edgelm_export.budget import Budget
 from edgelm_export.certify import GREEDY_PROMPTS, certificate, compare_texts, count_equal_greedy
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
+from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph import write_graph
 from edgelm_export.model_card import model_card
 from edgelm_export.publish import publish, workshop
 from edgelm_export.reference import Reference
-from edgelm_export.smooth import ALPHA, activation_peaks, smooth
 from edgelm_export.source_text import Text, draw_texts
-from edgelm_export.weights import Gpt2Weights, collect_weights
 
 EVALUATION_TOKENS = 10_000
 EVALUATION_SEED = 0
-CALIBRATION_TOKENS = 4_096
-CALIBRATION_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Exported:
 def export(
     source: str,
     output: Path,
-    precision: Precision,
+    precision: FixedPrecision | Budget,
     *,
     revision: str | None = None,
     accept_quality_loss: bool = False,
@@ -66,6 +64,7 @@ def export(
     Args:
         source: a folder in Hugging Face layout or a hub id.
         output: a folder that does not exist yet, or is empty.
+        precision: a recipe's name, or a budget that a recipe of its own is made for.
         revision: branch, tag or commit of a hub id.
         accept_quality_loss: publish also what missed its gate.
         report: called with the name of each stage as it begins.
@@ -83,20 +82,21 @@ def export(
         reference = Reference(checkpoint.model, scratch)
         report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
         texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
-        weights = collect_weights(checkpoint.model)
-        if precision == "int8":
-            report("drawing text to calibrate on, and smoothing")
-            weights = _smoothed(checkpoint, weights)
-        report(f"writing the {precision} graph")
-        graph, matrices = write_graph(weights, precision, draft)
-        recipe = Recipe(precision, ALPHA if precision == "int8" else None, matrices)
-        _check_account(checkpoint, matrices)
         _write_papers(checkpoint, settings, draft)
+        if isinstance(precision, Budget):
+            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report)
+            notes += (given_up,)
+        else:
+            stored = store_as(checkpoint, precision, report)
+        report("writing the graph")
+        graph, matrices = write_graph(stored, draft)
+        recipe = Recipe(stored.recipe.name, CALIBRATION_TOKENS if stored.recipe.is_quantized else None, matrices)
+        _check_account(checkpoint, matrices)
         draft_manifest = Manifest(
             format_version=FORMAT_VERSION,
             required_features=(),
             created_by=f"edgelm {__version__}",
-            architecture=weights.architecture,
+            architecture=stored.source.architecture,
             graph=graph,
             recipe=recipe,
             source=Source(
@@ -110,10 +110,11 @@ def export(
         )
         _seal(draft, draft_manifest)
         report("measuring the bundle against the reference")
-        measured = _measure(Bundle.read(draft), precision, reference, texts)
+        limit = precision.max_perplexity_ratio if isinstance(precision, Budget) else None
+        measured = _measure(Bundle.read(draft), limit, reference, texts)
         if not (measured.passed or accept_quality_loss):
             raise ExportError(
-                f"the {precision} bundle missed its gate ({measured.gate}): perplexity ratio "
+                f"the {recipe.name} bundle missed its gate ({measured.gate}): perplexity ratio "
                 f"{measured.perplexity_ratio:.4f}, max |logit difference| {measured.max_abs_logit_difference:.2g}; "
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
@@ -122,11 +123,6 @@ def export(
         _seal(draft, replace(draft_manifest, certificate=measured))
         publish(draft, output)
     return Exported(Bundle.read(output), measured, notes)
-
-
-def _smoothed(checkpoint: Checkpoint, weights: Gpt2Weights) -> Gpt2Weights:
-    texts = draw_texts(checkpoint.model, CALIBRATION_TOKENS, CALIBRATION_SEED)
-    return smooth(weights, activation_peaks(checkpoint.model, texts))
 
 
 def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None:
@@ -177,9 +173,9 @@ def _seal(draft: Path, manifest: Manifest) -> None:
     (draft / MANIFEST_NAME).write_text(text, encoding="utf-8")
 
 
-def _measure(bundle: Bundle, precision: Precision, reference: Reference, texts: list[Text]) -> Certificate:
+def _measure(bundle: Bundle, limit: float | None, reference: Reference, texts: list[Text]) -> Certificate:
     session = Session.open(bundle, device="cpu")
     measured = compare_texts(reference.logits, session, texts)
     greedy = count_equal_greedy(reference.logits, session, texts[:GREEDY_PROMPTS])
     description = f"drawn from the source at temperature 1, seed {EVALUATION_SEED}"
-    return certificate(precision, description, measured, greedy)
+    return certificate(bundle.manifest.recipe.name, description, measured, greedy, limit)

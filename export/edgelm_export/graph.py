@@ -9,23 +9,27 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from edgelm.manifest import Graph, Matrix, Precision
+from edgelm.manifest import Graph, Matrix
+from edgelm_export.calibrate import StoredGpt2
 from edgelm_export.onnx_writer import CONTRIB, GraphWriter
-from edgelm_export.products import Products, products_for, store_float
-from edgelm_export.weights import Array, Gpt2Weights, Layer, Norm
+from edgelm_export.products import Products
+from edgelm_export.quantize import FLOAT16
+from edgelm_export.recipe import POSITION_TABLE
+from edgelm_export.weights import Array, Gpt2Weights, Layer, Linear, Norm
 
 MINIMUM_ONNXRUNTIME = "1.32"
 
 _GELU = {"tanh": "FastGelu", "erf": "BiasGelu"}
 
 
-def write_graph(weights: Gpt2Weights, precision: Precision, folder: Path) -> tuple[Graph, tuple[Matrix, ...]]:
+def write_graph(model: StoredGpt2, folder: Path) -> tuple[Graph, tuple[Matrix, ...]]:
     """Write ``model.onnx`` and ``model.onnx.data`` into `folder`; returns their facts and the account of matrices."""
+    half = model.stored[POSITION_TABLE].storage == FLOAT16
     facts = Graph(
         file="model.onnx",
         weights_file="model.onnx.data",
         minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
-        devices=("cpu", "cuda") if precision == "fp16" else ("cpu",),
+        devices=("cpu", "cuda") if half else ("cpu",),
         input_ids="input_ids",
         position_ids="position_ids",
         seqlens_k="seqlens_k",
@@ -36,12 +40,12 @@ def write_graph(weights: Gpt2Weights, precision: Precision, folder: Path) -> tup
         past_names=("past_key_values.{layer}.key", "past_key_values.{layer}.value"),
         present_names=("present.{layer}.key", "present.{layer}.value"),
         kv_layout="BHCD",
-        kv_dtype="float16" if precision == "fp16" else "float32",
+        kv_dtype="float16" if half else "float32",
     )
     writer = GraphWriter(folder, facts.file, facts.weights_file)
-    products = products_for(precision, writer)
-    _Body(weights, facts, writer, products).write()
-    writer.save("gpt2", *_signature(weights, facts))
+    products = Products(writer, model.stored, np.float16 if half else np.float32)
+    _Body(model.source, facts, writer, products).write()
+    writer.save("gpt2", *_signature(model.source, facts))
     return facts, tuple(products.matrices)
 
 
@@ -58,7 +62,7 @@ class _Body:
     def write(self) -> None:
         weights, names, node = self._weights, self._facts, self._node
         tokens = self._products.token_lookup(names.input_ids, weights.token_table, "tokens")  # (B, T, D)
-        positions = node("Gather", [self._position_table(), names.position_ids], "positions")  # (B, T, D)
+        positions = self._products.position_lookup(names.position_ids, weights.position_table, "positions")  # (B, T, D)
         normed, residual = self._add_and_norm(
             tokens, positions, None, weights.layers[0].attention_norm, "h.0.attn_norm"
         )
@@ -83,7 +87,7 @@ class _Body:
         here, node, facts, heads = f"h.{index}", self._node, self._facts, self._weights.architecture.num_heads
         past = [name.replace("{layer}", str(index)) for name in facts.past_names]  # (B, H, C, p) each
         present = [name.replace("{layer}", str(index)) for name in facts.present_names]  # the same buffers
-        qkv = self._products.linear(normed, layer.qkv, f"{here}.qkv", bias=True)  # (B, T, 3·H·p)
+        qkv = self._linear(normed, layer.qkv, f"{here}.qkv", bias=True)  # (B, T, 3·H·p)
         attended = node(
             "GroupQueryAttention",
             [
@@ -95,15 +99,19 @@ class _Body:
             {"num_heads": heads, "kv_num_heads": heads, "scale": layer.attention_scale, "do_rotary": 0},
             domain=CONTRIB,
         )  # (B, T, H·p)
-        attention_out = self._products.linear(attended, layer.attention_out, f"{here}.attn_out", bias=False)
+        attention_out = self._linear(attended, layer.attention_out, f"{here}.attn_out", bias=False)
         normed, residual = self._add_and_norm(
             residual, attention_out, layer.attention_out.bias, layer.mlp_norm, f"{here}.mlp_norm"
         )
-        inner = self._products.linear(normed, layer.mlp_in, f"{here}.mlp_in", bias=False)  # (B, T, F)
+        inner = self._linear(normed, layer.mlp_in, f"{here}.mlp_in", bias=False)  # (B, T, F)
         bias = self._vector(f"{here}.mlp_in.bias", layer.mlp_in.bias)
         active = node(_GELU[self._weights.gelu], [inner, bias], f"{here}.gelu", domain=CONTRIB)
-        mlp_out = self._products.linear(active, layer.mlp_out, f"{here}.mlp_out", bias=False)  # (B, T, D)
+        mlp_out = self._linear(active, layer.mlp_out, f"{here}.mlp_out", bias=False)  # (B, T, D)
         return self._add_and_norm(residual, mlp_out, layer.mlp_out.bias, following, following_name)
+
+    def _linear(self, x: str, linear: Linear, out: str, *, bias: bool) -> str:
+        """The product, with its bias only where the node that follows does not add it."""
+        return self._products.linear(x, linear.name, linear.weight, linear.bias if bias else None, out)
 
     def _add_and_norm(self, residual: str, x: str, bias: Array | None, norm: Norm, name: str) -> tuple[str, str]:
         """LayerNorm(residual + x + bias) and the sum itself, in one node."""
@@ -122,12 +130,6 @@ class _Body:
 
     def _vector(self, name: str, array: Array) -> str:
         return self._writer.weight(name, array.astype(self._products.dtype))
-
-    def _position_table(self) -> str:
-        name, table = "transformer.wpe.weight", self._weights.position_table
-        stored, account = store_float(name, table, self._products.dtype)
-        self._products.matrices.append(account)
-        return self._writer.weight(name, stored)
 
 
 def _signature(weights: Gpt2Weights, facts: Graph) -> tuple[list[Any], list[Any]]:

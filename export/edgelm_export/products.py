@@ -1,192 +1,128 @@
-"""How each precision recipe multiplies by a weight matrix, looks up a token, and computes the logits.
+"""Writes products, lookups and logits of stored matrices: which operators each way of storing asks for.
 
-A recipe is a small object; the graph asks it for products and never for bits. Every matrix it stores it also
-accounts for, with the error it made.
+Every matrix written is accounted for, with the error it makes.
 """
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 from onnx import helper, numpy_helper
 
-from edgelm.manifest import Matrix, Precision
+from edgelm.manifest import Matrix
 from edgelm_export.onnx_writer import CONTRIB, LOCAL, OPSET, GraphWriter
-from edgelm_export.quantize import BlockQuantized, block_size_for, quantize_blocks, quantize_columns, relative_error
-from edgelm_export.weights import Array, Linear
+from edgelm_export.quantize import Array, BlockQuantized, FloatStored, RowQuantized, Stored, relative_error
+from edgelm_export.recipe import HEAD, POSITION_TABLE, TOKEN_TABLE
 
 
-class Products(Protocol):
-    """What the graph needs of a recipe."""
+class Products:
+    """What the graph asks for wherever a matrix is used."""
 
-    dtype: type[np.floating]
-    """Of activations, norms, biases and the KV cache."""
-    matrices: list[Matrix]
-    """The account of all matrices stored so far."""
-
-    def linear(self, x: str, linear: Linear, out: str, *, bias: bool) -> str:
-        """``x @ weight``, plus the bias where the next node does not add it; x is (B, T, K)."""
-        ...
-
-    def token_lookup(self, ids: str, table: Array, out: str) -> str:
-        """Rows `ids` (B, T) of the token table (V, D)."""
-        ...
-
-    def head(self, x: str, head: Array | None, out: str) -> str:
-        """Logits (N, V) of x (N, D); `head` is None where the token table serves."""
-        ...
-
-
-def products_for(precision: Precision, writer: GraphWriter) -> Products:
-    """The recipe of that name."""
-    if precision == "fp32":
-        return FloatProducts(writer, np.float32)
-    if precision == "fp16":
-        return FloatProducts(writer, np.float16)
-    return RowInt8Products(writer) if precision == "int8" else BlockProducts(writer, bits=4)
-
-
-def store_float(name: str, array: Array, dtype: type[np.floating]) -> tuple[npt.NDArray[np.floating], Matrix]:
-    """`array` in a float type, with its account."""
-    stored = array.astype(dtype)
-    bits = 8 * stored.dtype.itemsize
-    kind: Literal["float32", "float16"] = "float32" if bits == 32 else "float16"
-    return stored, Matrix(name, array.shape, kind, bits, None, relative_error(stored, array))
-
-
-class FloatProducts:
-    """fp32 and fp16: plain products; one table for tokens and head."""
-
-    def __init__(self, writer: GraphWriter, dtype: type[np.floating]) -> None:
+    def __init__(self, writer: GraphWriter, stored: Mapping[str, Stored], dtype: type[np.floating]) -> None:
+        """Args: where to write, the matrices by name, and the type of activations, norms, biases and KV cache."""
         self.dtype = dtype
         self.matrices: list[Matrix] = []
+        """The account of all matrices written so far."""
         self._writer = writer
-        self._table = ""
+        self._stored = stored
+        self._names: dict[str, str] = {}
 
-    def linear(self, x: str, linear: Linear, out: str, *, bias: bool) -> str:
-        name = self._store(linear.name, linear.weight)
-        if not bias:
-            return self._writer.node("MatMul", [x, name], out)
-        product = self._writer.node("MatMul", [x, name], f"{out}.product")
-        return self._writer.node(
-            "Add", [product, self._writer.weight(f"{out}.bias", linear.bias.astype(self.dtype))], out
-        )
+    def linear(self, x: str, name: str, source: Array, bias: Array | None, out: str) -> str:
+        """``x @ weight``, plus the bias where one is given.
 
-    def token_lookup(self, ids: str, table: Array, out: str) -> str:
-        self._table = self._store("transformer.wte.weight", table)
-        return self._writer.node("Gather", [self._table, ids], out)
+        Args:
+            x: (B, T, K).
+            name: of the matrix in the checkpoint.
+            source: (K, N), what the stored matrix stands in for.
+        """
+        stored = self._stored[name]
+        if isinstance(stored, BlockQuantized):
+            self._account(name, source.shape, stored, source.T)
+            return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, bias)
+        self._account(name, source.shape, stored, source.T if isinstance(stored, RowQuantized) else source)
+        product = out if bias is None else f"{out}.product"
+        if isinstance(stored, RowQuantized):
+            self._writer.function(row_quantized_matmul())
+            inputs = [
+                x,
+                self._writer.weight(name, stored.values),
+                self._writer.weight(f"{name}.scales", stored.scales),
+            ]
+            self._writer.node("RowQuantizedMatMul", inputs, product, domain=LOCAL)
+        else:
+            self._writer.node("MatMul", [x, self._writer.weight(name, stored.values)], product)
+        if bias is None:
+            return product
+        return self._writer.node("Add", [product, self._writer.weight(f"{out}.bias", bias.astype(self.dtype))], out)
 
-    def head(self, x: str, head: Array | None, out: str) -> str:
-        table = self._table if head is None else self._store("lm_head.weight", head)
-        # transB reads the (V, D) table as it lies: no transposed copy of the tied weights.
-        return self._writer.node("Gemm", [x, table], out, {"transB": 1})
-
-    def _store(self, name: str, array: Array) -> str:
-        stored, account = store_float(name, array, self.dtype)
-        self.matrices.append(account)
-        return self._writer.weight(name, stored)
-
-
-class BlockProducts:
-    """4-bit blocks for the body, 8-bit blocks for the token table and the head, which are one tensor when tied."""
-
-    dtype = np.float32
-    TABLE_BITS = 8
-
-    def __init__(self, writer: GraphWriter, *, bits: int) -> None:
-        self.matrices: list[Matrix] = []
-        self._writer = writer
-        self._bits = bits
-        self._table: tuple[str, str, BlockQuantized] | None = None
-
-    def linear(self, x: str, linear: Linear, out: str, *, bias: bool) -> str:
-        k, n = linear.weight.shape
-        quantized = quantize_blocks(linear.weight.T, self._bits, block_size_for(k))
-        names = self._store(linear.name, (k, n), quantized, quantized.packed)
-        # Inputs 3 and 4 are zero points (none: symmetric) and a group index.
-        inputs = [x, *names, "", "", self._writer.weight(f"{out}.bias", linear.bias)] if bias else [x, *names]
-        return self._product(inputs, out, k, n, quantized)
-
-    def token_lookup(self, ids: str, table: Array, out: str) -> str:
-        quantized = quantize_blocks(table, self.TABLE_BITS, block_size_for(table.shape[1]))
+    def token_lookup(self, ids: str, source: Array, out: str) -> str:
+        """Rows `ids` (B, T) of the token table, whose source is (V, D)."""
+        stored = self._stored[TOKEN_TABLE]
+        self._account(TOKEN_TABLE, source.shape, stored, source)
+        if isinstance(stored, FloatStored):
+            self._names[TOKEN_TABLE] = self._writer.weight(TOKEN_TABLE, stored.values)
+            return self._writer.node("Gather", [self._names[TOKEN_TABLE], ids], out)
+        assert isinstance(stored, BlockQuantized)
         # Flat for the lookup, reshaped at the head: ORT then keeps this one mapped and frees the folded copy.
-        flat = quantized.packed.reshape(len(table), -1)
-        names = self._store("transformer.wte.weight", table.shape, quantized, flat)
-        self._table = (*names, quantized)
-        width = quantized.scales.shape[1] * quantized.block_size
-        exact = width == table.shape[1]
-        attributes: dict[str, int | float] = {
-            "bits": self.TABLE_BITS,
-            "block_size": quantized.block_size,
-            "gather_axis": 0,
-            "quantize_axis": 1,
-        }
+        table, scales = self._add_blocks(TOKEN_TABLE, stored, stored.packed.reshape(len(source), -1))
+        exact = stored.scales.shape[1] * stored.block_size == stored.columns
         rows = self._writer.node(
             "GatherBlockQuantized",
-            [names[0], ids, names[1]],
+            [table, ids, scales],
             out if exact else f"{out}.padded",
-            attributes,
+            {"bits": stored.bits, "block_size": stored.block_size, "gather_axis": 0, "quantize_axis": 1},
             domain=CONTRIB,
         )
         if exact:
             return rows
-        bounds = [self._writer.weight(f"{out}.{n}", np.array([v], np.int64)) for n, v in _slice(table.shape[1])]
-        return self._writer.node("Slice", [rows, *bounds], out)
+        bounds = [("slice_start", 0), ("slice_end", stored.columns), ("slice_axis", 2)]
+        names = [self._writer.weight(f"{out}.{name}", np.array([value], np.int64)) for name, value in bounds]
+        return self._writer.node("Slice", [rows, *names], out)
 
-    def head(self, x: str, head: Array | None, out: str) -> str:
-        if head is None:
-            assert self._table is not None  # token_lookup comes first
-            flat, scales, quantized = self._table
-            shape = self._writer.weight(f"{out}.table_shape", np.array(quantized.packed.shape, np.int64))
-            packed = self._writer.node("Reshape", [flat, shape], f"{out}.table")
-            vocab, k = len(quantized.packed), self._table_width()
-        else:
-            vocab, k = head.shape
-            quantized = quantize_blocks(head, self.TABLE_BITS, block_size_for(k))
-            packed, scales = self._store("lm_head.weight", head.shape, quantized, quantized.packed)
-        return self._product([x, packed, scales], out, k, vocab, quantized)
+    def position_lookup(self, ids: str, source: Array, out: str) -> str:
+        """Rows `ids` (B, T) of the position table (C, D)."""
+        stored = self._stored[POSITION_TABLE]
+        assert isinstance(stored, FloatStored)
+        self._account(POSITION_TABLE, source.shape, stored, source)
+        return self._writer.node("Gather", [self._writer.weight(POSITION_TABLE, stored.values), ids], out)
 
-    def _table_width(self) -> int:
-        return next(m.shape[1] for m in self.matrices if m.name == "transformer.wte.weight")
+    def head(self, x: str, source: Array | None, out: str) -> str:
+        """Logits (N, V) of x (N, D); `source` is None where the token table serves."""
+        name = TOKEN_TABLE if source is None else HEAD
+        stored = self._stored[name]
+        if source is not None:
+            self._account(HEAD, source.shape, stored, source)
+        if isinstance(stored, FloatStored):
+            table = self._names[TOKEN_TABLE] if source is None else self._writer.weight(HEAD, stored.values)
+            # transB reads the (V, D) table as it lies: no transposed copy of the tied weights.
+            return self._writer.node("Gemm", [x, table], out, {"transB": 1})
+        assert isinstance(stored, BlockQuantized)
+        if source is not None:
+            return self._blocks(x, stored, self._add_blocks(HEAD, stored, stored.packed), out, None)
+        shape = self._writer.weight(f"{out}.table_shape", np.array(stored.packed.shape, np.int64))
+        packed = self._writer.node("Reshape", [self._names[TOKEN_TABLE], shape], f"{out}.table")
+        return self._blocks(x, stored, (packed, f"{TOKEN_TABLE}.scales"), out, None)
 
-    def _product(self, inputs: list[str], out: str, k: int, n: int, quantized: BlockQuantized) -> str:
+    def _blocks(self, x: str, stored: BlockQuantized, names: tuple[str, str], out: str, bias: Array | None) -> str:
+        # Inputs 3 and 4 are zero points (none: symmetric) and a group index.
+        inputs = [x, *names] if bias is None else [x, *names, "", "", self._writer.weight(f"{out}.bias", bias)]
         attributes: dict[str, int | float] = {
-            "K": k,
-            "N": n,
-            "bits": quantized.bits,
-            "block_size": quantized.block_size,
+            "K": stored.columns,
+            "N": len(stored.packed),
+            "bits": stored.bits,
+            "block_size": stored.block_size,
             "accuracy_level": 4,  # int8 activations per block; every other level dequantizes B at each call
         }
         return self._writer.node("MatMulNBits", inputs, out, attributes, domain=CONTRIB)
 
-    def _store(
-        self, name: str, shape: tuple[int, ...], quantized: BlockQuantized, packed: npt.NDArray[np.uint8]
-    ) -> tuple[str, str]:
-        self.matrices.append(
-            Matrix(name, shape, "block", quantized.bits, quantized.block_size, quantized.relative_error)
-        )
-        return self._writer.weight(name, packed), self._writer.weight(f"{name}.scales", quantized.scales)
+    def _add_blocks(self, name: str, stored: BlockQuantized, packed: npt.NDArray[np.uint8]) -> tuple[str, str]:
+        self._names[name] = self._writer.weight(name, packed)
+        return self._names[name], self._writer.weight(f"{name}.scales", stored.scales)
 
-
-class RowInt8Products(BlockProducts):
-    """int8 with one scale per token and per column (W8A8) for the body; table and head as 8-bit blocks."""
-
-    def __init__(self, writer: GraphWriter) -> None:
-        super().__init__(writer, bits=8)
-        writer.function(row_quantized_matmul())
-
-    def linear(self, x: str, linear: Linear, out: str, *, bias: bool) -> str:
-        quantized = quantize_columns(linear.weight)
-        self.matrices.append(Matrix(linear.name, linear.weight.shape, "int8_row", 8, None, quantized.relative_error))
-        inputs = [
-            x,
-            self._writer.weight(linear.name, quantized.values),
-            self._writer.weight(f"{linear.name}.scales", quantized.scales),
-        ]
-        if not bias:
-            return self._writer.node("RowQuantizedMatMul", inputs, out, domain=LOCAL)
-        product = self._writer.node("RowQuantizedMatMul", inputs, f"{out}.product", domain=LOCAL)
-        return self._writer.node("Add", [product, self._writer.weight(f"{out}.bias", linear.bias)], out)
+    def _account(self, name: str, shape: tuple[int, ...], stored: Stored, source: Array) -> None:
+        storage = stored.storage
+        error = relative_error(stored.restored(), source)
+        self.matrices.append(Matrix(name, shape, storage.format, storage.bits, storage.block_size, error))
 
 
 def row_quantized_matmul() -> object:
@@ -218,7 +154,3 @@ def row_quantized_matmul() -> object:
     ]
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_function(LOCAL, "RowQuantizedMatMul", ["x", "values", "scales"], ["y"], nodes, opsets)
-
-
-def _slice(width: int) -> list[tuple[str, int]]:
-    return [("slice_start", 0), ("slice_end", width), ("slice_axis", 2)]

@@ -1,6 +1,7 @@
-"""Weights to few bits: pure functions on arrays, with the error each one made."""
+"""Matrices to few bits: pure functions on arrays. A stored matrix knows what it stands for (`restored`)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,16 +11,53 @@ Array = npt.NDArray[np.float32]
 BLOCK_SIZES = (128, 64, 32, 16)
 """Sizes MatMulNBits and GatherBlockQuantized have fast kernels for, best first."""
 
+_SMALLEST_CLIP = 0.6
+_CLIPS = 20
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one matrix is stored; the words of the manifest."""
+
+    format: Literal["float32", "float16", "int8_row", "block"]
+    bits: int
+    block_size: int | None = None
+    """The most a block may hold; smaller where that divides the matrix and this does not."""
+
+
+FLOAT32 = Storage("float32", 32)
+FLOAT16 = Storage("float16", 16)
+INT8_ROW = Storage("int8_row", 8)
+"""int8 weights with a scale per output, multiplied with activations that have a scale per token (W8A8)."""
+
+
+@dataclass(frozen=True)
+class FloatStored:
+    """A matrix in a float type, as it lies in the source."""
+
+    values: npt.NDArray[np.floating]
+
+    @property
+    def storage(self) -> Storage:
+        return FLOAT32 if self.values.dtype == np.float32 else FLOAT16
+
+    def restored(self) -> Array:
+        return self.values.astype(np.float32)
+
 
 @dataclass(frozen=True)
 class RowQuantized:
-    """int8 weights with a scale per output column, for the product with a scale per token (W8A8)."""
+    """int8 weights with a scale per output column."""
 
     values: npt.NDArray[np.int8]
     """(K, N)."""
     scales: Array
     """(N,)."""
-    relative_error: float
+    storage = INT8_ROW
+
+    def restored(self) -> Array:
+        """(N, K): rows are outputs, as in `BlockQuantized`."""
+        return np.ascontiguousarray((self.values * self.scales).T)
 
 
 @dataclass(frozen=True)
@@ -29,47 +67,95 @@ class BlockQuantized:
     packed: npt.NDArray[np.uint8]
     """(N, blocks, block_size · bits / 8), two 4-bit values a byte, the low half first."""
     scales: Array
-    """(N, blocks)."""
+    """(N, blocks); a scale may be negative."""
     bits: int
     block_size: int
-    relative_error: float
+    columns: int
+    """K: the last block may be longer than what is left of a row."""
+
+    @property
+    def storage(self) -> Storage:
+        return Storage("block", self.bits, self.block_size)
+
+    def restored(self) -> Array:
+        """(N, K)."""
+        codes = self.packed
+        if self.bits == 4:
+            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
+        centred = codes.astype(np.float32) - 2 ** (self.bits - 1)  # (N, blocks, block_size)
+        return np.ascontiguousarray((centred * self.scales[:, :, None]).reshape(len(codes), -1)[:, : self.columns])
+
+
+Stored = FloatStored | RowQuantized | BlockQuantized
 
 
 def quantize_columns(weight: Array) -> RowQuantized:
     """Symmetric int8, each column of `weight` (K, N) scaled so that its largest magnitude is 127."""
     scales = np.abs(weight).max(axis=0) / np.float32(127)  # (N,)
     scales = np.where(scales == 0, np.float32(1), scales).astype(np.float32)
-    values = np.rint(weight / scales).astype(np.int8)  # (K, N)
-    return RowQuantized(values, scales, relative_error(values * scales, weight))
+    return RowQuantized(np.rint(weight / scales).astype(np.int8), scales)
 
 
-def quantize_blocks(rows: Array, bits: int, block_size: int) -> BlockQuantized:
-    """Symmetric 4 or 8 bits, round to nearest.
-
-    The value of the largest magnitude of a block lands on the lowest code, -2^(bits-1), whatever its sign: that
-    uses all 2^bits codes, at the price of scales that may be negative.
+def quantize_blocks(rows: Array, bits: int, block_size: int, importance: Array | None = None) -> BlockQuantized:
+    """Symmetric 4 or 8 bits, round to nearest, each block's scale searched for the least square error.
 
     Args:
         rows: (N, K); K is padded with zeros to whole blocks.
+        importance: (K,), what an error in each column counts; None for all alike.
     """
+    scales = search_scales(rows, bits, block_size, importance)  # (N, blocks)
+    middle = 2 ** (bits - 1)
+    codes = np.clip(np.rint(cut_blocks(rows, block_size) / scales[:, :, None]) + middle, 0, 2**bits - 1)
+    return pack_blocks(codes.astype(np.uint8), scales, bits, rows.shape[1])
+
+
+def search_scales(rows: Array, bits: int, block_size: int, importance: Array | None = None) -> Array:
+    """The scale of every block of `rows` (N, K), float32 (N, blocks).
+
+    Tried are the scale that puts the value of the largest magnitude on the lowest code, -2^(bits-1), whatever its
+    sign (it uses all codes, at the price of scales that may be negative), the one that puts it on the highest code,
+    and both shrunk by up to 40%, which clips that value and resolves the others better. 8 bits leave nothing to gain.
+    """
+    cut = cut_blocks(rows, block_size)  # (N, blocks, block_size)
+    largest = np.take_along_axis(cut, np.abs(cut).argmax(axis=2, keepdims=True), axis=2)  # (N, blocks, 1)
+    middle = 2 ** (bits - 1)
+    low = (largest / np.float32(-middle)).astype(np.float32)
+    low = np.where(low == 0, np.float32(1), low)
+    if bits == 8:
+        return np.asarray(low[:, :, 0], np.float32)
+    counts = np.ones((1, rows.shape[1]), np.float32) if importance is None else importance[None]
+    counts = cut_blocks(counts, block_size)  # (1, blocks, block_size)
+    best, least = low, np.full(low.shape, np.inf, np.float32)
+    for end in (low, low * np.float32(-middle / (middle - 1))):
+        for clip in np.linspace(1, _SMALLEST_CLIP, _CLIPS + 1, dtype=np.float32):
+            scales = end * clip
+            codes = np.clip(np.rint(cut / scales), -middle, middle - 1)
+            error = (np.square(codes * scales - cut) * counts).sum(axis=2, keepdims=True)  # (N, blocks, 1)
+            better = error < least
+            best, least = np.where(better, scales, best), np.where(better, error, least)
+    return np.asarray(best[:, :, 0], np.float32)
+
+
+def cut_blocks(rows: npt.NDArray[np.floating], block_size: int) -> Array:
+    """`rows` (N, K) as (N, blocks, block_size), filled up with zeros."""
     n, k = rows.shape
     blocks = -(-k // block_size)
     padded = np.zeros((n, blocks * block_size), np.float32)
     padded[:, :k] = rows
-    cut = padded.reshape(n, blocks, block_size)
-    largest = np.take_along_axis(cut, np.abs(cut).argmax(axis=2, keepdims=True), axis=2)  # (N, blocks, 1)
-    middle = 2 ** (bits - 1)
-    scales = (largest / np.float32(-middle)).astype(np.float32)
-    scales = np.where(scales == 0, np.float32(1), scales)
-    codes = np.clip(np.rint(cut / scales) + middle, 0, 2**bits - 1).astype(np.uint8)  # (N, blocks, block_size)
-    restored = ((codes.astype(np.float32) - middle) * scales).reshape(n, -1)[:, :k]
-    packed = codes if bits == 8 else codes[:, :, 0::2] | (codes[:, :, 1::2] << 4)
-    return BlockQuantized(packed, scales[:, :, 0], bits, block_size, relative_error(restored, rows))
+    return padded.reshape(n, blocks, block_size)
 
 
-def block_size_for(k: int) -> int:
-    """The largest block that divides `k`; 32, with padding, where none does."""
-    return next((size for size in BLOCK_SIZES if k % size == 0), 32)
+def pack_blocks(codes: npt.NDArray[np.uint8], scales: Array, bits: int, columns: int) -> BlockQuantized:
+    """Codes (N, blocks, block_size) from 0 to 2^bits - 1, in the layout of the operators."""
+    packed: npt.NDArray[np.uint8] = codes
+    if bits == 4:
+        packed = (codes[:, :, 0::2] | (codes[:, :, 1::2] << 4)).astype(np.uint8)
+    return BlockQuantized(packed, scales, bits, codes.shape[2], columns)
+
+
+def block_size_for(k: int, most: int = BLOCK_SIZES[0]) -> int:
+    """The largest block of at most `most` that divides `k`; 32 or less, with padding, where none does."""
+    return next((size for size in BLOCK_SIZES if size <= most and k % size == 0), min(32, most))
 
 
 def relative_error(stored: npt.NDArray[np.floating], source: Array) -> float:

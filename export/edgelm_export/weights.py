@@ -3,8 +3,8 @@
 D hidden size, H heads, h head dim of the source, p padded head dim, F inner size, C context, V vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,11 @@ class Linear:
     bias: Array
 
 
+ProductField = Literal["qkv", "attention_out", "mlp_in", "mlp_out"]
+PRODUCTS: tuple[ProductField, ...] = get_args(ProductField)
+"""The products of a layer, in the order a token passes them."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One Transformer block, in the order a token passes it."""
@@ -51,6 +56,15 @@ class Layer:
     """(D, F)."""
     mlp_out: Linear
     """(F, D)."""
+
+    def product(self, field: ProductField) -> Linear:
+        """One of its products."""
+        found: Linear = getattr(self, field)
+        return found
+
+    def with_weight(self, field: ProductField, weight: Array) -> "Layer":
+        """The same layer with another weight (K, N) in one of its products."""
+        return replace(self, **{field: replace(self.product(field), weight=weight)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

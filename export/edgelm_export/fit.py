@@ -1,0 +1,128 @@
+"""The stored form of a checkpoint: as a recipe's name says, or as a budget allows."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.errors import ExportError
+from edgelm.manifest import FixedPrecision
+from edgelm.session import PREFILL_CHUNK_TOKENS
+from edgelm_export.budget import MARGIN, Budget, Options, base_recipe, given_up, measure_options, mixed_recipe, plan
+from edgelm_export.calibrate import StoredGpt2, smooth, store
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.forward import Activation
+from edgelm_export.recipe import TOKEN_TABLE, Recipe, fixed_recipe
+from edgelm_export.source_text import draw_texts
+from edgelm_export.weights import Gpt2Weights, collect_weights
+
+CALIBRATION_TOKENS = 8_192
+CALIBRATION_SEED = 1
+JUDGED_TOKENS = 2_048
+JUDGED_SEED = 2
+
+PAPERS_BYTES = 400_000
+"""Room in a bundle for its graph, manifest, model card, and the certificate's reference."""
+
+Report = Callable[[str], None]
+
+
+def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) -> StoredGpt2:
+    """Store a checkpoint by the recipe of that name."""
+    weights = collect_weights(checkpoint.model)
+    recipe = fixed_recipe(precision, weights)
+    if not recipe.is_quantized:
+        return store(weights, recipe, _activations(checkpoint), None)
+    rows = _calibration(checkpoint, report)
+    report("smoothing" if precision == "int8" else "smoothing, and rounding with GPTQ")
+    return store(smooth(weights, recipe, _activations(checkpoint), rows), recipe, _activations(checkpoint), rows)
+
+
+def store_within(
+    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, report: Report
+) -> tuple[StoredGpt2, str]:
+    """Store a checkpoint with bits chosen matrix by matrix, so that it keeps `budget` and loses least.
+
+    Limits of size are used up; a limit of perplexity alone gives the smallest weights that keep it.
+
+    Args:
+        tokenizer_json: the bundle's, already written: it takes disk and memory too.
+
+    Returns:
+        The stored model, and what was given up, in one line.
+
+    Raises:
+        ExportError: the budget cannot be kept.
+    """
+    weights, activations = collect_weights(checkpoint.model), _activations(checkpoint)
+    rows = _calibration(checkpoint, report)
+    report("smoothing")
+    smoothed = smooth(weights, base_recipe(weights), activations, rows)
+    report("measuring what every matrix loses at 4 bits, at 4 bits in finer blocks, and at 8")
+    judged = np.stack(draw_texts(checkpoint.model, JUDGED_TOKENS, JUDGED_SEED))
+    options = measure_options(smoothed, activations, rows, judged)
+    report("choosing bits, and rounding with GPTQ")
+    disk, ram = _room(budget, weights, options, tokenizer_json)
+    limit = math.log(budget.max_perplexity_ratio or 1) * MARGIN
+    only_quality = budget.max_disk_bytes is None and budget.max_ram_bytes is None
+    chosen = plan(options, disk, ram, limit if only_quality else 0.0)
+    expected = sum(option.loss_nats for option in chosen.values())
+    if budget.max_perplexity_ratio is not None and expected > math.log(budget.max_perplexity_ratio):
+        raise ExportError(
+            f"no choice of bits keeps the perplexity within x {budget.max_perplexity_ratio:g}"
+            f"{'' if only_quality else ' inside the other limits'}: the best one is expected at "
+            f"x {math.exp(expected):.4f} ({given_up(chosen)})"
+        )
+    recipe: Recipe = mixed_recipe(chosen)
+    return store(smoothed, recipe, activations, rows), given_up(chosen)
+
+
+def _activations(checkpoint: Checkpoint) -> list[Activation]:
+    return [block.mlp.act for block in checkpoint.model.transformer.h]
+
+
+def _calibration(checkpoint: Checkpoint, report: Report) -> npt.NDArray[np.int64]:
+    report(f"drawing {CALIBRATION_TOKENS:,} tokens from the source to calibrate on")
+    return np.stack(draw_texts(checkpoint.model, CALIBRATION_TOKENS, CALIBRATION_SEED))  # (R, T)
+
+
+def _room(budget: Budget, weights: Gpt2Weights, options: Options, tokenizer_json: Path) -> tuple[float, float]:
+    """Bytes of disk and of memory that a budget leaves to the matrices."""
+    facts = weights.architecture
+    floats = weights.position_table.nbytes + sum(
+        array.nbytes
+        for layer in weights.layers
+        for array in (
+            *(layer.attention_norm.weight, layer.attention_norm.bias, layer.mlp_norm.weight, layer.mlp_norm.bias),
+            *(layer.qkv.bias, layer.attention_out.bias, layer.mlp_in.bias, layer.mlp_out.bias),
+        )
+    )
+    disk = ram = math.inf
+    if budget.max_disk_bytes is not None:
+        # Every tensor begins at a page of its own.
+        pages = 4096 * 16 * facts.num_layers
+        disk = budget.max_disk_bytes - floats - pages - tokenizer_json.stat().st_size - PAPERS_BYTES
+    if budget.max_ram_bytes is not None:
+        kv = 2 * 4 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length
+        width = 3 * facts.num_heads * facts.head_dim + weights.layers[0].mlp_in.weight.shape[1] + 4 * facts.hidden_size
+        chunk = 4 * min(PREFILL_CHUNK_TOKENS, facts.context_length) * width
+        # The table is mapped beside its packed form, and once more in memory while it is packed.
+        table = 2 * max(option.disk_bytes for option in options[TOKEN_TABLE])
+        base = _runtime_bytes(tokenizer_json)
+        ram = budget.max_ram_bytes - base - floats - kv - 2 * chunk - table
+    return disk, ram
+
+
+def _runtime_bytes(tokenizer_json: Path) -> int:
+    """The memory of a process that has loaded the runtime and this tokenizer, but no graph."""
+    code = (
+        "import sys, edgelm.session; from edgelm.device import import_onnxruntime; import_onnxruntime();"
+        "from edgelm.tokenizer import Tokenizer; from edgelm.memory import peak_rss_bytes;"
+        "Tokenizer.from_json(open(sys.argv[1], encoding='utf-8').read()); print(peak_rss_bytes())"
+    )
+    command = [sys.executable, "-c", code, str(tokenizer_json)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
