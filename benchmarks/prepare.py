@@ -18,7 +18,7 @@ from pathlib import Path
 import edgelm_export
 from benchmarks import make_gpt2
 from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
-from edgelm.manifest import FORMAT_VERSION, Precision
+from edgelm.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
 
@@ -67,15 +67,15 @@ def _hash(*sources: Path) -> str:
 def _graph_modules() -> list[Path]:
     """The source that decides what is in a bundle's graph."""
     folder = Path(edgelm_export.__file__).parent
-    return [folder / f"{name}.py" for name in ("graph", "onnx_writer", "products", "quantize", "smooth", "weights")]
+    return [folder / f"{name}.py" for name in ("graph", "onnx_writer", "products", "quantize", "weights")]
 
 
-def _export_edgelm(checkpoint: Path, folder: Path, precision: Precision) -> None:
-    from edgelm_export import export as module
+def _export_edgelm(checkpoint: Path, folder: Path, precision: FixedPrecision) -> None:
+    from edgelm_export import export, fit
 
     # Random weights have no quality to measure, and drawing text from them takes minutes.
-    module.EVALUATION_TOKENS = module.CALIBRATION_TOKENS = 512
-    module.export(
+    export.EVALUATION_TOKENS = fit.CALIBRATION_TOKENS = 512
+    export.export(
         str(checkpoint),
         folder,
         precision,

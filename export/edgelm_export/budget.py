@@ -17,6 +17,7 @@ from torch import Tensor
 from edgelm.errors import ExportError
 from edgelm_export.calibrate import as_product, store, store_table
 from edgelm_export.forward import Activation, Gpt2Forward
+from edgelm_export.onnx_writer import stored_bytes
 from edgelm_export.quantize import FLOAT32, INT8_ROW, Storage, block_size_for
 from edgelm_export.recipe import (
     BLOCK4,
@@ -184,10 +185,11 @@ def _option(storage: Storage, shape: tuple[int, ...], loss_nats: float, *, is_ta
     """An option of a matrix (K, N)."""
     k, n = shape
     if storage.format == "int8_row":
-        return Option(storage, n * (k + 4), n * (k + 8), loss_nats)
+        return Option(storage, stored_bytes(n * k) + stored_bytes(4 * n), n * (k + 8), loss_nats)
     assert storage.block_size is not None
     size = block_size_for(k, storage.block_size)
     blocks = -(-k // size)
-    disk = n * blocks * (size * storage.bits // 8 + 4)
+    codes, scales = n * blocks * size * storage.bits // 8, 4 * n * blocks
     # Packed, every block has a sum beside its scale; a table's scales are also kept as they are, for the lookup.
-    return Option(storage, disk, disk + 4 * n * blocks * (1 + is_table), loss_nats)
+    disk = stored_bytes(codes) + stored_bytes(scales)
+    return Option(storage, disk, codes + (3 if is_table else 2) * scales, loss_nats)

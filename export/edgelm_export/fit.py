@@ -16,17 +16,20 @@ from edgelm_export.budget import MARGIN, Budget, Options, base_recipe, given_up,
 from edgelm_export.calibrate import StoredGpt2, smooth, store
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.forward import Activation
+from edgelm_export.onnx_writer import stored_bytes
 from edgelm_export.recipe import TOKEN_TABLE, Recipe, fixed_recipe
 from edgelm_export.source_text import draw_texts
-from edgelm_export.weights import Gpt2Weights, collect_weights
+from edgelm_export.weights import PRODUCTS, Gpt2Weights, collect_weights
 
 CALIBRATION_TOKENS = 8_192
 CALIBRATION_SEED = 1
 JUDGED_TOKENS = 2_048
 JUDGED_SEED = 2
 
-PAPERS_BYTES = 400_000
-"""Room in a bundle for its graph, manifest, model card, and the certificate's reference."""
+PAPERS_BYTES = 120_000
+"""Room in a bundle for model card, settings, and the certificate's reference."""
+PAPERS_BYTES_A_LAYER = 8_000
+"""Room for a layer's nodes in the graph and its matrices in the manifest."""
 
 Report = Callable[[str], None]
 
@@ -93,19 +96,15 @@ def _calibration(checkpoint: Checkpoint, report: Report) -> npt.NDArray[np.int64
 def _room(budget: Budget, weights: Gpt2Weights, options: Options, tokenizer_json: Path) -> tuple[float, float]:
     """Bytes of disk and of memory that a budget leaves to the matrices."""
     facts = weights.architecture
-    floats = weights.position_table.nbytes + sum(
-        array.nbytes
-        for layer in weights.layers
-        for array in (
-            *(layer.attention_norm.weight, layer.attention_norm.bias, layer.mlp_norm.weight, layer.mlp_norm.bias),
-            *(layer.qkv.bias, layer.attention_out.bias, layer.mlp_in.bias, layer.mlp_out.bias),
-        )
-    )
+    vectors = [weights.position_table, *[weights.final_norm.weight] * 2]
+    for layer in weights.layers:
+        vectors += [layer.attention_norm.weight, layer.mlp_norm.weight] * 2
+        vectors += [layer.product(field).bias for field in PRODUCTS]
+    floats = sum(stored_bytes(vector.nbytes) for vector in vectors)
     disk = ram = math.inf
     if budget.max_disk_bytes is not None:
-        # Every tensor begins at a page of its own.
-        pages = 4096 * 16 * facts.num_layers
-        disk = budget.max_disk_bytes - floats - pages - tokenizer_json.stat().st_size - PAPERS_BYTES
+        papers = PAPERS_BYTES + PAPERS_BYTES_A_LAYER * facts.num_layers + tokenizer_json.stat().st_size
+        disk = budget.max_disk_bytes - floats - papers
     if budget.max_ram_bytes is not None:
         kv = 2 * 4 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length
         width = 3 * facts.num_heads * facts.head_dim + weights.layers[0].mlp_in.weight.shape[1] + 4 * facts.hidden_size

@@ -20,6 +20,11 @@ _ALIGNMENT_BYTES = 4096  # a page, so that every weight can be mapped on its own
 _INLINE_BYTES = 1024  # smaller tensors stay inside the graph file
 
 
+def stored_bytes(tensor_bytes: int) -> int:
+    """What a tensor takes in the data file, or in the graph file where it is small."""
+    return tensor_bytes if tensor_bytes < _INLINE_BYTES else -(-tensor_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
 class GraphWriter:
     """Collects nodes and weights; `save` writes them. Weights go to disk as they come, not into memory."""
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from edgelm.manifest import Certificate, Precision
+from edgelm.manifest import Certificate, FixedPrecision
 from edgelm.session import Session
 from edgelm_export.export import Exported, export
 
@@ -198,9 +198,9 @@ class TinyExport:
         self._folder = folder
         self._tokens = tokens
         self._sources: dict[str, Path] = {}
-        self._done: dict[tuple[str, Precision], Tiny] = {}
+        self._done: dict[tuple[str, FixedPrecision], Tiny] = {}
 
-    def __call__(self, shape: Shape, precision: Precision) -> Tiny:
+    def __call__(self, shape: Shape, precision: FixedPrecision) -> Tiny:
         key = (shape.name, precision)
         if key not in self._done:
             if shape.name not in self._sources:
@@ -208,7 +208,7 @@ class TinyExport:
             source, output = self._sources[shape.name], self._folder / f"bundle-{len(self._done)}"
             with (
                 mock.patch("edgelm_export.export.EVALUATION_TOKENS", self._tokens),
-                mock.patch("edgelm_export.export.CALIBRATION_TOKENS", self._tokens),
+                mock.patch("edgelm_export.fit.CALIBRATION_TOKENS", self._tokens),
             ):
                 # Random weights are harder to quantize than trained ones; what is lost is judged by the tests.
                 exported = export(str(source), output, precision, accept_quality_loss=True)

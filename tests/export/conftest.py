@@ -74,7 +74,7 @@ def _one_torch_thread() -> Iterator[None]:
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of this test draw little text."""
     monkeypatch.setattr("edgelm_export.export.EVALUATION_TOKENS", TINY_TOKENS)
-    monkeypatch.setattr("edgelm_export.export.CALIBRATION_TOKENS", TINY_TOKENS)
+    monkeypatch.setattr("edgelm_export.fit.CALIBRATION_TOKENS", TINY_TOKENS)
 
 
 @pytest.fixture(scope="session")

@@ -9,121 +9,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edgelm.manifest import Precision
+from edgelm.manifest import FixedPrecision
 from edgelm_export.certify import Comparison, certificate, compare_logits
 from edgelm_export.model_card import model_card
 from edgelm_export.onnx_writer import CONTRIB, LOCAL, OPSET, GraphWriter
 from edgelm_export.products import row_quantized_matmul
-from edgelm_export.quantize import block_size_for, quantize_blocks, quantize_columns, relative_error
-from edgelm_export.smooth import activation_peaks, smooth
 from edgelm_export.source_text import draw_texts
-from edgelm_export.weights import Array, Gpt2Weights, collect_weights
+from edgelm_export.weights import Array
 from tests.export.checkpoints import Shape, TinyExport, TorchModel, save_checkpoint
 
 pytestmark = pytest.mark.export
-
-
-def floats(*values: float) -> Array:
-    return np.array(values, np.float32)
-
-
-# Quantizing
-
-
-def test_columns_by_hand() -> None:
-    weight = np.array([[1.27, -2.0, 0], [-0.635, 1.0, 0], [0.01, 0.5, 0]], np.float32)
-    quantized = quantize_columns(weight)
-    assert quantized.values.tolist() == [[127, -127, 0], [-64, 64, 0], [1, 32, 0]]  # halves round to even
-    assert quantized.scales == pytest.approx([0.01, 2 / 127, 1])
-    assert quantized.values.dtype == np.int8
-    assert quantized.scales.dtype == np.float32
-
-
-def test_columns_never_reach_the_lowest_code() -> None:
-    # -128 would overflow where a kernel negates or pairs products.
-    rng = np.random.default_rng(0)
-    assert quantize_columns(rng.normal(size=(64, 200)).astype(np.float32)).values.min() == -127
-
-
-def test_blocks_by_hand_4_bits() -> None:
-    # The largest magnitude, -8, lands on code 0 with a positive scale; 8 would be code 16, which does not exist.
-    row = np.zeros((1, 16), np.float32)
-    row[0, :5] = [-8, 7, 1, -1, 0.4]
-    quantized = quantize_blocks(row, 4, 16)
-    assert quantized.scales.tolist() == [[1.0]]
-    assert quantized.packed.shape == (1, 1, 8)
-    # Codes 0, 15, 9, 7, 8, 8, ...: two a byte, the first in the low half.
-    assert quantized.packed[0, 0].tolist() == [0xF0, 0x79, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88]
-
-
-def test_scale_takes_the_sign_that_puts_the_largest_on_the_lowest_code() -> None:
-    row = np.zeros((1, 16), np.float32)
-    row[0, :3] = [8, -7, 1]
-    quantized = quantize_blocks(row, 4, 16)
-    assert quantized.scales.tolist() == [[-1.0]]
-    assert quantized.packed[0, 0, :2].tolist() == [0xF0, 0x87]  # codes 0, 15, 7, 8
-    assert quantized.relative_error == 0
-
-
-def test_blocks_of_zeros_are_exact() -> None:
-    quantized = quantize_blocks(np.zeros((2, 32), np.float32), 4, 16)
-    assert quantized.scales.tolist() == [[1, 1], [1, 1]]
-    assert (quantized.packed == 0x88).all()
-    assert quantized.relative_error == 0
-
-
-def test_blocks_by_hand_8_bits() -> None:
-    row = np.zeros((1, 16), np.float32)
-    row[0, :4] = [-128, 127, 1, -64]
-    quantized = quantize_blocks(row, 8, 16)
-    assert quantized.packed[0, 0, :5].tolist() == [0, 255, 129, 64, 128]
-    assert quantized.scales.tolist() == [[1.0]]
-
-
-def test_rows_are_padded_to_whole_blocks_with_zeros() -> None:
-    quantized = quantize_blocks(np.full((3, 20), -8, np.float32), 4, 16)
-    assert quantized.packed.shape == (3, 2, 8)
-    assert quantized.packed[0, 0].tolist() == [0x00] * 8
-    assert quantized.packed[0, 1].tolist() == [0x00, 0x00, *[0x88] * 6]
-    assert quantized.relative_error == 0
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    bits=st.sampled_from([4, 8]),
-    block=st.sampled_from([16, 32, 128]),
-    n=st.integers(1, 5),
-    k=st.integers(1, 150),
-    seed=st.integers(0, 1000),
-)
-def test_restored_blocks_are_within_half_a_step(bits: int, block: int, n: int, k: int, seed: int) -> None:
-    rows = (np.random.default_rng(seed).normal(size=(n, k)) * 10.0 ** (seed % 7 - 3)).astype(np.float32)
-    quantized = quantize_blocks(rows, bits, block)
-    packed = quantized.packed.astype(np.int64)
-    codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(n, -1, block)
-    restored = ((codes - 2 ** (bits - 1)) * quantized.scales[:, :, None]).reshape(n, -1)[:, :k]
-    step = np.abs(quantized.scales).repeat(block, axis=1)[:, :k]
-    # Half a step; a whole one for values near the largest with the other sign, where the codes end.
-    end = np.abs(rows) > (2 ** (bits - 1) - 1) * step
-    assert (np.abs(restored - rows) <= np.where(end, 1.0001, 0.5001) * step).all()
-    assert quantized.relative_error == pytest.approx(relative_error(restored.astype(np.float32), rows), rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("k", "size"), [(768, 128), (3072, 128), (1600, 64), (96, 32), (48, 16), (200, 32), (20, 32), (5, 32)]
-)
-def test_block_sizes(k: int, size: int) -> None:
-    assert block_size_for(k) == size
-
-
-def test_relative_error_by_hand() -> None:
-    assert relative_error(floats(1, 2, 2), floats(1, 2, 4)) == pytest.approx(2 / math.sqrt(21))
-    assert relative_error(floats(0, 0), floats(0, 0)) == 0
 
 
 # The local function
@@ -201,68 +98,6 @@ def test_a_row_is_alone(row_product: Any) -> None:
     assert np.array_equal(row_product(loud, values, scales)[0, keep], row_product(x, values, scales)[0, keep])
 
 
-# Smoothing
-
-
-@pytest.fixture(scope="module")
-def outlier_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A torch model some of whose LayerNorm channels are 50 times as loud as the others."""
-    folder = save_checkpoint(tmp_path_factory.mktemp("outliers") / "m", Shape(width=48, heads=3, context=32))
-    model = TorchModel(folder).model
-    with torch.no_grad():
-        for block in model.transformer.h:
-            for norm, linear in ((block.ln_1, block.attn.c_attn), (block.ln_2, block.mlp.c_fc)):
-                norm.weight[::11] *= 50
-                norm.bias[::11] *= 50
-                linear.weight[::11] /= 50
-    return model
-
-
-def put_back(model: Any, weights: Gpt2Weights) -> None:
-    """Write norms and the matrices after them into a torch model."""
-    with torch.no_grad():
-        for block, layer in zip(model.transformer.h, weights.layers, strict=True):
-            for norm, linear, new_norm, new_linear in (
-                (block.ln_1, block.attn.c_attn, layer.attention_norm, layer.qkv),
-                (block.ln_2, block.mlp.c_fc, layer.mlp_norm, layer.mlp_in),
-            ):
-                norm.weight.copy_(torch.from_numpy(new_norm.weight))
-                norm.bias.copy_(torch.from_numpy(new_norm.bias))
-                linear.weight.copy_(torch.from_numpy(new_linear.weight))
-
-
-def test_smoothing_keeps_the_function_and_lowers_the_peaks(outlier_model: Any) -> None:
-    texts = draw_texts(outlier_model, 300, 1)
-    ids = torch.arange(100, 132)[None]
-    with torch.no_grad():
-        before = outlier_model(ids).logits
-    peaks = activation_peaks(outlier_model, texts)
-    smoothed = smooth(collect_weights(outlier_model), peaks)
-    other = transformers.GPT2LMHeadModel._from_config(outlier_model.config, attn_implementation="eager").eval()
-    other.load_state_dict(outlier_model.state_dict())
-    put_back(other, smoothed)
-    with torch.no_grad():
-        after = other(ids).logits
-    assert (before - after).abs().max() <= 1e-5 * before.abs().max()
-    for (qkv, mlp), (smooth_qkv, smooth_mlp) in zip(peaks, activation_peaks(other, texts), strict=True):
-        assert smooth_qkv.max() / np.median(smooth_qkv) < 0.3 * qkv.max() / np.median(qkv)
-        assert smooth_mlp.max() / np.median(smooth_mlp) < 0.3 * mlp.max() / np.median(mlp)
-
-
-def test_peaks_by_hand(outlier_model: Any) -> None:
-    texts = [np.array([1, 2, 3]), np.array([4, 5])]
-    with torch.no_grad():
-        embedded = [
-            outlier_model.transformer.wte(torch.from_numpy(ids)) + outlier_model.transformer.wpe.weight[: len(ids)]
-            for ids in texts
-        ]
-        wanted = outlier_model.transformer.h[0].ln_1(torch.cat(embedded)).abs().amax(dim=0).numpy()
-    peaks = activation_peaks(outlier_model, texts)
-    assert len(peaks) == 2
-    assert peaks[0][0] == pytest.approx(wanted, rel=1e-5)
-    assert not outlier_model.transformer.h[0].ln_1._forward_hooks
-
-
 # Measuring
 
 
@@ -306,7 +141,7 @@ def test_comparisons_add_up() -> None:
     ],
 )
 def test_gates(
-    precision: Precision, bundle_nats: float, difference: float, greedy: tuple[int, int], passed: bool
+    precision: FixedPrecision, bundle_nats: float, difference: float, greedy: tuple[int, int], passed: bool
 ) -> None:
     # Ten tokens of a source with perplexity e.
     measured = Comparison(10, 10.0, 10.0 + bundle_nats, 0.0, 10, difference)
@@ -352,7 +187,7 @@ def test_drawn_text_follows_the_models_probabilities(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
-def test_every_matrix_is_accounted_for(tiny_export: TinyExport, precision: Precision, tied: bool) -> None:
+def test_every_matrix_is_accounted_for(tiny_export: TinyExport, precision: FixedPrecision, tied: bool) -> None:
     tiny = tiny_export(Shape(width=48, heads=4, tied=tied), precision)  # heads padded from 12 to 16
     state = tiny.torch.model.state_dict()
     wanted = {name for name, value in state.items() if value.ndim == 2} - ({"lm_head.weight"} if tied else set())

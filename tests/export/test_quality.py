@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgelm.manifest import Precision
+from edgelm.manifest import FixedPrecision
 from edgelm.model import Model, load
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.certify import Comparison, compare_texts
@@ -27,7 +27,7 @@ HELD_OUT_TOKENS = 41_913
 HELD_OUT_LOSS = 2.2912
 """Of the source, in windows of 512. Both are its README's; how it treated the windows' borders is not said."""
 
-MakeBundle = Callable[[str, Precision], Exported]
+MakeBundle = Callable[[str, FixedPrecision], Exported]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def checkpoints(shared_folder: Path) -> Path:
 def make_bundle(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
     """Exports a trained checkpoint, once per session for each precision; its gate must pass."""
     folder = tmp_path_factory.mktemp("trained")
-    done: dict[tuple[str, Precision], Exported] = {}
+    done: dict[tuple[str, FixedPrecision], Exported] = {}
     drawn: dict[tuple[int, int, int, int], list[Ids]] = {}
 
     def draw_once(model: Any, tokens: int, seed: int) -> list[Ids]:
@@ -49,7 +49,7 @@ def make_bundle(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             drawn[key] = draw_texts(model, tokens, seed)
         return drawn[key]
 
-    def make(name: str, precision: Precision) -> Exported:
+    def make(name: str, precision: FixedPrecision) -> Exported:
         key = (name, precision)
         if key not in done:
             with mock.patch("edgelm_export.export.draw_texts", draw_once):
@@ -95,7 +95,7 @@ def show(name: str, measured: Comparison) -> str:
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1.00001), ("int8", 1.01), ("int4", 1.05)])
 def test_perplexity_of_held_out_stories(
-    precision: Precision,
+    precision: FixedPrecision,
     most: float,
     make_bundle: MakeBundle,
     stories: list[Ids],
@@ -131,7 +131,7 @@ def equal_before_first_difference(found: list[int], wanted: list[int]) -> int:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_greedy_stories(
-    precision: Precision, make_bundle: MakeBundle, stories: list[Ids], stories_torch: TorchModel, report: Report
+    precision: FixedPrecision, make_bundle: MakeBundle, stories: list[Ids], stories_torch: TorchModel, report: Report
 ) -> None:
     prompts = np.stack([window[:16] for window in stories[:50]])  # (50, 16)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def sorted_right(model: Model, digits: list[int]) -> bool:
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 300), ("int8", 300)])
-def test_sorts_digits(precision: Precision, least: int, make_bundle: MakeBundle, report: Report) -> None:
+def test_sorts_digits(precision: FixedPrecision, least: int, make_bundle: MakeBundle, report: Report) -> None:
     model = load(make_bundle("mingpt_nano_sort", precision).bundle.path, device="cpu")
     inputs = np.random.default_rng(0).integers(0, 3, (300, 6)).tolist()
     right = sum(sorted_right(model, digits) for digits in inputs)
@@ -170,7 +170,9 @@ def test_sorts_digits(precision: Precision, least: int, make_bundle: MakeBundle,
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_continues_its_corpus(precision: Precision, checkpoints: Path, make_bundle: MakeBundle, report: Report) -> None:
+def test_continues_its_corpus(
+    precision: FixedPrecision, checkpoints: Path, make_bundle: MakeBundle, report: Report
+) -> None:
     folder = checkpoints / "slm4096"
     model, source = load(make_bundle("slm4096", precision).bundle.path, device="cpu"), TorchModel(folder)
     corpus = (folder / "corpus.txt").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgelm.manifest import Precision
+from edgelm.manifest import FixedPrecision
 from edgelm.session import Session
 from tests.export.checkpoints import Ids, Logits, Shape, Tiny, TinyExport, greedy
 from tests.export.conftest import Report
@@ -99,7 +99,7 @@ def relative_difference(found: Logits, wanted: Logits) -> float:
 # activations; 16-bit floats 2^-11 / sqrt(3) each. The limits are about twice what was measured on the worst shape.
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 0.004), ("int8", 0.08), ("int4", 0.7)])
 def test_quantized_logits_stay_near_torch(
-    shape: Shape, precision: Precision, limit: float, tiny_export: TinyExport, report: Report
+    shape: Shape, precision: FixedPrecision, limit: float, tiny_export: TinyExport, report: Report
 ) -> None:
     tiny = tiny_export(shape, precision)
     ids = tiny.text()
@@ -112,7 +112,7 @@ def test_quantized_logits_stay_near_torch(
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_quantized_decoding_stays_near_recomputation(
-    shape: Shape, tiny_export: TinyExport, precision: Precision
+    shape: Shape, tiny_export: TinyExport, precision: FixedPrecision
 ) -> None:
     # One token at a time takes another kernel of attention; rounding of activations amplifies its last bits.
     tiny = tiny_export(shape, precision)
@@ -160,7 +160,7 @@ def assert_same_bits(tiny: Tiny, *, even: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
-def test_chunks_and_threads_change_no_bit(shape: Shape, tiny_export: TinyExport, precision: Precision) -> None:
+def test_chunks_and_threads_change_no_bit(shape: Shape, tiny_export: TinyExport, precision: FixedPrecision) -> None:
     assert_same_bits(tiny_export(shape, precision), even=False)
 
 
