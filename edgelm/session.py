@@ -3,7 +3,7 @@
 Shapes: B batch (1 here), T new tokens, P past tokens, C cache capacity, H heads, D head dim, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,8 +118,12 @@ class Session:
         Raises:
             PromptError, ContextError: as `step`.
         """
-        chunks = _chunks(self._checked(ids))
-        return np.concatenate([self._run(_Call(self, len(chunk), len(chunk)), chunk) for chunk in chunks])  # (T, V)
+        return np.concatenate(list(self.score_pieces(ids)))  # (T, V)
+
+    def score_pieces(self, ids: Ids) -> Iterator[Logits]:
+        """As `score`, in pieces of some hundred rows: all logits of a long text at once may not fit into memory."""
+        for chunk in _chunks(self._checked(ids)):
+            yield self._run(_Call(self, len(chunk), len(chunk)), chunk)
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.

@@ -10,7 +10,7 @@ from typing import cast, get_args
 import click
 
 from edgelm.errors import ExportError
-from edgelm.manifest import Precision
+from edgelm.manifest import Precision, Quality
 from edgelm_export.publish import check_output
 
 _NEEDED = ("torch", "transformers", "optimum", "onnx")
@@ -27,8 +27,23 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
     help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small.",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--eval-text",
+    "eval_texts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measure on this UTF-8 text too; repeatable.",
+)
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even if it misses its quality gate.")
-def command(source: str, output: str, precision: str, revision: str | None, accept_quality_loss: bool) -> None:
+def command(
+    source: str,
+    output: str,
+    precision: str,
+    revision: str | None,
+    eval_texts: tuple[Path, ...],
+    accept_quality_loss: bool,
+) -> None:
     """Turn the GPT-2 checkpoint SOURCE, a folder or a hub id, into a bundle.
 
     \b
@@ -53,6 +68,7 @@ def command(source: str, output: str, precision: str, revision: str | None, acce
             cast(Precision, precision),
             revision=revision,
             accept_quality_loss=accept_quality_loss,
+            eval_texts=eval_texts,
             report=progress.begin,
         )
     finally:
@@ -60,10 +76,18 @@ def command(source: str, output: str, precision: str, revision: str | None, acce
     for note in exported.notes:
         click.echo(f"note: {note}", err=True)
     c = exported.certificate
+    for quality in c.texts[1:]:
+        click.echo(f"{quality.text}: {_lost(quality)}")
     click.echo(
-        f"{output}: {precision}, {exported.bundle.size_bytes / 1e6:.1f} MB, perplexity x {c.perplexity_ratio:.4f}, "
-        f"KL {c.mean_kl_divergence:.2g} nats, same top token {c.top1_agreement:.2%}; "
+        f"{output}: {precision}, {exported.bundle.size_bytes / 1e6:.1f} MB, {_lost(c.drawn)}; "
         f"gate ({c.gate}) {'passed' if c.passed else 'MISSED'}"
+    )
+
+
+def _lost(quality: Quality) -> str:
+    return (
+        f"perplexity x {quality.perplexity_ratio:.4f}, KL {quality.mean_kl_divergence:.2g} nats, "
+        f"same top token {quality.top1_agreement:.2%}"
     )
 
 

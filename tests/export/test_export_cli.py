@@ -23,7 +23,9 @@ STAGES = [
     r"drawing 10,000 tokens from the source to measure on",
     r"drawing text to calibrate on, and smoothing",
     r"writing the int8 graph",
-    r"measuring the bundle against the reference",
+    r"measuring speed and memory in a process of its own",
+    r"measuring the bundle against the reference on the text drawn from the source at temperature 1, seed 0",
+    r"writing the reference to measure it again with",
 ]
 
 
@@ -64,7 +66,10 @@ def test_info_and_verify(exported: CommandResult, folder: Path, edgelm_command: 
     assert facts["recipe"]["name"] == "int8"
     assert facts["source"]["name"] == "checkpoint"
     assert facts["certificate"]["passed"] is True
-    assert facts["certificate"]["tokens"] >= 9_000
+    assert facts["certificate"]["texts"][0]["tokens"] >= 10_000
+    footprint = facts["certificate"]["footprint"]
+    assert 10_000_000 < footprint["peak_rss_bytes"] < 300_000_000  # no torch in there
+    assert footprint["decode_tokens_per_second"] > 0
     verified = edgelm_command("verify", bundle)
     assert verified.status == 0, verified.stderr
     assert verified.stdout.startswith(f"ok: {len(facts['files'])} files")
@@ -78,6 +83,7 @@ def test_files_are_those_of_a_bundle(exported: CommandResult, folder: Path) -> N
         "generation_config.json",
         "model.onnx",
         "model.onnx.data",
+        "reference.bin",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
