@@ -56,6 +56,9 @@ def read_reference(bundle: Bundle) -> tuple[Reference, ReferenceData]:
         )
     facts = bundle.manifest.certificate.reference
     vocab = bundle.manifest.architecture.vocab_size
+    context = bundle.manifest.architecture.context_length
+    if facts.row_tokens > context:
+        raise BundleError(f"certificate.reference.row_tokens is {facts.row_tokens}, but the context holds {context}")
     raw = bundle.file(facts.file).read_bytes()
     layout = _layout(facts, vocab)
     expected = sum(dtype.itemsize * int(np.prod(shape)) for _, dtype, shape in layout)
