@@ -122,6 +122,7 @@ def main() -> None:
             model = load(Path(folder) / recipe, device="cpu")
             print(f"feeding {recipe} both ways", file=sys.stderr)
             results[recipe] = measure(model.session, held_out(model, text, options.stories)).facts()
+            print(json.dumps(results[recipe]), file=sys.stderr)
     print(markdown(results))
     print()
     print(json.dumps({"machine": machine_facts(), "stories": options.stories, "recipes": results}))

@@ -185,7 +185,12 @@ def test_compare_with_itself(edgelm_command: RunCommand) -> None:
     assert content["agreement"]["top1_agreement"] == 1.0
     assert content["agreement"]["mean_kl_divergence"] == pytest.approx(0.0, abs=1e-12)
     shown = edgelm_command("compare", str(TINY_BUNDLE), str(TINY_BUNDLE)).stdout
-    for words in ("perplexity_ratio", "decode_tokens_per_second", "peak_rss_bytes", "same most likely token  100.00%"):
+    for words in (
+        "perplexity_ratio",
+        "decode_tokens_per_second",
+        "peak_rss_bytes",
+        "same most likely token    100.00%",
+    ):
         assert words in shown
 
 

@@ -42,10 +42,10 @@ def command(first: str, second: str, threads: int | None, as_json: bool) -> None
         click.echo(f"{name:<{widths[0]}}  {a:<{widths[1]}}  {b}")
     click.echo()
     click.echo(f"agreement with each other, on {agreement['tokens']:,} reference tokens of A:")
-    click.echo(f"same most likely token  {agreement['top1_agreement']:.2%}")
-    click.echo(f"KL(A || B)              {agreement['mean_kl_divergence']:.6f} nats a token")
-    click.echo(f"perplexity              {agreement['perplexity_a']:.4f} and {agreement['perplexity_b']:.4f}")
-    click.echo(f"largest logit difference {agreement['max_abs_logit_difference']:.3g}")
+    click.echo(f"same most likely token    {agreement['top1_agreement']:.2%}")
+    click.echo(f"KL(A || B)                {agreement['mean_kl_divergence']:.6f} nats a token")
+    click.echo(f"perplexity                {agreement['perplexity_a']:.4f} and {agreement['perplexity_b']:.4f}")
+    click.echo(f"largest logit difference  {agreement['max_abs_logit_difference']:.3g}")
 
 
 def _rows(one: Bundle, other: Bundle) -> list[Row]:
