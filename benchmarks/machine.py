@@ -5,15 +5,17 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from edgelm.machine import cpu_name, system_name
+
 PACKAGES = ("edgelm", "onnxruntime", "torch", "transformers", "optimum-onnx", "numpy")
 
 
 def machine_facts() -> dict[str, str | int]:
     """The processor, the system, and the versions of what is compared."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count() or 0,
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": system_name(),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
     }
@@ -27,13 +29,3 @@ def busy_cpu_seconds() -> float:
         return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return 0.0
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        numbers = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping"))
-        return f"{facts['model name']} ({numbers})"
-    except (OSError, KeyError):
-        return platform.processor() or "unknown"

@@ -97,8 +97,8 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
-    """What the export lost against its source, measured on the same tokens through the shipped runtime."""
+class Quality:
+    """What the bundle lost on one text, measured against the source on the same tokens through the shipped runtime."""
 
     text: str
     tokens: Count
@@ -110,9 +110,67 @@ class Certificate:
     top1_agreement: Annotated[float, Between(0, 1)]
     max_abs_logit_difference: Annotated[float, Between(0, 1e9)]
     greedy_tokens_equal: Annotated[int, Between(0, 2**31)]
+    """Over several prompts, each up to its first difference."""
     greedy_tokens_compared: Annotated[int, Between(0, 2**31)]
+    greedy_first_divergence: Annotated[int, Between(0, 2**31)] | None
+    """Equal tokens of the prompt whose greedy text differs first; None where none differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Speed and memory on the machine that made the bundle, in a process of its own. Another machine differs."""
+
+    cpu: str
+    system: str
+    onnxruntime: str
+    threads: Annotated[int, Between(1, 1024)]
+    prompt_tokens: Count
+    new_tokens: Count
+    prefill_tokens_per_second: Annotated[float, Between(0, 1e9)]
+    decode_tokens_per_second: Annotated[float, Between(0, 1e9)]
+    peak_rss_bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The file that lets anybody measure the bundle again, and what the export measured on its tokens."""
+
+    file: str
+    tokens: Annotated[int, Between(2, 2**20)]
+    row_tokens: Annotated[int, Between(2, 2**20)]
+    """Tokens of each row; the last one may be shorter."""
+    top_count: Annotated[int, Between(1, 64)]
+    source_perplexity: Annotated[float, Between(1, 1e12)]
+    perplexity_ratio: Annotated[float, Between(0, 1e12)]
+    mean_kl_divergence: Annotated[float, Between(-1e-2, 1e6)]
+    """Over the source's top tokens and the rest as one."""
+    top1_agreement: Annotated[float, Between(0, 1)]
+    value_noise: Annotated[float, Between(0, 1)]
+    """Root mean square difference, in nats, of the stored log-probabilities when tokens are fed one by one, which
+    takes other kernels: as far apart two correct machines may be."""
+    mean_noise: Annotated[float, Between(0, 1)]
+    """The same of the mean log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the export lost against its source, and the means to measure that again."""
+
+    texts: tuple[Quality, ...]
+    """First the text drawn from the source itself, then every --eval-text."""
     gate: str
     passed: bool
+    weights_bytes: Bytes
+    """Of the graph and its weights file."""
+    source_weights_bytes: Bytes
+    """Of the source's parameters as 32-bit floats."""
+    footprint: Footprint
+    reference: Reference
+
+    @property
+    def drawn(self) -> Quality:
+        """On the text drawn from the source itself, which the gate judges."""
+        return self.texts[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,5 +275,12 @@ def _check_consistency(manifest: Manifest) -> None:
         raise BundleError(
             f"{MANIFEST_NAME}: graph.minimum_onnxruntime must be like '1.32', got {graph.minimum_onnxruntime!r}"
         )
+    certificate = manifest.certificate
+    if certificate is not None and certificate.reference.file not in manifest.files:
+        raise BundleError(
+            f"{MANIFEST_NAME} lists no file {certificate.reference.file[:80]!r}, its certificate's reference"
+        )
+    if certificate is not None and not certificate.texts:
+        raise BundleError(f"{MANIFEST_NAME}: certificate.texts is empty")
     if not graph.devices:
         raise BundleError(f"{MANIFEST_NAME}: graph.devices is empty")

@@ -3,7 +3,7 @@
 Shapes: B batch (1 here), T new tokens, P past tokens, C cache capacity, H heads, D head dim, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 Logits = npt.NDArray[np.float32]
 
 PREFILL_CHUNK_TOKENS = 256
-"""Longer prompts run in pieces of this size, which bounds the memory of activations. A multiple of 4: MatMulNBits
-computes rows in groups and the rest one by one, and the two differ in the last bits (docs/decisions.md)."""
+"""Longer prompts run in pieces of this size, which bounds the memory of activations."""
+ROW_GROUP = 2
+"""MatMulNBits computes rows in pairs and a row left over by another kernel, which differs in the last bits. So every
+call of more than one row is padded to whole pairs: what a chunk computes depends on nothing but the tokens."""
 
 
 class Session:
@@ -116,8 +118,12 @@ class Session:
         Raises:
             PromptError, ContextError: as `step`.
         """
-        chunks = _chunks(self._checked(ids))
-        return np.concatenate([self._run(_Call(self, len(chunk), len(chunk)), chunk) for chunk in chunks])  # (T, V)
+        return np.concatenate(list(self.score_pieces(ids)))  # (T, V)
+
+    def score_pieces(self, ids: Ids) -> Iterator[Logits]:
+        """As `score`, in pieces of some hundred rows: all logits of a long text at once may not fit into memory."""
+        for chunk in _chunks(self._checked(ids)):
+            yield self._run(_Call(self, len(chunk), len(chunk)), chunk)
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
@@ -151,7 +157,8 @@ class Session:
         """Key and value of every layer, (1, H, C, D) each, as OrtValues; pages are touched only as they fill."""
         facts = self.bundle.manifest.architecture
         dtype = np.dtype(self.bundle.manifest.graph.kv_dtype)
-        shape = (1, facts.num_heads, facts.context_length, facts.head_dim)
+        # The padding of a chunk that ends at the last position wants room too, though nothing is written there.
+        shape = (1, facts.num_heads, facts.context_length + ROW_GROUP, facts.head_dim)
         make = self._onnxruntime.OrtValue
         if self.device.kind == "cpu":
             # One allocation, for large ones come from the system untouched; small ones come from the heap, once a
@@ -165,24 +172,31 @@ class Session:
 
 
 class _Call:
-    """The graph bound to buffers for T new ids and N rows of logits; past and present are one buffer, in place."""
+    """The graph bound to buffers for T new ids and the last N rows' logits; past and present are one buffer, in place.
+
+    Both are padded to whole row groups; `query_seqlens` says how many ids count.
+    """
 
     def __init__(self, session: Session, new_tokens: int, logit_rows: int) -> None:
         self._ort_session = session._ort_session  # not the session itself: a cycle would keep caches alive
         self._binding = session._ort_session.io_binding()
         graph = session.bundle.manifest.graph
-        self._input_ids = np.zeros((1, new_tokens), np.int64)  # (B, T)
-        self._position_ids = np.zeros((1, new_tokens), np.int64)  # (B, T)
+        padded_tokens, padded_rows = _whole_groups(new_tokens), _whole_groups(logit_rows)
+        self._padding = padded_tokens - new_tokens
+        self._logit_rows = logit_rows
+        self._input_ids = np.zeros((1, padded_tokens), np.int64)  # (B, T)
+        self._position_ids = np.zeros((1, padded_tokens), np.int64)  # (B, T)
         self._seqlens_k = np.zeros(1, np.int32)  # (B,) total tokens of the row after this call, minus one
         self._total_sequence_length = np.zeros((), np.int32)
-        self._logits = np.empty((logit_rows, session.vocab_size), np.float32)  # (N, V)
+        self._logits = np.empty((padded_rows, session.vocab_size), np.float32)  # (N, V)
+        wanted = np.arange(new_tokens - logit_rows, new_tokens - logit_rows + padded_rows)  # (N,)
         self._inputs = {
             graph.input_ids: self._input_ids,
             graph.position_ids: self._position_ids,
             graph.seqlens_k: self._seqlens_k,
             graph.total_sequence_length: self._total_sequence_length,
-            graph.query_seqlens: np.full(1, new_tokens, np.int32),  # (B,) valid ids of each row: here, all
-            graph.logits_index: np.arange(new_tokens - logit_rows, new_tokens, dtype=np.int64),  # (N,)
+            graph.query_seqlens: np.full(1, new_tokens, np.int32),  # (B,) valid ids of each row
+            graph.logits_index: np.minimum(wanted, new_tokens - 1).astype(np.int64),  # (N,)
         }
         ort_value = session._onnxruntime.OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(graph.logits, ort_value(self._logits))
@@ -199,16 +213,21 @@ class _Call:
 
     def run(self, ids: npt.NDArray[np.int64], past: int) -> Logits:
         """Run `ids` after `past` cached tokens; the logits (N, V) are this object's buffer."""
-        total = past + len(ids)
-        self._input_ids[0] = ids
-        self._position_ids[0] = np.arange(past, total)
+        new, total = len(ids), past + len(ids)
+        self._input_ids[0, :new] = ids
+        self._position_ids[0, :new] = np.arange(past, total)
         self._seqlens_k[0] = total - 1
-        self._total_sequence_length[...] = total
+        self._total_sequence_length[...] = total + self._padding  # an upper bound, where some ids do not count
         if not self._bound_once:
             for name, array in self._inputs.items():
                 self._binding.bind_cpu_input(name, array)
         self._ort_session.run_with_iobinding(self._binding)
-        return self._logits
+        return self._logits[: self._logit_rows]
+
+
+def _whole_groups(rows: int) -> int:
+    """`rows` rounded up to whole groups; a single row has a kernel of its own, the fastest, and stays alone."""
+    return rows if rows == 1 else -(-rows // ROW_GROUP) * ROW_GROUP
 
 
 def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:

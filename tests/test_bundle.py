@@ -76,7 +76,12 @@ def test_every_matrix_of_the_embedded_model_is_accounted_for() -> None:
         (lambda m: m["files"]["config.json"].update(size_bytes=2**62), "size_bytes must be between 0"),
         (lambda m: m["files"]["config.json"].update(sha256="zz"), "is not 64 hexadecimal digits"),
         (lambda m: m["files"]["config.json"].update(sha256="0" * 64), "content of 'config.json' is not what"),
-        (lambda m: m["certificate"].update(top1_agreement=2), "top1_agreement must be between 0 and 1"),
+        (lambda m: m["certificate"]["texts"][0].update(top1_agreement=2), "top1_agreement must be between 0 and 1"),
+        (lambda m: m["certificate"].update(texts=[]), "certificate.texts is empty"),
+        (lambda m: m["certificate"]["reference"].update(file="other.bin"), "lists no file 'other.bin'"),
+        (lambda m: m["certificate"]["reference"].update(value_noise=2), "value_noise must be between 0 and 1"),
+        (lambda m: m["certificate"]["reference"].update(tokens=2**40), "reference.tokens must be between 2"),
+        (lambda m: m["certificate"]["footprint"].pop("cpu"), "lacks the field 'certificate.footprint.cpu'"),
     ],
 )
 def test_bad_manifests_are_refused_by_name(tiny_copy: Path, edit: Edit, message: str) -> None:

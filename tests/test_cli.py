@@ -27,9 +27,10 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
             "export",
             "info",
             "verify",
+            "compare",
             "bench",
         ]
-    for command in ("run", "export", "info", "verify", "bench"):
+    for command in ("run", "export", "info", "verify", "compare", "bench"):
         shown = edgelm_command(command, "--help")
         assert shown.status == 0
         assert shown.stdout.startswith(f"Usage: edgelm {command}")
@@ -122,6 +123,8 @@ def test_rows_are_separated_by_a_blank_line(edgelm_command: RunCommand) -> None:
         (["info", "/nowhere"], 1, "there is no such folder"),
         (["info", "/a", "-m", "/b"], 2, "two folders are given"),
         (["verify", "/nowhere"], 1, "there is no such folder"),
+        (["compare", "/nowhere", "/nowhere"], 1, "there is no such folder"),
+        (["compare", "/nowhere"], 2, "Missing argument 'B'"),
         (["bench", *TINY, "--prompt-tokens", "60", "-n", "60"], 1, "60 prompt tokens and 60 new ones do not fit"),
         (["bench", "--runs", "0"], 2, "0 is not in the range"),
         (["export"], 2, "Missing argument 'SOURCE'"),
@@ -186,7 +189,7 @@ def test_info_shows_what_was_lost(edgelm_command: RunCommand) -> None:
 
 
 def test_verify_hashes_everything(edgelm_command: RunCommand, tiny_copy: Path) -> None:
-    result = edgelm_command("verify", str(tiny_copy))
+    result = edgelm_command("verify", str(tiny_copy), "--hashes-only")
     assert result.status == 0 and re.fullmatch(r"ok: \d+ files, [\d,]+ bytes, digest [0-9a-f]{64}\n", result.stdout)
     assert "hashing model.onnx.data" in result.stderr
     weights = tiny_copy / "model.onnx.data"

@@ -142,6 +142,23 @@ def test_int8_is_the_same_bit_for_bit_however_a_prompt_is_cut(
     assert np.array_equal(int8.step(TEXT[:length]), expected)
 
 
+@pytest.mark.parametrize("chunk", [2, 3, 7])
+def test_int8_scores_are_the_same_bit_for_bit_however_a_text_is_cut(int8: Session, chunk: int) -> None:
+    expected = int8.score(TEXT[:39])
+    int8.reset()
+    pieces = [int8.score(TEXT[at : at + chunk]) for at in range(0, 39 // chunk * chunk, chunk)]
+    assert np.array_equal(np.concatenate(pieces), expected[: 39 // chunk * chunk])
+
+
+def test_an_odd_chunk_fits_at_the_end_of_the_context(int8: Session) -> None:
+    ids = np.arange(int8.context_length)
+    expected = int8.step(ids)
+    int8.reset()
+    int8.step(ids[:-3])
+    assert np.array_equal(int8.step(ids[-3:]), expected)
+    assert int8.position == int8.context_length
+
+
 def test_int8_is_the_same_bit_for_bit_on_any_number_of_threads(int8: Session) -> None:
     expected = int8.score(TEXT)
     two = Session.open(int8.bundle, device="cpu", threads=2)

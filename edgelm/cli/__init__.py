@@ -14,7 +14,8 @@ _COMMANDS = {
     "run": ("edgelm.cli.run", "Continue a prompt."),
     "export": ("edgelm_export.cli", "Turn a GPT-2 checkpoint into a bundle."),
     "info": ("edgelm.cli.info", "Show what a bundle is and what it lost."),
-    "verify": ("edgelm.cli.verify", "Check every file of a bundle."),
+    "verify": ("edgelm.cli.verify", "Check every file of a bundle, and measure it again."),
+    "compare": ("edgelm.cli.compare", "Show two bundles side by side."),
     "bench": ("edgelm.cli.bench", "Measure a bundle's speed and memory here."),
 }
 

@@ -29,6 +29,8 @@ def command(
     """Measure prefill, first token, decode, load time and peak memory; medians over --runs, greedy."""
     import numpy as np
 
+    from edgelm.device import import_onnxruntime
+    from edgelm.machine import cpu_name, system_name
     from edgelm.model import load
 
     loaded = load(one_bundle(bundle, model), device=device, threads=threads)
@@ -51,6 +53,9 @@ def command(
         "model": facts.source.name,
         "precision": facts.recipe.name,
         "digest": facts.digest,
+        "cpu": cpu_name(),
+        "system": system_name(),
+        "onnxruntime": import_onnxruntime().__version__,
         "device": str(session.device),
         "threads": session.threads,
         "prompt_tokens": prompt_tokens,

@@ -6,6 +6,7 @@ import click
 
 from edgelm.bundle import Bundle
 from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_json
+from edgelm.manifest import Quality
 
 
 @click.command(name="info")
@@ -52,13 +53,39 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     ]
     if certificate is None:
         return [*facts, ("certificate", "none")]
-    c = certificate
+    c, made_on = certificate, certificate.footprint
+    facts += [
+        ("weights", f"{c.weights_bytes / 1e6:.1f} MB of {c.source_weights_bytes / 1e6:.1f} MB as 32-bit floats"),
+        (
+            "speed",
+            f"{made_on.decode_tokens_per_second:.0f} tokens/s after a prompt of {made_on.prompt_tokens} at "
+            f"{made_on.prefill_tokens_per_second:.0f}; peak {made_on.peak_rss_bytes / 1e6:.0f} MB",
+        ),
+        ("", f"({made_on.cpu}, {made_on.system}, {made_on.threads} threads, ONNX Runtime {made_on.onnxruntime})"),
+    ]
+    for quality in c.texts:
+        facts += _quality_facts(quality)
     return [
         *facts,
-        ("measured on", f"{c.tokens:,} tokens {c.text}"),
-        ("perplexity", f"{c.source_perplexity:.4f} before, {c.bundle_perplexity:.4f} now (x {c.perplexity_ratio:.4f})"),
-        ("KL divergence", f"{c.mean_kl_divergence:.6f} nats a token"),
-        ("top-1", f"{c.top1_agreement:.2%} of tokens the same"),
-        ("greedy", f"{c.greedy_tokens_equal} of {c.greedy_tokens_compared} tokens before the first difference"),
         ("gate", f"{c.gate}: {'passed' if c.passed else 'MISSED'}"),
+        ("reference", f"{c.reference.tokens:,} tokens: `edgelm verify` measures them again, anywhere"),
+    ]
+
+
+def _quality_facts(quality: Quality) -> list[tuple[str, str]]:
+    q = quality
+    first = "never" if q.greedy_first_divergence is None else f"after {q.greedy_first_divergence} tokens"
+    return [
+        ("measured on", f"{q.tokens:,} tokens, {q.text}"),
+        (
+            "  perplexity",
+            f"{q.source_perplexity:.4f} before, {q.bundle_perplexity:.4f} now (x {q.perplexity_ratio:.4f})",
+        ),
+        ("  KL", f"{q.mean_kl_divergence:.6f} nats a token"),
+        ("  top-1", f"{q.top1_agreement:.2%} of tokens the same"),
+        (
+            "  greedy",
+            f"{q.greedy_tokens_equal} of {q.greedy_tokens_compared} tokens before the first difference of each text; "
+            f"first divergence {first}",
+        ),
     ]

@@ -47,6 +47,23 @@ class Budget:
     max_perplexity_ratio: float | None = None
 
 
+def check_budget(budget: Budget, disk_bytes: int, peak_rss_bytes: int) -> None:
+    """Compare a finished bundle with its budget.
+
+    Raises:
+        ExportError: it is larger, or was measured to need more memory.
+    """
+    for what, found, limit in (
+        ("takes", disk_bytes, budget.max_disk_bytes),
+        ("was measured to need a memory of", peak_rss_bytes, budget.max_ram_bytes),
+    ):
+        if limit is not None and found > limit:
+            raise ExportError(
+                f"the bundle {what} {found / 1e6:.1f} MB, more than the {limit / 1e6:.1f} MB allowed; nothing was "
+                f"written; the forecast was short: ask for {limit / 1e6 - 1.1 * (found - limit) / 1e6:.1f} MB instead"
+            )
+
+
 @dataclass(frozen=True)
 class Option:
     """One way to store one matrix."""

@@ -11,7 +11,7 @@ from typing import get_args
 import click
 
 from edgelm.errors import ExportError
-from edgelm.manifest import FixedPrecision
+from edgelm.manifest import FixedPrecision, Quality
 from edgelm_export.publish import check_output
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -44,6 +44,14 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
 @click.option("--max-ram", type=_Bytes(), help="The same: at most so much memory when the context is full.")
 @click.option("--max-ppl", type=float, metavar="RATIO", help="The same: perplexity at most the source's times RATIO.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--eval-text",
+    "eval_texts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measure on this UTF-8 text too; repeatable.",
+)
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even if it misses its quality gate.")
 def command(
     source: str,
@@ -53,6 +61,7 @@ def command(
     max_ram: int | None,
     max_ppl: float | None,
     revision: str | None,
+    eval_texts: tuple[Path, ...],
     accept_quality_loss: bool,
 ) -> None:
     """Turn the GPT-2 checkpoint SOURCE, a folder or a hub id, into a bundle.
@@ -89,6 +98,7 @@ def command(
             precision or "int8" if limits == (None, None, None) else Budget(*limits),
             revision=revision,
             accept_quality_loss=accept_quality_loss,
+            eval_texts=eval_texts,
             report=progress.begin,
         )
     finally:
@@ -96,11 +106,19 @@ def command(
     for note in exported.notes:
         click.echo(f"note: {note}", err=True)
     c = exported.certificate
+    for quality in c.texts[1:]:
+        click.echo(f"{quality.text}: {_lost(quality)}")
     click.echo(
         f"{output}: {exported.bundle.manifest.recipe.name}, {exported.bundle.size_bytes / 1e6:.1f} MB, "
-        f"perplexity x {c.perplexity_ratio:.4f}, "
-        f"KL {c.mean_kl_divergence:.2g} nats, same top token {c.top1_agreement:.2%}; "
+        f"{_lost(c.drawn)}; "
         f"gate ({c.gate}) {'passed' if c.passed else 'MISSED'}"
+    )
+
+
+def _lost(quality: Quality) -> str:
+    return (
+        f"perplexity x {quality.perplexity_ratio:.4f}, KL {quality.mean_kl_divergence:.2g} nats, "
+        f"same top token {quality.top1_agreement:.2%}"
     )
 
 

@@ -1,7 +1,7 @@
 """The whole way from a checkpoint to a published bundle."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -22,16 +22,15 @@ from edgelm.manifest import (
     Recipe,
     Source,
 )
-from edgelm.session import Session
-from edgelm_export.budget import Budget
-from edgelm_export.certify import GREEDY_PROMPTS, certificate, compare_texts, count_equal_greedy
+from edgelm_export.budget import Budget, check_budget
+from edgelm_export.certificate import EvaluationText, certify, read_eval_text
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph import write_graph
 from edgelm_export.model_card import model_card
-from edgelm_export.publish import publish, workshop
+from edgelm_export.publish import folder_bytes, publish, workshop
 from edgelm_export.reference import Reference
-from edgelm_export.source_text import Text, draw_texts
+from edgelm_export.source_text import draw_texts
 
 EVALUATION_TOKENS = 10_000
 EVALUATION_SEED = 0
@@ -54,6 +53,7 @@ def export(
     *,
     revision: str | None = None,
     accept_quality_loss: bool = False,
+    eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
 ) -> Exported:
     """Turn the checkpoint `source` into a bundle in the folder `output`.
@@ -67,6 +67,7 @@ def export(
         precision: a recipe's name, or a budget that a recipe of its own is made for.
         revision: branch, tag or commit of a hub id.
         accept_quality_loss: publish also what missed its gate.
+        eval_texts: UTF-8 text files to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
 
     Raises:
@@ -78,6 +79,12 @@ def export(
         report(f"loading {source}")
         checkpoint = load_checkpoint(source, revision)
         settings, notes = _generation_settings(checkpoint)
+        config = checkpoint.model.config
+        bos = settings.get("bos_token_id")
+        given = [
+            read_eval_text(path, checkpoint.tokenizer, bos if isinstance(bos, int) else None, config.n_positions)
+            for path in eval_texts
+        ]
         report("exporting the reference graph with optimum")
         reference = Reference(checkpoint.model, scratch)
         report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
@@ -109,15 +116,19 @@ def export(
             certificate=None,
         )
         _seal(draft, draft_manifest)
-        report("measuring the bundle against the reference")
+        drawn = EvaluationText(f"drawn from the source at temperature 1, seed {EVALUATION_SEED}", texts)
+        parameters = draft_manifest.source.parameters
         limit = precision.max_perplexity_ratio if isinstance(precision, Budget) else None
-        measured = _measure(Bundle.read(draft), limit, reference, texts)
+        measured = certify(Bundle.read(draft), limit, reference.logits, parameters, [drawn, *given], report)
         if not (measured.passed or accept_quality_loss):
+            lost = measured.drawn
             raise ExportError(
                 f"the {recipe.name} bundle missed its gate ({measured.gate}): perplexity ratio "
-                f"{measured.perplexity_ratio:.4f}, max |logit difference| {measured.max_abs_logit_difference:.2g}; "
+                f"{lost.perplexity_ratio:.4f}, max |logit difference| {lost.max_abs_logit_difference:.2g}; "
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
+        if isinstance(precision, Budget):
+            check_budget(precision, folder_bytes(draft), measured.footprint.peak_rss_bytes)
         card = model_card(draft_manifest, measured, output.name, checkpoint.card)
         (draft / "README.md").write_text(card, encoding="utf-8")
         _seal(draft, replace(draft_manifest, certificate=measured))
@@ -171,11 +182,3 @@ def _seal(draft: Path, manifest: Manifest) -> None:
     files = {path.name: file_fact(path) for path in sorted(draft.iterdir()) if path.name != MANIFEST_NAME}
     text = replace(manifest, files=files).sealed().to_json()
     (draft / MANIFEST_NAME).write_text(text, encoding="utf-8")
-
-
-def _measure(bundle: Bundle, limit: float | None, reference: Reference, texts: list[Text]) -> Certificate:
-    session = Session.open(bundle, device="cpu")
-    measured = compare_texts(reference.logits, session, texts)
-    greedy = count_equal_greedy(reference.logits, session, texts[:GREEDY_PROMPTS])
-    description = f"drawn from the source at temperature 1, seed {EVALUATION_SEED}"
-    return certificate(bundle.manifest.recipe.name, description, measured, greedy, limit)

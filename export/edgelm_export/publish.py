@@ -51,3 +51,8 @@ def publish(draft: Path, output: Path) -> None:
     if output.exists():
         output.rmdir()  # it is empty; Windows does not rename onto a folder
     draft.rename(output)
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of all files of a draft."""
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -14,13 +14,13 @@ Text = npt.NDArray[np.int64]
 
 
 def draw_texts(model: Any, tokens: int, seed: int) -> list[Text]:
-    """Rows of at least `tokens` ids in all, sampled at temperature 1.
+    """Rows that predict at least `tokens` ids in all (a row's first one is given), sampled at temperature 1.
 
     Every row starts with the model's BOS token, or with a random one where it has none, and runs to the end of the
     context or 256 tokens, straight through ends of text.
     """
     length = min(model.config.n_positions, MAX_ROW_TOKENS)
-    rows = -(-tokens // length)
+    rows = -(-tokens // (length - 1))
     generator = torch.Generator().manual_seed(seed)
     texts: list[Text] = []
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from edgelm.manifest import Certificate, FixedPrecision
+from edgelm.manifest import Certificate, FixedPrecision, Footprint
 from edgelm.session import Session
 from edgelm_export.export import Exported, export
 
@@ -191,6 +191,10 @@ class Tiny:
         return np.random.default_rng(seed).integers(0, self.shape.vocab, self.shape.context)
 
 
+FOOTPRINT = Footprint("a test", "a test", "1.32.0", 1, 8, 8, 1.0, 1.0, 1)
+"""Instead of a process that measures; tests of the command line have a real one."""
+
+
 class TinyExport:
     """Makes checkpoints and exports them, each only once."""
 
@@ -209,6 +213,7 @@ class TinyExport:
             with (
                 mock.patch("edgelm_export.export.EVALUATION_TOKENS", self._tokens),
                 mock.patch("edgelm_export.fit.CALIBRATION_TOKENS", self._tokens),
+                mock.patch("edgelm_export.certificate.measure_footprint", lambda bundle: FOOTPRINT),
             ):
                 # Random weights are harder to quantize than trained ones; what is lost is judged by the tests.
                 exported = export(str(source), output, precision, accept_quality_loss=True)

@@ -72,7 +72,10 @@ def _one_torch_thread() -> Iterator[None]:
 
 @pytest.fixture
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of this test draw little text."""
+    """Exports of this test draw little text, and leave their speed unmeasured."""
+    from tests.export.checkpoints import FOOTPRINT
+
+    monkeypatch.setattr("edgelm_export.certificate.measure_footprint", lambda bundle: FOOTPRINT)
     monkeypatch.setattr("edgelm_export.export.EVALUATION_TOKENS", TINY_TOKENS)
     monkeypatch.setattr("edgelm_export.fit.CALIBRATION_TOKENS", TINY_TOKENS)
 

@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgelm.bundle import Bundle
 from edgelm.model import load
 from edgelm.tokenizer import Tokenizer
 from tests.conftest import CommandResult, RunCommand
@@ -23,7 +25,9 @@ STAGES = [
     r"drawing 10,000 tokens from the source to measure on",
     r"drawing text to calibrate on, and smoothing",
     r"writing the int8 graph",
-    r"measuring the bundle against the reference",
+    r"measuring speed and memory in a process of its own",
+    r"measuring the bundle against the reference on the text drawn from the source at temperature 1, seed 0",
+    r"writing the reference to measure it again with",
 ]
 
 
@@ -64,7 +68,10 @@ def test_info_and_verify(exported: CommandResult, folder: Path, edgelm_command: 
     assert facts["recipe"]["name"] == "int8"
     assert facts["source"]["name"] == "checkpoint"
     assert facts["certificate"]["passed"] is True
-    assert facts["certificate"]["tokens"] >= 9_000
+    assert facts["certificate"]["texts"][0]["tokens"] >= 10_000
+    footprint = facts["certificate"]["footprint"]
+    assert 10_000_000 < footprint["peak_rss_bytes"] < 300_000_000  # no torch in there
+    assert footprint["decode_tokens_per_second"] > 0
     verified = edgelm_command("verify", bundle)
     assert verified.status == 0, verified.stderr
     assert verified.stdout.startswith(f"ok: {len(facts['files'])} files")
@@ -78,6 +85,7 @@ def test_files_are_those_of_a_bundle(exported: CommandResult, folder: Path) -> N
         "generation_config.json",
         "model.onnx",
         "model.onnx.data",
+        "reference.bin",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
@@ -142,8 +150,12 @@ def test_refusal_is_one_line(folder: Path, exported: CommandResult, edgelm_comma
 def test_same_source_gives_the_same_bytes(exported: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
     done = edgelm_command("export", str(folder / "checkpoint"), "-o", str(folder / "again"))
     assert done.status == 0, done.stderr
-    for name in ("model.onnx", "model.onnx.data", "tokenizer.json", "config.json", "generation_config.json"):
+    first, again = Bundle.read(folder / "bundle").manifest, Bundle.read(folder / "again").manifest
+    # Speed and memory are the moment's; they are in bundle.json and the model card.
+    for name in sorted(first.files.keys() - {"README.md"}):
         assert (folder / "again" / name).read_bytes() == (folder / "bundle" / name).read_bytes(), name
+    assert first.certificate is not None and again.certificate is not None
+    assert replace(first.certificate, footprint=again.certificate.footprint) == again.certificate
 
 
 def test_vocabulary_larger_than_the_tokenizer(tiny_export: TinyExport) -> None:

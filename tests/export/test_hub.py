@@ -64,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
             repo, rest = path[1:].split("/resolve/", 1)
             revision, name = rest.split("/", 1)
             content = self.hub.files.get(repo, {}).get(name)
-            if content is None or revision != COMMIT:
+            if content is None or revision not in (COMMIT, "main"):
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             else:
                 etag = f'"{hashlib.sha256(content).hexdigest()}"'

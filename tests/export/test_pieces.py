@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from edgelm.manifest import FixedPrecision
-from edgelm_export.certify import Comparison, certificate, compare_logits
+from edgelm_export.certify import Comparison, Greedy, compare_logits, judge, quality
 from edgelm_export.model_card import model_card
 from edgelm_export.onnx_writer import CONTRIB, LOCAL, OPSET, GraphWriter
 from edgelm_export.products import row_quantized_matmul
@@ -145,9 +145,9 @@ def test_gates(
 ) -> None:
     # Ten tokens of a source with perplexity e.
     measured = Comparison(10, 10.0, 10.0 + bundle_nats, 0.0, 10, difference)
-    found = certificate(precision, "by hand", measured, greedy)
+    found = quality("by hand", measured, Greedy(*greedy, None))
     assert found.source_perplexity == pytest.approx(math.e)
-    assert found.passed is passed
+    assert judge(precision, found)[1] is passed
 
 
 # Text drawn from the source
@@ -233,5 +233,6 @@ def test_model_card(tiny_export: TinyExport) -> None:
     assert "base_model" not in front
     assert "edgelm run -m a-folder" in card
     assert "I am the source." in card
-    assert f"{exported.certificate.bundle_perplexity:.4f}" in card
+    assert f"{exported.certificate.drawn.bundle_perplexity:.4f}" in card
+    assert "```text\nsize        source  ████" in card and "edgelm verify a-folder" in card
     assert (exported.bundle.path / "README.md").read_text(encoding="utf-8").startswith("---\nlibrary_name: edgelm\n")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgelm.comparison import Comparison, compare_texts
 from edgelm.manifest import FixedPrecision
 from edgelm.model import Model, load
 from edgelm.tokenizer import Tokenizer
-from edgelm_export.certify import Comparison, compare_texts
 from edgelm_export.export import Exported, export
 from edgelm_export.reference import Reference
 from edgelm_export.source_text import draw_texts

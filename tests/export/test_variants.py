@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from edgelm.manifest import FixedPrecision
-from edgelm.session import Session
-from tests.export.checkpoints import Ids, Logits, Shape, Tiny, TinyExport, greedy
+from tests.export.checkpoints import Logits, Shape, Tiny, TinyExport, greedy
 from tests.export.conftest import Report
 
 pytestmark = pytest.mark.export
@@ -121,70 +120,3 @@ def test_quantized_decoding_stays_near_recomputation(
     session.reset()
     one_by_one = np.stack([session.step([token]) for token in ids])
     assert relative_difference(one_by_one, whole) <= 0.02
-
-
-def chunkings(length: int, *, even: bool = False) -> list[list[int]]:
-    """Where to cut a text: pieces of 2, of 3 and 7 or 4 and 8, of random lengths; never a piece of 1."""
-    rng = np.random.default_rng(0)
-    found = []
-    for low, high in [(2, 3), (3, 4), (7, 8), (2, 4), (2, 9), (2, 30), (2, 30)]:
-        cuts, at = [], 0
-        while (at := at + int(rng.integers(low, high)) * (1 + even)) <= length - 2:
-            cuts.append(at)
-        found.append(cuts)
-    return found
-
-
-def chunked_steps(session: Session, ids: Ids, cuts: list[int]) -> tuple[Logits, list[Logits]]:
-    """The last logits after `ids`, fed in pieces that begin at `cuts`, and the keys and values left in the cache."""
-    session.reset()
-    for piece in np.split(ids, cuts):
-        logits = session.step(piece)
-    return logits.copy(), [value.numpy()[:, :, : len(ids)].copy() for value in session._cache]
-
-
-def assert_same_bits(tiny: Tiny, *, even: bool) -> None:
-    """The next token's logits, and all that is remembered, must not depend on chunks or threads in any bit."""
-    sessions = {threads: tiny.session(threads) for threads in (1, 2)}
-    for length in sorted({2, 3, 8, tiny.shape.context - 1, tiny.shape.context}):
-        if even and length % 2:
-            continue
-        ids = tiny.text()[:length]
-        logits, cache = chunked_steps(sessions[1], ids, [])
-        for threads, session in sessions.items():
-            for cuts in [[], *chunkings(length, even=even)]:
-                found, remembered = chunked_steps(session, ids, cuts)
-                where = f"{length} tokens, {threads} threads, cut at {cuts}"
-                assert np.array_equal(found, logits), where
-                assert all(map(np.array_equal, remembered, cache)), where
-
-
-@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
-def test_chunks_and_threads_change_no_bit(shape: Shape, tiny_export: TinyExport, precision: FixedPrecision) -> None:
-    assert_same_bits(tiny_export(shape, precision), even=False)
-
-
-def test_even_chunks_and_threads_change_no_bit_of_int4(shape: Shape, tiny_export: TinyExport) -> None:
-    assert_same_bits(tiny_export(shape, "int4"), even=True)
-
-
-@pytest.mark.xfail(reason="MatMulNBits has another kernel for the last row of an odd number of rows", strict=False)
-def test_odd_chunks_change_no_bit_of_int4(tiny_export: TinyExport) -> None:
-    assert_same_bits(tiny_export(QUANTIZED_SHAPES[0], "int4"), even=False)
-
-
-def test_scores_of_int8_differ_between_odd_and_even_chunks_by_the_last_bits_only(
-    shape: Shape, tiny_export: TinyExport
-) -> None:
-    # The head is a MatMulNBits: only there, and only for the last row of an odd piece.
-    tiny = tiny_export(shape, "int8")
-    ids, session = tiny.text(), tiny.session()
-    whole = session.score(ids)
-    for cuts in chunkings(len(ids)):
-        session.reset()
-        pieces = np.concatenate([session.score(piece) for piece in np.split(ids, cuts)])
-        assert np.abs(pieces - whole).max() <= 1e-5
-    for cuts in chunkings(len(ids), even=True):
-        session.reset()
-        pieces = np.concatenate([session.score(piece) for piece in np.split(ids, cuts)])
-        assert np.array_equal(pieces, whole)

@@ -1,0 +1,97 @@
+"""What `edgelm verify` makes of weights that were altered, hashes and digest fixed up.
+
+    python -m benchmarks.altered_weights BUNDLE [BUNDLE ...]
+
+Prints a Markdown table per bundle, a row an alteration, and, as its last line, one JSON object.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from edgelm.bundle import Bundle
+from edgelm.reference import read_reference
+from edgelm.remeasure import Check, checks, drift, figures, observe_session
+from edgelm.session import Session
+from tests.export.alterations import (
+    Array,
+    alter,
+    low_bits_flipped,
+    scaled,
+    sign_flipped,
+    stored_tensors,
+    two_rows_swapped,
+    zeroed,
+)
+
+Change = Callable[[Array], Array]
+
+
+def last_bits_moved(array: Array) -> Array:
+    """By a millionth: no alteration to be found, but what another CPU's arithmetic may do."""
+    return array * np.float32(1 + 2**-20)
+
+
+def measure(bundle: Path) -> list[Check]:
+    """What `edgelm verify` compares."""
+    opened = Bundle.read(bundle)
+    facts, data = read_reference(opened)
+    observed = observe_session(facts, data, Session.open(opened, device="cpu"))
+    return checks(facts, data, figures(facts, data, observed), drift(data, observed))
+
+
+def alterations(bundle: Path) -> Iterator[tuple[str, list[str], Change]]:
+    """Names, tensors and changes: of all matrices, of the token table, of the first and the last layer."""
+    tensors = {tensor.name: tensor for tensor in stored_tensors(bundle)}
+    integers = [name for name, tensor in tensors.items() if tensor.dtype.kind in "iu" and len(tensor.shape) > 1]
+    yield "LayerNorm weights moved by 2^-20", [n for n in tensors if n.endswith("norm.weight")][:1], last_bits_moved
+    if integers:
+        yield "low bits of 3% of all integer bytes", integers, low_bits_flipped
+    layers = sorted({int(name.split(".")[2]) for name in tensors if name.startswith("transformer.h.")})
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    names = [f"transformer.h.{layer}.{part}.weight" for layer in (layers[0], layers[-1]) for part in parts]
+    for name in ["transformer.wte.weight", *names]:
+        short = name.removeprefix("transformer.").removesuffix(".weight")
+        yield f"{short}: zero", [name], zeroed
+        yield f"{short}: two rows swapped", [name], two_rows_swapped
+        yield f"{short}: low bits of 3% of its bytes", [name], low_bits_flipped
+        scale = f"{name}.scales" if f"{name}.scales" in tensors else name
+        yield f"{short}: × 1.05", [scale], scaled
+        yield f"{short}: sign flipped", [scale], sign_flipped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Alter weights and see whether `edgelm verify` notices.")
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    results: dict[str, list[dict[str, object]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for bundle in parser.parse_args().bundles:
+            recipe = Bundle.read(bundle).manifest.recipe.name
+            rows = results[f"{bundle.name} {recipe}"] = []
+            tolerances = [check.tolerance for check in measure(bundle)]
+            print(f"\n{bundle.name}, {recipe}; tolerances {tolerances[2]:.4f} and {tolerances[3]:.4f} nats\n")
+            print("| alteration | log-probabilities differ by | their means | perplexity × | verify |")
+            print("|---|--:|--:|--:|---|")
+            for label, names, change in alterations(bundle):
+                copy = Path(shutil.copytree(bundle, Path(folder) / "altered"))
+                for name in names:
+                    alter(copy, name, change)
+                _, ratio, values, means = measure(copy)
+                passed = values.passed and means.passed and ratio.passed
+                shutil.rmtree(copy)
+                print(
+                    f"| {label} | {values.measured:.4f} | {means.measured:.4f} | {ratio.measured / ratio.stated:.4f} | "
+                    f"{'passes' if passed else 'fails'} |"
+                )
+                rows.append({"alteration": label, "values": values.measured, "means": means.measured, "passed": passed})
+    print()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
