@@ -15,9 +15,7 @@ import transformers
 
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.tokenizer import Tokenizer
-
-ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
-"""Activations of the MLP that the lean graph has an operator for, and which GELU each one is."""
+from edgelm_export.activations import ACTIVATIONS, widen_activation
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MAX_CARD_CHARACTERS = 100_000
@@ -157,8 +155,8 @@ def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise ExportError(
-            f"{name!r} uses the activation {activation!r}, which edgelm does not export yet; "
-            f"it exports {', '.join(ACTIVATIONS)}"
+            f"{name!r} uses the activation {activation!r}, which transformers {transformers.__version__} does not "
+            f"know; edgelm exports {', '.join(sorted(ACTIVATIONS))}"
         )
     if config.get("add_cross_attention"):
         raise ExportError(f"{name!r} has cross attention (add_cross_attention), which edgelm does not export")
@@ -182,6 +180,8 @@ def _load_model(folder: Path, name: str) -> Any:
             )
     except Exception as error:  # safetensors, torch and transformers each raise their own kinds
         raise ExportError(f"cannot load the weights of {name!r}: {_line(error)}") from None
+    for block in model.transformer.h:
+        widen_activation(block.mlp.act)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ExportError(f"{name!r} lacks {len(missing)} weights, the first is {missing[0]!r}: it is incomplete")
