@@ -15,7 +15,7 @@ from edgelm.strict_json import Between, StrictJsonError, from_json, parse_json
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset()
+KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary"})
 """Names that `required_features` may hold; a bundle that needs another one needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -91,6 +91,10 @@ class Source:
     license: str | None
     architecture: str
     parameters: Annotated[int, Between(1, 2**44)]
+    adapter: str | None = None
+    """The LoRA adapter that was merged into it, with its commit where it came from the hub."""
+    vocab_size: Count | None = None
+    """Tokens of the source; more than the architecture's where the vocabulary was pruned."""
 
 
 @dataclass(frozen=True, slots=True)

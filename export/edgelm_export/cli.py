@@ -27,8 +27,22 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
     help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small.",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@click.option("--adapter", metavar="ADAPTER", help="Merge this LoRA adapter (a folder or a hub id) into SOURCE first.")
+@click.option(
+    "--vocabulary",
+    metavar="FILE",
+    help="Keep only the tokens this text of your domain needs; all other text is spelt with smaller ones.",
+)
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even if it misses its quality gate.")
-def command(source: str, output: str, precision: str, revision: str | None, accept_quality_loss: bool) -> None:
+def command(
+    source: str,
+    output: str,
+    precision: str,
+    revision: str | None,
+    adapter: str | None,
+    vocabulary: str | None,
+    accept_quality_loss: bool,
+) -> None:
     """Turn the GPT-2 checkpoint SOURCE, a folder or a hub id, into a bundle.
 
     \b
@@ -52,6 +66,8 @@ def command(source: str, output: str, precision: str, revision: str | None, acce
             Path(output),
             cast(Precision, precision),
             revision=revision,
+            adapter=adapter,
+            vocabulary=None if vocabulary is None else Path(vocabulary),
             accept_quality_loss=accept_quality_loss,
             report=progress.begin,
         )

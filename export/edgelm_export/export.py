@@ -23,10 +23,12 @@ from edgelm.manifest import (
     Source,
 )
 from edgelm.session import Session
+from edgelm_export.adapter import merge_adapter
 from edgelm_export.certify import GREEDY_PROMPTS, certificate, compare_texts, count_equal_greedy
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.graph import write_graph
 from edgelm_export.model_card import model_card
+from edgelm_export.prune import FEATURE, prune_vocabulary
 from edgelm_export.publish import publish, workshop
 from edgelm_export.reference import Reference
 from edgelm_export.smooth import ALPHA, activation_peaks, smooth
@@ -55,6 +57,8 @@ def export(
     precision: Precision,
     *,
     revision: str | None = None,
+    adapter: str | None = None,
+    vocabulary: Path | None = None,
     accept_quality_loss: bool = False,
     report: Callable[[str], None] = lambda stage: None,
 ) -> Exported:
@@ -67,6 +71,8 @@ def export(
         source: a folder in Hugging Face layout or a hub id.
         output: a folder that does not exist yet, or is empty.
         revision: branch, tag or commit of a hub id.
+        adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
+        vocabulary: UTF-8 text; only the tokens it needs are kept, and those that spell everything else.
         accept_quality_loss: publish also what missed its gate.
         report: called with the name of each stage as it begins.
 
@@ -78,6 +84,12 @@ def export(
     with workshop(output) as (draft, scratch):
         report(f"loading {source}")
         checkpoint = load_checkpoint(source, revision)
+        if adapter is not None:
+            report(f"merging the adapter {adapter}")
+            checkpoint = merge_adapter(checkpoint, adapter)
+        if vocabulary is not None:
+            report(f"keeping the tokens that {vocabulary} needs")
+            checkpoint = prune_vocabulary(checkpoint, vocabulary)
         settings, notes = _generation_settings(checkpoint)
         report("exporting the reference graph with optimum")
         reference = Reference(checkpoint.model, scratch)
@@ -94,7 +106,7 @@ def export(
         _write_papers(checkpoint, settings, draft)
         draft_manifest = Manifest(
             format_version=FORMAT_VERSION,
-            required_features=(),
+            required_features=(FEATURE,) if weights.architecture.vocab_size < checkpoint.vocab_size else (),
             created_by=f"edgelm {__version__}",
             architecture=weights.architecture,
             graph=graph,
@@ -104,7 +116,9 @@ def export(
                 checkpoint.revision,
                 checkpoint.license,
                 type(checkpoint.model).__name__,
-                sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+                checkpoint.parameters,
+                adapter=checkpoint.adapter,
+                vocab_size=checkpoint.vocab_size,
             ),
             certificate=None,
         )
@@ -121,7 +135,7 @@ def export(
         (draft / "README.md").write_text(card, encoding="utf-8")
         _seal(draft, replace(draft_manifest, certificate=measured))
         publish(draft, output)
-    return Exported(Bundle.read(output), measured, notes)
+    return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
 
 
 def _smoothed(checkpoint: Checkpoint, weights: Gpt2Weights) -> Gpt2Weights:

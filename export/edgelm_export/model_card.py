@@ -28,7 +28,7 @@ def model_card(manifest: Manifest, certificate: Certificate, folder_name: str, s
 
 # {source.name}, {recipe.name}
 
-An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters):
+An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters){_changes(manifest)}:
 {_PRECISION_TEXT[recipe.name]}. It runs without torch:
 
 ```sh
@@ -50,3 +50,12 @@ Measured against {source.name} in float32, through the runtime that ships, on {c
 Gate: {c.gate}: **{"passed" if c.passed else "missed"}**.
 Every matrix with its bits and its error is listed in `bundle.json`.
 {quoted}"""
+
+
+def _changes(manifest: Manifest) -> str:
+    """What was done to the source before its weights were stored."""
+    source, kept = manifest.source, manifest.architecture.vocab_size
+    text = f"\nwith the adapter **{source.adapter}** merged into it" if source.adapter else ""
+    if source.vocab_size and source.vocab_size > kept:
+        text += f",\nits vocabulary cut to the {kept:,} of {source.vocab_size:,} tokens that a domain needs"
+    return text
