@@ -42,17 +42,17 @@ def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
     needed = {i for i in needed if 0 <= i < size}
     vocabulary = prune_tokenizer(checkpoint.tokenizer, text, needed)
     new_ids = vocabulary.new_ids
-    _keep_rows(checkpoint.model, vocabulary.kept)
+    _keep_rows(checkpoint.model, list(new_ids))
     for name, value in _renumbered(loaded, new_ids).items():
         if name.endswith("_token_id"):
             setattr(checkpoint.model.config, name, value)
-    config = _renumbered(config, new_ids) | {"vocab_size": len(vocabulary.kept)}
+    config = _renumbered(config, new_ids) | {"vocab_size": len(new_ids)}
     return replace(
         checkpoint,
         tokenizer=vocabulary.tokenizer,
         config_json=json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         generation_settings=_renumbered(checkpoint.generation_settings, new_ids),
-        notes=(*checkpoint.notes, f"{len(vocabulary.kept):,} of {size:,} tokens stayed"),
+        notes=(*checkpoint.notes, f"{len(new_ids):,} of {size:,} tokens stayed"),
     )
 
 
@@ -91,7 +91,7 @@ def _renumbered(settings: dict[str, Any], new_ids: dict[int, int]) -> dict[str, 
     return result
 
 
-def _keep_rows(model: Any, kept: tuple[int, ...]) -> None:
+def _keep_rows(model: Any, kept: list[int]) -> None:
     """Cut the token table (V, D) and the head of a ``GPT2LMHeadModel``."""
     table, head = model.transformer.wte, model.lm_head
     tied = head.weight is table.weight

@@ -22,13 +22,8 @@ class Vocabulary:
     """What is left of a tokenizer."""
 
     tokenizer: Tokenizer
-    kept: tuple[int, ...]
-    """The old id of every new one, 0, 1, 2, ..."""
-
-    @property
-    def new_ids(self) -> dict[int, int]:
-        """The new id of every old one that was kept."""
-        return {old: new for new, old in enumerate(self.kept)}
+    new_ids: dict[int, int]
+    """The new id of every old one that was kept, in the order 0, 1, 2, ..."""
 
 
 def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = ()) -> Vocabulary:
@@ -65,11 +60,12 @@ def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = (
     kept = sorted(old for old, token in ids.items() if token in tokens)
     kept += sorted(added.keys() - ids.keys())
     kept += sorted(set(needed) - set(kept))
-    vocabulary = Vocabulary(_renumbered(state, tokens, {old: new for new, old in enumerate(kept)}), tuple(kept))
+    new_ids = {old: new for new, old in enumerate(kept)}
+    pruned = _renumbered(state, tokens, new_ids)
     for piece, before in zip(pieces, encoded, strict=True):
-        if vocabulary.tokenizer.encode(piece) != [vocabulary.new_ids[old] for old in before]:
+        if pruned.encode(piece) != [new_ids[old] for old in before]:
             raise ExportError("the pruned tokenizer does not encode the vocabulary file as before: please report this")
-    return vocabulary
+    return Vocabulary(pruned, new_ids)
 
 
 def _pieces(text: str) -> Iterator[str]:
