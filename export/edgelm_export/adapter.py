@@ -53,12 +53,10 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     config = read_json(folder / CONFIG, "no adapter that peft wrote")
     options = _options(config, name)
     weights = _read_weights(folder, name)
-    was_tied = checkpoint.model.config.tie_word_embeddings
     with quiet_torch():
         model = _merged(checkpoint, name, options, weights)
-    tied = model.lm_head.weight is model.transformer.wte.weight
     config_json = checkpoint.config_json
-    if was_tied and not tied:
+    if not model.config.tie_word_embeddings:
         config_json = json.dumps(json.loads(config_json) | {"tie_word_embeddings": False}, indent=2) + "\n"
     notes = checkpoint.notes
     base = str(config.get("base_model_name_or_path") or checkpoint.name)
@@ -118,6 +116,7 @@ def _merged(checkpoint: Checkpoint, name: str, options: dict[str, Any], weights:
 
     model = checkpoint.model
     table = model.transformer.wte.weight
+    was_tied = model.lm_head.weight is table
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     ids = torch.arange(min(model.config.n_positions, 64))[None] * 7 % model.config.vocab_size  # (1, T)
     try:
@@ -139,11 +138,10 @@ def _merged(checkpoint: Checkpoint, name: str, options: dict[str, Any], weights:
         after, before, rtol=0, atol=MERGE_TOLERANCE * max(1.0, float(before.abs().max()))
     ):
         raise ExportError(f"the adapter {name!r} cannot be merged: the merged model computes something else")
-    same = torch.equal(merged.lm_head.weight, merged.transformer.wte.weight)
-    if same and merged.config.tie_word_embeddings:
+    tied = was_tied and torch.equal(merged.lm_head.weight, merged.transformer.wte.weight)
+    if tied:
         merged.lm_head.weight = merged.transformer.wte.weight
-    else:
-        merged.config.tie_word_embeddings = False
+    merged.config.tie_word_embeddings = tied
     return merged
 
 
