@@ -16,18 +16,18 @@ def restore_pruned_heads(model: Any) -> None:
         kept = [head for head in range(heads) if head not in attention.pruned_heads]
         if len(kept) == heads:
             continue
-        attention.c_attn.weight.data = _spread(attention.c_attn.weight.data, (-1, 3), kept, heads)  # (D, 3·H·h)
-        attention.c_attn.bias.data = _spread(attention.c_attn.bias.data[None], (1, 3), kept, heads)[0]  # (3·H·h,)
-        out = attention.c_proj.weight.data.T  # (D, K·h)
-        attention.c_proj.weight.data = _spread(out, (-1,), kept, heads).T.contiguous()  # (H·h, D)
+        dim = attention.head_dim
+        attention.c_attn.weight.data = _spread(attention.c_attn.weight.data, kept, heads, dim)  # (D, 3·H·h)
+        attention.c_attn.bias.data = _spread(attention.c_attn.bias.data[None], kept, heads, dim)[0]  # (3·H·h,)
+        attention.c_proj.weight.data = _spread(attention.c_proj.weight.data.T, kept, heads, dim).T.contiguous()
         attention.c_attn.nf = 3 * attention.embed_dim
         attention.split_size, attention.num_heads, attention.pruned_heads = attention.embed_dim, heads, set()
     model.config.pruned_heads = {}
 
 
-def _spread(columns: torch.Tensor, groups: tuple[int, ...], kept: list[int], heads: int) -> torch.Tensor:
-    """Columns that lie as (..., K, h) in each group, with zeros between them: as (..., H, h)."""
-    cut = columns.reshape(*groups, len(kept), -1)
-    full = cut.new_zeros(*cut.shape[:-2], heads, cut.shape[-1])
-    full[..., kept, :] = cut
+def _spread(columns: torch.Tensor, kept: list[int], heads: int, head_dim: int) -> torch.Tensor:
+    """Columns (N, G·K·h) of G groups, with zeros where heads are missing: (N, G·H·h)."""
+    cut = columns.reshape(len(columns), -1, len(kept), head_dim)  # (N, G, K, h)
+    full = cut.new_zeros(*cut.shape[:2], heads, head_dim)
+    full[:, :, kept] = cut
     return full.reshape(len(columns), -1)
