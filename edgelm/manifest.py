@@ -1,6 +1,6 @@
 """The content of ``bundle.json``: facts, so that the runtime never asks which architecture it is.
 
-``docs/bundle-format.md`` is the same page for people. Every field is required; ``null`` says "not known".
+``docs/bundle-format.md`` is the same page for people. Every field without a default of None is required; ``null`` says "not known".
 """
 
 import hashlib
