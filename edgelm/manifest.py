@@ -1,6 +1,7 @@
 """The content of ``bundle.json``: facts, so that the runtime never asks which architecture it is.
 
-``docs/bundle-format.md`` is the same page for people. Every field is required; ``null`` says "not known".
+``docs/bundle-format.md`` is the same page for people. Every field without a default of None is required; ``null`` says
+"not known".
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from edgelm.strict_json import Between, StrictJsonError, from_json, parse_json
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset()
+KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary"})
 """Names that `required_features` may hold; a bundle that needs another one needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -94,6 +95,10 @@ class Source:
     license: str | None
     architecture: str
     parameters: Annotated[int, Between(1, 2**44)]
+    adapter: str | None = None
+    """The LoRA adapter that was merged into it, with its commit where it came from the hub."""
+    vocab_size: Count | None = None
+    """Tokens of the source; more than the architecture's where the vocabulary was pruned."""
 
 
 @dataclass(frozen=True, slots=True)

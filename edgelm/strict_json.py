@@ -52,6 +52,8 @@ def parse_json(text: bytes) -> object:
 def from_json(cls: type[T], value: object, where: str = "") -> T:
     """Build the dataclass `cls` from parsed JSON; every field must be there and no other.
 
+    A field whose default is None may be absent.
+
     Raises:
         StrictJsonError: naming the field as ``where.field`` and what is wrong with it.
     """
@@ -110,10 +112,11 @@ def _dataclass(cls: type, value: object, where: str) -> object:
     for name in given:
         if name not in names:
             raise StrictJsonError(f"has the unknown field {prefix + name!r}")
+    optional = {field.name for field in fields(cls) if field.default is None}  # absent says null
     for name in names:
-        if name not in given:
+        if name not in given and name not in optional:
             raise StrictJsonError(f"lacks the field {prefix + name!r}")
-    return cls(**{name: _convert(hints[name], given[name], prefix + name, None) for name in names})
+    return cls(**{name: _convert(hints[name], given.get(name), prefix + name, None) for name in names})
 
 
 def _object(value: object, where: str) -> dict[str, object]:

@@ -35,15 +35,17 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         manifest.certificate,
     )
     bits = sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in recipe.matrices})
+    with_adapter = f" with the adapter {source.adapter}" if source.adapter else ""
+    of_all = f" of {source.vocab_size:,}" if source.vocab_size and source.vocab_size > sizes.vocab_size else ""
     facts = [
         ("bundle", str(bundle.path)),
-        ("source", f"{source.name}, {source.architecture}, {source.parameters:,} parameters"),
+        ("source", f"{source.name}{with_adapter}, {source.architecture}, {source.parameters:,} parameters"),
         ("revision", source.revision or "not known"),
         ("license", source.license or "not known"),
         (
             "sizes",
             f"{sizes.num_layers} layers, {sizes.num_heads} heads, {sizes.hidden_size} wide, "
-            f"vocabulary {sizes.vocab_size:,}, context {sizes.context_length:,}",
+            f"vocabulary {sizes.vocab_size:,}{of_all}, context {sizes.context_length:,}",
         ),
         ("precision", f"{recipe.name}: {', '.join(bits)}"),
         ("runs on", f"{', '.join(manifest.graph.devices)}; ONNX Runtime {manifest.graph.minimum_onnxruntime} or newer"),

@@ -1,6 +1,5 @@
 """A checkpoint, from the hub or a folder: fetched, checked, loaded. What edgelm cannot export is refused by name."""
 
-import json
 import logging
 import re
 import warnings
@@ -15,11 +14,10 @@ import transformers
 
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.tokenizer import Tokenizer
+from edgelm_export.activations import ACTIVATIONS, widen_activation
+from edgelm_export.heads import restore_pruned_heads
+from edgelm_export.hub import first_line, locate, read_json
 
-ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
-"""Activations of the MLP that the lean graph has an operator for, and which GELU each one is."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MAX_CARD_CHARACTERS = 100_000
 _TOKENIZER_FILES = {
     "tokenizer.json",
@@ -48,6 +46,14 @@ class Checkpoint:
     config_json: str
     generation_settings: dict[str, object]
     """The source's ``generation_config.json``, or what its ``config.json`` says instead."""
+    parameters: int
+    """How many numbers the source has learned."""
+    vocab_size: int
+    """Rows of the source's token table, before any were pruned."""
+    adapter: str | None = None
+    """Name of the adapter that was merged into `model`, with its commit where it came from the hub."""
+    notes: tuple[str, ...] = ()
+    """What the person should know."""
 
 
 def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
@@ -60,9 +66,11 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     Raises:
         ExportError: the source is missing, is no GPT-2, uses what edgelm does not export, or is damaged.
     """
-    folder, name, commit = _locate(source, revision)
+    folder, name, commit = locate(source, revision, _files_to_fetch, "checkpoint")
+    if (folder / "bundle.json").exists():
+        raise ExportError(f"{source!r} is a bundle already; export needs the original checkpoint")
     license_name, card = _card(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     _refuse_unsupported(config, name)
     model = _load_model(folder, name)
     try:
@@ -82,6 +90,8 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         tokenizer=tokenizer,
         config_json=(folder / "config.json").read_text(encoding="utf-8"),
         generation_settings=_generation_settings(folder, config),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=model.config.vocab_size,
     )
 
 
@@ -101,37 +111,11 @@ def quiet_torch() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def _locate(source: str, revision: str | None) -> tuple[Path, str, str | None]:
-    """The folder that holds the checkpoint, with its name and commit."""
-    folder = Path(source)
-    if folder.is_dir():
-        if revision is not None:
-            raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a folder")
-        if (folder / "bundle.json").exists():
-            raise ExportError(f"{source!r} is a bundle already; export needs the original checkpoint")
-        return folder, folder.resolve().name, None
-    if folder.exists():
-        raise ExportError(f"{source!r} is a file; give the folder of a checkpoint, or a hub id")
-    if not _HUB_ID.fullmatch(source):
-        raise ExportError(f"there is no folder {source!r}, and it is no hub id like 'gpt2' or 'owner/name'")
-    return _download(source, revision)
-
-
-def _download(repo: str, revision: str | None) -> tuple[Path, str, str | None]:
-    """Fetch the files export needs, and no others, into the hub's own cache."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    try:
-        info = HfApi().model_info(repo, revision=revision)
-        names = {file.rfilename for file in info.siblings or []}
-        weights = {name for name in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
-        if not weights:
-            weights = {n for n in names if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?", n)}
-        wanted = {"README.md", "config.json", "generation_config.json"} | _TOKENIZER_FILES | weights
-        folder = snapshot_download(repo, revision=info.sha, allow_patterns=sorted(wanted & names))
-    except Exception as error:  # huggingface_hub raises requests' and its own errors, and OSError
-        raise ExportError(f"cannot fetch {repo!r} from the hub, and there is no such folder: {_line(error)}") from None
-    return Path(folder), repo, info.sha
+def _files_to_fetch(names: set[str]) -> set[str]:
+    weights = {name for name in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
+    if not weights:
+        weights = {n for n in names if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?", n)}
+    return {"README.md", "config.json", "generation_config.json"} | _TOKENIZER_FILES | weights
 
 
 def _card(folder: Path) -> tuple[str | None, str]:
@@ -157,9 +141,11 @@ def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise ExportError(
-            f"{name!r} uses the activation {activation!r}, which edgelm does not export yet; "
-            f"it exports {', '.join(ACTIVATIONS)}"
+            f"{name!r} uses the activation {activation!r}, which transformers {transformers.__version__} does not "
+            f"know; edgelm exports {', '.join(sorted(ACTIVATIONS))}"
         )
+    if config.get("n_layer", config.get("num_hidden_layers")) == 0:
+        raise ExportError(f"{name!r} has no layers (n_layer 0): there is nothing to export")
     if config.get("add_cross_attention"):
         raise ExportError(f"{name!r} has cross attention (add_cross_attention), which edgelm does not export")
     if config.get("quantization_config"):
@@ -181,10 +167,13 @@ def _load_model(folder: Path, name: str) -> Any:
                 weights_only=True,
             )
     except Exception as error:  # safetensors, torch and transformers each raise their own kinds
-        raise ExportError(f"cannot load the weights of {name!r}: {_line(error)}") from None
+        raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
+    for block in model.transformer.h:
+        widen_activation(block.mlp.act)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ExportError(f"{name!r} lacks {len(missing)} weights, the first is {missing[0]!r}: it is incomplete")
+    restore_pruned_heads(model)
     bad = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         raise ExportError(f"the weight {bad[0]!r} of {name!r} holds NaN or infinity: it is damaged")
@@ -194,24 +183,5 @@ def _load_model(folder: Path, name: str) -> Any:
 def _generation_settings(folder: Path, config: dict[str, Any]) -> dict[str, object]:
     path = folder / "generation_config.json"
     if path.is_file():
-        return _read_json(path)
+        return read_json(path)
     return {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(
-            f"{str(path.parent)!r} holds no {path.name}: it is no checkpoint in Hugging Face layout"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ExportError(f"cannot read {str(path)!r}: {_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ExportError(f"{str(path)!r} must hold a JSON object")
-    return content
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

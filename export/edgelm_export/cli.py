@@ -52,6 +52,12 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
     metavar="FILE",
     help="Measure on this UTF-8 text too; repeatable.",
 )
+@click.option("--adapter", metavar="ADAPTER", help="Merge this LoRA adapter (a folder or a hub id) into SOURCE first.")
+@click.option(
+    "--vocabulary",
+    metavar="FILE",
+    help="Keep only the tokens this text of your domain needs; all other text is spelt with smaller ones.",
+)
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even if it misses its quality gate.")
 def command(
     source: str,
@@ -62,6 +68,8 @@ def command(
     max_ppl: float | None,
     revision: str | None,
     eval_texts: tuple[Path, ...],
+    adapter: str | None,
+    vocabulary: str | None,
     accept_quality_loss: bool,
 ) -> None:
     """Turn the GPT-2 checkpoint SOURCE, a folder or a hub id, into a bundle.
@@ -97,6 +105,8 @@ def command(
             Path(output),
             precision or "int8" if limits == (None, None, None) else Budget(*limits),
             revision=revision,
+            adapter=adapter,
+            vocabulary=None if vocabulary is None else Path(vocabulary),
             accept_quality_loss=accept_quality_loss,
             eval_texts=eval_texts,
             report=progress.begin,

@@ -22,12 +22,14 @@ from edgelm.manifest import (
     Recipe,
     Source,
 )
+from edgelm_export.adapter import merge_adapter
 from edgelm_export.budget import Budget, check_budget
 from edgelm_export.certificate import EvaluationText, certify, read_eval_text
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph import write_graph
 from edgelm_export.model_card import model_card
+from edgelm_export.prune import FEATURE, prune_vocabulary
 from edgelm_export.publish import folder_bytes, publish, workshop
 from edgelm_export.reference import Reference
 from edgelm_export.source_text import draw_texts
@@ -52,6 +54,8 @@ def export(
     precision: FixedPrecision | Budget,
     *,
     revision: str | None = None,
+    adapter: str | None = None,
+    vocabulary: Path | None = None,
     accept_quality_loss: bool = False,
     eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
@@ -66,6 +70,8 @@ def export(
         output: a folder that does not exist yet, or is empty.
         precision: a recipe's name, or a budget that a recipe of its own is made for.
         revision: branch, tag or commit of a hub id.
+        adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
+        vocabulary: UTF-8 text; only the tokens it needs are kept, and those that spell everything else.
         accept_quality_loss: publish also what missed its gate.
         eval_texts: UTF-8 text files to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
@@ -78,6 +84,12 @@ def export(
     with workshop(output) as (draft, scratch):
         report(f"loading {source}")
         checkpoint = load_checkpoint(source, revision)
+        if adapter is not None:
+            report(f"merging the adapter {adapter}")
+            checkpoint = merge_adapter(checkpoint, adapter)
+        if vocabulary is not None:
+            report(f"keeping the tokens that {vocabulary} needs")
+            checkpoint = prune_vocabulary(checkpoint, vocabulary)
         settings, notes = _generation_settings(checkpoint)
         config = checkpoint.model.config
         bos = settings.get("bos_token_id")
@@ -101,7 +113,7 @@ def export(
         _check_account(checkpoint, matrices)
         draft_manifest = Manifest(
             format_version=FORMAT_VERSION,
-            required_features=(),
+            required_features=(FEATURE,) if stored.source.architecture.vocab_size < checkpoint.vocab_size else (),
             created_by=f"edgelm {__version__}",
             architecture=stored.source.architecture,
             graph=graph,
@@ -111,7 +123,9 @@ def export(
                 checkpoint.revision,
                 checkpoint.license,
                 type(checkpoint.model).__name__,
-                sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+                checkpoint.parameters,
+                adapter=checkpoint.adapter,
+                vocab_size=checkpoint.vocab_size,
             ),
             certificate=None,
         )
@@ -133,7 +147,7 @@ def export(
         (draft / "README.md").write_text(card, encoding="utf-8")
         _seal(draft, replace(draft_manifest, certificate=measured))
         publish(draft, output)
-    return Exported(Bundle.read(output), measured, notes)
+    return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
 
 
 def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None:

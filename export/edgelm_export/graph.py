@@ -10,6 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgelm.manifest import Graph, Matrix
+from edgelm_export.activations import write_activation
 from edgelm_export.calibrate import StoredGpt2
 from edgelm_export.onnx_writer import CONTRIB, GraphWriter
 from edgelm_export.products import Products
@@ -18,8 +19,6 @@ from edgelm_export.recipe import POSITION_TABLE
 from edgelm_export.weights import Array, Gpt2Weights, Layer, Linear, Norm
 
 MINIMUM_ONNXRUNTIME = "1.32"
-
-_GELU = {"tanh": "FastGelu", "erf": "BiasGelu"}
 
 
 def write_graph(model: StoredGpt2, folder: Path) -> tuple[Graph, tuple[Matrix, ...]]:
@@ -103,9 +102,14 @@ class _Body:
         normed, residual = self._add_and_norm(
             residual, attention_out, layer.attention_out.bias, layer.mlp_norm, f"{here}.mlp_norm"
         )
-        inner = self._linear(normed, layer.mlp_in, f"{here}.mlp_in", bias=False)  # (B, T, F)
-        bias = self._vector(f"{here}.mlp_in.bias", layer.mlp_in.bias)
-        active = node(_GELU[self._weights.gelu], [inner, bias], f"{here}.gelu", domain=CONTRIB)
+        active = write_activation(
+            self._writer,
+            layer.activation,
+            lambda bias: self._linear(normed, layer.mlp_in, f"{here}.mlp_in", bias=bias),
+            lambda: self._vector(f"{here}.mlp_in.bias", layer.mlp_in.bias),
+            f"{here}.active",
+            self._products.dtype,
+        )  # (B, T, F)
         mlp_out = self._linear(active, layer.mlp_out, f"{here}.mlp_out", bias=False)  # (B, T, D)
         return self._add_and_norm(residual, mlp_out, layer.mlp_out.bias, following, following_name)
 

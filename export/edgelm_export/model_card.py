@@ -30,7 +30,7 @@ def model_card(manifest: Manifest, certificate: Certificate, folder_name: str, s
 
 # {source.name}, {recipe.name}
 
-An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters):
+An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters){_changes(manifest)}:
 {_PRECISION_TEXT[recipe.name]}. It runs without torch:
 
 ```sh
@@ -107,3 +107,12 @@ def _bar(label: str, share: float, value: str) -> str:
 def _cell(text: str) -> str:
     """A file's name must not end its cell of the table."""
     return " ".join(text.replace("|", "\\|").split())
+
+
+def _changes(manifest: Manifest) -> str:
+    """What was done to the source before its weights were stored."""
+    source, kept = manifest.source, manifest.architecture.vocab_size
+    text = f"\nwith the adapter **{source.adapter}** merged into it" if source.adapter else ""
+    if source.vocab_size and source.vocab_size > kept:
+        text += f",\nits vocabulary cut to the {kept:,} of {source.vocab_size:,} tokens that a domain needs"
+    return text

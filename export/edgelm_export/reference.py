@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from optimum.exporters.onnx import onnx_export_from_model
 
 from edgelm.device import default_threads, import_onnxruntime
@@ -30,6 +31,7 @@ class Reference:
         tokens = min(_TRACED_TOKENS, model.config.n_positions // 2)
         if tokens < 2:
             raise ExportError(f"the context holds only {model.config.n_positions} tokens; edgelm exports 4 or more")
+        torch.onnx.register_custom_op_symbolic("aten::expm1", _expm1, 1)  # of xielu; torch's exporter lacks it
         with quiet_torch(), _silenced_stderr():
             onnx_export_from_model(model, folder, task=TASK, do_validation=False, sequence_length=tokens)
         onnxruntime = import_onnxruntime()
@@ -55,6 +57,10 @@ class Reference:
                 feeds[node.name] = np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32)
         logits: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0]
         return logits
+
+
+def _expm1(graph: Any, x: Any) -> Any:
+    return graph.op("Sub", graph.op("Exp", x), graph.op("Constant", value_t=torch.tensor(1.0)))
 
 
 class _silenced_stderr:

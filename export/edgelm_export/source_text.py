@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgelm_export.checkpoint import quiet_torch
+
 MAX_ROW_TOKENS = 256
 """Rows are many and short rather than few and long: torch copies the whole cache at every token."""
 _BATCH_ROWS = 64
@@ -23,7 +25,7 @@ def draw_texts(model: Any, tokens: int, seed: int) -> list[Text]:
     rows = -(-tokens // (length - 1))
     generator = torch.Generator().manual_seed(seed)
     texts: list[Text] = []
-    with torch.no_grad():
+    with quiet_torch(), torch.no_grad():
         for start in range(0, rows, _BATCH_ROWS):
             texts += _draw_batch(model, min(_BATCH_ROWS, rows - start), length, generator)
     return texts

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.manifest import Architecture
-from edgelm_export.checkpoint import ACTIVATIONS
+from edgelm_export.activations import Activation, collect_activation
 
 Array = npt.NDArray[np.float32]
 
@@ -54,6 +54,7 @@ class Layer:
     mlp_norm: Norm
     mlp_in: Linear
     """(D, F)."""
+    activation: Activation
     mlp_out: Linear
     """(F, D)."""
 
@@ -72,8 +73,6 @@ class Gpt2Weights:
     """A whole GPT-2."""
 
     architecture: Architecture
-    gelu: str
-    """"tanh" or "erf"."""
     epsilon: float
     token_table: Array
     """(V, D)."""
@@ -111,6 +110,7 @@ def collect_weights(model: Any) -> Gpt2Weights:
             attention_out=_pad_attention_out(linear(f"{prefix}.attn.c_proj"), heads, head_dim, padded),
             mlp_norm=norm(f"{prefix}.ln_2"),
             mlp_in=linear(f"{prefix}.mlp.c_fc"),
+            activation=collect_activation(config.activation_function, model.transformer.h[index].mlp.act),
             mlp_out=linear(f"{prefix}.mlp.c_proj"),
         )
 
@@ -125,7 +125,6 @@ def collect_weights(model: Any) -> Gpt2Weights:
             context_length=config.n_positions,
             vocab_size=table.shape[0],
         ),
-        gelu=ACTIVATIONS[config.activation_function],
         epsilon=config.layer_norm_epsilon,
         token_table=table,
         position_table=array("transformer.wpe.weight"),

@@ -38,6 +38,8 @@ class Shape:
     stored: str = "safetensors"
     """"safetensors", "bin", "sharded", "sharded-bin", "hub" (the names the hub's gpt2 has) or "double-heads"."""
     dtype: str = "float32"
+    pruned_heads: tuple[tuple[int, ...], ...] = ()
+    """Heads to prune in each layer."""
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict, hash=False)
 
@@ -74,6 +76,7 @@ def save_checkpoint(folder: Path, shape: Shape | None = None, **changes: Any) ->
     torch.manual_seed(shape.seed)
     model = kind(config).eval()
     randomize(model)
+    model.prune_heads(dict(enumerate(shape.pruned_heads)))
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, shape.dtype)).save_pretrained(
         folder,

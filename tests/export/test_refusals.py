@@ -48,8 +48,8 @@ def refusal(source: Path | str, output: Path) -> str:
 UNSUPPORTED: list[tuple[dict[str, object], list[str]]] = [
     ({"model_type": "llama"}, ["'checkpoint'", "'llama'", "GPT-2"]),
     ({"model_type": None}, ["None", "GPT-2"]),
-    ({"activation_function": "relu"}, ["activation", "'relu'", "gelu_new"]),
-    ({"activation_function": "silu"}, ["activation", "'silu'"]),
+    ({"activation_function": "glu"}, ["activation", "'glu'", "gelu_new"]),
+    ({"n_layer": 0}, ["no layers", "n_layer"]),
     ({"add_cross_attention": True}, ["cross attention", "add_cross_attention"]),
     ({"quantization_config": {"quant_method": "gptq"}}, ["quantized already", "quantization_config"]),
     ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, ["auto_map", "never runs"]),

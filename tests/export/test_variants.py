@@ -2,23 +2,30 @@
 
 import numpy as np
 import pytest
+from transformers.activations import ACT2FN
 
 from edgelm.manifest import FixedPrecision
+from edgelm_export.activations import ACTIVATIONS
 from tests.export.checkpoints import Logits, Shape, Tiny, TinyExport, greedy
 from tests.export.conftest import Report
 
 pytestmark = pytest.mark.export
 
+# optimum's export takes most of an export's time, so one shape shows several things; in test_activations.py each
+# activation stands alone.
 SHAPES = [
     Shape(),
-    Shape(width=48, heads=3, layers=1, context=11, vocab=54),  # head dim 16
+    Shape(width=48, heads=3, layers=1, context=11, vocab=54, config={"activation_function": "gelu_10"}),  # head dim 16
     Shape(width=20, heads=4, layers=3, context=11, vocab=3, tied=False),  # head dim 5, padded to 8
+    Shape(width=3, heads=3, context=8, vocab=54, config={"activation_function": "linear"}),  # head dim 1
+    Shape(width=320, heads=1, layers=1, context=8, config={"activation_function": "relu6"}),  # one large head
     Shape(width=48, heads=4, config={"activation_function": "gelu"}),  # head dim 12, padded to 16
     Shape(width=96, heads=12, tied=False, config={"activation_function": "gelu_pytorch_tanh"}),  # head dim 8
-    Shape(width=128, heads=2, layers=1, inner=200),  # head dim 64
+    Shape(width=128, heads=2, layers=1, inner=200, config={"activation_function": "xielu"}),  # head dim 64
     Shape(width=200, heads=10, context=8, vocab=54, inner=72, tied=False),  # head dim 20, padded to 24
-    Shape(width=96, heads=6, layers=3, config={"scale_attn_by_inverse_layer_idx": True}),
-    Shape(width=48, heads=6, config={"scale_attn_weights": False}),
+    Shape(width=16, heads=2, layers=1, context=8, vocab=300_000, config={"activation_function": "tanh"}),
+    Shape(width=96, heads=6, layers=3, config={"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu"}),
+    Shape(width=48, heads=6, config={"scale_attn_weights": False, "activation_function": "relu"}),
     Shape(  # the two together, padded and untied
         width=20,
         heads=4,
@@ -26,18 +33,29 @@ SHAPES = [
         tied=False,
         config={"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False, "activation_function": "gelu"},
     ),
-    Shape(config={"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True}),
-    Shape(layers=1, config={"layer_norm_epsilon": 1e-2}),
-    Shape(width=20, heads=1, layers=1, vocab=54, context=8),
-    Shape(dtype="float16"),
-    Shape(dtype="bfloat16", tied=False),
-    Shape(stored="bin"),
-    Shape(stored="bin", dtype="float16", tied=False),
-    Shape(stored="sharded"),
-    Shape(stored="sharded-bin", tied=False),
-    Shape(stored="hub"),
-    Shape(stored="double-heads"),
+    Shape(
+        config={
+            "reorder_and_upcast_attn": True,
+            "scale_attn_by_inverse_layer_idx": True,
+            "activation_function": "laplace",
+        }
+    ),
+    Shape(layers=1, config={"layer_norm_epsilon": 1e-2, "activation_function": "mish"}),
+    Shape(width=20, heads=1, layers=1, vocab=54, context=8, config={"activation_function": "quick_gelu"}),
+    Shape(pruned_heads=((0, 2), ()), config={"activation_function": "leaky_relu"}),
+    Shape(dtype="float16", config={"activation_function": "prelu"}),
+    Shape(dtype="bfloat16", tied=False, config={"activation_function": "relu2"}),
+    Shape(stored="bin", config={"activation_function": "sigmoid"}),
+    Shape(stored="bin", dtype="float16", tied=False, config={"activation_function": "gelu_fast"}),
+    Shape(stored="sharded", config={"activation_function": "gelu_accurate"}),
+    Shape(stored="sharded-bin", tied=False, config={"activation_function": "gelu_python"}),
+    Shape(stored="hub", config={"activation_function": "gelu_python_tanh"}),
+    Shape(stored="double-heads", config={"activation_function": "swish"}),
 ]
+
+
+def test_every_activation_of_transformers_is_in_some_shape() -> None:
+    assert {shape.config.get("activation_function", "gelu_new") for shape in SHAPES} == set(ACT2FN) == ACTIVATIONS
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: shape.name)
