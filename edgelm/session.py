@@ -1,6 +1,7 @@
 """One running graph: an ONNX Runtime session, a KV cache, and the position in it. Ids in, logits out; no text.
 
 Shapes: B batch (1 here), T new tokens, P past tokens, C cache capacity, H heads, D head dim, V vocabulary.
+Of hidden states, (T, D), D is the hidden size.
 """
 
 from collections.abc import Sequence
@@ -119,6 +120,19 @@ class Session:
         chunks = _chunks(self._checked(ids))
         return np.concatenate([self._run(_Call(self, len(chunk), len(chunk)), chunk) for chunk in chunks])  # (T, V)
 
+    def step_hidden(self, ids: Ids) -> tuple[Logits, Logits]:
+        """As `step`, with the hidden states of all of `ids`, the final norm's output, float32 of shape (T, D).
+
+        Raises:
+            PromptError, ContextError: as `step`.
+        """
+        hidden: list[npt.NDArray[Any]] = []
+        for chunk in _chunks(self._checked(ids)):
+            call = _Call(self, len(chunk), 1, hidden=True)
+            logits = self._run(call, chunk)  # (1, V)
+            hidden.append(call.hidden[0])  # (T, D)
+        return logits.reshape(-1), np.concatenate(hidden).astype(np.float32, copy=False)
+
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
 
@@ -167,7 +181,7 @@ class Session:
 class _Call:
     """The graph bound to buffers for T new ids and N rows of logits; past and present are one buffer, in place."""
 
-    def __init__(self, session: Session, new_tokens: int, logit_rows: int) -> None:
+    def __init__(self, session: Session, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> None:
         self._ort_session = session._ort_session  # not the session itself: a cycle would keep caches alive
         self._binding = session._ort_session.io_binding()
         graph = session.bundle.manifest.graph
@@ -186,6 +200,10 @@ class _Call:
         }
         ort_value = session._onnxruntime.OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(graph.logits, ort_value(self._logits))
+        if hidden:
+            shape = (1, new_tokens, session.bundle.manifest.architecture.hidden_size)
+            self.hidden = np.empty(shape, graph.hidden_states_dtype)  # (B, T, D)
+            self._binding.bind_ortvalue_output(graph.hidden_states, ort_value(self.hidden))
         for layer in range(session.bundle.manifest.architecture.num_layers):
             for part in range(2):
                 cache = session._cache[2 * layer + part]
