@@ -104,17 +104,18 @@ def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> 
     like there, the mean over a window's n new tokens counts n - 1 times.
 
     Args:
-        stride: half the context where not given. Smaller is slower and nearer the truth.
+        stride: half the context where not given. Smaller is slower and nearer the truth, for every token sees more
+            before it; 1 would count nothing but the first window.
 
     Raises:
         PromptError: fewer than two tokens.
-        ConfigError: `stride` is not from 1 to the context's length.
+        ConfigError: `stride` is not from 2 to the context's length.
     """
     window = session.context_length
     if stride is None:
-        stride = max(1, window // 2)
-    if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride <= window:
-        raise ConfigError(f"stride must be a whole number from 1 to {window}, this model's context, got {stride!r}")
+        stride = max(2, window // 2)
+    if not isinstance(stride, int) or isinstance(stride, bool) or not 2 <= stride <= window:
+        raise ConfigError(f"stride must be a whole number from 2 to {window}, this model's context, got {stride!r}")
     if len(ids) < 2:
         raise PromptError(f"the text has {len(ids)} token, and a perplexity needs 2 at least: give a longer text")
     array = np.asarray(ids, np.int64)
