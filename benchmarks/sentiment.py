@@ -54,7 +54,9 @@ def draw_shots(examples: list[Example], count: int, seed: int, longest: int) -> 
     """`count` examples of at most `longest` characters, as many of each label, in random order."""
     generator = random.Random(seed)
     short = [example for example in examples if len(example[0]) <= longest]
-    drawn = [generator.sample([e for e in short if e[1] == i % 2], count)[i] for i in range(count)]
+    drawn: list[Example] = []
+    for label in (0, 1):
+        drawn += generator.sample([example for example in short if example[1] == label], (count + 1 - label) // 2)
     generator.shuffle(drawn)
     return tuple(drawn)
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import edgelm
 from edgelm import ConfigError, ContextError, Model, PromptError
@@ -165,6 +167,18 @@ def test_a_token_over_the_border_is_scored_whole(model: Model) -> None:
     before, (first, second) = split(model.tokenizer, "The c", ["at", "zz"])
     assert model.tokenizer.decode(before) == "The"
     assert [model.tokenizer.decode(first), model.tokenizer.decode(second)] == [" cat", " czz"]
+
+
+@given(st.text(min_size=1), st.lists(st.text(min_size=1), min_size=1, max_size=4))
+def test_parts_make_up_the_whole_text(model: Model, prompt: str, continuations: list[str]) -> None:
+    try:
+        before, after = split(model.tokenizer, prompt, continuations)
+    except PromptError as error:
+        assert "melts into" in str(error) or "surrogate" in str(error)
+        return
+    assert before == model.tokenizer.encode(prompt)[: len(before)] and before
+    for continuation, ids in zip(continuations, after, strict=True):
+        assert ids and before + ids == model.tokenizer.encode(prompt + continuation)
 
 
 def test_ids_are_joined_as_they_are(model: Model) -> None:
