@@ -98,6 +98,7 @@ def test_embed(edgelm_command: RunCommand, model: edgelm.Model) -> None:
         (["choose", "-o", "a", "-o", "b"], b"\n", 1, "line 1 of standard input: the prompt is empty"),
         (["perplexity", "x"], b"", 1, "a perplexity needs 2 at least"),
         (["perplexity", "abc", "--stride", "0"], b"", 2, "stride must be a whole number from 2 to 64"),
+        (["perplexity", "--stride", "65"], b"abc\n", 2, "edgelm: stride must be a whole number from 2 to 64"),
         (["perplexity", "abc", "--file", "x"], b"", 2, "a text and --file are given"),
         (["perplexity", "--file", "/nowhere"], b"", 1, "/nowhere: No such file"),
         (["embed"], b"\xff\n", 1, "line 1 of standard input is not UTF-8 text (byte 0)"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from edgelm.errors import EdgelmError, PromptError
+from edgelm.errors import PromptError
 
 
 def answer_each(argument: str | None, answer: Callable[[str], str]) -> None:
@@ -13,7 +13,7 @@ def answer_each(argument: str | None, answer: Callable[[str], str]) -> None:
     of standard input, each before the next line is read.
 
     Raises:
-        EdgelmError: what `answer` raises, with the number of the line; a line that is not UTF-8.
+        PromptError: what `answer` raises, with the number of the line; a line that is not UTF-8.
     """
     if argument is not None and argument != "-":
         click.echo(answer(argument))
@@ -21,7 +21,7 @@ def answer_each(argument: str | None, answer: Callable[[str], str]) -> None:
     for number, text in _lines():
         try:
             click.echo(answer(text))
-        except EdgelmError as error:
+        except PromptError as error:
             raise type(error)(f"line {number} of standard input: {error}") from None
         sys.stdout.flush()
 
