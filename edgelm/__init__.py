@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from edgelm.generation_config import GenerationConfig
     from edgelm.model import Model, load
+    from edgelm.scores import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
     from edgelm.session import Session
     from edgelm.tokenizer import StreamDecoder, Tokenizer
 
@@ -43,10 +44,16 @@ _MODULE_OF = {
     "ExportError": "errors",
     "GenerationConfig": "generation_config",
     "Model": "model",
+    "Option": "scores",
+    "Perplexity": "scores",
     "PromptError": "errors",
+    "Score": "scores",
+    "Selection": "scores",
     "Session": "session",
     "Stats": "completion",
     "StreamDecoder": "tokenizer",
+    "TokenLogprob": "scores",
+    "TokenLogprobs": "scores",
     "Tokenizer": "tokenizer",
     "TokenizerError": "errors",
     "load": "model",
@@ -65,10 +72,16 @@ __all__ = [
     "ExportError",
     "GenerationConfig",
     "Model",
+    "Option",
+    "Perplexity",
     "PromptError",
+    "Score",
+    "Selection",
     "Session",
     "Stats",
     "StreamDecoder",
+    "TokenLogprob",
+    "TokenLogprobs",
     "Tokenizer",
     "TokenizerError",
     "load",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from edgelm.generate import FinishReason
+from edgelm.scores import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
     """On the very last chunk only."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of `token_ids`, where the option `logprobs` is given."""
 
     def __str__(self) -> str:
         return self.text
@@ -48,8 +51,8 @@ class Choice:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    logprobs: tuple[float, ...] | None = None
-    """Not measured yet: always None."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of `token_ids`, where the option `logprobs` is given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from edgelm.errors import ContextError
 from edgelm.generation_config import GenerationConfig
+from edgelm.logprobs import IdLogprob, with_alternatives
 from edgelm.sampling import Row, next_token
 
 FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
@@ -31,6 +32,8 @@ class Step:
 
     token_id: int | None
     finish_reason: FinishReason | None
+    logprobs: tuple[IdLogprob, ...] | None = None
+    """Of the token and, after it, of the likeliest ones, where `GenerationConfig.logprobs` asks for them."""
 
 
 def generate(
@@ -79,5 +82,6 @@ def _generate_row(
             yield Step(None, "eos")
             return
         tokens.append(token)
-        yield Step(token, None)
+        wanted = config.logprobs
+        yield Step(token, None, None if wanted is None else with_alternatives(logits, token, wanted))
     yield Step(None, "length")

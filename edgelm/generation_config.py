@@ -11,6 +11,7 @@ from edgelm.errors import ConfigError
 DEFAULT_MAX_NEW_TOKENS = 128
 MAX_RETURN_SEQUENCES = 1024
 MAX_STOP_STRINGS = 64
+MAX_LOGPROBS = 1024
 MAX_STOP_STRING_CHARACTERS = 1024
 
 
@@ -29,6 +30,7 @@ class GenerationOptions(TypedDict, total=False):
     stop_strings: str | Sequence[str]
     eos_token_id: int | Sequence[int] | None
     seed: int | None
+    logprobs: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class GenerationConfig:
     """Tokens that end the generation; they are not in the result."""
     seed: int | None = None
     """Makes sampling repeatable; a fresh one is drawn when not given."""
+    logprobs: int | None = None
+    """Return each token's log-probability under the model, before penalties, temperature and filters, and those of
+    this many of the likeliest tokens."""
 
     def __post_init__(self) -> None:
         for name, (check, limit) in _LIMITS.items():
@@ -165,6 +170,7 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "eos_token_id": (_all(_whole(0, 2**31 - 1), 1024), "token ids, 0 or more"),
     "seed": (_or_none(_whole(0, 2**64 - 1)), "a whole number from 0 to 2**64 - 1"),
+    "logprobs": (_or_none(_whole(0, MAX_LOGPROBS)), f"a whole number from 0 to {MAX_LOGPROBS}"),
 }
 assert set(_LIMITS) == {field.name for field in fields(GenerationConfig)}
 

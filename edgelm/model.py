@@ -3,24 +3,27 @@
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Unpack
 
+from edgelm import text_scoring
 from edgelm.bundle import Bundle
 from edgelm.completion import Choice, Chunk, Completion, Stats
-from edgelm.errors import BundleError, ConfigError, PromptError
+from edgelm.errors import BundleError, ConfigError
 from edgelm.generate import FinishReason, Step, generate
 from edgelm.generation_config import GenerationConfig, GenerationOptions, config_from_file
 from edgelm.memory import peak_rss_bytes
-from edgelm.session import Session, as_ids
+from edgelm.prompts import Prompt, prompt_ids
+from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
+from edgelm.scoring import Vector
+from edgelm.session import Session
 from edgelm.strict_json import StrictJsonError, parse_json
 from edgelm.text_stream import TextStream
 from edgelm.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
 
 
 class Model:
@@ -59,22 +62,25 @@ class Model:
             ContextError: the prompt is longer than the context.
             ConfigError: an option is unknown, out of range or contradicts another.
         """
-        prompt_ids, config, seed = self._prepare(prompt, options)
+        ids, config, seed = self._prepare(prompt, options)
         texts = [""] * config.num_return_sequences
         token_ids: list[list[int]] = [[] for _ in texts]
+        logprobs: list[list[TokenLogprobs]] = [[] for _ in texts]
         reasons: dict[int, FinishReason] = {}
         stats: Stats | None = None
-        for chunk in self._stream(prompt_ids, config, seed):
+        for chunk in self._stream(ids, config, seed):
             texts[chunk.index] += chunk.text
             token_ids[chunk.index] += chunk.token_ids
+            logprobs[chunk.index] += chunk.logprobs or ()
             if chunk.finish_reason is not None:
                 reasons[chunk.index] = chunk.finish_reason
             stats = chunk.stats or stats
         assert stats is not None  # the last chunk always carries them
         choices = tuple(
-            Choice(t, tuple(ids), reasons[i]) for i, (t, ids) in enumerate(zip(texts, token_ids, strict=True))
+            Choice(t, tuple(token_ids[i]), reasons[i], None if config.logprobs is None else tuple(logprobs[i]))
+            for i, t in enumerate(texts)
         )
-        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt_ids)
+        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
         return Completion(text, choices, seed if config.do_sample else None, stats)
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
@@ -86,21 +92,36 @@ class Model:
         """
         return self._stream(*self._prepare(prompt, options))
 
+    def score(self, prompt: Prompt, continuation: Prompt) -> Score:
+        """How likely `continuation` is after `prompt`, in all and token by token; see `edgelm.text_scoring.score`."""
+        with self._borrowed_session() as session:
+            return text_scoring.score(session, self.tokenizer, prompt, continuation)
+
+    def choose(
+        self,
+        prompt: Prompt,
+        options: Sequence[Prompt],
+        *,
+        length_normalization: LengthNormalization = "none",
+        calibrate: Prompt | None = None,
+    ) -> Selection:
+        """Which of `options` is likeliest after `prompt`, with probabilities; see `edgelm.text_scoring.choose`."""
+        with self._borrowed_session() as session:
+            return text_scoring.choose(session, self.tokenizer, prompt, options, length_normalization, calibrate)
+
+    def perplexity(self, text: Prompt, *, stride: int | None = None) -> Perplexity:
+        """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`."""
+        with self._borrowed_session() as session:
+            return text_scoring.perplexity(session, self.tokenizer, text, stride)
+
+    def embed(self, text: Prompt, *, pooling: Pooling = "mean", normalize: bool = False) -> Vector:
+        """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.embed`."""
+        with self._borrowed_session() as session:
+            return text_scoring.embed(session, self.tokenizer, text, pooling, normalize=normalize)
+
     def _prepare(self, prompt: Prompt, options: GenerationOptions) -> tuple[list[int], GenerationConfig, int]:
         config = self.generation_config.updated(dict(options))
-        return self._prompt_ids(prompt), config, secrets.randbits(63) if config.seed is None else config.seed
-
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, str):
-            if isinstance(prompt, bytes) or not hasattr(prompt, "__len__"):
-                raise PromptError(f"the prompt must be a text or a list of token ids, got {type(prompt).__name__}")
-            return [int(i) for i in as_ids(prompt, self.session.vocab_size)]
-        if not prompt:
-            raise PromptError("the prompt is empty: give some text to continue")
-        ids = self.tokenizer.encode_prompt(prompt)
-        if not ids:
-            raise PromptError("the prompt has no tokens in this model's vocabulary: give some other text")
-        return ids
+        return prompt_ids(self.tokenizer, prompt), config, secrets.randbits(63) if config.seed is None else config.seed
 
     def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
         clock = _Clock()
@@ -112,16 +133,20 @@ class Model:
     ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
             text = self._text_after(prompt_ids, config.stop_strings)
+            waiting: deque[TokenLogprobs] = deque()  # of tokens whose text is not complete
             for step in clock.timed(steps):
+                if step.logprobs is not None:
+                    waiting.append(text_scoring.named_with_alternatives(self.tokenizer, step.logprobs))
                 piece = text.finish() if step.token_id is None else text.push(step.token_id)
+                logprobs = None if config.logprobs is None else tuple(waiting.popleft() for _ in piece.token_ids)
                 reason = "stop" if text.stopped else step.finish_reason
                 if reason is None:
                     if piece.text:
-                        yield Chunk(piece.text, piece.token_ids, index)
+                        yield Chunk(piece.text, piece.token_ids, index, logprobs=logprobs)
                     continue
                 last = index == config.num_return_sequences - 1
                 stats = clock.stats(len(prompt_ids), self.load_seconds) if last else None
-                yield Chunk(piece.text, piece.token_ids, index, reason, stats)
+                yield Chunk(piece.text, piece.token_ids, index, reason, stats, logprobs)
                 break
 
     @contextmanager

@@ -1,6 +1,7 @@
 """One running graph: an ONNX Runtime session, a KV cache, and the position in it. Ids in, logits out; no text.
 
 Shapes: B batch (1 here), T new tokens, P past tokens, C cache capacity, H heads, D head dim, V vocabulary.
+Of hidden states, (T, D), D is the hidden size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,19 @@ class Session:
         for chunk in _chunks(self._checked(ids)):
             yield self._run(_Call(self, len(chunk), len(chunk)), chunk)
 
+    def step_hidden(self, ids: Ids) -> tuple[Logits, Logits]:
+        """As `step`, with the hidden states of all of `ids`, the final norm's output, float32 of shape (T, D).
+
+        Raises:
+            PromptError, ContextError: as `step`.
+        """
+        hidden: list[npt.NDArray[Any]] = []
+        for chunk in _chunks(self._checked(ids)):
+            call = _Call(self, len(chunk), 1, hidden=True)
+            logits = self._run(call, chunk)  # (1, V)
+            hidden.append(call.hidden[0])  # (T, D)
+        return logits.reshape(-1), np.concatenate(hidden).astype(np.float32, copy=False)
+
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
 
@@ -177,7 +191,7 @@ class _Call:
     Both are padded to whole row groups; `query_seqlens` says how many ids count.
     """
 
-    def __init__(self, session: Session, new_tokens: int, logit_rows: int) -> None:
+    def __init__(self, session: Session, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> None:
         self._ort_session = session._ort_session  # not the session itself: a cycle would keep caches alive
         self._binding = session._ort_session.io_binding()
         graph = session.bundle.manifest.graph
@@ -200,6 +214,10 @@ class _Call:
         }
         ort_value = session._onnxruntime.OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(graph.logits, ort_value(self._logits))
+        if hidden:
+            shape = (1, new_tokens, session.bundle.manifest.architecture.hidden_size)
+            self.hidden = np.empty(shape, graph.hidden_states_dtype)  # (B, T, D)
+            self._binding.bind_ortvalue_output(graph.hidden_states, ort_value(self.hidden))
         for layer in range(session.bundle.manifest.architecture.num_layers):
             for part in range(2):
                 cache = session._cache[2 * layer + part]
@@ -274,6 +292,7 @@ def _check_signature(bundle: Bundle, ort_session: Any) -> None:
     }
     outputs: dict[str, list[int | None]] = {
         graph.logits: [facts.vocab_size],
+        graph.hidden_states: [None, facts.hidden_size],
         **{name.replace("{layer}", str(i)): cache for name in graph.present_names for i in layers},
     }
     for kind, expected, found in (

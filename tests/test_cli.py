@@ -24,13 +24,17 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
         assert shown.status == 0
         assert re.findall(r"^  (\w+) ", shown.stdout.split("Commands:")[1], re.MULTILINE) == [
             "run",
+            "score",
+            "choose",
+            "perplexity",
+            "embed",
             "export",
             "info",
             "verify",
             "compare",
             "bench",
         ]
-    for command in ("run", "export", "info", "verify", "compare", "bench"):
+    for command in ("run", "score", "choose", "perplexity", "embed", "export", "info", "verify", "compare", "bench"):
         shown = edgelm_command(command, "--help")
         assert shown.status == 0
         assert shown.stdout.startswith(f"Usage: edgelm {command}")

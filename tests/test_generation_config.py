@@ -25,6 +25,7 @@ BASE = GenerationConfig()
         ("num_return_sequences", [1], [0, -1, 10**6, 1.0]),
         ("stop_strings", ["x", ["a", "b"], (), None], ["", ["a", ""], [3], 5, ["x"] * 65, "y" * 1025]),
         ("eos_token_id", [0, [1, 2], None], [-1, [1.5], "a"]),
+        ("logprobs", [None, 0, 5, 1024], [-1, 1025, True, 1.5, "2"]),
         ("seed", [0, 2**64 - 1], [-1, 2**64, 1.5]),
     ],
 )

@@ -98,6 +98,38 @@ def test_stop_strings_end_each_row_and_are_not_in_it(story: Model) -> None:
         assert full.text.startswith(stopped.text + ".")
 
 
+def test_logprobs_belong_to_the_tokens(model: Model) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 30, "do_sample": True, "temperature": 3.0, "seed": 5, "logprobs": 3}
+    result = model.generate("Hello", eos_token_id=(), **options)
+    (choice,) = result.choices
+    assert choice.logprobs is not None
+    assert tuple(token.token_id for token in choice.logprobs) == choice.token_ids
+    ids = model.tokenizer.encode("Hello") + list(choice.token_ids)
+    model.session.reset()
+    logits = model.session.score(ids)[len(model.tokenizer.encode("Hello")) - 1 : -1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    for token, row in zip(choice.logprobs, expected, strict=True):
+        # The model's own distribution: neither the temperature nor a filter is in it.
+        assert token.logprob == pytest.approx(row[token.token_id], abs=1e-4)
+        assert token.text == model.tokenizer.decode([token.token_id])
+        assert [other.token_id for other in token.top] == np.argsort(-row)[:3].tolist()
+        assert [other.logprob for other in token.top] == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
+    chunks = list(model.stream("Hello", eos_token_id=(), **options))
+    assert sum((chunk.logprobs or () for chunk in chunks), ()) == choice.logprobs
+    assert all(len(chunk.logprobs or ()) == len(chunk.token_ids) for chunk in chunks)
+    without = model.generate("Hello", eos_token_id=(), **(options | {"logprobs": None}))
+    assert without.choices[0].logprobs is None and without.choices[0].token_ids == choice.token_ids
+    assert not model.generate("a", max_new_tokens=1, logprobs=0).choices[0].logprobs[0].top  # type: ignore[index]
+
+
+def test_logprobs_stop_where_the_text_stops(story: Model) -> None:
+    options: dict[str, Any] = {"do_sample": True, "seed": 1, "num_return_sequences": 2, "logprobs": 1}
+    result = story.generate("Once upon a time", stop_strings=["."], **options)
+    for choice in result.choices:
+        assert choice.logprobs is not None
+        assert tuple(token.token_id for token in choice.logprobs) == choice.token_ids
+
+
 def test_a_stop_string_inside_tokens_cuts_the_text_exactly(story: Model) -> None:
     full = story.generate("Once upon a time", max_new_tokens=30, do_sample=False)
     stop = full.text[11:17]

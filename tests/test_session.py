@@ -58,6 +58,20 @@ def test_step_is_the_last_row_of_score(tiny: Session) -> None:
     assert np.array_equal(tiny.step(TEXT), last)
 
 
+def test_hidden_states_come_beside_the_same_logits(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tiny.step(TEXT)
+    tiny.reset()
+    logits, whole = tiny.step_hidden(TEXT)
+    assert np.array_equal(logits, expected)
+    assert whole.shape == (40, 32) and whole.dtype == np.float32
+    tiny.reset()
+    monkeypatch.setattr(session_module, "PREFILL_CHUNK_TOKENS", 8)
+    assert np.array_equal(tiny.step_hidden(TEXT)[1], whole)
+    tiny.rewind(1)
+    np.testing.assert_allclose(tiny.step_hidden(TEXT[-1:])[1], whole[-1:], atol=1e-4)
+    assert tiny.position == 40
+
+
 def test_results_are_the_callers_own(tiny: Session) -> None:
     first = tiny.step([1])
     copy = first.copy()

@@ -12,6 +12,10 @@ from edgelm.errors import ConfigError, EdgelmError
 
 _COMMANDS = {
     "run": ("edgelm.cli.run", "Continue a prompt."),
+    "score": ("edgelm.cli.score", "How likely a text is after another."),
+    "choose": ("edgelm.cli.choose", "Which of several texts is likeliest after a prompt."),
+    "perplexity": ("edgelm.cli.perplexity", "How surprised the model is by a text."),
+    "embed": ("edgelm.cli.embed", "A text as a vector."),
     "export": ("edgelm_export.cli", "Turn a GPT-2 checkpoint into a bundle."),
     "info": ("edgelm.cli.info", "Show what a bundle is and what it lost."),
     "verify": ("edgelm.cli.verify", "Check every file of a bundle, and measure it again."),

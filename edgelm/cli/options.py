@@ -51,8 +51,13 @@ def device_options(function: Function) -> Function:
     return device(threads(function))
 
 
-def print_json(content: object) -> None:
-    """One JSON object on stdout, on one line."""
+def json_line(content: object) -> str:
+    """One JSON object on one line."""
     import json
 
-    click.echo(json.dumps(content, ensure_ascii=False))
+    return json.dumps(content, ensure_ascii=False)
+
+
+def print_json(content: object) -> None:
+    """One JSON object on stdout, on one line."""
+    click.echo(json_line(content))

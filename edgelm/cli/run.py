@@ -41,6 +41,7 @@ _GENERATION = (
     click.option("--stop-strings", "--stop", multiple=True, metavar="TEXT", help="End at this text; repeatable."),
     click.option("--eos-token-id", type=int, multiple=True, metavar="ID", help="End at this token; repeatable."),
     click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
+    click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, and N likeliest tokens."),
 )
 
 
@@ -77,6 +78,8 @@ def command(
     """
     if sys.stdout is None:
         raise click.ClickException("standard output is closed: there is nowhere to write the text")
+    if options["logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs needs --json: text has no place for them", click.get_current_context())
     text = _read_stdin() if prompt is None or prompt == "-" else prompt
     given = cast("GenerationOptions", {name: value for name, value in options.items() if value not in (None, ())})
 

@@ -1,0 +1,146 @@
+"""Scores of texts: where a prompt ends and what follows it begins, in tokens.
+
+A prompt and its continuation are tokenized as the one text they make, as the model has seen texts; the tokens that text
+begins with as the prompt alone does are the prompt, the rest is what is scored. So a space may stand at the end of the
+prompt or at the beginning of the continuation: it is the same text. Where a token reaches over the border ("un" +
+"happy"), all of it is scored, and of several options every one from the same place on, so that they stay comparable.
+What is given as token ids is joined as it is.
+"""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from edgelm.errors import PromptError
+from edgelm.logprobs import IdLogprob
+from edgelm.prompts import Prompt, prompt_ids
+from edgelm.scores import (
+    LengthNormalization,
+    Option,
+    Perplexity,
+    Pooling,
+    Score,
+    Selection,
+    TokenLogprob,
+    TokenLogprobs,
+)
+from edgelm.scoring import (
+    ScoringSession,
+    Vector,
+    check_name,
+    continuation_logprobs,
+    option_scores,
+)
+from edgelm.scoring import embed as embed_ids
+from edgelm.scoring import perplexity as perplexity_of_ids
+from edgelm.tokenizer import Tokenizer
+
+
+def split(tokenizer: Tokenizer, prompt: Prompt, continuations: Sequence[Prompt]) -> tuple[list[int], list[list[int]]]:
+    """The token ids of the prompt and of each continuation, none of them empty; see above.
+
+    Raises:
+        PromptError: a part is empty, or no token of the prompt is left before a continuation.
+    """
+    known = prompt_ids(tokenizer, prompt)
+    alone = [prompt_ids(tokenizer, continuation, "continuation") for continuation in continuations]
+    if not (isinstance(prompt, str) and all(isinstance(continuation, str) for continuation in continuations)):
+        return known, alone
+    wholes = [tokenizer.encode_prompt(f"{prompt}{continuation}") for continuation in continuations]
+    shared = min(_common_prefix(known, whole) for whole in wholes)
+    rests = [whole[shared:] for whole in wholes]
+    if shared == 0 or not all(rests):
+        raise PromptError(
+            f"the prompt {prompt[-40:]!r} melts into the continuation: no token is left to begin with; "
+            "give a longer prompt, or both as token ids"
+        )
+    return known[:shared], rests
+
+
+def score(session: ScoringSession, tokenizer: Tokenizer, prompt: Prompt, continuation: Prompt) -> Score:
+    """How likely the model finds `continuation` after `prompt`.
+
+    Raises:
+        PromptError: either is empty.
+        ContextError: both together do not fit the context.
+    """
+    before, (ids,) = split(tokenizer, prompt, [continuation])
+    (logprobs,) = continuation_logprobs(session, before, [ids])
+    tokens = [named(tokenizer, pair) for pair in zip(ids, logprobs.tolist(), strict=True)]
+    return Score(float(logprobs.sum()), tuple(tokens))
+
+
+def choose(
+    session: ScoringSession,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    options: Sequence[Prompt],
+    length_normalization: LengthNormalization = "none",
+    calibrate: Prompt | None = None,
+) -> Selection:
+    """Which of `options` the model finds likeliest after `prompt`; the first of equals.
+
+    Args:
+        length_normalization: what to divide an option's log-probability by: nothing, its tokens, its characters.
+        calibrate: a prompt that says nothing about the question; what the options are worth after it is subtracted.
+
+    Raises:
+        PromptError: fewer than two options, two equal ones, or an empty one.
+        ContextError: the prompt and an option do not fit the context.
+        ConfigError: `length_normalization` is unknown.
+    """
+    check_name("length_normalization", length_normalization, get_args(LengthNormalization))
+    if isinstance(options, (str, bytes)) or len(options) < 2:
+        raise PromptError("there is nothing to choose: give a list of at least two options")
+    before, ids = split(tokenizer, prompt, options)
+    texts = [o if isinstance(o, str) else tokenizer.decode(i) for o, i in zip(options, ids, strict=True)]
+    for text in texts:
+        if texts.count(text) > 1:
+            raise PromptError(f"the option {text[:40]!r} is given twice: give each once")
+    sums = _sums(session, before, ids)
+    neutral = None
+    if calibrate is not None:
+        session.reset()
+        neutral = [
+            float(found.sum()) for found in continuation_logprobs(session, *split(tokenizer, calibrate, options))
+        ]
+    lengths = {"none": None, "token": [len(i) for i in ids], "character": [max(1, len(text)) for text in texts]}
+    scores, probabilities = option_scores(sums, neutral, lengths[length_normalization])
+    found = tuple(
+        Option(text, probability, value, logprob, len(i))
+        for text, probability, value, logprob, i in zip(texts, probabilities, scores, sums, ids, strict=True)
+    )
+    index = scores.index(max(scores))
+    return Selection(found[index], index, found)
+
+
+def perplexity(session: ScoringSession, tokenizer: Tokenizer, text: Prompt, stride: int | None = None) -> Perplexity:
+    """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`."""
+    return perplexity_of_ids(session, prompt_ids(tokenizer, text, "text"), stride)
+
+
+def embed(
+    session: ScoringSession, tokenizer: Tokenizer, text: Prompt, pooling: Pooling = "mean", *, normalize: bool = False
+) -> Vector:
+    """`text` as a vector, float32 (D,); see `edgelm.scoring.embed`."""
+    return embed_ids(session, prompt_ids(tokenizer, text, "text"), pooling, normalize=normalize)
+
+
+def named(tokenizer: Tokenizer, pair: IdLogprob) -> TokenLogprob:
+    """A token id and its log-probability, with the token's text."""
+    return TokenLogprob(pair[0], tokenizer.decode([pair[0]]), pair[1])
+
+
+def named_with_alternatives(tokenizer: Tokenizer, pairs: Sequence[IdLogprob]) -> TokenLogprobs:
+    """The same for a token and, after it, its alternatives."""
+    token, *top = (named(tokenizer, pair) for pair in pairs)
+    return TokenLogprobs(token.token_id, token.text, token.logprob, tuple(top))
+
+
+def _sums(session: ScoringSession, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+    return [float(found.sum()) for found in continuation_logprobs(session, prompt, continuations)]
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
