@@ -53,6 +53,9 @@ class Graph:
     query_seqlens: str
     logits_index: str
     logits: str
+    hidden_states: str
+    """The final norm's output, every new token's; a run that does not bind it pays nothing for it."""
+    hidden_states_dtype: Literal["float32", "float16"]
     past_names: tuple[str, ...]
     present_names: tuple[str, ...]
     kv_layout: Literal["BHCD"]

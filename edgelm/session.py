@@ -255,6 +255,7 @@ def _check_signature(bundle: Bundle, ort_session: Any) -> None:
     }
     outputs: dict[str, list[int | None]] = {
         graph.logits: [facts.vocab_size],
+        graph.hidden_states: [None, facts.hidden_size],
         **{name.replace("{layer}", str(i)): cache for name in graph.present_names for i in layers},
     }
     for kind, expected, found in (

@@ -33,6 +33,8 @@ def write_graph(weights: Gpt2Weights, precision: Precision, folder: Path) -> tup
         query_seqlens="query_seqlens",
         logits_index="logits_index",
         logits="logits",
+        hidden_states="hidden_states",
+        hidden_states_dtype="float16" if precision == "fp16" else "float32",
         past_names=("past_key_values.{layer}.key", "past_key_values.{layer}.value"),
         present_names=("present.{layer}.key", "present.{layer}.value"),
         kv_layout="BHCD",
@@ -65,7 +67,8 @@ class _Body:
         for index, layer in enumerate(weights.layers):
             last = index + 1 == len(weights.layers)
             following = weights.final_norm if last else weights.layers[index + 1].attention_norm
-            name = "final_norm" if last else f"h.{index + 1}.attn_norm"
+            # The final norm itself is an output: no node is added, and a run that does not bind it does nothing more.
+            name = names.hidden_states if last else f"h.{index + 1}.attn_norm"
             normed, residual = self._layer(index, layer, normed, residual, following, name)
         flat_shape = self._writer.weight("flat_shape", np.array([-1, weights.architecture.hidden_size], np.int64))
         flat = node("Reshape", [normed, flat_shape], "final_rows")  # (B·T, D)
@@ -133,13 +136,14 @@ class _Body:
 def _signature(weights: Gpt2Weights, facts: Graph) -> tuple[list[Any], list[Any]]:
     """The graph's inputs and outputs with their types and shapes."""
     sizes = weights.architecture
-    kv_type = TensorProto.FLOAT16 if facts.kv_dtype == "float16" else TensorProto.FLOAT
+    types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+    hidden: list[str | int] = ["batch", "new_tokens", sizes.hidden_size]
     cache: list[str | int] = ["batch", sizes.num_heads, "capacity", sizes.head_dim]
     info = helper.make_tensor_value_info
 
     def caches(names: tuple[str, ...]) -> list[Any]:
         return [
-            info(name.replace("{layer}", str(layer)), kv_type, cache)
+            info(name.replace("{layer}", str(layer)), types[facts.kv_dtype], cache)
             for layer in range(sizes.num_layers)
             for name in names
         ]
@@ -153,5 +157,9 @@ def _signature(weights: Gpt2Weights, facts: Graph) -> tuple[list[Any], list[Any]
         info(facts.logits_index, TensorProto.INT64, ["rows"]),
         *caches(facts.past_names),
     ]
-    outputs = [info(facts.logits, TensorProto.FLOAT, ["rows", sizes.vocab_size]), *caches(facts.present_names)]
+    outputs = [
+        info(facts.logits, TensorProto.FLOAT, ["rows", sizes.vocab_size]),
+        info(facts.hidden_states, types[facts.hidden_states_dtype], hidden),
+        *caches(facts.present_names),
+    ]
     return inputs, outputs

@@ -386,6 +386,19 @@ def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> 
         assert {node.domain for node in graph.graph.node} <= {"", CONTRIB, LOCAL}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: Precision) -> None:
+    """The output is a value the logits need anyway, in its own type: who does not bind it pays nothing."""
+    bundle = tiny_export(Shape(), precision).exported.bundle
+    graph = onnx.load(str(bundle.file("model.onnx")), load_external_data=False).graph
+    name = bundle.manifest.graph.hidden_states
+    assert [node.op_type for node in graph.node if name in node.output] == ["SkipLayerNormalization"]
+    assert any(name in node.input for node in graph.node)
+    (output,) = (output for output in graph.output if output.name == name)
+    element = onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
+    assert element == bundle.manifest.graph.hidden_states_dtype
+
+
 # The model card
 
 
