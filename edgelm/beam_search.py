@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgelm.decoding import DecodingSession, FinishReason, Request
 from edgelm.errors import ConfigError
 from edgelm.logits_processors import Ids, Row
-from edgelm.sampling import beam_noise, candidates, draw_without_replacement, filters_of, largest
+from edgelm.sampling import beam_uniforms, candidates, draw_without_replacement, filters_of, largest
 
 NEVER = np.float32(-1e9)
 """Score of a beam that must not win; finite, so that it can lead on where nothing else does."""
@@ -40,8 +40,12 @@ class Hypothesis:
     reason: FinishReason
 
 
-def beam_search(session: DecodingSession, request: Request) -> Iterator[Finished]:
+def beam_search(session: DecodingSession, request: Request, logits: Row) -> Iterator[Finished]:
     """The best `num_return_sequences` continuations, the best first, each with the reason it ended.
+
+    Args:
+        session: holds the prompt.
+        logits: what follows the prompt, (V,).
 
     Raises:
         ConfigError: fewer continuations exist under these options.
@@ -53,7 +57,7 @@ def beam_search(session: DecodingSession, request: Request) -> Iterator[Finished
     # An end of text takes a candidate's place; enough others must be left to go on with.
     wanted = max(2, 1 + len(config.eos_token_id)) * beams
     finished: list[Hypothesis] = []
-    logits = np.broadcast_to(session.step(request.prompt), (beams, request.vocab_size))
+    logits = np.broadcast_to(logits, (beams, request.vocab_size))
     batch = session.batch(beams, prompt_tokens + request.most_new_tokens) if request.most_new_tokens > 1 else None
     for count in range(request.most_new_tokens):
         end = prompt_tokens + count
@@ -125,7 +129,9 @@ def _continuations(request: Request, texts: Ids, logits: Row, scores: Row, wante
     if not np.isfinite(found.scores.max()):
         raise ConfigError(f"no beam can go on after {texts.shape[1]} tokens: the options rule out every token")
     if config.do_sample:
-        chosen = draw_without_replacement(found.scores, wanted, beam_noise(request.seed, count))
+        uniforms = beam_uniforms(request.seed, count, len(scores) * request.vocab_size)
+        drawn = uniforms[found.beams * request.vocab_size + found.tokens]
+        chosen = draw_without_replacement(found.scores, wanted, drawn)
     else:
         chosen = largest(found.scores, wanted)
     return Candidates(found.beams[chosen], found.tokens[chosen], found.scores[chosen])

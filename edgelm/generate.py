@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from edgelm.beam_search import beam_search
+from edgelm.beam_search import Finished, beam_search
 from edgelm.contrastive_search import contrastive_search
 from edgelm.decoding import DecodingSession, EndsText, FinishReason, Request, Step
 from edgelm.generation_config import GenerationConfig
@@ -42,16 +42,18 @@ def generate(
     request = Request.of(session, prompt_ids, config, seed, ends_text=ends_text, clock=clock)
     if config.penalty_alpha is not None:
         yield contrastive_search(session, request)
-    elif config.num_beam_groups > 1:
-        yield from map(_steps_of, group_beam_search(session, request))
-    elif config.num_beams > 1:
-        yield from map(_steps_of, beam_search(session, request))
-    else:
-        logits = session.step(prompt_ids)  # (V,)
-        prompt_end = session.position
-        for row in range(config.num_return_sequences):
-            session.rewind(session.position - prompt_end)
-            yield _generate_row(session, request, logits, row)
+        return
+    logits = session.step(prompt_ids)  # (V,)
+    if config.num_beams > 1:
+        search = group_beam_search if config.num_beam_groups > 1 else beam_search
+        found = search(session, request, logits)
+        for _ in range(config.num_return_sequences):
+            yield _steps_of_next(found)
+        return
+    prompt_end = session.position
+    for row in range(config.num_return_sequences):
+        session.rewind(session.position - prompt_end)
+        yield _generate_row(session, request, logits, row)
 
 
 def _generate_row(session: DecodingSession, request: Request, logits: Row, row: int) -> Iterator[Step]:
@@ -73,8 +75,9 @@ def _generate_row(session: DecodingSession, request: Request, logits: Row, row: 
     yield Step(None, request.last_reason)
 
 
-def _steps_of(finished: tuple[list[int], FinishReason]) -> Iterator[Step]:
-    tokens, reason = finished
+def _steps_of_next(found: Iterator[Finished]) -> Iterator[Step]:
+    """The next of the texts a search finds; the search runs when the first is asked for."""
+    tokens, reason = next(found)
     for token in tokens:
         yield Step(token, None)
     yield Step(None, reason)

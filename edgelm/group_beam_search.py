@@ -65,7 +65,7 @@ class _Group:
         if not np.isfinite(score):
             return
         new = self.text[beam, len(self.request.prompt) : end].tolist()
-        rank = score / (len(new) + (reason == "eos")) ** self.request.config.length_penalty
+        rank = score / float(len(new) + (reason == "eos")) ** self.request.config.length_penalty
         if len(self.finished) < len(self.scores) or rank > min(self.finished)[0]:
             self.finished.append((rank, new, reason))
         if len(self.finished) > len(self.scores):
@@ -81,13 +81,17 @@ class _Group:
             return True
         if config.early_stopping == "never" and config.length_penalty > 0:
             length = config.new_token_limit(len(self.request.prompt))
-        return min(self.finished)[0] >= best / length**config.length_penalty
+        return bool(min(self.finished)[0] >= best / float(length) ** config.length_penalty)
 
 
-def group_beam_search(session: DecodingSession, request: Request) -> Iterator[Finished]:
+def group_beam_search(session: DecodingSession, request: Request, logits: Row) -> Iterator[Finished]:
     """The best `num_return_sequences` continuations over all groups, the best first.
 
     Stop strings do not steer the search: the caller cuts the texts.
+
+    Args:
+        session: holds the prompt.
+        logits: what follows the prompt, (V,).
 
     Raises:
         ConfigError: a group has too few continuations.
@@ -105,7 +109,7 @@ def group_beam_search(session: DecodingSession, request: Request) -> Iterator[Fi
         return logits - np.float32(config.diversity_penalty) * taken
 
     processors = processors_of(config, prompt_tokens, request.vocab_size, after_biases=[avoid_taken])
-    logits = np.broadcast_to(request.finite(session.step(request.prompt)), (beams, request.vocab_size))
+    logits = np.broadcast_to(request.finite(logits), (beams, request.vocab_size))
     batch = session.batch(beams, prompt_tokens + request.most_new_tokens) if request.most_new_tokens > 1 else None
     end, reason = prompt_tokens, request.last_reason
     for count in range(request.most_new_tokens):

@@ -131,8 +131,9 @@ def hasten_end(ids: Ids, logits: Row, tokens: Ids, start: int, factor: float) ->
     """Beyond `start` ids, add |logit| · (factor ** (ids beyond it) - 1) to the logits of `tokens`."""
     if len(ids) <= start:
         return logits
+    allowed = tokens[logits[tokens] > MASKED]
     result = logits.copy()
-    result[tokens] += np.abs(logits[tokens]) * np.float32(min(factor ** float(len(ids) - start) - 1, 1e30))
+    result[allowed] += np.abs(logits[allowed]) * np.float32(min(factor ** float(len(ids) - start) - 1, 1e30))
     return result
 
 

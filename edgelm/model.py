@@ -11,9 +11,11 @@ from typing import Unpack
 
 from edgelm.bundle import Bundle
 from edgelm.completion import Choice, Chunk, Completion, Stats
+from edgelm.decoding import EndsText, FinishReason, Step
 from edgelm.errors import BundleError, ConfigError, PromptError
-from edgelm.generate import FinishReason, Step, generate
-from edgelm.generation_config import GenerationConfig, GenerationOptions, config_from_file
+from edgelm.generate import generate
+from edgelm.generation_config import GenerationConfig, config_from_file
+from edgelm.generation_options import GenerationOptions
 from edgelm.memory import peak_rss_bytes
 from edgelm.session import Session, as_ids
 from edgelm.strict_json import StrictJsonError, parse_json
@@ -46,6 +48,7 @@ class Model:
         self.generation_config = generation_config or GenerationConfig()
         """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
+        self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
         self._idle: list[Session] = []  # a finished generation's session: its cache has its pages already
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
@@ -88,6 +91,8 @@ class Model:
 
     def _prepare(self, prompt: Prompt, options: GenerationOptions) -> tuple[list[int], GenerationConfig, int]:
         config = self.generation_config.updated(dict(options))
+        if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
+            config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
         return self._prompt_ids(prompt), config, secrets.randbits(63) if config.seed is None else config.seed
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -103,14 +108,16 @@ class Model:
         return ids
 
     def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
-        clock = _Clock()
+        clock = _Clock(searching=config.num_beams > 1)
         with self._borrowed_session() as session:
-            yield from self._stream_rows(generate(session, prompt_ids, config, seed), clock, prompt_ids, config)
+            rows = generate(session, prompt_ids, config, seed, ends_text=self._ends_text(prompt_ids, config))
+            yield from self._stream_rows(rows, clock, prompt_ids, config)
 
     def _stream_rows(
         self, rows: Iterator[Iterator[Step]], clock: "_Clock", prompt_ids: list[int], config: GenerationConfig
     ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
+            clock.row_begins()
             text = self._text_after(prompt_ids, config.stop_strings)
             for step in clock.timed(steps):
                 piece = text.finish() if step.token_id is None else text.push(step.token_id)
@@ -138,6 +145,31 @@ class Model:
             if not self._idle:
                 self._idle.append(session)
 
+    def _ends_text(self, prompt_ids: list[int], config: GenerationConfig) -> EndsText | None:
+        """Whether new tokens complete a stop string: what beam search asks of each beam."""
+        if not config.stop_strings or config.num_beams == 1:
+            return None
+
+        def ends(new: Sequence[int]) -> bool:
+            text = self._text_after(prompt_ids[-1:], config.stop_strings)
+            for token in new:
+                text.push(token)
+            return text.stopped
+
+        return ends
+
+    def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
+        """Token ids for the texts over which DRY looks for no repetition: every token that holds one."""
+        if breakers not in self._breaker_ids:
+            texts = [breaker for breaker in breakers if isinstance(breaker, str)]
+            ids = {breaker for breaker in breakers if isinstance(breaker, int)}
+            for token in range(self.tokenizer.vocab_size):
+                text = self.tokenizer.decode([token])
+                if any(breaker in text for breaker in texts):
+                    ids.add(token)
+            self._breaker_ids[breakers] = tuple(sorted(ids))
+        return self._breaker_ids[breakers]
+
     def _text_after(self, prompt_ids: list[int], stop_strings: Sequence[str]) -> TextStream:
         """A stream of the text that follows the prompt, spaced as the decoder spaces it there."""
         decoder = self.tokenizer.stream(skip_special_tokens=True)
@@ -147,14 +179,24 @@ class Model:
 
 
 class _Clock:
-    """Times the tokens of a generation; the pauses its caller makes between tokens do not count."""
+    """Times the tokens of a generation; the pauses its caller makes between tokens do not count.
 
-    def __init__(self) -> None:
+    Args:
+        searching: whether all tokens come at the end of a search, which counts as their decoding.
+    """
+
+    def __init__(self, *, searching: bool) -> None:
+        self._searching = searching
         self._started = time.perf_counter()
         self._prefill_seconds = 0.0
         self._decode_seconds = 0.0
         self._tokens = 0
         self._rows = 0
+
+    def row_begins(self) -> None:
+        """The prompt is computed, and so are the rows before."""
+        if self._searching and self._prefill_seconds == 0.0:
+            self._prefill_seconds = time.perf_counter() - self._started
 
     def timed(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The steps of one row, unchanged."""
@@ -169,6 +211,7 @@ class _Clock:
                 self._prefill_seconds = now - self._started
             if step.token_id is not None:
                 self._tokens += 1
+                first = first and not self._searching
                 self._rows += first
                 self._decode_seconds += 0.0 if first else now - before
                 first = False

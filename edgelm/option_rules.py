@@ -44,7 +44,7 @@ class Rule:
 
 def option(default: Default, rule: Rule) -> Default:
     """A dataclass field that carries its rule."""
-    return cast(Default, field(default=default, metadata={"rule": rule}))
+    return field(default=default, metadata={"rule": rule})
 
 
 def whole(low: int, high: int | None = None, *, hint: str = "") -> Rule:

@@ -59,7 +59,7 @@ def min_p_filter(logits: Row, p: float, at_least: int = 1) -> Places:
 
 
 def typical_filter(logits: Row, p: float, at_least: int = 1) -> Places:
-    """Keep the fewest tokens of mass `p` whose surprise is nearest to the entropy (Meister et al., arXiv 2202.00666)."""
+    """Keep the fewest tokens of mass `p` whose surprise is nearest the entropy (Meister et al., arXiv 2202.00666)."""
     softmax = _Softmax(logits)
     mean = np.float32(np.log(softmax.total) - softmax.entropy)  # the logit, less the largest, of that surprise
     return _fewest(-np.abs(softmax.relative - mean), softmax.weights, p * softmax.total, at_least)
@@ -149,12 +149,13 @@ def draw(logits: Row, uniform: float) -> int:
     return start + place
 
 
-def draw_without_replacement(logits: Row, count: int, generator: np.random.Generator) -> Places:
+def draw_without_replacement(logits: Row, count: int, uniforms: npt.NDArray[np.float64]) -> Places:
     """`count` places drawn one after another from softmax(`logits`), each at most once, in the order drawn.
 
-    The largest of logits + Gumbel noise are such a sample (Kool et al., arXiv 1903.06059).
+    The largest of logits + Gumbel noise are such a sample (Kool et al., arXiv 1903.06059); the noise is made of one
+    random number in [0, 1) for each place.
     """
-    noise = -np.log(-np.log(generator.random(len(logits)) + 1e-300))
+    noise = -np.log(-np.log(uniforms + 1e-300))
     return largest((logits - logits.max() + noise).astype(np.float32), count)
 
 
@@ -169,9 +170,9 @@ def xtc_excludes(seed: int, row: int, step: int, probability: float) -> bool:
     return probability > 0 and uniform(seed, row, step, _EXCLUDE) < probability
 
 
-def beam_noise(seed: int, step: int) -> np.random.Generator:
-    """The random numbers of a step of a beam search."""
-    return np.random.Generator(_philox(seed, 0, step, _BEAMS))
+def beam_uniforms(seed: int, step: int, count: int) -> npt.NDArray[np.float64]:
+    """The random numbers in [0, 1) of a step of beam sampling: one for every token after every beam."""
+    return np.random.Generator(_philox(seed, 0, step, _BEAMS)).random(count)
 
 
 def _philox(seed: int, row: int, step: int, purpose: int) -> np.random.Philox:

@@ -12,7 +12,7 @@ from edgelm.errors import PromptError
 
 if TYPE_CHECKING:
     from edgelm.completion import Chunk, Stats
-    from edgelm.generation_config import GenerationOptions
+    from edgelm.generation_options import GenerationOptions
     from edgelm.model import Model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
