@@ -22,7 +22,7 @@ GROUP_CASES, CONTRASTIVE_CASES = 60, 40
 def main() -> None:
     """Have each interpreter compute its half, and write the file."""
     if sys.argv[1] == "compute":
-        print(json.dumps(compute(sys.argv[2], Path(sys.argv[3]))))
+        sys.stdout.write(json.dumps(compute(sys.argv[2], Path(sys.argv[3]))))
         return
     from tests.make_tiny_bundle import _save_checkpoint
 

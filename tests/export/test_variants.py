@@ -140,7 +140,7 @@ def chunked_steps(session: Session, ids: Ids, cuts: list[int]) -> tuple[Logits, 
     session.reset()
     for piece in np.split(ids, cuts):
         logits = session.step(piece)
-    return logits.copy(), [value.numpy()[:, :, : len(ids)].copy() for value in session._cache]
+    return logits.copy(), [value.numpy()[:, :, : len(ids)].copy() for value in session._cache.values]
 
 
 def assert_same_bits(tiny: Tiny, *, even: bool) -> None:
