@@ -78,7 +78,7 @@ def dry(ids: Ids, logits: Row, multiplier: float, base: float, allowed_length: i
     result = logits.copy()
     for length in range(1, min(DRY_LONGEST_RUN, len(ids)) + 1):
         if length >= allowed_length:
-            penalty = np.float32(multiplier * base ** (length - allowed_length))
+            penalty = np.float32(min(multiplier * base ** (length - allowed_length), 1e30))
             tokens = ids[at + 1]
             result[tokens] = np.minimum(result[tokens], logits[tokens] - penalty)
         at = at[at >= length]

@@ -20,26 +20,34 @@ Filter = Callable[[Row], Places]
 _FIRST_TRY = 256
 _STRIPES = 16
 _BLOCK = 256
-_FEW = 2048
+_BINS, _BINS_A_LOGIT = 512, 16
 _DRAW, _EXCLUDE, _BEAMS = 0, 1, 2  # what a random number is for
 
 
 def kth_largest(values: Row, k: int) -> np.float32:
     """The `k`-th largest of `values`, 1 <= k <= N."""
-    columns = len(values) // _STRIPES
-    if k > columns // 4:
-        return np.float32(np.partition(values, len(values) - k)[len(values) - k])
-    # The k-th largest of the columns' maxima is a lower bound: k columns have a value at least as large.
-    maxima = values[: columns * _STRIPES].reshape(_STRIPES, columns).max(axis=0)
-    bound = np.partition(maxima, columns - k)[columns - k]
-    few = values[np.flatnonzero(values >= bound)]
+    few = values[_at_least_largest(values, k)]
     return np.float32(np.partition(few, len(few) - k)[len(few) - k])
 
 
 def largest(values: Row, k: int) -> Places:
     """The places of the `k` largest of `values`, the largest first, equal ones by place."""
-    places = np.flatnonzero(values >= kth_largest(values, min(k, len(values))))
+    places = _at_least_largest(values, min(k, len(values)))
     return places[np.argsort(-values[places], kind="stable")][:k]
+
+
+def _at_least_largest(values: Row, k: int) -> Places:
+    """The places, ascending, of the `k` largest of `values` and of some others: about k where k is small."""
+    columns = len(values) // _STRIPES
+    if k > columns // 4:
+        if k > len(values) // 4:
+            return np.arange(len(values))
+        bound = np.partition(values, len(values) - k)[len(values) - k]
+    else:
+        # The k-th largest of the columns' maxima is a lower bound: k columns have a value at least as large.
+        maxima = values[: columns * _STRIPES].reshape(_STRIPES, columns).max(axis=0)
+        bound = np.partition(maxima, columns - k)[columns - k]
+    return np.flatnonzero(values >= bound)
 
 
 def top_k_filter(logits: Row, k: int, at_least: int = 1) -> Places:
@@ -187,13 +195,13 @@ class _Softmax:
         self.largest = logits.max()
         self.relative: Row = logits - self.largest
         self.weights: Row = np.exp(self.relative)
-        self.total = float(self.weights.sum(dtype=np.float64))
+        self.total = float(self.weights.sum())
 
     @property
     def entropy(self) -> float:
         """In nats."""
         finite = np.maximum(self.relative, np.float32(-1e4))  # a weight of 0 times -inf is none
-        return float(np.log(self.total)) - float(self.weights @ finite) / self.total
+        return float(np.log(self.total)) - float((self.weights * finite).sum(dtype=np.float64)) / self.total
 
     def logit_of(self, probability: float) -> np.float32:
         """The logit of a token that has this probability."""
@@ -215,25 +223,14 @@ def _fewest(keys: Row, weights: Row, target: float, at_least: int) -> Places:
     mass = np.cumsum(weights[order], dtype=np.float64)
     if mass[-1] >= target or len(order) == len(keys):
         return np.sort(order[: max(int(np.searchsorted(mass, target)) + 1, at_least)])
-    # Many are needed: halve the interval of keys in which the mass is reached, and sort only what is left in it.
-    high = keys[order[-1]]  # from there up it is too little
-    step = np.float32(1)
-    while (low := high - step) > -300 and _mass_above(keys, weights, low) < target:
-        high, step = low, step * 2
-    while step > 1e-3 and np.count_nonzero((keys >= low) & (keys < high)) > _FEW:
-        step /= 2
-        if _mass_above(keys, weights, low + step) < target:
-            high = low + step
-        else:
-            low = low + step
-    kept = keys >= high
-    within = np.flatnonzero((keys >= low) & ~kept)
+    # Many are needed: a histogram finds the bin in which the mass is reached, and only that bin is sorted.
+    bins = np.minimum((keys[order[0]] - keys) * np.float32(_BINS_A_LOGIT), np.float32(_BINS - 1)).astype(np.intp)
+    ends = np.cumsum(np.bincount(bins, weights, minlength=_BINS))
+    reached = min(int(np.searchsorted(ends, target)), _BINS - 1)
+    within = np.flatnonzero(bins == reached)
     within = within[np.argsort(-keys[within], kind="stable")]
-    rest = target - float(weights[kept].sum(dtype=np.float64))
-    kept[within[: int(np.searchsorted(np.cumsum(weights[within], dtype=np.float64), rest)) + 1]] = True
+    before = float(ends[reached - 1]) if reached else 0.0
+    kept = bins < reached
+    kept[within[: int(np.searchsorted(np.cumsum(weights[within], dtype=np.float64), target - before)) + 1]] = True
     kept[order[:at_least]] = True
     return np.flatnonzero(kept)
-
-
-def _mass_above(keys: Row, weights: Row, threshold: np.float32) -> float:
-    return float(weights @ (keys >= threshold).astype(np.float32))
