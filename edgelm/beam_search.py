@@ -113,7 +113,8 @@ def _continuations(request: Request, texts: Ids, logits: Row, scores: Row, wante
             break  # their offspring cannot be among the best
         row = request.processed(texts[beam], log_softmax(logits[beam]), required=False)
         if np.isfinite(row.max()):
-            places, row = candidates(row, temperature, filters)
+            kept, row = candidates(row, temperature, filters)
+            places = np.arange(len(row)) if kept is None else kept
         else:  # no token may follow this beam
             places, row = np.zeros(1, np.intp), row[:1]
         if config.renormalize_logits and len(row) > 1:

@@ -34,17 +34,29 @@ def bias_tokens(ids: Ids, logits: Row, tokens: Ids, biases: Row) -> Row:
     return result
 
 
-def bias_sequences(ids: Ids, logits: Row, biases: Sequence[tuple[Ids, float]]) -> Row:
-    """Add a bias to a sequence's last token where `ids` end with its other tokens; -inf forbids the sequence.
+class SequenceBias:
+    """Adds a bias to a sequence's last token where the ids end with its other tokens; -inf forbids the sequence.
 
-    As in transformers a sequence counts only where `ids` have at least as many tokens as it.
+    As in transformers a sequence counts only where there are at least as many ids as it has tokens.
     """
-    result = logits.copy()
-    for sequence, bias in biases:
-        before = len(sequence) - 1
-        if before == 0 or (len(sequence) <= len(ids) and np.array_equal(ids[-before:], sequence[:-1])):
-            result[sequence[-1]] += np.float32(bias)
-    return result
+
+    def __init__(self, biases: Iterable[tuple[Sequence[int], float]]) -> None:
+        """Args: distinct sequences of one token or more, with their biases."""
+        pairs = list(biases)
+        single = [(sequence[0], bias) for sequence, bias in pairs if len(sequence) == 1]
+        self._tokens, self._biases = _ids(t for t, _ in single), np.array([b for _, b in single], np.float32)
+        self._longer: dict[int, list[tuple[Ids, float]]] = {}  # by the token before the last
+        for sequence, bias in pairs:
+            if len(sequence) > 1:
+                self._longer.setdefault(sequence[-2], []).append((_ids(sequence), bias))
+
+    def __call__(self, ids: Ids, logits: Row) -> Row:
+        result = bias_tokens(ids, logits, self._tokens, self._biases)
+        for sequence, bias in self._longer.get(int(ids[-1]), ()):
+            before = len(sequence) - 1
+            if len(sequence) <= len(ids) and np.array_equal(ids[-before:], sequence[:-1]):
+                result[sequence[-1]] += np.float32(bias)
+        return result
 
 
 def penalize_repetition(ids: Ids, logits: Row, penalty: float) -> Row:
@@ -59,9 +71,10 @@ def penalize_presence_and_frequency(
     ids: Ids, logits: Row, presence: float, frequency: float, prompt_tokens: int
 ) -> Row:
     """Subtract `presence` + count · `frequency` from the logits of tokens of the new text (OpenAI's penalties)."""
-    tokens, counts = np.unique(ids[prompt_tokens:], return_counts=True)
+    new = ids[prompt_tokens:]
     result = logits.copy()
-    result[tokens] -= (presence + frequency * counts).astype(np.float32)
+    np.subtract.at(result, new, np.float32(frequency))
+    result[new] = result[new] - np.float32(presence)  # once for all times a token is there
     return result
 
 
@@ -173,7 +186,7 @@ def processors_of(
             biases = dict(config.logit_bias)
             yield partial(bias_tokens, tokens=_ids(biases), biases=np.array([*biases.values()], np.float32))
         if config.sequence_bias:
-            yield partial(bias_sequences, biases=[(_ids(s), b) for s, b in dict(config.sequence_bias).items()])
+            yield SequenceBias(dict(config.sequence_bias).items())
         yield from after_biases
         if config.repetition_penalty != 1:
             yield partial(penalize_repetition, penalty=config.repetition_penalty)
@@ -195,7 +208,7 @@ def processors_of(
         if config.no_repeat_ngram_size:
             yield partial(forbid_repeated_ngrams, size=config.no_repeat_ngram_size)
         if forbidden:
-            yield partial(bias_sequences, biases=[(_ids(s), -np.inf) for s in dict.fromkeys(forbidden)])
+            yield SequenceBias(dict.fromkeys(forbidden, -np.inf).items())
         if len(end) and config.min_length:
             yield partial(suppress_before, tokens=end, length=config.min_length)
         if len(end) and config.min_new_tokens:

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.generation_config import GenerationConfig
-from edgelm.logits_processors import Row
+from edgelm.logits_processors import MASKED, Row
 
 Places = npt.NDArray[np.intp]
 Filter = Callable[[Row], Places]
 
 _FIRST_TRY = 256
 _STRIPES = 16
-_BLOCK = 256
+_SHORT_BLOCK, _BLOCK = 256, 8192
 _BINS, _BINS_A_LOGIT = 512, 16
 _DRAW, _EXCLUDE, _BEAMS = 0, 1, 2  # what a random number is for
 
@@ -58,7 +58,7 @@ def top_k_filter(logits: Row, k: int, at_least: int = 1) -> Places:
 def top_p_filter(logits: Row, p: float, at_least: int = 1) -> Places:
     """Keep the fewest tokens whose probabilities sum to at least `p` (Holtzman et al., arXiv 1904.09751)."""
     softmax = _Softmax(logits)
-    return _fewest(softmax.relative, softmax.weights, p * softmax.total, at_least)
+    return _fewest(logits, softmax.weights, p * softmax.total, at_least)
 
 
 def min_p_filter(logits: Row, p: float, at_least: int = 1) -> Places:
@@ -69,8 +69,10 @@ def min_p_filter(logits: Row, p: float, at_least: int = 1) -> Places:
 def typical_filter(logits: Row, p: float, at_least: int = 1) -> Places:
     """Keep the fewest tokens of mass `p` whose surprise is nearest the entropy (Meister et al., arXiv 2202.00666)."""
     softmax = _Softmax(logits)
-    mean = np.float32(np.log(softmax.total) - softmax.entropy)  # the logit, less the largest, of that surprise
-    return _fewest(-np.abs(softmax.relative - mean), softmax.weights, p * softmax.total, at_least)
+    mean = softmax.logit_of(float(np.exp(-softmax.entropy(logits))))  # the logit of a token of that surprise
+    nearness = logits - mean
+    np.negative(np.abs(nearness, out=nearness), out=nearness)
+    return _fewest(nearness, softmax.weights, p * softmax.total, at_least)
 
 
 def epsilon_filter(logits: Row, epsilon: float, at_least: int = 1) -> Places:
@@ -81,7 +83,7 @@ def epsilon_filter(logits: Row, epsilon: float, at_least: int = 1) -> Places:
 def eta_filter(logits: Row, epsilon: float, at_least: int = 1) -> Places:
     """The same with min(epsilon, sqrt(epsilon) · exp(-entropy)) (Hewitt et al., arXiv 2210.15191)."""
     softmax = _Softmax(logits)
-    eta = min(epsilon, epsilon**0.5 * float(np.exp(-softmax.entropy)))
+    eta = min(epsilon, epsilon**0.5 * float(np.exp(-softmax.entropy(logits))))
     return _above(logits, softmax.logit_of(eta), at_least)
 
 
@@ -91,15 +93,17 @@ def top_n_sigma_filter(logits: Row, n: float, at_least: int = 1) -> Places:
     return _above(logits, logits.max() - np.float32(n) * finite.std(), at_least)
 
 
-def xtc_filter(logits: Row, threshold: float) -> Places:
-    """Exclude all tokens of probability `threshold` at least but the least likely of them (p-e-w,
-    github.com/oobabooga/text-generation-webui/pull/6335)."""
+def exclude_top_choices(logits: Row, threshold: float) -> Row:
+    """Rule out all tokens of probability `threshold` at least but the least likely of them (XTC, p-e-w,
+    github.com/oobabooga/text-generation-webui/pull/6335); returns new logits."""
     top = np.flatnonzero(logits >= _Softmax(logits).logit_of(threshold))
-    keep = np.ones(len(logits), bool)
-    if len(top) > 1:
-        keep[top] = False
-        keep[top[np.argmin(logits[top])]] = True
-    return np.flatnonzero(keep)
+    if len(top) < 2:
+        return logits
+    result = logits.copy()
+    result[top] = MASKED
+    least = top[np.argmin(logits[top])]
+    result[least] = logits[least]
+    return result
 
 
 def mirostat_filter(logits: Row, mu: float) -> Places:
@@ -129,15 +133,19 @@ def filters_of(config: GenerationConfig, at_least: int = 1) -> tuple[Filter, ...
     return tuple(wanted())
 
 
-def candidates(logits: Row, temperature: float, filters: tuple[Filter, ...]) -> tuple[Places, Row]:
-    """The tokens (N,) to draw from, ascending, and their logits (N,), after temperature and filters."""
+def candidates(logits: Row, temperature: float, filters: tuple[Filter, ...]) -> tuple[Places | None, Row]:
+    """The tokens (N,) to draw from, ascending, and their logits (N,), after temperature and filters; None for all."""
     if temperature != 1:
         logits = logits / np.float32(temperature)
     tokens: Places | None = None
     for keep in filters:
-        kept = keep(logits)
-        tokens, logits = kept if tokens is None else tokens[kept], logits[kept]
-    return np.arange(len(logits)) if tokens is None else tokens, logits
+        tokens, logits = narrowed(tokens, logits, keep(logits))
+    return tokens, logits
+
+
+def narrowed(tokens: Places | None, logits: Row, kept: Places) -> tuple[Places, Row]:
+    """Of candidates those at the places `kept`."""
+    return kept if tokens is None else tokens[kept], logits[kept]
 
 
 def draw(logits: Row, uniform: float) -> int:
@@ -145,12 +153,13 @@ def draw(logits: Row, uniform: float) -> int:
     softmax = _Softmax(logits)
     weights, start = softmax.weights, 0
     target = uniform * softmax.total
-    if len(weights) > 16 * _BLOCK:  # first the block, then the place in it
-        blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+    if len(weights) > _BLOCK:  # first the block, then the place in it
+        starts = np.arange(0, len(weights), _SHORT_BLOCK)
+        blocks = np.add.reduceat(weights, starts, dtype=np.float64)
         ends = np.cumsum(blocks)
         block = min(int(np.searchsorted(ends, target, side="right")), int(np.flatnonzero(blocks)[-1]))
-        start = block * _BLOCK
-        weights, target = weights[start : start + _BLOCK], target - float(ends[block] - blocks[block])
+        start = block * _SHORT_BLOCK
+        weights, target = weights[start : start + _SHORT_BLOCK], target - float(ends[block] - blocks[block])
     place = int(np.searchsorted(np.cumsum(weights, dtype=np.float64), target, side="right"))
     if place == len(weights):  # rounding of the sums
         place = int(np.flatnonzero(weights)[-1])
@@ -193,15 +202,15 @@ class _Softmax:
 
     def __init__(self, logits: Row) -> None:
         self.largest = logits.max()
-        self.relative: Row = logits - self.largest
-        self.weights: Row = np.exp(self.relative)
-        self.total = float(self.weights.sum())
+        self.weights: Row = logits - self.largest
+        np.exp(self.weights, out=self.weights)  # in place: fresh pages cost as much as the work
+        self.total = float(self.weights.sum(dtype=np.float64))
 
-    @property
-    def entropy(self) -> float:
+    def entropy(self, logits: Row) -> float:
         """In nats."""
-        finite = np.maximum(self.relative, np.float32(-1e4))  # a weight of 0 times -inf is none
-        return float(np.log(self.total)) - float((self.weights * finite).sum(dtype=np.float64)) / self.total
+        relative = np.maximum(logits - self.largest, np.float32(-1e4))  # a weight of 0 times -inf is none
+        relative *= self.weights
+        return float(np.log(self.total)) - float(relative.sum(dtype=np.float64)) / self.total
 
     def logit_of(self, probability: float) -> np.float32:
         """The logit of a token that has this probability."""
@@ -224,8 +233,15 @@ def _fewest(keys: Row, weights: Row, target: float, at_least: int) -> Places:
     if mass[-1] >= target or len(order) == len(keys):
         return np.sort(order[: max(int(np.searchsorted(mass, target)) + 1, at_least)])
     # Many are needed: a histogram finds the bin in which the mass is reached, and only that bin is sorted.
-    bins = np.minimum((keys[order[0]] - keys) * np.float32(_BINS_A_LOGIT), np.float32(_BINS - 1)).astype(np.intp)
-    ends = np.cumsum(np.bincount(bins, weights, minlength=_BINS))
+    # Block by block: arrays of the vocabulary's length in 8-byte numbers cost more in page faults than in work.
+    scaled = np.minimum((keys[order[0]] - keys) * np.float32(_BINS_A_LOGIT), np.float32(_BINS - 1))
+    bins = scaled.astype(np.uint16)
+    ends = np.cumsum(
+        sum(
+            np.bincount(bins[at : at + _BLOCK], weights[at : at + _BLOCK], minlength=_BINS)
+            for at in range(0, len(bins), _BLOCK)
+        )
+    )
     reached = min(int(np.searchsorted(ends, target)), _BINS - 1)
     within = np.flatnonzero(bins == reached)
     within = within[np.argsort(-keys[within], kind="stable")]

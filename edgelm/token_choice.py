@@ -4,7 +4,16 @@ import numpy as np
 
 from edgelm.generation_config import GenerationConfig
 from edgelm.logits_processors import Row
-from edgelm.sampling import candidates, draw, filters_of, mirostat_filter, uniform, xtc_excludes, xtc_filter
+from edgelm.sampling import (
+    candidates,
+    draw,
+    exclude_top_choices,
+    filters_of,
+    mirostat_filter,
+    narrowed,
+    uniform,
+    xtc_excludes,
+)
 
 
 class TokenChoice:
@@ -26,14 +35,12 @@ class TokenChoice:
             return int(np.argmax(logits))
         tokens, left = candidates(logits, config.temperature, self._filters)
         if xtc_excludes(self._seed, self._row, step, config.xtc_probability):
-            kept = xtc_filter(left, config.xtc_threshold)
-            tokens, left = tokens[kept], left[kept]
+            left = exclude_top_choices(left, config.xtc_threshold)
         if config.mirostat_tau is not None:
-            kept = mirostat_filter(left, self._mu)
-            tokens, left = tokens[kept], left[kept]
+            tokens, left = narrowed(tokens, left, mirostat_filter(left, self._mu))
         place = draw(left, uniform(self._seed, self._row, step))
         if config.mirostat_tau is not None:
             weights = np.exp(left - left.max(), dtype=np.float64)
             surprise = -float(np.log2(weights[place] / weights.sum()))
             self._mu -= config.mirostat_eta * (surprise - config.mirostat_tau)
-        return int(tokens[place])
+        return place if tokens is None else int(tokens[place])

@@ -10,7 +10,7 @@ from edgelm.generation_config import GenerationConfig
 from edgelm.logits_processors import (
     Ids,
     Row,
-    bias_sequences,
+    SequenceBias,
     bias_tokens,
     dry,
     forbid_repeated_ngrams,
@@ -57,9 +57,10 @@ def test_presence_and_frequency_count_the_new_text_only() -> None:
 
 def test_biases() -> None:
     assert bias_tokens(ids(0), zeros(3), ids(2), row(1.5)).tolist() == [0, 0, 1.5]
-    biases = [(ids(3), 1.0), (ids(1, 2), -2.0), (ids(9, 9, 4), 7.0)]
-    assert bias_sequences(ids(0, 1), zeros(), biases).tolist() == [0, 0, -2, 1, 0, 0]
-    assert bias_sequences(ids(1), zeros(), biases).tolist() == [0, 0, 0, 1, 0, 0]  # as transformers: too short a text
+    add = SequenceBias([((3,), 1.0), ((1, 2), -2.0), ((4, 1, 5), 7.0), ((0, 1, 5), 0.5)])
+    assert add(ids(0, 1), zeros()).tolist() == [0, 0, -2, 1, 0, 0]  # as transformers: three need a text of three
+    assert add(ids(3, 0, 1), zeros()).tolist() == [0, 0, -2, 1, 0, 0.5]
+    assert add(ids(2), zeros()).tolist() == [0, 0, 0, 1, 0, 0]
 
 
 def test_no_repeated_ngram() -> None:
