@@ -58,7 +58,7 @@ def beam_search(session: DecodingSession, request: Request, logits: Row) -> Iter
     wanted = max(2, 1 + len(config.eos_token_id)) * beams
     finished: list[Hypothesis] = []
     logits = np.broadcast_to(logits, (beams, request.vocab_size))
-    batch = session.batch(beams, prompt_tokens + request.most_new_tokens) if request.most_new_tokens > 1 else None
+    batch = session.batch(beams, prompt_tokens + request.most_new_tokens - 1) if request.most_new_tokens > 1 else None
     for count in range(request.most_new_tokens):
         end = prompt_tokens + count
         found = _continuations(request, text[:, :end], logits, scores, wanted, count)
@@ -87,12 +87,22 @@ def beam_search(session: DecodingSession, request: Request, logits: Row) -> Iter
         logits = batch.step(text[:, end])
     if request.most_new_tokens == 0:
         finished = [Hypothesis(np.float32(0), [], request.last_reason)] * config.num_return_sequences
-    if len(finished) < config.num_return_sequences:
+    yield from best_of(request, [(hypothesis.tokens, hypothesis.reason) for hypothesis in finished])
+
+
+def best_of(request: Request, found: list[Finished]) -> list[Finished]:
+    """As many of the texts `found`, the best first, as are to be returned.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    wanted = request.config.num_return_sequences
+    if len(found) < wanted:
         raise ConfigError(
-            f"only {len(finished)} of num_return_sequences={config.num_return_sequences} continuations exist under "
-            "these options: lower it, or allow more tokens"
+            f"only {len(found)} of num_return_sequences={wanted} continuations exist under these options: "
+            "lower it, or allow more tokens"
         )
-    yield from ((hypothesis.tokens, hypothesis.reason) for hypothesis in finished[: config.num_return_sequences])
+    return found[:wanted]
 
 
 def log_softmax(logits: Row) -> Row:

@@ -25,7 +25,7 @@ def contrastive_search(session: DecodingSession, request: Request) -> Iterator[S
     text = request.text_buffer()[0]
     directions = np.empty((len(text), hidden.shape[1]), np.float32)
     directions[:prompt_tokens] = _directions(hidden)
-    batch = session.batch(candidates, len(text)) if request.most_new_tokens else None
+    batch = session.batch(candidates, min(len(text), session.context_length)) if request.most_new_tokens else None
     for count in range(request.most_new_tokens):
         if count and request.out_of_time:
             yield Step(None, "time")

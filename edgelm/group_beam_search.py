@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgelm.beam_search import NEVER, Finished, log_softmax
+from edgelm.beam_search import NEVER, Finished, best_of, log_softmax
 from edgelm.decoding import DecodingSession, FinishReason, Request
 from edgelm.errors import ConfigError
 from edgelm.logits_processors import Ids, LogitsProcessor, Row, process, processors_of
@@ -110,7 +110,7 @@ def group_beam_search(session: DecodingSession, request: Request, logits: Row) -
 
     processors = processors_of(config, prompt_tokens, request.vocab_size, after_biases=[avoid_taken])
     logits = np.broadcast_to(request.finite(logits), (beams, request.vocab_size))
-    batch = session.batch(beams, prompt_tokens + request.most_new_tokens) if request.most_new_tokens > 1 else None
+    batch = session.batch(beams, prompt_tokens + request.most_new_tokens - 1) if request.most_new_tokens > 1 else None
     end, reason = prompt_tokens, request.last_reason
     for count in range(request.most_new_tokens):
         order: list[int] = []
@@ -137,4 +137,4 @@ def group_beam_search(session: DecodingSession, request: Request, logits: Row) -
     finished = sorted((found for group in groups for found in group.finished), key=lambda found: found[0])[::-1]
     if request.most_new_tokens == 0:
         finished = [(0.0, [], request.last_reason)] * config.num_return_sequences
-    yield from ((tokens, why) for _, tokens, why in finished[: config.num_return_sequences])
+    yield from best_of(request, [(tokens, why) for _, tokens, why in finished])
