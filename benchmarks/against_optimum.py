@@ -70,7 +70,9 @@ def started_worker(name: str, folder: Path, threads: int) -> Iterator[Worker]:
         yield worker
 
 
-def run_rounds(workers: list[Worker], prompt: list[int], new_tokens: int, rounds: int) -> list[float]:
+def run_rounds(
+    workers: list[Worker], prompt: list[int], new_tokens: int, rounds: int, num_beams: int = 1
+) -> list[float]:
     """Every worker in turn, `rounds` times; returns how many CPUs other processes kept busy, turn by turn."""
     others: list[float] = []
     for count in range(rounds + 1):
@@ -78,7 +80,7 @@ def run_rounds(workers: list[Worker], prompt: list[int], new_tokens: int, rounds
         for worker in workers[first:] + workers[:first]:
             time.sleep(SETTLE_SECONDS)
             busy, started = busy_cpu_seconds(), time.perf_counter()
-            answer = worker.ask({"prompt": prompt, "new_tokens": new_tokens})
+            answer = worker.ask({"prompt": prompt, "new_tokens": new_tokens, "num_beams": num_beams})
             seconds = time.perf_counter() - started
             if answer["new_tokens"] != new_tokens:
                 raise SystemExit(f"{worker.name} made {answer['new_tokens']} tokens instead of {new_tokens}")
@@ -110,7 +112,7 @@ def measured(worker: Worker, prompt_tokens: int, new_tokens: int) -> Measured:
     )
 
 
-def _prepare(work: Path, shape: Shape) -> None:
+def make_models(work: Path, shape: Shape) -> None:
     sizes = [f"--{name}={getattr(shape, name)}" for name in Shape.__slots__]
     command = [sys.executable, "-m", "benchmarks.prepare", "--work", str(work), *sizes]
     if subprocess.run(command, env=ENVIRONMENT).returncode:
@@ -136,7 +138,7 @@ def _parsed_options() -> argparse.Namespace:
 def main() -> None:
     options = _parsed_options()
     shape = shape_of(options)
-    _prepare(options.work, shape)
+    make_models(options.work, shape)
     prompt = random.Random(PROMPT_SEED).choices(range(shape.vocabulary), k=options.prompt_tokens)
     with ExitStack() as stack:
         workers: list[Worker] = []

@@ -1,6 +1,6 @@
 """The engines of the comparison, each loaded and driven by its own public API. Imports happen in the loaders only.
 
-All decode greedily with a KV cache, from token ids, one sequence at a time.
+All decode greedily, or by beam search, with a KV cache, from token ids, one prompt at a time.
 """
 
 import os
@@ -22,8 +22,8 @@ class Timing:
     new_tokens: int
 
 
-Generate = Callable[[Sequence[int], int], Timing]
-"""Continues prompt ids by a number of new tokens."""
+Generate = Callable[[Sequence[int], int, int], Timing]
+"""Continues prompt ids by a number of new tokens, following a number of beams; 1 is greedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
     model = load(folder, device="cpu", threads=threads)
     loaded = time.perf_counter()
 
-    def generate(prompt: Sequence[int], new_tokens: int) -> Timing:
+    def generate(prompt: Sequence[int], new_tokens: int, num_beams: int) -> Timing:
         called = time.perf_counter()
-        completion = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False)
+        completion = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams)
         seconds = time.perf_counter() - called
         # Not `stats.decode_seconds`, which leaves out the detokenizing: the whole call counts here, as for the peers.
         prefill = completion.stats.prefill_seconds
@@ -104,7 +104,7 @@ class _FirstToken:
 def _transformers_generate(model: Any) -> Generate:
     import torch
 
-    def generate(prompt: Sequence[int], new_tokens: int) -> Timing:
+    def generate(prompt: Sequence[int], new_tokens: int, num_beams: int) -> Timing:
         ids = torch.tensor([prompt])  # (1, T)
         first = _FirstToken()
         called = time.perf_counter()
@@ -113,10 +113,12 @@ def _transformers_generate(model: Any) -> Generate:
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,
             do_sample=False,
+            num_beams=num_beams,
             use_cache=True,
-            streamer=first,
+            streamer=first if num_beams == 1 else None,  # transformers streams no beams
         )
         returned = time.perf_counter()
+        first.at = first.at if num_beams == 1 else called
         return Timing(first.at - called, returned - first.at, output.shape[1] - len(prompt))
 
     return generate

@@ -32,7 +32,7 @@ def main() -> None:
         idle_cpu = time.process_time() - last_cpu
         request = json.loads(line)
         before_cpu = time.process_time()
-        timing = loaded.generate(request["prompt"], request["new_tokens"])
+        timing = loaded.generate(request["prompt"], request["new_tokens"], request["num_beams"])
         last_cpu = time.process_time()
         reply(
             prefill_seconds=timing.prefill_seconds,

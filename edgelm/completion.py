@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgelm.generate import FinishReason
+from edgelm.decoding import FinishReason
 from edgelm.scores import TokenLogprobs
 
 
@@ -16,7 +16,7 @@ class Stats:
     new_tokens: int
     """Tokens drawn, over all rows; those of a stop string count too."""
     decode_seconds: float
-    """From the first token of each row to its last."""
+    """From the first token of each row to its last; of beam search, all its time after the prompt."""
     tokens_per_second: float
     """(new tokens - rows) / `decode_seconds`; 0 where there is nothing to divide."""
     load_seconds: float

@@ -1,87 +1,85 @@
 """The decoding loop: token ids in, token ids out. It knows no text."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-from edgelm.errors import ContextError
+from edgelm.beam_search import Finished, beam_search
+from edgelm.contrastive_search import contrastive_search
+from edgelm.decoding import DecodingSession, EndsText, FinishReason, Request, Step
 from edgelm.generation_config import GenerationConfig
-from edgelm.logprobs import IdLogprob, with_alternatives
-from edgelm.sampling import Row, next_token
+from edgelm.group_beam_search import group_beam_search
+from edgelm.logits_processors import Row
+from edgelm.logprobs import with_alternatives
+from edgelm.token_choice import TokenChoice
 
-FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
-
-
-class DecodingSession(Protocol):
-    """What the loop needs of a session; `edgelm.session.Session` is one, a test's fake is another."""
-
-    @property
-    def context_length(self) -> int: ...
-
-    @property
-    def position(self) -> int: ...
-
-    def step(self, ids: Sequence[int]) -> Row: ...
-
-    def rewind(self, count: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One turn of the loop: a new token, or, as a row's last step, the reason why there is none."""
-
-    token_id: int | None
-    finish_reason: FinishReason | None
-    logprobs: tuple[IdLogprob, ...] | None = None
-    """Of the token and, after it, of the likeliest ones, where `GenerationConfig.logprobs` asks for them."""
+__all__ = ["DecodingSession", "FinishReason", "Step", "generate"]
 
 
 def generate(
-    session: DecodingSession, prompt_ids: Sequence[int], config: GenerationConfig, seed: int
+    session: DecodingSession,
+    prompt_ids: Sequence[int],
+    config: GenerationConfig,
+    seed: int,
+    *,
+    ends_text: EndsText | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Iterator[Step]]:
     """Continue `prompt_ids`: an iterator of steps for each of `num_return_sequences` rows, one row after another.
 
     The prompt is computed once and kept for all rows. A row may be left early; its iterator is dead once the next
     row begins. A context of C tokens takes C + 1 - len(prompt_ids) new ones, for the last one is never fed.
 
+    Args:
+        session: empty, or holding what the prompt follows.
+        ends_text: whether new tokens complete a stop string; beam search asks, elsewhere the caller just stops.
+        clock: seconds, for `max_time`.
+
     Raises:
         ContextError: the prompt is longer than the context.
-        ConfigError: `max_length` is not more than the prompt has.
+        ConfigError: `max_length` is not more than the prompt has, an option names an unknown token, or the
+            processors leave no token to choose.
+        DeviceError: the model computes NaN.
     """
-    if len(prompt_ids) > session.context_length:
-        raise ContextError(
-            f"the prompt has {len(prompt_ids)} tokens, but this model's context holds {session.context_length}: "
-            "shorten the prompt"
-        )
-    limit = config.new_token_limit(len(prompt_ids))
-    prompt_logits = session.step(prompt_ids)  # (V,)
+    request = Request.of(session, prompt_ids, config, seed, ends_text=ends_text, clock=clock)
+    if config.penalty_alpha is not None:
+        yield contrastive_search(session, request)
+        return
+    logits = session.step(prompt_ids)  # (V,)
+    if config.num_beams > 1:
+        search = group_beam_search if config.num_beam_groups > 1 else beam_search
+        found = search(session, request, logits)
+        for _ in range(config.num_return_sequences):
+            yield _steps_of_next(found)
+        return
     prompt_end = session.position
     for row in range(config.num_return_sequences):
         session.rewind(session.position - prompt_end)
-        yield _generate_row(session, prompt_ids, prompt_logits, limit, config, seed, row)
+        yield _generate_row(session, request, logits, row)
 
 
-def _generate_row(
-    session: DecodingSession,
-    prompt_ids: Sequence[int],
-    logits: Row,
-    limit: int,
-    config: GenerationConfig,
-    seed: int,
-    row: int,
-) -> Iterator[Step]:
-    tokens = list(prompt_ids)
-    for count in range(limit):
+def _generate_row(session: DecodingSession, request: Request, logits: Row, row: int) -> Iterator[Step]:
+    choose = TokenChoice(request.config, request.seed, row)
+    ids, end = request.text_buffer()[0], len(request.prompt)
+    for count in range(request.most_new_tokens):
         if count:
-            if session.position == session.context_length:
-                yield Step(None, "context")
+            if request.out_of_time:
+                yield Step(None, "time")
                 return
-            logits = session.step(tokens[-1:])  # (V,)
-        token = next_token(logits, tokens, config, seed, row, count)
-        if token in config.eos_token_id:
+            logits = session.step(ids[end - 1 : end])  # (V,)
+        token = choose(request.processed(ids[:end], logits), count)
+        if token in request.config.eos_token_id:
             yield Step(None, "eos")
             return
-        tokens.append(token)
-        wanted = config.logprobs
+        ids[end] = token
+        end += 1
+        wanted = request.config.logprobs
         yield Step(token, None, None if wanted is None else with_alternatives(logits, token, wanted))
-    yield Step(None, "length")
+    yield Step(None, request.last_reason)
+
+
+def _steps_of_next(found: Iterator[Finished]) -> Iterator[Step]:
+    """The next of the texts a search finds; the search runs when the first is asked for."""
+    tokens, reason = next(found)
+    for token in tokens:
+        yield Step(token, None)
+    yield Step(None, reason)

@@ -12,11 +12,13 @@ from typing import Unpack
 
 from edgelm import text_scoring
 from edgelm.bundle import Bundle
+from edgelm.clock import Clock
 from edgelm.completion import Choice, Chunk, Completion, Stats
+from edgelm.decoding import EndsText, FinishReason, Step
 from edgelm.errors import BundleError, ConfigError
-from edgelm.generate import FinishReason, Step, generate
-from edgelm.generation_config import GenerationConfig, GenerationOptions, config_from_file
-from edgelm.memory import peak_rss_bytes
+from edgelm.generate import generate
+from edgelm.generation_config import GenerationConfig, config_from_file
+from edgelm.generation_options import GenerationOptions
 from edgelm.prompts import Prompt, prompt_ids
 from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring import Vector
@@ -49,6 +51,7 @@ class Model:
         self.generation_config = generation_config or GenerationConfig()
         """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
+        self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
         self._idle: list[Session] = []  # a finished generation's session: its cache has its pages already
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
@@ -121,17 +124,21 @@ class Model:
 
     def _prepare(self, prompt: Prompt, options: GenerationOptions) -> tuple[list[int], GenerationConfig, int]:
         config = self.generation_config.updated(dict(options))
+        if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
+            config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
         return prompt_ids(self.tokenizer, prompt), config, secrets.randbits(63) if config.seed is None else config.seed
 
     def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
-        clock = _Clock()
+        clock = Clock(searching=config.num_beams > 1)
         with self._borrowed_session() as session:
-            yield from self._stream_rows(generate(session, prompt_ids, config, seed), clock, prompt_ids, config)
+            rows = generate(session, prompt_ids, config, seed, ends_text=self._ends_text(prompt_ids, config))
+            yield from self._stream_rows(rows, clock, prompt_ids, config)
 
     def _stream_rows(
-        self, rows: Iterator[Iterator[Step]], clock: "_Clock", prompt_ids: list[int], config: GenerationConfig
+        self, rows: Iterator[Iterator[Step]], clock: Clock, prompt_ids: list[int], config: GenerationConfig
     ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
+            clock.row_begins()
             text = self._text_after(prompt_ids, config.stop_strings)
             waiting: deque[TokenLogprobs] = deque()  # of tokens whose text is not complete
             for step in clock.timed(steps):
@@ -163,54 +170,37 @@ class Model:
             if not self._idle:
                 self._idle.append(session)
 
+    def _ends_text(self, prompt_ids: list[int], config: GenerationConfig) -> EndsText | None:
+        """Whether new tokens complete a stop string: what beam search asks of each beam."""
+        if not config.stop_strings or config.num_beams == 1:
+            return None
+
+        def ends(new: Sequence[int]) -> bool:
+            text = self._text_after(prompt_ids[-1:], config.stop_strings)
+            for token in new:
+                text.push(token)
+            return text.stopped
+
+        return ends
+
+    def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
+        """Token ids for the texts over which DRY looks for no repetition: every token that holds one."""
+        if breakers not in self._breaker_ids:
+            texts = [breaker for breaker in breakers if isinstance(breaker, str)]
+            ids = {breaker for breaker in breakers if isinstance(breaker, int)}
+            for token in range(self.tokenizer.vocab_size):
+                text = self.tokenizer.decode([token])
+                if any(breaker in text for breaker in texts):
+                    ids.add(token)
+            self._breaker_ids[breakers] = tuple(sorted(ids))
+        return self._breaker_ids[breakers]
+
     def _text_after(self, prompt_ids: list[int], stop_strings: Sequence[str]) -> TextStream:
         """A stream of the text that follows the prompt, spaced as the decoder spaces it there."""
         decoder = self.tokenizer.stream(skip_special_tokens=True)
         for token_id in prompt_ids:
             decoder.push(token_id)
         return TextStream(decoder, stop_strings)
-
-
-class _Clock:
-    """Times the tokens of a generation; the pauses its caller makes between tokens do not count."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._prefill_seconds = 0.0
-        self._decode_seconds = 0.0
-        self._tokens = 0
-        self._rows = 0
-
-    def timed(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps of one row, unchanged."""
-        first = True
-        while True:
-            before = time.perf_counter()
-            step = next(steps, None)
-            now = time.perf_counter()
-            if step is None:
-                return
-            if self._prefill_seconds == 0.0:
-                self._prefill_seconds = now - self._started
-            if step.token_id is not None:
-                self._tokens += 1
-                self._rows += first
-                self._decode_seconds += 0.0 if first else now - before
-                first = False
-            yield step
-
-    def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
-        counted = self._tokens - self._rows
-        rate = counted / self._decode_seconds if counted and self._decode_seconds else 0.0
-        return Stats(
-            prompt_tokens=prompt_tokens,
-            prefill_seconds=self._prefill_seconds,
-            new_tokens=self._tokens,
-            decode_seconds=self._decode_seconds,
-            tokens_per_second=rate,
-            load_seconds=load_seconds,
-            peak_rss_bytes=peak_rss_bytes(),
-        )
 
 
 def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:

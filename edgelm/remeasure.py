@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.comparison import SLICE_ROWS, log_softmax
+from edgelm.graph_call import Logits
 from edgelm.manifest import Reference
 from edgelm.reference import LogProbabilities, ReferenceData, rounded, rows_of
-from edgelm.session import Logits, Session
+from edgelm.session import Session
 
 NOISE_FACTOR = 1.5
 """Of single values. Their noise is saturated (an amplified last bit), so machines hardly differ in it; numbers that

@@ -1,7 +1,6 @@
 """One running graph: an ONNX Runtime session, a KV cache, and the position in it. Ids in, logits out; no text.
 
-Shapes: B batch (1 here), T new tokens, P past tokens, C cache capacity, H heads, D head dim, V vocabulary.
-Of hidden states, (T, D), D is the hidden size.
+Shapes: T new tokens, P past tokens, C cache capacity, D hidden size, V vocabulary, N rows of logits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.batch_session import BatchSession
 from edgelm.bundle import Bundle
 from edgelm.device import (
     Device,
@@ -20,15 +20,12 @@ from edgelm.device import (
     require_version,
 )
 from edgelm.errors import BundleError, ContextError, DeviceError, PromptError
+from edgelm.graph_call import GraphCall, Hidden, KvCache, LoadedGraph, Logits
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
-Logits = npt.NDArray[np.float32]
 
 PREFILL_CHUNK_TOKENS = 256
 """Longer prompts run in pieces of this size, which bounds the memory of activations."""
-ROW_GROUP = 2
-"""MatMulNBits computes rows in pairs and a row left over by another kernel, which differs in the last bits. So every
-call of more than one row is padded to whole pairs: what a chunk computes depends on nothing but the tokens."""
 
 
 class Session:
@@ -43,11 +40,10 @@ class Session:
         self.bundle = bundle
         self.device = device
         self.threads = threads
-        self._ort_session = ort_session
-        self._onnxruntime = import_onnxruntime()
+        self._graph = LoadedGraph(bundle, ort_session, import_onnxruntime(), device)
         self._position = 0
-        self._cache = self._new_cache()
-        self._decode = _Call(self, 1, 1)
+        self._cache = KvCache(self._graph, 1, self.context_length)
+        self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> "Session":
@@ -95,7 +91,7 @@ class Session:
 
     def sibling(self) -> "Session":
         """A session of the same graph with an empty cache of its own; costs no weights."""
-        return Session(self.bundle, self._ort_session, self.device, self.threads)
+        return Session(self.bundle, self._graph.ort_session, self.device, self.threads)
 
     def step(self, ids: Ids) -> Logits:
         """Append `ids` to the cache; returns the last position's logits, float32 of shape (V,), the caller's own.
@@ -109,7 +105,7 @@ class Session:
             return self._run(self._decode, array).reshape(-1).copy()  # (V,)
         logits: Logits | None = None
         for chunk in _chunks(array):
-            logits = self._run(_Call(self, len(chunk), 1), chunk)  # (1, V)
+            logits = self._run(self._call(len(chunk), 1), chunk)  # (1, V)
         assert logits is not None
         return logits.reshape(-1)  # (V,)
 
@@ -124,20 +120,32 @@ class Session:
     def score_pieces(self, ids: Ids) -> Iterator[Logits]:
         """As `score`, in pieces of some hundred rows: all logits of a long text at once may not fit into memory."""
         for chunk in _chunks(self._checked(ids)):
-            yield self._run(_Call(self, len(chunk), len(chunk)), chunk)
+            yield self._run(self._call(len(chunk), len(chunk)), chunk)
 
-    def step_hidden(self, ids: Ids) -> tuple[Logits, Logits]:
+    def step_hidden(self, ids: Ids) -> tuple[Logits, Hidden]:
         """As `step`, with the hidden states of all of `ids`, the final norm's output, float32 of shape (T, D).
 
         Raises:
             PromptError, ContextError: as `step`.
         """
-        hidden: list[npt.NDArray[Any]] = []
+        hidden: list[Hidden] = []
+        logits: Logits | None = None
         for chunk in _chunks(self._checked(ids)):
-            call = _Call(self, len(chunk), 1, hidden=True)
+            call = self._call(len(chunk), 1, hidden=True)
             logits = self._run(call, chunk)  # (1, V)
-            hidden.append(call.hidden[0])  # (T, D)
-        return logits.reshape(-1), np.concatenate(hidden).astype(np.float32, copy=False)
+            hidden.append(call.hidden)  # (T, D)
+        assert logits is not None
+        return logits.reshape(-1), np.concatenate(hidden)
+
+    def batch(self, rows: int, capacity: int) -> BatchSession:
+        """A batch of `rows` that continue what this session holds, with room for `capacity` tokens in all.
+
+        Raises:
+            ContextError: more room than the context has.
+        """
+        if not self._position <= min(capacity, self.context_length):
+            raise ContextError(f"a batch with room for {capacity} tokens cannot take over {self._position}")
+        return BatchSession(self._graph, self._cache, self._position, rows, min(capacity, self.context_length))
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
@@ -153,7 +161,10 @@ class Session:
         """Forget all tokens."""
         self._position = 0
 
-    def _run(self, call: "_Call", ids: npt.NDArray[np.int64]) -> Logits:
+    def _call(self, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> GraphCall:
+        return GraphCall(self._graph, self._cache, 1, new_tokens, logit_rows, hidden=hidden)
+
+    def _run(self, call: GraphCall, ids: npt.NDArray[np.int64]) -> Logits:
         logits = call.run(ids, self._position)  # (N, V)
         self._position += len(ids)
         return logits
@@ -166,86 +177,6 @@ class Session:
                 f"{len(array)} tokens do not fit: the context holds {self.context_length} and {self._position} are used"
             )
         return array
-
-    def _new_cache(self) -> list[Any]:
-        """Key and value of every layer, (1, H, C, D) each, as OrtValues; pages are touched only as they fill."""
-        facts = self.bundle.manifest.architecture
-        dtype = np.dtype(self.bundle.manifest.graph.kv_dtype)
-        # The padding of a chunk that ends at the last position wants room too, though nothing is written there.
-        shape = (1, facts.num_heads, facts.context_length + ROW_GROUP, facts.head_dim)
-        make = self._onnxruntime.OrtValue
-        if self.device.kind == "cpu":
-            # One allocation, for large ones come from the system untouched; small ones come from the heap, once a
-            # first cache was freed there, and are zeroed whole.
-            whole = np.zeros((2 * facts.num_layers, *shape), dtype)
-            return [make.ortvalue_from_numpy(part) for part in whole]
-        return [
-            make.ortvalue_from_shape_and_type(shape, dtype.type, self.device.kind, self.device.index)
-            for _ in range(2 * facts.num_layers)
-        ]
-
-
-class _Call:
-    """The graph bound to buffers for T new ids and the last N rows' logits; past and present are one buffer, in place.
-
-    Both are padded to whole row groups; `query_seqlens` says how many ids count.
-    """
-
-    def __init__(self, session: Session, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> None:
-        self._ort_session = session._ort_session  # not the session itself: a cycle would keep caches alive
-        self._binding = session._ort_session.io_binding()
-        graph = session.bundle.manifest.graph
-        padded_tokens, padded_rows = _whole_groups(new_tokens), _whole_groups(logit_rows)
-        self._padding = padded_tokens - new_tokens
-        self._logit_rows = logit_rows
-        self._input_ids = np.zeros((1, padded_tokens), np.int64)  # (B, T)
-        self._position_ids = np.zeros((1, padded_tokens), np.int64)  # (B, T)
-        self._seqlens_k = np.zeros(1, np.int32)  # (B,) total tokens of the row after this call, minus one
-        self._total_sequence_length = np.zeros((), np.int32)
-        self._logits = np.empty((padded_rows, session.vocab_size), np.float32)  # (N, V)
-        wanted = np.arange(new_tokens - logit_rows, new_tokens - logit_rows + padded_rows)  # (N,)
-        self._inputs = {
-            graph.input_ids: self._input_ids,
-            graph.position_ids: self._position_ids,
-            graph.seqlens_k: self._seqlens_k,
-            graph.total_sequence_length: self._total_sequence_length,
-            graph.query_seqlens: np.full(1, new_tokens, np.int32),  # (B,) valid ids of each row
-            graph.logits_index: np.minimum(wanted, new_tokens - 1).astype(np.int64),  # (N,)
-        }
-        ort_value = session._onnxruntime.OrtValue.ortvalue_from_numpy
-        self._binding.bind_ortvalue_output(graph.logits, ort_value(self._logits))
-        if hidden:
-            shape = (1, new_tokens, session.bundle.manifest.architecture.hidden_size)
-            self.hidden = np.empty(shape, graph.hidden_states_dtype)  # (B, T, D)
-            self._binding.bind_ortvalue_output(graph.hidden_states, ort_value(self.hidden))
-        for layer in range(session.bundle.manifest.architecture.num_layers):
-            for part in range(2):
-                cache = session._cache[2 * layer + part]
-                self._binding.bind_ortvalue_input(graph.past_names[part].replace("{layer}", str(layer)), cache)
-                self._binding.bind_ortvalue_output(graph.present_names[part].replace("{layer}", str(layer)), cache)
-        # On the CPU a bound OrtValue aliases its array: bind once, write in place. Elsewhere binding copies.
-        self._bound_once = session.device.kind == "cpu"
-        if self._bound_once:
-            for name, array in self._inputs.items():
-                self._binding.bind_ortvalue_input(name, ort_value(array))
-
-    def run(self, ids: npt.NDArray[np.int64], past: int) -> Logits:
-        """Run `ids` after `past` cached tokens; the logits (N, V) are this object's buffer."""
-        new, total = len(ids), past + len(ids)
-        self._input_ids[0, :new] = ids
-        self._position_ids[0, :new] = np.arange(past, total)
-        self._seqlens_k[0] = total - 1
-        self._total_sequence_length[...] = total + self._padding  # an upper bound, where some ids do not count
-        if not self._bound_once:
-            for name, array in self._inputs.items():
-                self._binding.bind_cpu_input(name, array)
-        self._ort_session.run_with_iobinding(self._binding)
-        return self._logits[: self._logit_rows]
-
-
-def _whole_groups(rows: int) -> int:
-    """`rows` rounded up to whole groups; a single row has a kernel of its own, the fastest, and stays alone."""
-    return rows if rows == 1 else -(-rows // ROW_GROUP) * ROW_GROUP
 
 
 def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:

@@ -33,11 +33,30 @@ class FakeSession:
     def position(self) -> int:
         return len(self.fed)
 
-    def step(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    @property
+    def vocab_size(self) -> int:
+        return len(self.rows)
+
+    def step(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         assert len(ids) >= 1
         assert self.position + len(ids) <= self.context_length
         self.fed += [int(i) for i in ids]
         return np.array(self.rows[self.fed[-1]], np.float32)
+
+    def step_hidden(
+        self, ids: Sequence[int] | npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        logits = self.step(ids)
+        return logits, self.hidden[list(ids)]
+
+    @property
+    def hidden(self) -> npt.NDArray[np.float32]:
+        """The hidden state after each token, (V, D): seeded, none like another."""
+        return np.random.default_rng(0).normal(size=(len(self.rows), 8)).astype(np.float32)
+
+    def batch(self, rows: int, capacity: int) -> "FakeBatch":
+        assert len(self.fed) <= capacity <= self.context_length
+        return FakeBatch(self, [list(self.fed) for _ in range(rows)], capacity)
 
     def reset(self) -> None:
         self.fed.clear()
@@ -45,6 +64,30 @@ class FakeSession:
     def rewind(self, count: int) -> None:
         assert 0 <= count <= len(self.fed)
         del self.fed[len(self.fed) - count :]
+
+
+@dataclass
+class FakeBatch:
+    """Rows that continue a fake session."""
+
+    session: FakeSession
+    fed: list[list[int]]
+    capacity: int
+
+    def step(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return self.step_hidden(ids)[0]
+
+    def step_hidden(
+        self, ids: Sequence[int] | npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        for row, token in zip(self.fed, ids, strict=True):
+            row.append(int(token))
+            assert len(row) <= self.capacity
+        last = [row[-1] for row in self.fed]
+        return np.array(self.session.rows[last], np.float32), self.session.hidden[last]
+
+    def reorder(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        self.fed = [list(self.fed[row]) for row in rows]
 
 
 def counting_rows(vocab: int) -> npt.NDArray[np.float32]:

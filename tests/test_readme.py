@@ -1,4 +1,4 @@
-"""The README's commands and snippets, run as they stand."""
+"""The commands and snippets of the README and of docs/generation.md, run as they stand."""
 
 import os
 import re
@@ -12,13 +12,14 @@ import pytest
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GENERATION = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-SHELL_LINES = [line for block in blocks("sh") for line in block.splitlines()]
+SHELL_LINES = [line for block in [*blocks("sh"), *blocks("sh", GENERATION)] for line in block.splitlines()]
 RUNNABLE = [line for line in SHELL_LINES if re.match(r"(echo .* \| )?edgelm (run|info)", line)]
 
 
@@ -48,7 +49,7 @@ def test_there_are_shell_lines_to_run() -> None:
     assert len(RUNNABLE) >= 5
 
 
-@pytest.mark.parametrize("snippet", blocks("python"))
+@pytest.mark.parametrize("snippet", [*blocks("python"), *blocks("python", GENERATION)])
 def test_python_snippets_run(snippet: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr

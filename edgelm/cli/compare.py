@@ -11,8 +11,8 @@ from edgelm.errors import BundleError
 from edgelm.manifest import Certificate
 
 if TYPE_CHECKING:
+    from edgelm.graph_call import Logits
     from edgelm.reference import Ids
-    from edgelm.session import Logits
 
 Row = tuple[str, object, object]
 NOT_KNOWN = "-"

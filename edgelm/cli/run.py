@@ -1,63 +1,30 @@
 """``edgelm run``: a prompt and its continuation on stdout, all else on stderr."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from edgelm.cli.generation_flags import GroupedCommand, generation_options, given_options
 from edgelm.cli.options import device_options, model_option, print_json
 from edgelm.errors import PromptError
 
 if TYPE_CHECKING:
     from edgelm.completion import Chunk, Stats
-    from edgelm.generation_config import GenerationOptions
+    from edgelm.generation_options import GenerationOptions
     from edgelm.model import Model
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Values are checked where they are defined (GenerationConfig), so that Python, JSON and the shell say the same.
-_GENERATION = (
-    click.option(
-        "-n",
-        "--max-new-tokens",
-        type=int,
-        metavar="N",
-        help="Most tokens to add.  [default: what the bundle says, or 128]",
-    ),
-    click.option("--max-length", type=int, metavar="N", help="Most tokens in all, prompt included."),
-    click.option(
-        "--do-sample/--greedy",
-        default=None,
-        help="Draw tokens at random, or always take the likeliest.  [default: what the bundle says]",
-    ),
-    click.option("--temperature", type=float, metavar="T", help="Below 1 is more predictable, above 1 less."),
-    click.option("--top-k", type=int, metavar="K", help="Sample among the K likeliest tokens."),
-    click.option("--top-p", type=float, metavar="P", help="Sample among the likeliest tokens that sum to P."),
-    click.option("--min-p", type=float, metavar="P", help="Sample among tokens P times as likely as the likeliest."),
-    click.option("--repetition-penalty", type=float, metavar="F", help="Above 1: repeat less."),
-    click.option("--num-return-sequences", type=int, metavar="N", help="How many continuations to draw."),
-    click.option("--stop-strings", "--stop", multiple=True, metavar="TEXT", help="End at this text; repeatable."),
-    click.option("--eos-token-id", type=int, multiple=True, metavar="ID", help="End at this token; repeatable."),
-    click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
-    click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, and N likeliest tokens."),
-)
-
-
-def _generation_options(function: Function) -> Function:
-    for option in reversed(_GENERATION):
-        function = option(function)
-    return function
-
-
-@click.command(name="run")
+@click.command(name="run", cls=GroupedCommand)
 @click.argument("prompt", required=False)
 @model_option
-@_generation_options
+@generation_options
 @device_options
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, and N likeliest tokens.")
 @click.option("--stats", is_flag=True, help="Print times and memory on stderr.")
 def command(
     prompt: str | None,
@@ -81,7 +48,7 @@ def command(
     if options["logprobs"] is not None and not as_json:
         raise click.UsageError("--logprobs needs --json: text has no place for them", click.get_current_context())
     text = _read_stdin() if prompt is None or prompt == "-" else prompt
-    given = cast("GenerationOptions", {name: value for name, value in options.items() if value not in (None, ())})
+    given = cast("GenerationOptions", given_options(options))
 
     from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 

@@ -37,7 +37,7 @@ def write_graph(model: StoredGpt2, folder: Path) -> tuple[Graph, tuple[Matrix, .
         logits_index="logits_index",
         logits="logits",
         hidden_states="hidden_states",
-        hidden_states_dtype="float16" if precision == "fp16" else "float32",
+        hidden_states_dtype="float16" if half else "float32",
         past_names=("past_key_values.{layer}.key", "past_key_values.{layer}.value"),
         present_names=("present.{layer}.key", "present.{layer}.value"),
         kv_layout="BHCD",

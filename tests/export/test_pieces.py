@@ -222,7 +222,7 @@ def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
-def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: Precision) -> None:
+def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: FixedPrecision) -> None:
     """The output is a value the logits need anyway, in its own type: who does not bind it pays nothing."""
     bundle = tiny_export(Shape(), precision).exported.bundle
     graph = onnx.load(str(bundle.file("model.onnx")), load_external_data=False).graph

@@ -43,7 +43,7 @@ def chunkings(length: int) -> list[list[int]]:
 
 def remembered(session: Session) -> list[Logits]:
     """The keys and values of every layer up to the position."""
-    return [value.numpy()[:, :, : session.position].copy() for value in session._cache]
+    return [value.numpy()[:, :, : session.position].copy() for value in session._cache.values]
 
 
 def test_chunks_and_threads_change_no_bit(tiny: Tiny) -> None:

@@ -1,0 +1,75 @@
+"""Beam search: edgelm beside optimum, the same beams on the same random weights of GPT-2's shape, interleaved.
+
+    python -m benchmarks.beams
+
+Prints a Markdown table of whole calls, prompt included, and as its last line one JSON object.
+"""
+
+import argparse
+import json
+import random
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from benchmarks.against_optimum import PROMPT_SEED, Worker, make_models, run_rounds, started_worker
+from benchmarks.engines import BASELINE, ENGINES
+from benchmarks.machine import machine_facts
+from benchmarks.make_gpt2 import add_shape_options, shape_of
+from benchmarks.prepare import DEFAULT_WORK, model_folder
+
+COMPARED = ("edgelm int8", "edgelm int4", BASELINE)
+
+
+def call_seconds(worker: Worker) -> list[float]:
+    """Of each round."""
+    return [answer["prefill_seconds"] + answer["decode_seconds"] for answer in worker.answers]
+
+
+def _parsed_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure beam search beside optimum's.")
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="keeps the models; %(default)s")
+    parser.add_argument("--num-beams", type=int, default=4, metavar="N", help="default %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="after the warm-up; default %(default)s")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine; default %(default)s")
+    parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="default %(default)s")
+    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="default %(default)s")
+    add_shape_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _parsed_options()
+    shape = shape_of(options)
+    make_models(options.work, shape)
+    prompt = random.Random(PROMPT_SEED).choices(range(shape.vocabulary), k=options.prompt_tokens)
+    with ExitStack() as stack:
+        workers = []
+        for name in COMPARED:
+            print(f"loading {name}", file=sys.stderr)
+            folder = model_folder(options.work, shape, ENGINES[name].model)
+            workers.append(stack.enter_context(started_worker(name, folder, options.threads)))
+        others = run_rounds(workers, prompt, options.new_tokens, options.rounds, options.num_beams)
+        seconds = {worker.name: call_seconds(worker) for worker in workers}
+        peaks = {worker.name: worker.answers[-1]["peak_bytes"] for worker in workers}
+    print(f"| engine, {options.num_beams} beams | seconds (min-max) | x {BASELINE} | peak MB |\n|---|--:|--:|--:|")
+    ratios = {}
+    for name, own in seconds.items():
+        ratios[name] = median(a / b for a, b in zip(own, seconds[BASELINE], strict=True))
+        spread = f"{median(own):.2f} ({min(own):.2f}-{max(own):.2f})"
+        print(f"| {name} | {spread} | {ratios[name]:.2f} | {peaks[name] / 1e6:.0f} |")
+    print()
+    facts = {
+        **{name: value for name, value in vars(options).items() if name != "work"},
+        "machine": machine_facts(),
+        "mean_cpus_busy_with_other_processes": round(sum(others) / len(others), 3),
+        "seconds": seconds,
+        "ratios": ratios,
+        "peak_bytes": peaks,
+    }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What choosing a token costs, method by method, at GPT-2's vocabulary: processors, filters and the draw.
+
+    python -m benchmarks.sampling_overhead
+
+Prints a Markdown table of medians in microseconds and, as its last line, one JSON object. Two kinds of logits: "text",
+whose probabilities fall with the rank as words' do (Zipf), and "flat", normal ones with a deviation of 3, which leave
+thousands of tokens in a nucleus: the worst case.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import machine_facts
+from edgelm.beam_search import log_softmax
+from edgelm.generation_config import GenerationConfig
+from edgelm.logits_processors import Ids, Row, process, processors_of
+from edgelm.sampling import largest
+from edgelm.token_choice import TokenChoice
+
+VOCABULARY = 50_257
+PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.2, "frequency_penalty": 0.1}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "temperature": {"temperature": 0.8},
+    "top_k=40": {"top_k": 40},
+    "top_p=0.95": {"top_p": 0.95},
+    "min_p=0.05": {"min_p": 0.05},
+    "top_k=40, top_p=0.95, min_p=0.05": {"top_k": 40, "top_p": 0.95, "min_p": 0.05},
+    "temperature=0.8, top_k, top_p, min_p with penalties": {
+        "temperature": 0.8,
+        "top_k": 40,
+        "top_p": 0.95,
+        "min_p": 0.05,
+        **PENALTIES,
+    },
+    "temperature=0.8, top_p=0.95 with penalties": {"temperature": 0.8, "top_p": 0.95, **PENALTIES},
+    "temperature=0.8, min_p=0.05 with penalties": {"temperature": 0.8, "min_p": 0.05, **PENALTIES},
+    "typical_p=0.9": {"typical_p": 0.9},
+    "epsilon_cutoff=0.0003": {"epsilon_cutoff": 3e-4},
+    "eta_cutoff=0.0003": {"eta_cutoff": 3e-4},
+    "top_n_sigma=1": {"top_n_sigma": 1.0},
+    "xtc_probability=1": {"xtc_probability": 1.0},
+    "mirostat_tau=5": {"mirostat_tau": 5.0},
+    "repetition_penalty": {"repetition_penalty": 1.2},
+    "no_repeat_ngram_size=3": {"no_repeat_ngram_size": 3},
+    "dry_multiplier=0.8": {"dry_multiplier": 0.8, "dry_sequence_breakers": [198, 25, 1, 9]},
+    "200 bad words, 200 biases": {
+        "bad_words_ids": [[i, i + 1] for i in range(200)],
+        "logit_bias": dict.fromkeys(range(200), -1.0),
+    },
+}
+
+
+def text_logits(rng: np.random.Generator) -> Row:
+    """Log-probabilities that fall with 1.5 times the logarithm of the rank, in random order."""
+    ranks = rng.permutation(VOCABULARY) + 1
+    return (-1.5 * np.log(ranks) + rng.normal(size=VOCABULARY) * 0.3).astype(np.float32)
+
+
+def flat_logits(rng: np.random.Generator) -> Row:
+    return (rng.normal(size=VOCABULARY) * 3).astype(np.float32)
+
+
+def chooser(options: dict[str, Any], ids: Ids) -> Callable[[Row, int], object]:
+    """One token's choice under these options, everything after the model's logits."""
+    config = GenerationConfig().updated(options)
+    processors = processors_of(config, 64, VOCABULARY)
+    choose = TokenChoice(config, seed=0, row=0)
+    return lambda logits, step: choose(process(processors, ids, logits), step)
+
+
+def four_beams(logits: Row, step: int) -> object:
+    """What a step of four beams adds: four log-softmaxes, and the best eight continuations of each."""
+    return [largest(log_softmax(logits), 8) for _ in range(4)]
+
+
+def microseconds(call: Callable[[Row, int], object], rows: list[Row], runs: int) -> float:
+    """The median time of a call."""
+    taken = []
+    for step in range(runs + 10):
+        logits = rows[step % len(rows)]
+        before = time.perf_counter()
+        call(logits, step)
+        taken.append(time.perf_counter() - before)
+    return median(taken[10:]) * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what choosing a token costs.")
+    parser.add_argument("--runs", type=int, default=500, metavar="N", help="of each method; default %(default)s")
+    parser.add_argument("--tokens", type=int, default=512, metavar="N", help="text so far; default %(default)s")
+    parser.add_argument("--step-ms", type=float, default=3.5, metavar="MS", help="a model's step; default %(default)s")
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    ids = np.minimum(rng.zipf(1.3, options.tokens), VOCABULARY - 1).astype(np.int64)
+    kinds = {name: [make(rng) for _ in range(8)] for name, make in (("text", text_logits), ("flat", flat_logits))}
+    calls = {name: chooser(given, ids) for name, given in METHODS.items()} | {"num_beams=4": four_beams}
+    results = {
+        name: {kind: round(microseconds(call, rows, options.runs), 1) for kind, rows in kinds.items()}
+        for name, call in calls.items()
+    }
+    print(f"| method | µs, text | % of {options.step_ms} ms | µs, flat | % |\n|---|--:|--:|--:|--:|")
+    for name, found in results.items():
+        cells = [f"{found[kind]:.0f} | {found[kind] / options.step_ms / 10:.1f}" for kind in kinds]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print()
+    print(json.dumps({**vars(options), "machine": machine_facts(), "microseconds": results}))
+
+
+if __name__ == "__main__":
+    main()
