@@ -1,13 +1,13 @@
 """The content of ``bundle.json``: facts, so that the runtime never asks which architecture it is.
 
-``docs/bundle-format.md`` is the same page for people. Every field without a default of None is required; ``null`` says
-"not known".
+``docs/bundle-format.md`` is the same page for people. ``null`` says "not known"; only fields whose default is None
+may be absent.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from edgelm.errors import BundleError
@@ -206,11 +206,19 @@ class Manifest:
 
     def sealed(self) -> "Manifest":
         """The same manifest with its digest filled in."""
-        return replace(self, digest=digest_of(asdict(self)))
+        return replace(self, digest=digest_of(self._content()))
 
     def to_json(self) -> str:
         """The text of ``bundle.json``."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self._content(), indent=1, ensure_ascii=False) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        """As it is written: what is not known of the fields that may be absent is absent."""
+        content = asdict(self)
+        optional = {field.name for field in fields(Source) if field.default is None}
+        given = content["source"].items()
+        content["source"] = {name: value for name, value in given if value is not None or name not in optional}
+        return content
 
 
 def digest_of(content: dict[str, Any]) -> str:

@@ -44,6 +44,18 @@ def test_builds_nested_dataclasses() -> None:
     assert isinstance(outer.ratio, float)
 
 
+def test_a_field_whose_default_is_none_may_be_absent() -> None:
+    @dataclass(frozen=True)
+    class Newer:
+        size: int
+        name: str | None = None
+
+    assert from_json(Newer, {"size": 1}) == Newer(1, None)
+    assert from_json(Newer, {"size": 1, "name": "x"}) == Newer(1, "x")
+    with pytest.raises(StrictJsonError, match="name must be a text"):
+        from_json(Newer, {"size": 1, "name": 2})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

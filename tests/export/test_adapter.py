@@ -18,6 +18,7 @@ from edgelm.session import Session
 from edgelm_export.adapter import merge_adapter
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint, quiet_torch
 from edgelm_export.export import export
+from tests.conftest import RunCommand
 from tests.export.checkpoints import Logits, Shape, TorchModel, edit_json, greedy, save_checkpoint
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'edgelm[export]'")
@@ -236,3 +237,12 @@ def test_a_refused_adapter_leaves_nothing(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"adapter_config\.json"):
         export(str(base), tmp_path / "out", "fp32", adapter=str(adapter))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+def test_the_command_line_passes_them_on(base: Path, tmp_path: Path, edgelm_command: RunCommand) -> None:
+    for option, value, words in [("--adapter", "no such", "'no such'"), ("--vocabulary", "none.txt", "'none.txt'")]:
+        done = edgelm_command("export", str(base), "-o", str(tmp_path / "out"), option, value)
+        assert done.status == 1
+        assert words in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -95,7 +95,7 @@ QUANTIZED_SHAPES = [
     Shape(width=128, heads=2, layers=2),
     Shape(width=20, heads=4, layers=3, context=11, vocab=3, tied=False),
     Shape(width=48, heads=4, config={"activation_function": "gelu"}),
-    Shape(width=200, heads=10, layers=2, context=64, vocab=54, inner=72),
+    Shape(width=200, heads=10, layers=2, context=64, vocab=54, inner=72, config={"activation_function": "relu2"}),
 ]
 
 
