@@ -14,9 +14,9 @@ from edgelm.completion import Choice, Chunk, Completion, Stats
 from edgelm.decoding import EndsText, FinishReason, Step
 from edgelm.errors import BundleError, ConfigError, PromptError
 from edgelm.generate import generate
+from edgelm.generation_clock import GenerationClock
 from edgelm.generation_config import GenerationConfig, config_from_file
 from edgelm.generation_options import GenerationOptions
-from edgelm.memory import peak_rss_bytes
 from edgelm.session import Session, as_ids
 from edgelm.strict_json import StrictJsonError, parse_json
 from edgelm.text_stream import TextStream
@@ -108,13 +108,13 @@ class Model:
         return ids
 
     def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
-        clock = _Clock(searching=config.num_beams > 1)
+        clock = GenerationClock(searching=config.num_beams > 1)
         with self._borrowed_session() as session:
             rows = generate(session, prompt_ids, config, seed, ends_text=self._ends_text(prompt_ids, config))
             yield from self._stream_rows(rows, clock, prompt_ids, config)
 
     def _stream_rows(
-        self, rows: Iterator[Iterator[Step]], clock: "_Clock", prompt_ids: list[int], config: GenerationConfig
+        self, rows: Iterator[Iterator[Step]], clock: GenerationClock, prompt_ids: list[int], config: GenerationConfig
     ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
             clock.row_begins()
@@ -176,59 +176,6 @@ class Model:
         for token_id in prompt_ids:
             decoder.push(token_id)
         return TextStream(decoder, stop_strings)
-
-
-class _Clock:
-    """Times the tokens of a generation; the pauses its caller makes between tokens do not count.
-
-    Args:
-        searching: whether all tokens come at the end of a search, which counts as their decoding.
-    """
-
-    def __init__(self, *, searching: bool) -> None:
-        self._searching = searching
-        self._started = time.perf_counter()
-        self._prefill_seconds = 0.0
-        self._decode_seconds = 0.0
-        self._tokens = 0
-        self._rows = 0
-
-    def row_begins(self) -> None:
-        """The prompt is computed, and so are the rows before."""
-        if self._searching and self._prefill_seconds == 0.0:
-            self._prefill_seconds = time.perf_counter() - self._started
-
-    def timed(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps of one row, unchanged."""
-        first = True
-        while True:
-            before = time.perf_counter()
-            step = next(steps, None)
-            now = time.perf_counter()
-            if step is None:
-                return
-            if self._prefill_seconds == 0.0:
-                self._prefill_seconds = now - self._started
-            if step.token_id is not None:
-                self._tokens += 1
-                first = first and not self._searching
-                self._rows += first
-                self._decode_seconds += 0.0 if first else now - before
-                first = False
-            yield step
-
-    def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
-        counted = self._tokens - self._rows
-        rate = counted / self._decode_seconds if counted and self._decode_seconds else 0.0
-        return Stats(
-            prompt_tokens=prompt_tokens,
-            prefill_seconds=self._prefill_seconds,
-            new_tokens=self._tokens,
-            decode_seconds=self._decode_seconds,
-            tokens_per_second=rate,
-            load_seconds=load_seconds,
-            peak_rss_bytes=peak_rss_bytes(),
-        )
 
 
 def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
