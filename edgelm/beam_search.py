@@ -107,8 +107,8 @@ def best_of(request: Request, found: list[Finished]) -> list[Finished]:
 
 def log_softmax(logits: Row) -> Row:
     """Log-probabilities of logits (V,)."""
-    relative = logits - logits.max()
-    result: Row = relative - np.float32(np.log(np.exp(relative).sum(dtype=np.float64)))
+    result: Row = logits - logits.max()
+    result -= np.float32(np.log(np.exp(result).sum(dtype=np.float64)))
     return result
 
 

@@ -12,11 +12,11 @@ from typing import Unpack
 
 from edgelm import text_scoring
 from edgelm.bundle import Bundle
-from edgelm.clock import Clock
 from edgelm.completion import Choice, Chunk, Completion, Stats
 from edgelm.decoding import EndsText, FinishReason, Step
 from edgelm.errors import BundleError, ConfigError
 from edgelm.generate import generate
+from edgelm.generation_clock import GenerationClock
 from edgelm.generation_config import GenerationConfig, config_from_file
 from edgelm.generation_options import GenerationOptions
 from edgelm.prompts import Prompt, prompt_ids
@@ -129,13 +129,13 @@ class Model:
         return prompt_ids(self.tokenizer, prompt), config, secrets.randbits(63) if config.seed is None else config.seed
 
     def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
-        clock = Clock(searching=config.num_beams > 1)
+        clock = GenerationClock(searching=config.num_beams > 1)
         with self._borrowed_session() as session:
             rows = generate(session, prompt_ids, config, seed, ends_text=self._ends_text(prompt_ids, config))
             yield from self._stream_rows(rows, clock, prompt_ids, config)
 
     def _stream_rows(
-        self, rows: Iterator[Iterator[Step]], clock: Clock, prompt_ids: list[int], config: GenerationConfig
+        self, rows: Iterator[Iterator[Step]], clock: GenerationClock, prompt_ids: list[int], config: GenerationConfig
     ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
             clock.row_begins()

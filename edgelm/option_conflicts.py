@@ -94,6 +94,8 @@ def _check_beams(config: "GenerationConfig") -> None:
                 "greedy decoding would give the same text every time"
             )
         return
+    if config.do_sample and config.xtc_probability > 0:
+        raise ConfigError("xtc_probability and num_beams contradict each other: XTC works on one text at a time")
     if wanted > beams:
         raise ConfigError(f"num_return_sequences is {wanted} but num_beams only {beams}: raise num_beams")
     if groups == 1:

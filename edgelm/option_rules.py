@@ -47,11 +47,11 @@ def option(default: Default, rule: Rule) -> Default:
     return field(default=default, metadata={"rule": rule})
 
 
-def whole(low: int, high: int | None = None, *, hint: str = "") -> Rule:
+def whole(low: int, high: int | None = None) -> Rule:
     """A whole number from `low` to `high`; without `high`, any that is not less."""
     most = 2**31 - 1 if high is None else high
     words = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {_power(most)}"
-    return Rule(lambda value: _is_whole(value, low, most), words + hint)
+    return Rule(lambda value: _is_whole(value, low, most), words)
 
 
 def number(accept: Callable[[float], bool], limit: str) -> Rule:

@@ -141,7 +141,7 @@ class Session:
         """A batch of `rows` that continue what this session holds, with room for `capacity` tokens in all.
 
         Raises:
-            ContextError: more room than the context has.
+            ContextError: less room than this session holds already.
         """
         if not self._position <= min(capacity, self.context_length):
             raise ContextError(f"a batch with room for {capacity} tokens cannot take over {self._position}")

@@ -95,6 +95,7 @@ def test_unknown_names_are_refused_with_a_guess() -> None:
         ({"penalty_alpha": 0.5, "top_k": 4, "num_return_sequences": 2}, "finds one text"),
         ({"mirostat_tau": 5.0, "top_p": 0.9}, "mirostat_tau and top_p contradict"),
         ({"mirostat_tau": 5.0, "num_beams": 2}, "mirostat_tau and num_beams contradict"),
+        ({"xtc_probability": 0.5, "num_beams": 2}, "xtc_probability and num_beams contradict"),
         ({"mirostat_eta": 0.2}, "mirostat_eta does nothing without mirostat_tau"),
         ({"xtc_threshold": 0.2}, "xtc_threshold does nothing without xtc_probability"),
         ({"dry_base": 2.0}, "dry_base does nothing without dry_multiplier"),

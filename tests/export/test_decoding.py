@@ -5,6 +5,7 @@ rounding decides, are the only excuse, and a case must prove it.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,8 +17,9 @@ import transformers
 from edgelm.decoding import DecodingSession
 from edgelm.generate import generate
 from edgelm.generation_config import GenerationConfig
-from edgelm.sampling import beam_uniforms, draw, draw_without_replacement, uniform
+from edgelm.sampling import beam_uniforms, candidates, draw, draw_without_replacement, filters_of, uniform
 from edgelm.session import Session
+from edgelm_export.export import export
 from tests.export.checkpoints import Shape, TinyExport
 
 pytestmark = pytest.mark.export
@@ -174,7 +176,50 @@ def check(model: Any, session: Session, kind: str, cases: int, seed: int) -> Non
     assert not wrong, f"{len(wrong)} of {cases}; the first: {wrong[0]}"
 
 
-@pytest.mark.parametrize("kind", ["greedy", "sampling", "beams", "beam sampling"])
+KINDS = ["greedy", "sampling", "beams", "beam sampling"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_same_ids_as_transformers(tiny_export: TinyExport, kind: str) -> None:
     tiny = tiny_export(SHAPE, "fp32")
     check(tiny.torch.model, tiny.session(), kind, CASES, seed=len(kind))
+
+
+@pytest.mark.shared
+@pytest.mark.usefixtures("few_tokens")
+def test_the_same_ids_on_a_trained_model(shared_folder: Path, tmp_path: Path) -> None:
+    checkpoint = shared_folder / "checkpoints" / "stories-6m"
+    bundle = export(str(checkpoint), tmp_path / "stories", "fp32").bundle
+    session = Session.open(bundle, device="cpu", threads=1)
+    model = transformers.GPT2LMHeadModel.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    for kind in KINDS:
+        check(model, session, kind, 6, seed=1)
+
+
+WARPERS: dict[str, tuple[str, list[Any]]] = {
+    "top_k": ("TopKLogitsWarper", [1, 40, 3000, 60_000]),
+    "top_p": ("TopPLogitsWarper", [0.1, 0.9, 0.95, 0.999]),
+    "min_p": ("MinPLogitsWarper", [0.001, 0.05, 0.5]),
+    "typical_p": ("TypicalLogitsWarper", [0.1, 0.5, 0.95]),
+    "epsilon_cutoff": ("EpsilonLogitsWarper", [1e-5, 3e-4, 0.01]),
+    "eta_cutoff": ("EtaLogitsWarper", [1e-5, 3e-4, 0.01]),
+}
+
+
+@pytest.mark.parametrize("at_least", [1, 3])
+@pytest.mark.parametrize("name", WARPERS)
+def test_filters_give_the_distribution_of_transformers_warpers(name: str, at_least: int) -> None:
+    rng, size = np.random.default_rng(len(name)), 50_257
+    warper, values = WARPERS[name]
+    for value in values:
+        for spread in (0.5, 4.0):
+            logits = (rng.normal(size=size) * spread).astype(np.float32)
+            logits[rng.choice(size, 500, replace=False)] = -np.inf  # ruled out before
+            row = torch.tensor(logits)[None]
+            wanted = getattr(transformers, warper)(value, min_tokens_to_keep=at_least)(None, row)[0]
+            config = GenerationConfig().updated({name: value})
+            tokens, left = candidates(logits, 1.0, filters_of(config, at_least))
+            found = np.full(size, -np.inf, np.float32)
+            found[tokens] = left
+            difference = torch.softmax(wanted, -1) - torch.softmax(torch.tensor(found), -1)
+            assert float(difference.abs().max()) <= 1e-5, (value, spread)

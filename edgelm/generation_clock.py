@@ -1,4 +1,4 @@
-"""The time a generation takes, token by token."""
+"""How long a generation takes."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from edgelm.decoding import Step
 from edgelm.memory import peak_rss_bytes
 
 
-class Clock:
+class GenerationClock:
     """Times the tokens of a generation; the pauses its caller makes between tokens do not count.
 
     Args:
@@ -48,7 +48,6 @@ class Clock:
             yield step
 
     def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
-        """What the generation cost so far."""
         counted = self._tokens - self._rows
         rate = counted / self._decode_seconds if counted and self._decode_seconds else 0.0
         return Stats(
