@@ -10,8 +10,9 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
+from edgelm.certificate import Certificate
 from edgelm.errors import BundleError
-from edgelm.strict_json import Between, StrictJsonError, from_json, parse_json
+from edgelm.strict_json import Between, Bytes, Count, StrictJsonError, from_json, parse_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -24,8 +25,6 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FixedPrecision = Literal["fp32", "fp16", "int8", "int4"]
 Precision = Literal[FixedPrecision, "mixed"]
 """Names of recipes; "mixed" has its bits chosen matrix by matrix."""
-Count = Annotated[int, Between(1, 2**31 - 1)]
-Bytes = Annotated[int, Between(0, 2**44)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,83 +101,6 @@ class Source:
     """The LoRA adapter that was merged into it, with its commit where it came from the hub."""
     vocab_size: Count | None = None
     """Tokens of the source; more than the architecture's where the vocabulary was pruned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What the bundle lost on one text, measured against the source on the same tokens through the shipped runtime."""
-
-    text: str
-    tokens: Count
-    source_perplexity: Annotated[float, Between(1, 1e12)]
-    bundle_perplexity: Annotated[float, Between(1, 1e12)]
-    perplexity_ratio: Annotated[float, Between(0, 1e12)]
-    mean_kl_divergence: Annotated[float, Between(-1e-3, 1e6)]
-    """Mean of KL(source || bundle) over all positions, in nats."""
-    top1_agreement: Annotated[float, Between(0, 1)]
-    max_abs_logit_difference: Annotated[float, Between(0, 1e9)]
-    greedy_tokens_equal: Annotated[int, Between(0, 2**31)]
-    """Over several prompts, each up to its first difference."""
-    greedy_tokens_compared: Annotated[int, Between(0, 2**31)]
-    greedy_first_divergence: Annotated[int, Between(0, 2**31)] | None
-    """Equal tokens of the prompt whose greedy text differs first; None where none differs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """Speed and memory on the machine that made the bundle, in a process of its own. Another machine differs."""
-
-    cpu: str
-    system: str
-    onnxruntime: str
-    threads: Annotated[int, Between(1, 1024)]
-    prompt_tokens: Count
-    new_tokens: Count
-    prefill_tokens_per_second: Annotated[float, Between(0, 1e9)]
-    decode_tokens_per_second: Annotated[float, Between(0, 1e9)]
-    peak_rss_bytes: Bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The file that lets anybody measure the bundle again, and what the export measured on its tokens."""
-
-    file: str
-    tokens: Annotated[int, Between(2, 2**20)]
-    row_tokens: Annotated[int, Between(2, 2**20)]
-    """Tokens of each row; the last one may be shorter."""
-    top_count: Annotated[int, Between(1, 64)]
-    source_perplexity: Annotated[float, Between(1, 1e12)]
-    perplexity_ratio: Annotated[float, Between(0, 1e12)]
-    mean_kl_divergence: Annotated[float, Between(-1e-2, 1e6)]
-    """Over the source's top tokens and the rest as one."""
-    top1_agreement: Annotated[float, Between(0, 1)]
-    value_noise: Annotated[float, Between(0, 1)]
-    """Root mean square difference, in nats, of the stored log-probabilities when tokens are fed one by one, which
-    takes other kernels: as far apart two correct machines may be."""
-    mean_noise: Annotated[float, Between(0, 1)]
-    """The same of the mean log-probabilities."""
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What the export lost against its source, and the means to measure that again."""
-
-    texts: tuple[Quality, ...]
-    """First the text drawn from the source itself, then every --eval-text."""
-    gate: str
-    passed: bool
-    weights_bytes: Bytes
-    """Of the graph and its weights file."""
-    source_weights_bytes: Bytes
-    """Of the source's parameters as 32-bit floats."""
-    footprint: Footprint
-    reference: Reference
-
-    @property
-    def drawn(self) -> Quality:
-        """On the text drawn from the source itself, which the gate judges."""
-        return self.texts[0]
 
 
 @dataclass(frozen=True, slots=True)

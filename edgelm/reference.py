@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.bundle import Bundle
+from edgelm.certificate import Reference
 from edgelm.errors import BundleError
-from edgelm.manifest import Reference
 
 Ids = npt.NDArray[np.int64]
 LogProbabilities = npt.NDArray[np.float64]

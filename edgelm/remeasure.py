@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.certificate import Reference
 from edgelm.comparison import SLICE_ROWS, log_softmax
 from edgelm.graph_call import Logits
-from edgelm.manifest import Reference
 from edgelm.reference import LogProbabilities, ReferenceData, rounded, rows_of
 from edgelm.session import Session
 

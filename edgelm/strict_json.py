@@ -29,6 +29,10 @@ class Between:
     high: float
 
 
+Count = Annotated[int, Between(1, 2**31 - 1)]
+Bytes = Annotated[int, Between(0, 2**44)]
+
+
 def parse_json(text: bytes) -> object:
     """Parse UTF-8 JSON strictly.
 

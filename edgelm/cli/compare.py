@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from edgelm.bundle import Bundle
+from edgelm.certificate import Certificate
 from edgelm.cli.options import print_json
 from edgelm.errors import BundleError
-from edgelm.manifest import Certificate
 
 if TYPE_CHECKING:
     from edgelm.graph_call import Logits

@@ -5,8 +5,8 @@ from dataclasses import asdict
 import click
 
 from edgelm.bundle import Bundle
+from edgelm.certificate import Quality
 from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_json
-from edgelm.manifest import Quality
 
 
 @click.command(name="info")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.bundle import Bundle
+from edgelm.certificate import Certificate, Footprint, Quality, Reference
 from edgelm.errors import ExportError
-from edgelm.manifest import Certificate, Footprint, Quality, Reference
 from edgelm.reference import ReferenceData, encode_reference, rounded
 from edgelm.remeasure import drift, figures, observe, observe_session, source_perplexity
 from edgelm.session import Session

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.certificate import Quality
 from edgelm.comparison import Comparison, Logits, compare_logits, compare_texts
-from edgelm.manifest import Precision, Quality
+from edgelm.manifest import Precision
 from edgelm.session import Session
 
 __all__ = [

@@ -10,8 +10,9 @@ from typing import get_args
 
 import click
 
+from edgelm.certificate import Quality
 from edgelm.errors import ExportError
-from edgelm.manifest import FixedPrecision, Quality
+from edgelm.manifest import FixedPrecision
 from edgelm_export.publish import check_output
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}

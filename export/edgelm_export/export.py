@@ -9,19 +9,11 @@ import torch
 
 from edgelm import __version__
 from edgelm.bundle import Bundle, file_fact
+from edgelm.certificate import Certificate
 from edgelm.device import default_threads
 from edgelm.errors import ConfigError, ExportError
 from edgelm.generation_config import GenerationConfig, config_from_file
-from edgelm.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    Certificate,
-    FixedPrecision,
-    Manifest,
-    Matrix,
-    Recipe,
-    Source,
-)
+from edgelm.manifest import FORMAT_VERSION, MANIFEST_NAME, FixedPrecision, Manifest, Matrix, Recipe, Source
 from edgelm_export.adapter import merge_adapter
 from edgelm_export.budget import Budget, check_budget
 from edgelm_export.certificate import EvaluationText, certify, read_eval_text

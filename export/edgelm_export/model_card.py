@@ -2,7 +2,8 @@
 
 import json
 
-from edgelm.manifest import Certificate, Manifest, Quality
+from edgelm.certificate import Certificate, Quality
+from edgelm.manifest import Manifest
 
 _BAR_CHARACTERS = 32
 _PRECISION_TEXT = {

@@ -13,7 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from edgelm.manifest import Certificate, FixedPrecision, Footprint
+from edgelm.certificate import Certificate, Footprint
+from edgelm.manifest import FixedPrecision
 from edgelm.session import Session
 from edgelm_export.export import Exported, export
 
