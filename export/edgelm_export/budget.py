@@ -182,13 +182,17 @@ def measure_options(
                 layers = (*weights.layers[:index], other, *weights.layers[index + 1 :])
                 nats = loss(replace(weights, layers=layers), index, streams[index])
                 options[linear.name].append(_option(storage, linear.weight.shape, nats))
+    calibrated = forward.embed(calibration)
+    for index, layer in enumerate(weights.layers):
+        calibrated = forward.layer(index, layer, calibrated)
+    head_inputs = forward.final(calibrated)  # (R, T, D)
     for storage in TABLE_OPTIONS:
-        table = store_table(weights.token_table, storage).restored()
+        table = store_table(weights.token_table, storage, head_inputs if weights.head is None else None).restored()
         changed = replace(weights, token_table=table)
         x = Gpt2Forward(changed, activations).embed(judged)
         options[TOKEN_TABLE].append(_option(storage, table.shape[::-1], loss(changed, 0, x), is_table=True))
         if weights.head is not None:
-            head = store_table(weights.head, storage).restored()
+            head = store_table(weights.head, storage, head_inputs).restored()
             nats = loss(replace(weights, head=head), len(weights.layers), streams[-1])
             options[HEAD].append(_option(storage, head.shape[::-1], nats))
     return options

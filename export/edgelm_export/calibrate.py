@@ -77,19 +77,8 @@ def store(
         activations: of every layer's MLP.
         rows: calibration text (R, T); None only for recipes without 4-bit products.
     """
-    stored: dict[str, Stored] = {
-        POSITION_TABLE: _in_float(weights.position_table, recipe.storage[POSITION_TABLE]),
-        TOKEN_TABLE: store_table(weights.token_table, recipe.storage[TOKEN_TABLE]),
-    }
-    if weights.head is not None:
-        stored[HEAD] = store_table(weights.head, recipe.storage[HEAD])
-    restored = replace(
-        weights,
-        position_table=stored[POSITION_TABLE].restored(),
-        token_table=stored[TOKEN_TABLE].restored(),
-        head=None if weights.head is None else stored[HEAD].restored(),
-    )
-    forward = Gpt2Forward(restored, activations)
+    stored: dict[str, Stored] = {POSITION_TABLE: _in_float(weights.position_table, recipe.storage[POSITION_TABLE])}
+    forward = Gpt2Forward(replace(weights, position_table=stored[POSITION_TABLE].restored()), activations)
     x = None if rows is None else forward.embed(rows)  # (R, T, D)
     layers = []
     for index, layer in enumerate(weights.layers):
@@ -101,7 +90,15 @@ def store(
             layer = layer.with_weight(field, as_product(kept))
         layers.append(layer)
         x = None if x is None else forward.layer(index, layer, x)
-    return StoredGpt2(recipe, weights, replace(restored, layers=tuple(layers)), stored)
+    final = None if x is None else forward.final(x)  # (R, T, D)
+    stored[TOKEN_TABLE] = store_table(
+        weights.token_table, recipe.storage[TOKEN_TABLE], final if weights.head is None else None
+    )
+    restored = replace(forward.weights, token_table=stored[TOKEN_TABLE].restored(), layers=tuple(layers))
+    if weights.head is not None:
+        stored[HEAD] = store_table(weights.head, recipe.storage[HEAD], final)
+        restored = replace(restored, head=stored[HEAD].restored())
+    return StoredGpt2(recipe, weights, restored, stored)
 
 
 def as_product(stored: Stored) -> Array:
@@ -120,12 +117,21 @@ def _store_product(weight: Array, storage: Storage, hessian: Hessian) -> Stored:
     return quantize_columns(weight) if storage.format == "int8_row" else _in_float(weight, storage)
 
 
-def store_table(table: Array, storage: Storage) -> Stored:
-    """A table (V, D): its rows are looked up, and are the head's outputs."""
-    if storage.format == "block":
-        assert storage.block_size is not None
-        return quantize_blocks(table, storage.bits, block_size_for(table.shape[1], storage.block_size))
-    return _in_float(table, storage)
+def store_table(table: Array, storage: Storage, head_inputs: Tensor | None = None) -> Stored:
+    """A table (V, D): its rows are looked up, and are the head's outputs.
+
+    Args:
+        head_inputs: what the head sees, (R, T, D), where the table is one: 4 bits are then rounded for its outputs,
+            which suffer more than what is looked up.
+    """
+    if storage.format != "block":
+        return _in_float(table, storage)
+    assert storage.block_size is not None
+    size = block_size_for(table.shape[1], storage.block_size)
+    if storage.bits == 8 or head_inputs is None:
+        return quantize_blocks(table, storage.bits, size)
+    flat = head_inputs.reshape(-1, table.shape[1])  # (R·T, D)
+    return gptq_blocks(table, (flat.T @ flat).numpy(), storage.bits, size)
 
 
 def _in_float(array: Array, storage: Storage) -> FloatStored:
