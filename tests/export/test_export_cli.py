@@ -23,8 +23,9 @@ STAGES = [
     r"loading checkpoint",
     r"exporting the reference graph with optimum",
     r"drawing 10,000 tokens from the source to measure on",
-    r"drawing text to calibrate on, and smoothing",
-    r"writing the int8 graph",
+    r"drawing 8,192 tokens from the source to calibrate on",
+    r"smoothing",
+    r"writing the graph",
     r"measuring speed and memory in a process of its own",
     r"measuring the bundle against the reference on the text drawn from the source at temperature 1, seed 0",
     r"writing the reference to measure it again with",
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(folder: Path) -> CommandResult:
     """A whole export in a process of its own: ``bundle`` out of ``checkpoint``."""
     source = save_checkpoint(folder / "checkpoint", Shape(layers=1, context=32, vocab=256))
-    edit_json(source / "generation_config.json", num_beams=4)
+    edit_json(source / "generation_config.json", guidance_scale=1.5)
     command = [sys.executable, "-m", "edgelm", "export", "checkpoint", "-o", "bundle"]
     done = subprocess.run(command, cwd=folder, capture_output=True, timeout=300)
     return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -52,7 +53,7 @@ def test_progress_goes_to_stderr_and_the_summary_to_stdout(exported: CommandResu
     assert len(stages) == len(STAGES)
     for line, stage in zip(stages, STAGES, strict=True):
         assert re.fullmatch(stage + SECONDS, line), line
-    assert note.startswith("note: left out the generation setting num_beams=4")
+    assert note.startswith("note: left out the generation setting guidance_scale=1.5")
     assert re.fullmatch(
         r"bundle: int8, \d+\.\d MB, perplexity x \d\.\d{4}, KL [\d.e-]+ nats, same top token \d+\.\d\d%; "
         r"gate \(perplexity ratio <= 1\.01\) passed\n",

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from edgelm.manifest import Precision
+from edgelm.manifest import FixedPrecision
 from edgelm.model import load
 from edgelm.session import Session
 from tests.export.checkpoints import Ids, Logits, Shape, Tiny, TinyExport
@@ -23,7 +23,7 @@ def shape(request: pytest.FixtureRequest) -> Shape:
     return found
 
 
-@pytest.fixture(params=get_args(Precision))
+@pytest.fixture(params=get_args(FixedPrecision))
 def tiny(request: pytest.FixtureRequest, shape: Shape, tiny_export: TinyExport) -> Tiny:
     """A bundle of every recipe and every hard shape."""
     return tiny_export(shape, request.param)
