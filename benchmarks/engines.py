@@ -1,6 +1,6 @@
 """The engines of the comparison, each loaded and driven by its own public API. Imports happen in the loaders only.
 
-All decode greedily with a KV cache, from token ids, one sequence at a time.
+All decode greedily with a KV cache, from token ids.
 """
 
 import os
@@ -19,11 +19,22 @@ class Timing:
     """Up to the first new token."""
     decode_seconds: float
     """From then to the return of the call: all other tokens."""
-    new_tokens: int
+    token_ids: Sequence[int]
+    """The new tokens of the first prompt."""
 
 
-Generate = Callable[[Sequence[int], int], Timing]
-"""Continues prompt ids by a number of new tokens."""
+Prompts = Sequence[Sequence[int]]
+"""Token ids, one row a sequence of the batch, all of one length."""
+
+Generate = Callable[[Prompts, int], Timing]
+"""Continues every prompt by a number of new tokens."""
+
+
+def only(prompts: Prompts) -> Sequence[int]:
+    """The prompt of a batch of one, for engines that are driven one sequence at a time."""
+    if len(prompts) != 1:
+        raise ValueError(f"this engine is driven one sequence at a time, got a batch of {len(prompts)}")
+    return prompts[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +58,14 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
     model = load(folder, device="cpu", threads=threads)
     loaded = time.perf_counter()
 
-    def generate(prompt: Sequence[int], new_tokens: int) -> Timing:
+    def generate(prompts: Prompts, new_tokens: int) -> Timing:
+        prompt = only(prompts)
         called = time.perf_counter()
         completion = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False)
         seconds = time.perf_counter() - called
         # Not `stats.decode_seconds`, which leaves out the detokenizing: the whole call counts here, as for the peers.
         prefill = completion.stats.prefill_seconds
-        return Timing(prefill, seconds - prefill, completion.stats.new_tokens)
+        return Timing(prefill, seconds - prefill, completion.choices[0].token_ids)
 
     return Loaded(generate, imported - started, loaded - imported)
 
@@ -104,8 +116,8 @@ class _FirstToken:
 def _transformers_generate(model: Any) -> Generate:
     import torch
 
-    def generate(prompt: Sequence[int], new_tokens: int) -> Timing:
-        ids = torch.tensor([prompt])  # (1, T)
+    def generate(prompts: Prompts, new_tokens: int) -> Timing:
+        ids = torch.tensor(prompts)  # (B, T)
         first = _FirstToken()
         called = time.perf_counter()
         output = model.generate(
@@ -117,7 +129,7 @@ def _transformers_generate(model: Any) -> Generate:
             streamer=first,
         )
         returned = time.perf_counter()
-        return Timing(first.at - called, returned - first.at, output.shape[1] - len(prompt))
+        return Timing(first.at - called, returned - first.at, output[0, ids.shape[1] :].tolist())
 
     return generate
 
@@ -128,14 +140,15 @@ class Engine:
 
     model: str
     """The name of its model's folder; see `benchmarks.prepare.model_folder`."""
-    load: Callable[[Path, int], Loaded]
+    loader: str
+    """The function that loads it in its own process, "module:function" with (folder, threads) -> `Loaded`."""
 
 
 ENGINES = {
-    "edgelm int8": Engine("edgelm-int8", load_edgelm),
-    "edgelm int4": Engine("edgelm-int4", load_edgelm),
-    "optimum int8": Engine("optimum-int8", load_optimum),
-    "transformers fp32": Engine("checkpoint", load_transformers),
+    "edgelm int8": Engine("edgelm-int8", "benchmarks.engines:load_edgelm"),
+    "edgelm int4": Engine("edgelm-int4", "benchmarks.engines:load_edgelm"),
+    "optimum int8": Engine("optimum-int8", "benchmarks.engines:load_optimum"),
+    "transformers fp32": Engine("checkpoint", "benchmarks.engines:load_transformers"),
 }
 BASELINE = "optimum int8"
 

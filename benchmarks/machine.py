@@ -29,6 +29,15 @@ def busy_cpu_seconds() -> float:
         return 0.0
 
 
+def anonymous_bytes() -> int:
+    """Memory this process holds that no file backs, so that the system cannot drop it; 0 where it does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+    except (OSError, StopIteration):
+        return 0
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
