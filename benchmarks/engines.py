@@ -61,7 +61,7 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
     def generate(prompts: Prompts, new_tokens: int) -> Timing:
         prompt = only(prompts)
         called = time.perf_counter()
-        completion = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False)
+        completion = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None)
         seconds = time.perf_counter() - called
         # Not `stats.decode_seconds`, which leaves out the detokenizing: the whole call counts here, as for the peers.
         prefill = completion.stats.prefill_seconds
@@ -115,6 +115,8 @@ class _FirstToken:
 
 def _transformers_generate(model: Any) -> Generate:
     import torch
+
+    model.generation_config.eos_token_id = None  # every engine must write all the tokens it is asked for
 
     def generate(prompts: Prompts, new_tokens: int) -> Timing:
         ids = torch.tensor(prompts)  # (B, T)

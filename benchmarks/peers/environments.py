@@ -22,7 +22,7 @@ class Environment:
 
     name: str
     requirements: tuple[str, ...]
-    build_variables: Mapping[str, str] = field(default_factory=dict)
+    build_variables: Mapping[str, str] = field(default_factory=dict, hash=False)
     """For pip: how what is built from source is built."""
     unwanted: tuple[str, ...] = ()
     """Dependencies that are removed again."""
