@@ -78,7 +78,10 @@ def load_openvino(folder: Path, threads: int) -> Loaded:
 
     def generate(prompts: Prompts, new_tokens: int) -> Timing:
         ids = openvino.Tensor(np.array(prompts, np.int64))  # (B, T)
-        settings = openvino_genai.GenerationConfig(max_new_tokens=new_tokens, ignore_eos=True, do_sample=False)
+        # Without an end of text it would take -1 for one, and refuse that.
+        settings = openvino_genai.GenerationConfig(
+            max_new_tokens=new_tokens, ignore_eos=True, eos_token_id=0, do_sample=False
+        )
         called = time.perf_counter()
         result = pipeline.generate(ids, settings)
         seconds = time.perf_counter() - called
