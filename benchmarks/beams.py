@@ -7,24 +7,24 @@ Prints a Markdown table of whole calls, prompt included, and as its last line on
 
 import argparse
 import json
-import random
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from benchmarks.against_optimum import PROMPT_SEED, Worker, make_models, run_rounds, started_worker
+from benchmarks.against_optimum import make_models
 from benchmarks.engines import BASELINE, ENGINES
 from benchmarks.machine import machine_facts
 from benchmarks.make_gpt2 import add_shape_options, shape_of
 from benchmarks.prepare import DEFAULT_WORK, model_folder
+from benchmarks.rounds import Case, Worker, run_rounds, started_worker
 
 COMPARED = ("edgelm int8", "edgelm int4", BASELINE)
 
 
-def call_seconds(worker: Worker) -> list[float]:
+def call_seconds(worker: Worker, case: Case) -> list[float]:
     """Of each round."""
-    return [answer["prefill_seconds"] + answer["decode_seconds"] for answer in worker.answers]
+    return [answer["prefill_seconds"] + answer["decode_seconds"] for answer in worker.answers[case]]
 
 
 def _parsed_options() -> argparse.Namespace:
@@ -43,16 +43,16 @@ def main() -> None:
     options = _parsed_options()
     shape = shape_of(options)
     make_models(options.work, shape)
-    prompt = random.Random(PROMPT_SEED).choices(range(shape.vocabulary), k=options.prompt_tokens)
+    case = Case(options.prompt_tokens, options.new_tokens, num_beams=options.num_beams)
     with ExitStack() as stack:
         workers = []
         for name in COMPARED:
             print(f"loading {name}", file=sys.stderr)
             folder = model_folder(options.work, shape, ENGINES[name].model)
-            workers.append(stack.enter_context(started_worker(name, folder, options.threads)))
-        others = run_rounds(workers, prompt, options.new_tokens, options.rounds, options.num_beams)
-        seconds = {worker.name: call_seconds(worker) for worker in workers}
-        peaks = {worker.name: worker.answers[-1]["peak_bytes"] for worker in workers}
+            workers.append(stack.enter_context(started_worker(name, ENGINES[name].loader, folder, options.threads)))
+        others = run_rounds(workers, [case], shape.vocabulary, options.rounds)
+        seconds = {worker.name: call_seconds(worker, case) for worker in workers}
+        peaks = {worker.name: worker.answers[case][-1]["peak_bytes"] for worker in workers}
     print(f"| engine, {options.num_beams} beams | seconds (min-max) | x {BASELINE} | peak MB |\n|---|--:|--:|--:|")
     ratios = {}
     for name, own in seconds.items():

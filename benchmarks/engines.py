@@ -1,6 +1,6 @@
 """The engines of the comparison, each loaded and driven by its own public API. Imports happen in the loaders only.
 
-All decode greedily, or by beam search, with a KV cache, from token ids, one prompt at a time.
+All decode greedily, or by beam search, with a KV cache, from token ids.
 """
 
 import os
@@ -19,11 +19,24 @@ class Timing:
     """Up to the first new token."""
     decode_seconds: float
     """From then to the return of the call: all other tokens."""
-    new_tokens: int
+    token_ids: Sequence[int]
+    """The new tokens of the first prompt."""
 
 
-Generate = Callable[[Sequence[int], int, int], Timing]
-"""Continues prompt ids by a number of new tokens, following a number of beams; 1 is greedy."""
+Prompts = Sequence[Sequence[int]]
+"""Token ids, one row a sequence of the batch, all of one length."""
+
+Generate = Callable[[Prompts, int], Timing]
+"""Continues every prompt by a number of new tokens, greedily."""
+BeamSearch = Callable[[Prompts, int, int], Timing]
+"""The same, following a number of beams."""
+
+
+def only(prompts: Prompts) -> Sequence[int]:
+    """The prompt of a batch of one, for engines that are driven one sequence at a time."""
+    if len(prompts) != 1:
+        raise ValueError(f"this engine is driven one sequence at a time, got a batch of {len(prompts)}")
+    return prompts[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,8 @@ class Loaded:
     import_seconds: float
     load_seconds: float
     """Without the imports."""
+    beam_search: BeamSearch | None = None
+    """Where it is driven with beams too."""
 
 
 def load_edgelm(folder: Path, threads: int) -> Loaded:
@@ -47,15 +62,18 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
     model = load(folder, device="cpu", threads=threads)
     loaded = time.perf_counter()
 
-    def generate(prompt: Sequence[int], new_tokens: int, num_beams: int) -> Timing:
+    def generate(prompts: Prompts, new_tokens: int, num_beams: int = 1) -> Timing:
+        prompt = only(prompts)
         called = time.perf_counter()
-        completion = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams)
+        completion = model.generate(
+            prompt, max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams, eos_token_id=None
+        )
         seconds = time.perf_counter() - called
         # Not `stats.decode_seconds`, which leaves out the detokenizing: the whole call counts here, as for the peers.
         prefill = completion.stats.prefill_seconds
-        return Timing(prefill, seconds - prefill, completion.stats.new_tokens)
+        return Timing(prefill, seconds - prefill, completion.choices[0].token_ids)
 
-    return Loaded(generate, imported - started, loaded - imported)
+    return Loaded(generate, imported - started, loaded - imported, generate)
 
 
 def load_optimum(folder: Path, threads: int) -> Loaded:
@@ -70,7 +88,8 @@ def load_optimum(folder: Path, threads: int) -> Loaded:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     model = ORTModelForCausalLM.from_pretrained(folder, file_name="model_quantized.onnx", session_options=options)
-    return Loaded(_transformers_generate(model), imported - started, time.perf_counter() - imported)
+    generate = _transformers_generate(model)
+    return Loaded(generate, imported - started, time.perf_counter() - imported, generate)
 
 
 def load_transformers(folder: Path, threads: int) -> Loaded:
@@ -82,7 +101,8 @@ def load_transformers(folder: Path, threads: int) -> Loaded:
     imported = time.perf_counter()
     torch.set_num_threads(threads)
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    return Loaded(_transformers_generate(model), imported - started, time.perf_counter() - imported)
+    generate = _transformers_generate(model)
+    return Loaded(generate, imported - started, time.perf_counter() - imported, generate)
 
 
 class _FirstToken:
@@ -101,11 +121,13 @@ class _FirstToken:
         pass
 
 
-def _transformers_generate(model: Any) -> Generate:
+def _transformers_generate(model: Any) -> Callable[..., Timing]:
     import torch
 
-    def generate(prompt: Sequence[int], new_tokens: int, num_beams: int) -> Timing:
-        ids = torch.tensor([prompt])  # (1, T)
+    model.generation_config.eos_token_id = None  # every engine must write all the tokens it is asked for
+
+    def generate(prompts: Prompts, new_tokens: int, num_beams: int = 1) -> Timing:
+        ids = torch.tensor(prompts)  # (B, T)
         first = _FirstToken()
         called = time.perf_counter()
         output = model.generate(
@@ -119,7 +141,7 @@ def _transformers_generate(model: Any) -> Generate:
         )
         returned = time.perf_counter()
         first.at = first.at if num_beams == 1 else called
-        return Timing(first.at - called, returned - first.at, output.shape[1] - len(prompt))
+        return Timing(first.at - called, returned - first.at, output[0, ids.shape[1] :].tolist())
 
     return generate
 
@@ -130,14 +152,15 @@ class Engine:
 
     model: str
     """The name of its model's folder; see `benchmarks.prepare.model_folder`."""
-    load: Callable[[Path, int], Loaded]
+    loader: str
+    """The function that loads it in its own process, "module:function" with (folder, threads) -> `Loaded`."""
 
 
 ENGINES = {
-    "edgelm int8": Engine("edgelm-int8", load_edgelm),
-    "edgelm int4": Engine("edgelm-int4", load_edgelm),
-    "optimum int8": Engine("optimum-int8", load_optimum),
-    "transformers fp32": Engine("checkpoint", load_transformers),
+    "edgelm int8": Engine("edgelm-int8", "benchmarks.engines:load_edgelm"),
+    "edgelm int4": Engine("edgelm-int4", "benchmarks.engines:load_edgelm"),
+    "optimum int8": Engine("optimum-int8", "benchmarks.engines:load_optimum"),
+    "transformers fp32": Engine("checkpoint", "benchmarks.engines:load_transformers"),
 }
 BASELINE = "optimum int8"
 

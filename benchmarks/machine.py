@@ -29,3 +29,12 @@ def busy_cpu_seconds() -> float:
         return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return 0.0
+
+
+def anonymous_bytes() -> int:
+    """Memory this process holds that no file backs, so that the system cannot drop it; 0 where it does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+    except (OSError, StopIteration):
+        return 0

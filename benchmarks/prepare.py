@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,29 +21,62 @@ from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
 from edgelm.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
+PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, and where the models made from it are kept."""
+
+    name: str
+    checkpoint: Path
+    folder: Path
+    made_by: str
+    """What has an influence on the checkpoint; a change of it makes all models anew."""
+
+
+def random_source(work: Path, shape: Shape) -> Source:
+    """A checkpoint of that shape with random weights; `prepare` makes it."""
+    folder = work / "gpt2-{}x{}-{}heads-{}vocabulary-{}context-seed{}".format(*astuple(shape))
+    made_by = f"{versions('torch', 'transformers')}, make_gpt2 {hash_of(Path(make_gpt2.__file__))}"
+    return Source(folder.name, folder / "checkpoint", folder, made_by)
+
+
+def given_source(work: Path, checkpoint: Path) -> Source:
+    """A checkpoint folder in Hugging Face layout."""
+    weights = hash_of(checkpoint / "model.safetensors", checkpoint / "config.json")
+    return Source(checkpoint.name, checkpoint, work / f"{checkpoint.name}-{weights}", f"weights {weights}")
 
 
 def model_folder(work: Path, shape: Shape, name: str) -> Path:
     """Where the model `name` of that shape lies: "checkpoint", "edgelm-int8", "edgelm-int4" or "optimum-int8"."""
-    return work / "gpt2-{}x{}-{}heads-{}vocabulary-{}context-seed{}".format(*astuple(shape)) / name
+    return random_source(work, shape).folder / name
 
 
 def prepare(work: Path, shape: Shape) -> None:
-    """Make every model that is missing, or was made by other code than today's."""
-    checkpoint = model_folder(work, shape, "checkpoint")
-    source = f"{_versions('torch', 'transformers')}, make_gpt2 {_hash(Path(make_gpt2.__file__))}"
-    _keep(checkpoint, source, lambda folder: make_gpt2.make_checkpoint(folder, shape))
-    _keep(
-        model_folder(work, shape, "optimum-int8"),
-        f"{source}, {_versions('optimum-onnx', 'onnxruntime')}, prepare {_hash(Path(__file__))}",
-        lambda folder: _export_optimum(checkpoint, folder),
+    """Make every model that is missing, or was made by other code than today's, from random weights."""
+    source = random_source(work, shape)
+    keep(source.checkpoint, source.made_by, lambda folder: make_gpt2.make_checkpoint(folder, shape))
+    make_models(source)
+
+
+def make_models(source: Source) -> None:
+    """The same, from a checkpoint that is there."""
+    keep(
+        source.folder / "optimum-int8",
+        f"{source.made_by}, {versions('optimum-onnx', 'onnxruntime')}, prepare {hash_of(Path(__file__))}",
+        lambda folder: _export_optimum(source.checkpoint, folder),
     )
-    exporter = f"{source}, bundle format {FORMAT_VERSION}, edgelm_export {_hash(*_graph_modules())}"
-    _keep(model_folder(work, shape, "edgelm-int8"), exporter, lambda folder: _export_edgelm(checkpoint, folder, "int8"))
-    _keep(model_folder(work, shape, "edgelm-int4"), exporter, lambda folder: _export_edgelm(checkpoint, folder, "int4"))
+    exporter = f"{source.made_by}, bundle format {FORMAT_VERSION}, edgelm_export {hash_of(*graph_modules())}"
+    for precision in PRECISIONS:
+        keep(
+            source.folder / f"edgelm-{precision}",
+            exporter,
+            lambda folder, precision=precision: _export_edgelm(source.checkpoint, folder, precision),  # type: ignore[misc]
+        )
 
 
-def _keep(folder: Path, made_by: str, make: Callable[[Path], object]) -> None:
+def keep(folder: Path, made_by: str, make: Callable[[Path], object]) -> None:
     """Have `make` fill `folder`, unless it is there and was filled under the same `made_by`."""
     stamp = folder.with_name(f"{folder.name}.made-by")
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == made_by:
@@ -56,15 +89,16 @@ def _keep(folder: Path, made_by: str, make: Callable[[Path], object]) -> None:
     stamp.write_text(made_by, encoding="utf-8")  # last: half a model is made anew
 
 
-def _versions(*packages: str) -> str:
+def versions(*packages: str) -> str:
     return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
-def _hash(*sources: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+def hash_of(*files: Path) -> str:
+    """Of the contents of files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-def _graph_modules() -> list[Path]:
+def graph_modules() -> list[Path]:
     """The source that decides what is in a bundle's graph."""
     folder = Path(edgelm_export.__file__).parent
     return [folder / f"{name}.py" for name in ("graph", "onnx_writer", "products", "quantize", "weights")]
@@ -96,9 +130,13 @@ def _export_optimum(checkpoint: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the models that benchmarks.against_optimum compares.")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="default %(default)s")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder instead of random weights")
     add_shape_options(parser)
     options = parser.parse_args()
-    prepare(options.work, shape_of(options))
+    if options.checkpoint:
+        make_models(given_source(options.work, options.checkpoint))
+    else:
+        prepare(options.work, shape_of(options))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,12 @@ class Measured:
     """Without the imports."""
     loaded_peak_bytes: int
     """The most resident memory of the process up to the end of loading."""
+    loaded_anonymous_bytes: int
+    """What of the process's memory no file backs, after loading."""
     peak_bytes: int
-    """The same up to the end of the run."""
+    """As `loaded_peak_bytes`, up to the end of the run."""
+    anonymous_bytes: int
+    """As `loaded_anonymous_bytes`, at the end of the run."""
     idle_cpu_seconds: float
     """The most CPU time the process used between two requests."""
 
@@ -56,13 +60,15 @@ def as_json(results: Mapping[str, Measured], baseline: str) -> dict[str, object]
     base = results[baseline]
     return {
         name: {
-            "prefill_tokens_per_second": _spread(own.prefill_tokens_per_second),
-            "decode_tokens_per_second": _spread(own.decode_tokens_per_second),
+            "prefill_tokens_per_second": spread(own.prefill_tokens_per_second),
+            "decode_tokens_per_second": spread(own.decode_tokens_per_second),
             "decode_ratio_to_baseline": round(paired_ratio(own, base), 3),
             "import_seconds": round(own.import_seconds, 3),
             "load_seconds": round(own.load_seconds, 3),
             "loaded_peak_bytes": own.loaded_peak_bytes,
+            "loaded_anonymous_bytes": own.loaded_anonymous_bytes,
             "peak_bytes": own.peak_bytes,
+            "anonymous_bytes": own.anonymous_bytes,
             "peak_ratio_to_baseline": round(own.peak_bytes / base.peak_bytes, 3),
             "most_idle_cpu_seconds": round(own.idle_cpu_seconds, 4),
         }
@@ -70,6 +76,7 @@ def as_json(results: Mapping[str, Measured], baseline: str) -> dict[str, object]
     }
 
 
-def _spread(rates: Sequence[float]) -> dict[str, float | list[float]]:
+def spread(rates: Sequence[float]) -> dict[str, float | list[float]]:
+    """Median, least and most of the rounds, and all of them."""
     rounds = [round(rate, 2) for rate in rates]
     return {"median": round(median(rates), 2), "min": min(rounds), "max": max(rounds), "rounds": rounds}

@@ -257,7 +257,13 @@ def test_eos_out_of_range_is_left_out_with_a_note(source: Path, tmp_path: Path, 
 
 def test_unknown_settings_are_left_out_with_a_note(source: Path, tmp_path: Path) -> None:
     exported, written = with_settings(
-        source, tmp_path / "out", eos_token_id=[0, 5], do_sample=True, top_p=0.9, guidance_scale=1.5, transformers_version="4"
+        source,
+        tmp_path / "out",
+        eos_token_id=[0, 5],
+        do_sample=True,
+        top_p=0.9,
+        guidance_scale=1.5,
+        transformers_version="4",
     )
     assert written == {"eos_token_id": [0, 5], "do_sample": True, "top_p": 0.9}
     assert len(exported.notes) == 1

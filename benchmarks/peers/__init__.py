@@ -1,0 +1,1 @@
+"""edgelm beside its peers: OpenVINO GenAI, llama.cpp, onnxruntime-genai, CTranslate2, optimum and transformers."""

@@ -1,0 +1,82 @@
+"""Who is compared: every engine's environment, loader and model."""
+
+from dataclasses import dataclass
+
+from benchmarks.peers.environments import (
+    CONVERTERS,
+    CTRANSLATE2,
+    LLAMA_CPP,
+    ONNXRUNTIME_GENAI,
+    OPENVINO,
+    Environment,
+)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """Makes a peer's model: `python -m module CHECKPOINT FOLDER *arguments`."""
+
+    module: str
+    arguments: tuple[str, ...] = ()
+    environment: Environment | None = None
+    """None: the one the benchmark runs in, edgelm's build side."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A row of the tables."""
+
+    bits: int
+    """Of the body's weights; engines of the same bits are compared with each other."""
+    loader: str
+    model: str
+    """The name of its model's folder; "checkpoint" is the source itself."""
+    environment: Environment | None = None
+    """None: the one the benchmark runs in, edgelm with the extras `[cpu]` and `[export]`."""
+    converter: Converter | None = None
+    """None: `benchmarks.prepare` makes the model."""
+
+
+OWN = "edgelm"
+"""What the names of edgelm's own rows begin with."""
+
+_HERE = "benchmarks.engines"
+_PEERS = "benchmarks.peers.engines"
+_CONVERT = "benchmarks.peers.convert"
+
+
+def _llama_cpp(bits: int, file_type: str) -> Peer:
+    converter = Converter(f"{_CONVERT}_llama_cpp", (file_type,), LLAMA_CPP)
+    return Peer(bits, f"{_PEERS}:load_llama_cpp", f"llama-cpp-{file_type}", LLAMA_CPP, converter)
+
+
+def _openvino(bits: int) -> Peer:
+    converter = Converter(f"{_CONVERT}_openvino", (f"int{bits}",), CONVERTERS)
+    return Peer(bits, f"{_PEERS}:load_openvino", f"openvino-int{bits}", OPENVINO, converter)
+
+
+def _onnxruntime_genai(bits: int) -> Peer:
+    converter = Converter(f"{_CONVERT}_onnxruntime_genai", (str(bits),))
+    loader = f"{_PEERS}:load_onnxruntime_genai"
+    return Peer(bits, loader, f"onnxruntime-genai-int{bits}", ONNXRUNTIME_GENAI, converter)
+
+
+PEERS = {
+    "edgelm int8": Peer(8, f"{_HERE}:load_edgelm", "edgelm-int8"),
+    "OpenVINO GenAI int8": _openvino(8),
+    "llama.cpp Q8_0": _llama_cpp(8, "Q8_0"),
+    "onnxruntime-genai int8": _onnxruntime_genai(8),
+    "CTranslate2 int8": Peer(
+        8,
+        f"{_PEERS}:load_ctranslate2",
+        "ctranslate2-int8",
+        CTRANSLATE2,
+        Converter(f"{_CONVERT}_ctranslate2", (), CONVERTERS),
+    ),
+    "optimum int8": Peer(8, f"{_HERE}:load_optimum", "optimum-int8"),
+    "edgelm int4": Peer(4, f"{_HERE}:load_edgelm", "edgelm-int4"),
+    "OpenVINO GenAI int4": _openvino(4),
+    "llama.cpp Q4_0": _llama_cpp(4, "Q4_0"),
+    "onnxruntime-genai int4": _onnxruntime_genai(4),
+    "transformers fp32": Peer(32, f"{_HERE}:load_transformers", "checkpoint"),
+}

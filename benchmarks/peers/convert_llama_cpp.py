@@ -1,0 +1,105 @@
+"""A GPT-2 checkpoint as GGUF, quantized by llama.cpp itself. Runs in llama.cpp's environment.
+
+    python -m benchmarks.peers.convert_llama_cpp CHECKPOINT FOLDER Q8_0|Q4_0
+
+Writes `model.gguf`, and `types.json`: how many bytes are stored in each format, and the format of the tied head.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import numpy as np
+from safetensors.numpy import load_file
+
+NAMES = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+"""Of a layer's parts, in transformers and in GGUF."""
+
+
+def write_gguf(checkpoint: Path, file: Path) -> None:
+    """The weights in float16, vectors in float32, with the tokenizer, as llama.cpp's converter lays out a GPT-2."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    weights = {
+        name.removeprefix("transformer."): array for name, array in load_file(checkpoint / "model.safetensors").items()
+    }
+    writer = gguf.GGUFWriter(file, "gpt2")
+    writer.add_block_count(config["n_layer"])
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    _add_tokenizer(writer, checkpoint, config["vocab_size"])
+    writer.add_tensor("token_embd.weight", weights["wte.weight"].astype(np.float16))  # the head too: tied
+    writer.add_tensor("position_embd.weight", weights["wpe.weight"].astype(np.float32))
+    for part, parameter in (("output_norm", "ln_f"),):
+        writer.add_tensor(f"{part}.weight", weights[f"{parameter}.weight"].astype(np.float32))
+        writer.add_tensor(f"{part}.bias", weights[f"{parameter}.bias"].astype(np.float32))
+    for layer in range(config["n_layer"]):
+        for part, name in NAMES.items():
+            weight = weights[f"h.{layer}.{part}.weight"]
+            if weight.ndim == 2:
+                weight = np.ascontiguousarray(weight.T).astype(np.float16)  # (K, N) to (N, K)
+            writer.add_tensor(f"blk.{layer}.{name}.weight", weight)
+            writer.add_tensor(f"blk.{layer}.{name}.bias", weights[f"h.{layer}.{part}.bias"].astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, checkpoint: Path, vocabulary: int) -> None:
+    model = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    words = [word for word, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    words += [f"<unused {index}>" for index in range(len(words), vocabulary)]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types([int(gguf.TokenType.NORMAL)] * len(words))
+    # llama.cpp wants a list of merges, and GGUF has no empty ones: the byte tokenizer gets one, of its first two bytes.
+    writer.add_token_merges(merges or [f"{words[0]} {words[1]}"])
+
+
+def quantize(source: Path, target: Path, file_type: str) -> None:
+    """As `llama-quantize SOURCE TARGET FILE_TYPE` does it."""
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type}")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), options):
+        raise SystemExit(f"llama.cpp could not quantize to {file_type}")
+
+
+def stored_types(file: Path) -> dict[str, object]:
+    """Bytes by format, and the format of the token table, which is the head."""
+    tensors = gguf.GGUFReader(file).tensors
+    stored: Counter[str] = Counter()
+    for tensor in tensors:
+        stored[tensor.tensor_type.name] += int(tensor.n_bytes)
+    head = next(tensor.tensor_type.name for tensor in tensors if tensor.name == "token_embd.weight")
+    return {"bytes": dict(stored), "head": head}
+
+
+def main() -> None:
+    checkpoint, folder, file_type = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    folder.mkdir(parents=True, exist_ok=True)
+    half, file = folder / "half.gguf", folder / "model.gguf"
+    write_gguf(checkpoint, half)
+    quantize(half, file, file_type)
+    half.unlink()
+    (folder / "types.json").write_text(json.dumps(stored_types(file)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""A checkpoint as onnxruntime-genai runs it: the lean graph with MatMulNBits, under genai's inputs and config.
+
+    python -m benchmarks.peers.convert_onnxruntime_genai CHECKPOINT FOLDER 8|4
+
+genai's own model builder knows no GPT-2. Runs in edgelm's build-side environment.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgelm.manifest import Graph
+from edgelm_export.calibrate import StoredGpt2
+from edgelm_export.checkpoint import load_checkpoint
+from edgelm_export.graph import write_graph
+from edgelm_export.quantize import FloatStored, Stored, block_size_for, quantize_blocks
+from edgelm_export.recipe import POSITION_TABLE, TOKEN_TABLE, fixed_recipe
+from edgelm_export.weights import PRODUCTS, Gpt2Weights, collect_weights
+
+
+def store_in_blocks(weights: Gpt2Weights, bits: int) -> StoredGpt2:
+    """Every product in blocks of `bits`, rounded to nearest, and the tied table at 8."""
+    width = weights.token_table.shape[1]
+    stored: dict[str, Stored] = {
+        POSITION_TABLE: FloatStored(weights.position_table),
+        TOKEN_TABLE: quantize_blocks(weights.token_table, 8, block_size_for(width)),
+    }
+    for layer in weights.layers:
+        for field in PRODUCTS:
+            linear = layer.product(field)
+            rows = np.ascontiguousarray(linear.weight.T)  # (N, K)
+            stored[linear.name] = quantize_blocks(rows, bits, block_size_for(rows.shape[1]))
+    return StoredGpt2(fixed_recipe("int4", weights), weights, weights, stored)
+
+
+def take_genai_inputs(file: Path, facts: Graph, vocabulary: int) -> None:
+    """Have the graph derive from `attention_mask` (B, P + T) and `input_ids` (B, T) what edgelm's runtime gives it.
+
+    Logits become those of each row's last position, (B, 1, V).
+    """
+    model = onnx.load(str(file), load_external_data=False)
+    graph = model.graph
+    replaced = {facts.seqlens_k, facts.total_sequence_length, facts.query_seqlens, facts.logits_index}
+    kept = [value for value in graph.input if value.name not in replaced]
+    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"])
+    del graph.input[:]
+    graph.input.extend([*kept[:1], mask, *kept[1:]])
+
+    def constant(name: str, value: list[int] | int) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        return name
+
+    one, row_axis = constant("genai.one", 1), constant("genai.row_axis", [1])
+    zero = constant("genai.zero", 0)
+    first = [
+        helper.make_node("ReduceSum", ["attention_mask", row_axis], ["genai.lengths"], keepdims=0),
+        helper.make_node("Sub", ["genai.lengths", one], ["genai.past"]),
+        helper.make_node("Cast", ["genai.past"], [facts.seqlens_k], to=TensorProto.INT32),  # (B,)
+        helper.make_node("Shape", ["attention_mask"], ["genai.mask_shape"]),
+        helper.make_node("Gather", ["genai.mask_shape", one], ["genai.total"]),
+        helper.make_node("Cast", ["genai.total"], [facts.total_sequence_length], to=TensorProto.INT32),
+        helper.make_node("Shape", [facts.input_ids], ["genai.ids_shape"]),
+        helper.make_node("Gather", ["genai.ids_shape", zero], ["genai.batch"]),
+        helper.make_node("Gather", ["genai.ids_shape", one], ["genai.new"]),
+        helper.make_node("Mul", ["genai.batch", "genai.new"], ["genai.rows"]),
+        helper.make_node("Sub", ["genai.new", one], ["genai.first_last"]),
+        # The last position of every row in the flat (B * T) list: T - 1, 2 T - 1, ...
+        helper.make_node("Range", ["genai.first_last", "genai.rows", "genai.new"], [facts.logits_index]),
+    ]
+    nodes: list[Any] = [*first, *graph.node]
+    for node in nodes:
+        if node.op_type == "GroupQueryAttention":
+            # Without padding every row brings as many tokens.
+            inputs = ["" if name == facts.query_seqlens else name for name in node.input]
+            while not inputs[-1]:
+                inputs.pop()
+            del node.input[:]
+            node.input.extend(inputs)
+        for index, name in enumerate(node.output):
+            if name == facts.logits:
+                node.output[index] = "genai.flat_logits"
+    nodes.append(helper.make_node("Unsqueeze", ["genai.flat_logits", row_axis], [facts.logits]))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for output in graph.output:
+        if output.name == facts.logits:
+            output.CopyFrom(helper.make_tensor_value_info(facts.logits, TensorProto.FLOAT, ["batch", 1, vocabulary]))
+    file.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(file))
+
+
+def genai_config(weights: Gpt2Weights, facts: Graph) -> dict[str, object]:
+    """`genai_config.json`: type "decoder", whose past and present share a buffer."""
+    sizes = weights.architecture
+    past, present = (
+        [name.replace("{layer}", "%d") for name in names] for names in (facts.past_names, facts.present_names)
+    )
+    return {
+        "model": {
+            "type": "decoder",
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+            "context_length": sizes.context_length,
+            "vocab_size": sizes.vocab_size,
+            "decoder": {
+                "filename": facts.file,
+                "session_options": {"provider_options": []},
+                "hidden_size": sizes.hidden_size,
+                "head_size": sizes.head_dim,
+                "num_attention_heads": sizes.num_heads,
+                "num_key_value_heads": sizes.num_heads,
+                "num_hidden_layers": sizes.num_layers,
+                "inputs": {
+                    "input_ids": facts.input_ids,
+                    "attention_mask": "attention_mask",
+                    "position_ids": facts.position_ids,
+                    "past_key_names": past[0],
+                    "past_value_names": past[1],
+                },
+                "outputs": {
+                    "logits": facts.logits,
+                    "present_key_names": present[0],
+                    "present_value_names": present[1],
+                },
+            },
+        },
+        "search": {
+            "max_length": sizes.context_length,
+            "num_beams": 1,
+            "do_sample": False,
+            "past_present_share_buffer": True,
+        },
+    }
+
+
+def main() -> None:
+    checkpoint, folder, bits = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = collect_weights(load_checkpoint(checkpoint).model)
+    facts, _ = write_graph(store_in_blocks(weights, bits), folder)
+    take_genai_inputs(folder / facts.file, facts, weights.architecture.vocab_size)
+    config = json.dumps(genai_config(weights, facts), indent=1)
+    (folder / "genai_config.json").write_text(config, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""How each peer is loaded and driven: its own API, the settings measured as its best, token ids in and out.
+
+These run in the peers' own environments, so imports happen in the loaders only. What was tried for each setting is in
+`docs/performance.md`.
+"""
+
+import ctypes
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engines import Loaded, Prompts, Timing, only
+
+
+def load_llama_cpp(folder: Path, threads: int) -> Loaded:
+    """llama.cpp through the C API that llama-cpp-python binds: no Python between tokens but one argmax."""
+    started = time.perf_counter()
+    import llama_cpp
+    import numpy as np
+
+    imported = time.perf_counter()
+    llama_cpp.llama_backend_init()
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    model_options = llama_cpp.llama_model_default_params()
+    model = llama_cpp.llama_model_load_from_file(str(folder / "model.gguf").encode(), model_options)
+    if not model:
+        raise SystemExit(f"llama.cpp cannot load {folder / 'model.gguf'}")
+    options = llama_cpp.llama_context_default_params()
+    options.n_ctx = llama_cpp.llama_model_n_ctx_train(model)
+    options.n_batch = options.n_ctx  # tokens a call may bring; n_ubatch, computed at once, stays 512
+    options.n_threads = options.n_threads_batch = threads
+    context = llama_cpp.llama_init_from_model(model, options)
+    vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    memory = llama_cpp.llama_get_memory(context)
+    loaded = time.perf_counter()
+
+    def step(ids: Sequence[int]) -> int:
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))):
+            raise SystemExit("llama_decode failed")
+        logits = llama_cpp.llama_get_logits_ith(context, -1)
+        return int(np.argmax(np.ctypeslib.as_array(logits, (vocabulary,))))
+
+    def generate(prompts: Prompts, new_tokens: int) -> Timing:
+        prompt = only(prompts)
+        called = time.perf_counter()
+        llama_cpp.llama_memory_clear(memory, False)
+        ids = [step(prompt)]
+        first = time.perf_counter()
+        while len(ids) < new_tokens:
+            ids.append(step(ids[-1:]))
+        return Timing(first - called, time.perf_counter() - first, ids)
+
+    generate.keep = quiet  # type: ignore[attr-defined]  # llama.cpp calls it as long as it runs
+    return Loaded(generate, imported - started, loaded - imported)
+
+
+def load_openvino(folder: Path, threads: int) -> Loaded:
+    """OpenVINO GenAI's `LLMPipeline`, without its cache of prompt prefixes, which would skip the prefill."""
+    started = time.perf_counter()
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    imported = time.perf_counter()
+    pipeline = openvino_genai.LLMPipeline(
+        folder,
+        "CPU",
+        ATTENTION_BACKEND="SDPA",
+        INFERENCE_NUM_THREADS=threads,
+        NUM_STREAMS=1,
+        PERFORMANCE_HINT="LATENCY",
+    )
+    loaded = time.perf_counter()
+
+    def generate(prompts: Prompts, new_tokens: int) -> Timing:
+        ids = openvino.Tensor(np.array(prompts, np.int64))  # (B, T)
+        # Without an end of text it would take -1 for one, and refuse that.
+        settings = openvino_genai.GenerationConfig(
+            max_new_tokens=new_tokens, ignore_eos=True, eos_token_id=0, do_sample=False
+        )
+        called = time.perf_counter()
+        result = pipeline.generate(ids, settings)
+        seconds = time.perf_counter() - called
+        prefill = result.perf_metrics.get_ttft().mean / 1000
+        return Timing(prefill, seconds - prefill, result.tokens[0])
+
+    return Loaded(generate, imported - started, loaded - imported)
+
+
+def load_ctranslate2(folder: Path, threads: int) -> Loaded:
+    """CTranslate2's `Generator.generate_batch`, whose tokens are words of the vocabulary: looked up before the call."""
+    started = time.perf_counter()
+    import ctranslate2
+
+    imported = time.perf_counter()
+    generator = ctranslate2.Generator(
+        str(folder), device="cpu", compute_type="int8", intra_threads=threads, inter_threads=1
+    )
+    loaded = time.perf_counter()
+    words: list[str] = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+
+    def generate(prompts: Prompts, new_tokens: int) -> Timing:
+        rows = [[words[token_id] for token_id in prompt] for prompt in prompts]
+        first = 0.0
+
+        def note(step: Any) -> bool:
+            nonlocal first
+            first = first or time.perf_counter()
+            return False  # go on
+
+        called = time.perf_counter()
+        results = generator.generate_batch(
+            rows,
+            max_length=new_tokens,
+            min_length=new_tokens,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            callback=note,
+        )
+        returned = time.perf_counter()
+        return Timing(first - called, returned - first, results[0].sequences_ids[0])
+
+    return Loaded(generate, imported - started, loaded - imported)
+
+
+def load_onnxruntime_genai(folder: Path, threads: int) -> Loaded:
+    """onnxruntime-genai's `Generator`, with the KV cache in one shared buffer."""
+    started = time.perf_counter()
+    import numpy as np
+    import onnxruntime_genai
+
+    imported = time.perf_counter()
+    config = onnxruntime_genai.Config(str(folder))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    model = onnxruntime_genai.Model(config)
+    loaded = time.perf_counter()
+
+    def generate(prompts: Prompts, new_tokens: int) -> Timing:
+        ids = np.array(prompts, np.int32)  # (B, T)
+        called = time.perf_counter()
+        settings = onnxruntime_genai.GeneratorParams(model)
+        length = ids.shape[1] + new_tokens
+        settings.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=len(ids))
+        generator = onnxruntime_genai.Generator(model, settings)
+        generator.append_tokens(ids)
+        generator.generate_next_token()
+        first = time.perf_counter()
+        for _ in range(new_tokens - 1):
+            generator.generate_next_token()
+        new = generator.get_sequence(0)[ids.shape[1] :]
+        return Timing(first - called, time.perf_counter() - first, new.tolist())
+
+    return Loaded(generate, imported - started, loaded - imported)

@@ -1,0 +1,108 @@
+"""From models to rows: who is sound, how fast and how large everyone is, and how soon its first token comes."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers.catalogue import Peer
+from benchmarks.peers.check import LEAST_AGREEMENT, NEW_TOKENS, agreement, check_prompts
+from benchmarks.peers.tables import Row
+from benchmarks.rounds import Case, Worker, WorkerEnded, measured, run_rounds, started_worker
+
+FIRST_TOKEN_PROMPT = Case(prompt_tokens=16, new_tokens=1)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A peer that can be started."""
+
+    name: str
+    peer: Peer
+    python: Path
+    model: Path
+
+    def started(self, threads: int) -> AbstractContextManager[Worker]:
+        """A worker that has loaded the model."""
+        return started_worker(self.name, self.peer.loader, self.model, threads, self.python)
+
+
+def agreements(engines: Sequence[Ready], checkpoint: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """How much of transformers' greedy text each engine says, and why those that say too little, or nothing, fail.
+
+    Args:
+        engines: with models of `checkpoint`, which is trained; one of them is transformers.
+    """
+    prompts = check_prompts(checkpoint)
+    said: dict[str, list[list[int]]] = {}
+    failures: dict[str, str] = {}
+    for engine in engines:
+        try:
+            with engine.started(1) as worker:
+                said[engine.name] = [worker.ask([prompt], NEW_TOKENS)["token_ids"] for prompt in prompts]
+        except WorkerEnded as ended:
+            failures[engine.name] = str(ended)
+    expected = next(said[engine.name] for engine in engines if engine.peer.bits == 32)
+    shares = {name: agreement(own, expected) for name, own in said.items()}
+    for engine in engines:
+        least = LEAST_AGREEMENT[engine.peer.bits]
+        share = shares.get(engine.name)
+        if share is not None and share < least:
+            failures[engine.name] = (
+                f"only {share:.0%} of its greedy tokens are transformers', of a trained checkpoint; {least:.0%} wanted"
+            )
+    return shares, failures
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One interleaved run."""
+
+    rows: Mapping[str, Row]
+    failures: Mapping[str, str]
+    """Why engines that were to be measured are not among the rows."""
+    mean_other_cpus: float
+    """How many CPUs other processes kept busy meanwhile."""
+
+
+def measure(
+    engines: Sequence[Ready], cases: Sequence[Case], vocabulary: int, threads: int, rounds: int, starts: int
+) -> Measurement:
+    """Start every engine anew `starts` times, then keep all loaded and ask them in turn, round after round."""
+    failures: dict[str, str] = {}
+    first_tokens: dict[str, list[float]] = {engine.name: [] for engine in engines}
+    for count in range(starts + 1):
+        for engine in engines:
+            if engine.name not in failures:
+                try:
+                    seconds = _first_token_seconds(engine, vocabulary, threads, count)
+                except WorkerEnded as ended:
+                    failures[engine.name] = str(ended)
+                    continue
+                if count:  # the first start brings the files into the page cache
+                    first_tokens[engine.name].append(seconds)
+    with ExitStack() as stack:
+        workers: list[Worker] = []
+        for engine in engines:
+            if engine.name not in failures:
+                print(f"loading {engine.name}", file=sys.stderr)
+                workers.append(stack.enter_context(engine.started(threads)))
+        others = run_rounds(workers, cases, vocabulary, rounds)
+        rows = {
+            engine.name: Row(
+                engine.peer.bits, {case: measured(worker, case) for case in cases}, first_tokens[engine.name]
+            )
+            for engine in engines
+            for worker in workers
+            if worker.name == engine.name
+        }
+    return Measurement(rows, failures, sum(others) / len(others))
+
+
+def _first_token_seconds(engine: Ready, vocabulary: int, threads: int, turn: int) -> float:
+    started = time.perf_counter()
+    with engine.started(threads) as worker:
+        worker.ask(FIRST_TOKEN_PROMPT.prompts(vocabulary, turn), FIRST_TOKEN_PROMPT.new_tokens)
+        return time.perf_counter() - started
