@@ -1,7 +1,7 @@
 """How each peer is loaded and driven: its own API, token ids in and out.
 
-These run in the peers' own environments, so imports happen in the loaders only. The settings, and which of them are still
-to be compared with others, are in `docs/performance.md`.
+These run in the peers' own environments, so imports happen in the loaders only. The settings, and which of them are
+still to be compared with others, are in `docs/performance.md`.
 """
 
 import ctypes
