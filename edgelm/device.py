@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from edgelm.errors import DeviceError
+from edgelm.lifetime import OpenGraph
 from edgelm.manifest import Graph
 
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
@@ -92,12 +93,16 @@ def choose_device(request: str, graph: Graph, onnxruntime: ModuleType) -> Device
     return Device("cuda", int(match[1]) if match else 0)
 
 
-def create_inference_session(model_path: Path, device: Device, threads: int, onnxruntime: ModuleType) -> Any:
-    """Load the graph at `model_path` on `device`; returns an ``onnxruntime.InferenceSession``.
+def create_inference_session(model_path: Path, device: Device, threads: int, onnxruntime: ModuleType) -> OpenGraph:
+    """Load the graph at `model_path` on `device`: an ``onnxruntime.InferenceSession`` that outlives no close or fork.
 
     Raises:
         DeviceError: CUDA was asked for and did not load.
     """
+    return OpenGraph(lambda: _inference_session(model_path, device, threads, onnxruntime))
+
+
+def _inference_session(model_path: Path, device: Device, threads: int, onnxruntime: ModuleType) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -93,12 +93,21 @@ class Session:
         """A session of the same graph with an empty cache of its own; costs no weights."""
         return Session(self.bundle, self._graph.ort_session, self.device, self.threads)
 
+    def close(self) -> None:
+        """Free the graph, which all siblings share, once other threads' calls are done; later ones raise ClosedError.
+
+        Closing twice is no error.
+        """
+        self._graph.ort_session.close()
+
     def step(self, ids: Ids) -> Logits:
         """Append `ids` to the cache; returns the last position's logits, float32 of shape (V,), the caller's own.
 
         Raises:
             PromptError: no ids, or one outside 0 to V - 1; the cache is unchanged.
             ContextError: more ids than the context has room for; the cache is unchanged.
+            ClosedError: the model is closed.
+            ForkError: the session was made before this process was forked.
         """
         array = self._checked(ids)  # (T,)
         if len(array) == 1:
