@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
-from edgelm.errors import ClosedError, ForkError
+from edgelm.errors import ClosedError, ForkError, InsufficientMemoryError
 
 GraphState = Literal["open", "closed", "forked"]
 
@@ -64,12 +64,20 @@ class OpenGraph:
         Raises:
             ClosedError: the graph is closed.
             ForkError: the binding was made before this process was forked.
+            InsufficientMemoryError: there is no memory for the activations.
         """
         with self._changed:
             session, bound = self._session(), binding.inner
             self._running.append(threading.get_ident())
         try:
             session.run_with_iobinding(bound)
+        except Exception as error:  # ORT's own exceptions share no base class but Exception
+            if "allocate memory" in str(error) or "bad_alloc" in str(error):
+                raise InsufficientMemoryError(
+                    "there is no memory left to compute on: give shorter prompts, generate fewer texts at a time, or "
+                    "raise the limit"
+                ) from None
+            raise
         finally:
             with self._changed:
                 self._running.remove(threading.get_ident())

@@ -9,12 +9,12 @@ from edgelm.bundle import Bundle
 from edgelm.errors import InsufficientMemoryError
 from edgelm.memory import resident_bytes
 
-RUNTIME_BYTES = 24 << 20
-"""ONNX Runtime's own libraries, pages and threads, measured: docs/embedding.md."""
-PREPACKED_SHARE = 1.1
-"""ONNX Runtime copies the weights into the order its kernels want, most of them; the file's pages can be dropped."""
+RUNTIME_BYTES = 12 << 20
+"""What a session of no weights takes, beside the imported libraries. Measured, as the share: docs/embedding.md."""
+PREPACKED_SHARE = 1.06
+"""ONNX Runtime copies weights into the order its kernels want; the pages of their file are not needed afterwards."""
 PREFILL_TOKENS = 256
-"""Activations are those of one piece of a prompt."""
+"""Activations are those of one piece of a prompt (`edgelm.session.PREFILL_CHUNK_TOKENS`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,15 @@ class ModelMemory:
     """A model's memory, in bytes. The forecast is what it is expected to need, present is what is."""
 
     weights_bytes: int
-    """The weights' file, mapped: the system may drop and read these pages again."""
+    """The weights' file, mapped: the system may drop these pages, and they are not in the forecast."""
     prepacked_bytes: int
-    """Weights copied when the model is loaded."""
+    """The weights as the kernels want them, made when the model is loaded."""
     cache_bytes: int
     """Keys and values of one text that fills the context; each text generated at the same time has its own."""
     activation_bytes: int
     """What computing a long prompt needs beside, once."""
     forecast_bytes: int
-    """All of it with ONNX Runtime, for one text at a time."""
+    """What one text at a time needs, beside Python and the imported libraries."""
     present_bytes: int
     """Resident memory of this process now, everything in it; 0 where the system does not say."""
 
@@ -45,7 +45,7 @@ class ModelMemory:
         tokens = min(PREFILL_TOKENS, facts.context_length)
         activations = tokens * (16 * facts.hidden_size + facts.num_heads * facts.context_length) * 4
         prepacked = math.ceil(weights * PREPACKED_SHARE)
-        forecast = RUNTIME_BYTES + weights + prepacked + cache + activations
+        forecast = RUNTIME_BYTES + prepacked + cache + activations
         return cls(weights, prepacked, cache, activations, forecast, resident_bytes())
 
 
@@ -66,7 +66,7 @@ def refuse_if_too_large(bundle: Bundle) -> None:
     memory = ModelMemory.of(bundle)
     for room in rooms():
         # An address-space limit counts mapped files; the others only what cannot be dropped and read again.
-        needed = memory.forecast_bytes - (0 if room.limit == "RLIMIT_AS" else memory.weights_bytes)
+        needed = memory.forecast_bytes + (memory.weights_bytes if room.limit == "RLIMIT_AS" else 0)
         if needed > room.free_bytes:
             raise InsufficientMemoryError(
                 f"the model {bundle.path.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "
