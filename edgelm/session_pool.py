@@ -1,10 +1,11 @@
 """Sessions lent to one generation each: of one graph, until that is closed, and in a forked child too."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgelm.errors import ClosedError
+from edgelm.errors import ClosedError, InsufficientMemoryError
 from edgelm.session import Session
 
 
@@ -23,6 +24,7 @@ class SessionPool:
 
         Raises:
             ClosedError: the pool is closed.
+            InsufficientMemoryError: there is no room for another cache.
         """
         self.check_open()
         process = os.getpid()
@@ -33,12 +35,23 @@ class SessionPool:
         if owner == process:
             session.reset()
         else:  # there is none, or it is from before a fork
-            session = self._first.sibling()
+            session = self._sibling()
         try:
             yield session
         finally:
             if not self._idle and not self.closed:
                 self._idle.append((process, session))
+
+    def _sibling(self) -> Session:
+        try:
+            return self._first.sibling()
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise InsufficientMemoryError(
+                "there is no memory left for the keys and values of another text: generate fewer at a time, or raise "
+                "the limit"
+            ) from None
 
     def close(self) -> None:
         """Close the graph, once the calls that other threads are computing are done."""
