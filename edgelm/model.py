@@ -254,13 +254,21 @@ class Model:
         return TextStream(decoder, stop_strings)
 
 
-def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    shared_threads: bool = False,
+) -> Model:
     """Load a bundle.
 
     Args:
         path: the bundle's folder; None for the model embedded in the package.
         device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
         threads: CPU threads; None for all CPUs this process may use.
+        shared_threads: whether to run on threads that all models of the process share (all or none must): fewer
+            threads, but slower, and no use after a fork.
 
     Raises:
         BundleError: the folder is no valid bundle, or its parts disagree.
@@ -273,7 +281,7 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", th
     refuse_if_too_large(bundle)
     tokenizer = bundle_tokenizer(bundle)
     config = bundle_config(bundle)
-    session = Session.open(bundle, device=device, threads=threads)
+    session = Session.open(bundle, device=device, threads=threads, shared_threads=shared_threads)
     return Model(bundle, tokenizer, session, config, load_seconds=time.perf_counter() - started)
 
 
