@@ -158,6 +158,19 @@ def test_a_forked_child_works_or_says_why_not_and_ends(code: str) -> None:
 
 
 @needs_fork
+def test_a_cache_is_not_shared_with_a_forked_child(model: Model) -> None:
+    model.session.step([1, 2, 3])
+    expected = model.session.step([4])
+    model.session.rewind(1)
+    child = os.fork()
+    if child == 0:
+        model.session._cache._whole[:] = 0  # type: ignore[index]
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (model.session.step([4]) == expected).all()
+
+
+@needs_fork
 def test_fork_while_other_threads_generate() -> None:
     script = f"""
 import os, sys, threading
