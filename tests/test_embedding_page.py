@@ -1,4 +1,4 @@
-"""The snippets of docs/embedding.md, run as they stand."""
+"""The programs of docs/embedding.md, run as they stand: snippets that import edgelm; others are excerpts."""
 
 import re
 import subprocess
@@ -10,7 +10,11 @@ import pytest
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
-SNIPPETS: list[str] = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+SNIPPETS: list[str] = [
+    snippet
+    for snippet in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    if "import edgelm" in snippet
+]
 
 
 def test_there_are_snippets() -> None:

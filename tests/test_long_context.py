@@ -10,7 +10,7 @@ from edgelm import ConfigError, ContextError, Model
 from edgelm.generation_config import GenerationConfig
 from edgelm.long_context import WindowSession, fitted
 from edgelm.session import Session
-from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows
+from tests.conftest import TINY_BUNDLE, FakeSession, RunCommand, counting_rows
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,12 @@ def test_a_long_prompt(model: Model) -> None:
 def test_searches_have_no_window(model: Model, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="context_overflow='window' works with greedy decoding and sampling only"):
         model.generate("Once", context_overflow="window", **options)
+
+
+def test_the_flags(edgelm_command: RunCommand) -> None:
+    long = "Once upon a time there was a dog. " * 100
+    command = ["run", "--no-echo", "--greedy", "-n", "5"]
+    refused = edgelm_command(*command, long)
+    assert refused.status == 1 and "set context_overflow to 'truncate' or 'window'" in refused.one_line()
+    done = edgelm_command(*command, "--context-overflow", "truncate", "--pinned-tokens", "4", long)
+    assert (done.status, done.stderr) == (0, "") and done.stdout.strip()
