@@ -29,5 +29,17 @@ class DeviceError(EdgelmError):
     """ONNX Runtime is missing, or the requested device cannot be used."""
 
 
+class ClosedError(EdgelmError):
+    """A model, or a session of it, was used after the model was closed."""
+
+
+class ForkError(EdgelmError):
+    """A session made before the process forked was used in the child."""
+
+
+class InsufficientMemoryError(EdgelmError, MemoryError):
+    """A model would not fit into the memory this process may use; it was not loaded."""
+
+
 class ExportError(EdgelmError):
     """A checkpoint cannot be exported, or the result missed its quality gate."""

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from edgelm.beam_search import Finished, beam_search
 from edgelm.contrastive_search import contrastive_search
 from edgelm.decoding import DecodingSession, EndsText, FinishReason, Request, Step
@@ -11,6 +13,9 @@ from edgelm.group_beam_search import group_beam_search
 from edgelm.logits_processors import Row
 from edgelm.logprobs import with_alternatives
 from edgelm.token_choice import TokenChoice
+
+_FIRST_BUFFER = 1024
+"""Room for new tokens to begin with: a window may go on for ever."""
 
 __all__ = ["DecodingSession", "FinishReason", "Step", "generate"]
 
@@ -44,7 +49,10 @@ def generate(
     if config.penalty_alpha is not None:
         yield contrastive_search(session, request)
         return
-    logits = session.step(prompt_ids)  # (V,)
+    logits = request.prompt_logits(session, request.prompt)  # (V,)
+    if logits is None:
+        yield from (iter([Step(None, "cancelled")]) for _ in range(config.num_return_sequences))
+        return
     if config.num_beams > 1:
         search = group_beam_search if config.num_beam_groups > 1 else beam_search
         found = search(session, request, logits)
@@ -59,12 +67,16 @@ def generate(
 
 def _generate_row(session: DecodingSession, request: Request, logits: Row, row: int) -> Iterator[Step]:
     choose = TokenChoice(request.config, request.seed, row)
-    ids, end = request.text_buffer()[0], len(request.prompt)
+    end = len(request.prompt)
+    ids = np.concatenate([request.prompt, np.empty(min(request.most_new_tokens, _FIRST_BUFFER), np.int64)])
     for count in range(request.most_new_tokens):
+        reason = request.interruption
+        if reason == "cancelled" or (count and reason is not None):
+            yield Step(None, reason)
+            return
+        if end == len(ids):
+            ids = np.concatenate([ids, np.empty_like(ids)])
         if count:
-            if request.out_of_time:
-                yield Step(None, "time")
-                return
             logits = session.step(ids[end - 1 : end])  # (V,)
         token = choose(request.processed(ids[:end], logits), count)
         if token in request.config.eos_token_id:

@@ -6,6 +6,7 @@ V vocabulary, N rows of logits.
 
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,11 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
     numpy would take it from the heap, zeroed whole, once a first cache was freed there, and asks for huge pages, of
     which a few tokens in every head touch all.
     """
-    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize))
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, size)
+    else:  # private: a forked child must not write into its parent's cache
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(shape)

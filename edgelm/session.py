@@ -19,7 +19,7 @@ from edgelm.device import (
     import_onnxruntime,
     require_version,
 )
-from edgelm.errors import BundleError, ContextError, DeviceError, PromptError
+from edgelm.errors import BundleError, ContextError, DeviceError, EdgelmError, PromptError
 from edgelm.graph_call import GraphCall, Hidden, KvCache, LoadedGraph, Logits
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -46,15 +46,19 @@ class Session:
         self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
 
     @classmethod
-    def open(cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> "Session":
+    def open(
+        cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None, shared_threads: bool = False
+    ) -> "Session":
         """Load the bundle's graph.
 
         Args:
             device: "auto", "cpu", "cuda" or "cuda:N".
             threads: CPU threads; None for all CPUs this process may use.
+            shared_threads: whether to run on threads that all sessions of the process share; all or none must.
 
         Raises:
-            DeviceError: ONNX Runtime is missing or too old, or the device cannot be used.
+            DeviceError: ONNX Runtime is missing or too old, the device cannot be used, or the process's other
+                sessions do not fit `shared_threads`.
             BundleError: ONNX Runtime refuses the graph, or it differs from the manifest.
         """
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
@@ -65,8 +69,10 @@ class Session:
         place = choose_device(device, graph, onnxruntime)
         count = threads or default_threads()
         try:
-            ort_session = create_inference_session(bundle.file(graph.file), place, count, onnxruntime)
-        except DeviceError:
+            ort_session = create_inference_session(
+                bundle.file(graph.file), place, count, onnxruntime, shared_threads=shared_threads
+            )
+        except EdgelmError:
             raise
         except Exception as error:  # ORT's own exceptions share no base class but Exception
             reason = (str(error).splitlines() or ["no reason given"])[0]
@@ -93,12 +99,21 @@ class Session:
         """A session of the same graph with an empty cache of its own; costs no weights."""
         return Session(self.bundle, self._graph.ort_session, self.device, self.threads)
 
+    def close(self) -> None:
+        """Free the graph, which all siblings share, once other threads' calls are done; later ones raise ClosedError.
+
+        Closing twice is no error.
+        """
+        self._graph.ort_session.close()
+
     def step(self, ids: Ids) -> Logits:
         """Append `ids` to the cache; returns the last position's logits, float32 of shape (V,), the caller's own.
 
         Raises:
             PromptError: no ids, or one outside 0 to V - 1; the cache is unchanged.
             ContextError: more ids than the context has room for; the cache is unchanged.
+            ClosedError: the model is closed.
+            ForkError: the session was made before this process was forked.
         """
         array = self._checked(ids)  # (T,)
         if len(array) == 1:

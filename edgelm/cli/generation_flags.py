@@ -129,6 +129,14 @@ _FLAGS = (
     _number(LENGTH, "--min-new-tokens", "N", "No end-of-text token before N new tokens.", int),
     _number(LENGTH, "--min-length", "N", "No end-of-text token before N tokens in all.", int),
     _number(LENGTH, "--max-time", "SECONDS", "Stop after this time with what is there."),
+    click.option(
+        "--context-overflow",
+        type=click.Choice(["stop", "truncate", "window"]),
+        help="At the context's end stop; drop the start of a long prompt; or forget and go on.  [default: stop]",
+        cls=GroupedOption,
+        group=LENGTH,
+    ),
+    _number(LENGTH, "--pinned-tokens", "N", "The prompt's first N tokens are never dropped.", int),
     _listed(LENGTH, "--eos-token-id", "ID,...", "End at these tokens; repeatable.", _flat_ids),
     _listed(LENGTH, "--forced-eos-token-id", "ID,...", "What fills the last place.", _flat_ids),
     click.option(
