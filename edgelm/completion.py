@@ -23,6 +23,12 @@ class Stats:
     """How long the model took to load."""
     peak_rss_bytes: int
     """Most resident memory of this process so far; 0 where the system does not say."""
+    reused_tokens: int = 0
+    """Tokens of the prompt that were not computed again: an earlier call or a state had them."""
+    drafted_tokens: int = 0
+    """Tokens that `prompt_lookup_num_tokens` drafted."""
+    accepted_tokens: int = 0
+    """Drafted tokens that came true."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from edgelm.device import (
     require_version,
 )
 from edgelm.errors import BundleError, ContextError, DeviceError, PromptError
-from edgelm.graph_call import GraphCall, Hidden, KvCache, LoadedGraph, Logits
+from edgelm.graph_call import GraphCall, Hidden, KeysValues, KvCache, LoadedGraph, Logits
+from edgelm.ragged_batch import RaggedBatch
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -44,6 +45,7 @@ class Session:
         self._position = 0
         self._cache = KvCache(self._graph, 1, self.context_length)
         self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
+        self._few: dict[int, GraphCall] = {}
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> "Session":
@@ -104,7 +106,7 @@ class Session:
         if len(array) == 1:
             return self._run(self._decode, array).reshape(-1).copy()  # (V,)
         logits: Logits | None = None
-        for chunk in _chunks(array):
+        for chunk in prompt_chunks(array):
             logits = self._run(self._call(len(chunk), 1), chunk)  # (1, V)
         assert logits is not None
         return logits.reshape(-1)  # (V,)
@@ -119,8 +121,19 @@ class Session:
 
     def score_pieces(self, ids: Ids) -> Iterator[Logits]:
         """As `score`, in pieces of some hundred rows: all logits of a long text at once may not fit into memory."""
-        for chunk in _chunks(self._checked(ids)):
+        for chunk in prompt_chunks(self._checked(ids)):
             yield self._run(self._call(len(chunk), len(chunk)), chunk)
+
+    def step_all(self, ids: Ids) -> Logits:
+        """As `score` for a few ids, in buffers that are kept: the logits (T, V) are valid until the next call.
+
+        Raises:
+            PromptError, ContextError: as `step`.
+        """
+        array = self._checked(ids)
+        if len(array) not in self._few:
+            self._few[len(array)] = self._call(len(array), len(array))
+        return self._run(self._few[len(array)], array)
 
     def step_hidden(self, ids: Ids) -> tuple[Logits, Hidden]:
         """As `step`, with the hidden states of all of `ids`, the final norm's output, float32 of shape (T, D).
@@ -130,7 +143,7 @@ class Session:
         """
         hidden: list[Hidden] = []
         logits: Logits | None = None
-        for chunk in _chunks(self._checked(ids)):
+        for chunk in prompt_chunks(self._checked(ids)):
             call = self._call(len(chunk), 1, hidden=True)
             logits = self._run(call, chunk)  # (1, V)
             hidden.append(call.hidden)  # (T, D)
@@ -146,6 +159,29 @@ class Session:
         if not self._position <= min(capacity, self.context_length):
             raise ContextError(f"a batch with room for {capacity} tokens cannot take over {self._position}")
         return BatchSession(self._graph, self._cache, self._position, rows, min(capacity, self.context_length))
+
+    def ragged_batch(self, rows: int) -> RaggedBatch:
+        """An empty batch of the same graph for up to `rows` texts of any lengths; see `copy_into`."""
+        return RaggedBatch(self._graph, rows, self.context_length)
+
+    def copy_into(self, batch: RaggedBatch) -> int:
+        """Have a text in `batch` that continues what this session holds; returns its row."""
+        return batch.admit(self._cache, self._position)
+
+    def remembered(self, count: int) -> KeysValues:
+        """Keys and values of the first `count` tokens, a copy, of the cache's type and shape (2·layers, H, count, p).
+
+        Raises:
+            ContextError: the cache holds fewer.
+        """
+        if count > self._position:
+            raise ContextError(f"cannot copy {count} tokens: the cache holds {self._position}")
+        return self._cache.read(0, count)
+
+    def restore(self, content: KeysValues) -> None:
+        """Hold what `remembered` gave, and nothing else."""
+        self._cache.write(0, content)
+        self._position = content.shape[2]
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
@@ -200,7 +236,7 @@ def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
     return array.astype(np.int64, copy=False)
 
 
-def _chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+def prompt_chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     """Pieces of PREFILL_CHUNK_TOKENS; a single token left over joins the last piece. GroupQueryAttention has another
     kernel for one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
     starts = list(range(0, max(1, len(ids) - 1), PREFILL_CHUNK_TOKENS))

@@ -182,7 +182,7 @@ def test_int8_is_the_same_bit_for_bit_on_any_number_of_threads(int8: Session) ->
 def test_chunks_never_end_in_a_single_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "PREFILL_CHUNK_TOKENS", 4)
     for length in range(1, 30):
-        chunks = session_module._chunks(np.arange(length))
+        chunks = session_module.prompt_chunks(np.arange(length))
         assert np.array_equal(np.concatenate(chunks), np.arange(length))
         assert all(2 <= len(chunk) <= 5 for chunk in chunks) or length == 1
         assert all(len(chunk) == 4 for chunk in chunks[:-1])
