@@ -3,27 +3,28 @@
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
+from dataclasses import replace
 from typing import Unpack
 
 from edgelm import text_scoring
+from edgelm.batch_generation import BatchPrompt, generate_batch
 from edgelm.bundle import Bundle
+from edgelm.bundle_parts import bundle_config, bundle_tokenizer, default_bundle_path
+from edgelm.chunk_stream import ChunkStream
 from edgelm.completion import Choice, Chunk, Completion, Stats
 from edgelm.decoding import EndsText, FinishReason, Step
-from edgelm.errors import BundleError, ConfigError
+from edgelm.errors import PromptError
 from edgelm.generate import generate
 from edgelm.generation_clock import GenerationClock
-from edgelm.generation_config import GenerationConfig, config_from_file
+from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
 from edgelm.prompts import Prompt, prompt_ids
+from edgelm.scheduler import DEFAULT_MAX_ROWS, Scheduler
 from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring import Vector
 from edgelm.session import Session
-from edgelm.strict_json import StrictJsonError, parse_json
 from edgelm.text_stream import TextStream
 from edgelm.tokenizer import Tokenizer
 
@@ -66,12 +67,51 @@ class Model:
             ConfigError: an option is unknown, out of range or contradicts another.
         """
         ids, config, seed = self._prepare(prompt, options)
+        return self._completion(prompt, ids, config, seed, list(self._stream(ids, config, seed)))
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        each: Sequence[GenerationOptions] | None = None,
+        max_rows: int = DEFAULT_MAX_ROWS,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Completion]:
+        """Continue many prompts of any lengths side by side: each as `generate` would, several times faster in all.
+
+        What a prompt gets does not depend on the others, bit for bit. Against `generate`, fp32 gives the same ids;
+        in other recipes the last bits of logits differ, which counts where the likeliest two tokens are nearly tied.
+
+        Args:
+            each: options of each prompt, over `options`.
+            max_rows: how many texts decode at a time; each takes the memory of one more context.
+
+        Raises: as `generate`.
+        """
+        own: Sequence[GenerationOptions] = [{} for _ in prompts] if each is None else each
+        if isinstance(prompts, str):
+            raise PromptError("prompts must be a list, got one text: call generate for it")
+        if len(own) != len(prompts):
+            raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
+        batch = []
+        for prompt, more in zip(prompts, own, strict=True):
+            ids, config, seed = self._prepare(prompt, options, more)
+            batch.append(BatchPrompt(ids, config, seed, self._rows(ids, config)))
+        with self._borrowed_session() as session:
+            rows = min(max_rows, max(1, sum(len(prompt.rows) for prompt in batch)))
+            for _ in generate_batch(Scheduler(session, max_rows=rows), batch, self.load_seconds):
+                pass
+        return [self._completion(p, b.ids, b.config, b.seed, b.chunks) for p, b in zip(prompts, batch, strict=True)]
+
+    def _completion(
+        self, prompt: Prompt, ids: list[int], config: GenerationConfig, seed: int, chunks: list[Chunk]
+    ) -> Completion:
         texts = [""] * config.num_return_sequences
         token_ids: list[list[int]] = [[] for _ in texts]
         logprobs: list[list[TokenLogprobs]] = [[] for _ in texts]
         reasons: dict[int, FinishReason] = {}
         stats: Stats | None = None
-        for chunk in self._stream(ids, config, seed):
+        for chunk in chunks:
             texts[chunk.index] += chunk.text
             token_ids[chunk.index] += chunk.token_ids
             logprobs[chunk.index] += chunk.logprobs or ()
@@ -122,8 +162,10 @@ class Model:
         with self._borrowed_session() as session:
             return text_scoring.embed(session, self.tokenizer, text, pooling, normalize=normalize)
 
-    def _prepare(self, prompt: Prompt, options: GenerationOptions) -> tuple[list[int], GenerationConfig, int]:
-        config = self.generation_config.updated(dict(options))
+    def _prepare(
+        self, prompt: Prompt, options: GenerationOptions, over: GenerationOptions | None = None
+    ) -> tuple[list[int], GenerationConfig, int]:
+        config = self.generation_config.updated(dict(options)).updated(dict(over or {}))
         if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
             config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
         return prompt_ids(self.tokenizer, prompt), config, secrets.randbits(63) if config.seed is None else config.seed
@@ -139,22 +181,24 @@ class Model:
     ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
             clock.row_begins()
-            text = self._text_after(prompt_ids, config.stop_strings)
-            waiting: deque[TokenLogprobs] = deque()  # of tokens whose text is not complete
+            chunks = self._chunks(prompt_ids, config, index)
             for step in clock.timed(steps):
-                if step.logprobs is not None:
-                    waiting.append(text_scoring.named_with_alternatives(self.tokenizer, step.logprobs))
-                piece = text.finish() if step.token_id is None else text.push(step.token_id)
-                logprobs = None if config.logprobs is None else tuple(waiting.popleft() for _ in piece.token_ids)
-                reason = "stop" if text.stopped else step.finish_reason
-                if reason is None:
-                    if piece.text:
-                        yield Chunk(piece.text, piece.token_ids, index, logprobs=logprobs)
+                chunk = chunks.push(step)
+                if chunk is None:
+                    continue
+                if chunk.finish_reason is None:
+                    yield chunk
                     continue
                 last = index == config.num_return_sequences - 1
-                stats = clock.stats(len(prompt_ids), self.load_seconds) if last else None
-                yield Chunk(piece.text, piece.token_ids, index, reason, stats, logprobs)
+                yield replace(chunk, stats=clock.stats(len(prompt_ids), self.load_seconds) if last else None)
                 break
+
+    def _rows(self, prompt_ids: list[int], config: GenerationConfig) -> list[ChunkStream]:
+        return [self._chunks(prompt_ids, config, index) for index in range(config.num_return_sequences)]
+
+    def _chunks(self, prompt_ids: list[int], config: GenerationConfig, index: int) -> ChunkStream:
+        text = self._text_after(prompt_ids, config.stop_strings)
+        return ChunkStream(self.tokenizer, text, index, logprobs=config.logprobs is not None)
 
     @contextmanager
     def _borrowed_session(self) -> Iterator[Session]:
@@ -218,52 +262,7 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", th
     """
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
-    tokenizer = _bundle_tokenizer(bundle)
-    config = _bundle_config(bundle)
+    tokenizer = bundle_tokenizer(bundle)
+    config = bundle_config(bundle)
     session = Session.open(bundle, device=device, threads=threads)
     return Model(bundle, tokenizer, session, config, load_seconds=time.perf_counter() - started)
-
-
-def default_bundle_path() -> Path:
-    """The folder of the embedded default model.
-
-    Raises:
-        BundleError: this installation has none.
-    """
-    try:
-        folder: Path = import_module("edgelm_models").default_bundle_path()
-    except ModuleNotFoundError:
-        raise BundleError("this installation has no embedded model; name a bundle folder (-m/--model)") from None
-    return folder
-
-
-def _bundle_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The bundle's tokenizer.json says all; the files beside it are for other tools."""
-    try:
-        tokenizer = Tokenizer.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} is not UTF-8 text") from None
-    vocab_size = bundle.manifest.architecture.vocab_size
-    if tokenizer.vocab_size > vocab_size:
-        raise BundleError(
-            f"the tokenizer of {os.fspath(bundle.path)!r} knows {tokenizer.vocab_size} tokens but its graph only "
-            f"{vocab_size}: they do not belong together"
-        )
-    tokenizer.pad_vocabulary(vocab_size)
-    return tokenizer
-
-
-def _bundle_config(bundle: Bundle) -> GenerationConfig:
-    """The bundle's defaults, checked against its vocabulary."""
-    name = "generation_config.json"
-    try:
-        content = parse_json(bundle.file(name).read_bytes())
-        if not isinstance(content, dict):
-            raise StrictJsonError("must be an object")
-        config = config_from_file(content)
-    except (StrictJsonError, ConfigError) as error:
-        raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: {error}") from None
-    wrong = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
-    if wrong:
-        raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: eos_token_id {wrong[0]} is not in the vocabulary")
-    return config

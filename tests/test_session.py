@@ -7,7 +7,7 @@ import pytest
 
 from edgelm import Bundle, ContextError, DeviceError, PromptError, Session
 from edgelm import session as session_module
-from edgelm.model import default_bundle_path
+from edgelm.bundle_parts import default_bundle_path
 from tests.conftest import TINY_BUNDLE
 
 TEXT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 40)]
