@@ -49,6 +49,7 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
 
     def generate(prompt: Sequence[int], new_tokens: int, num_beams: int) -> Timing:
         called = time.perf_counter()
+        model.forget()
         completion = model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams)
         seconds = time.perf_counter() - called
         # Not `stats.decode_seconds`, which leaves out the detokenizing: the whole call counts here, as for the peers.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         EdgelmError,
         ExportError,
         PromptError,
+        StateError,
         TokenizerError,
     )
     from edgelm.generation_config import GenerationConfig
@@ -50,6 +51,7 @@ _MODULE_OF = {
     "Score": "scores",
     "Selection": "scores",
     "Session": "session",
+    "StateError": "errors",
     "Stats": "completion",
     "StreamDecoder": "tokenizer",
     "TokenLogprob": "scores",
@@ -78,6 +80,7 @@ __all__ = [
     "Score",
     "Selection",
     "Session",
+    "StateError",
     "Stats",
     "StreamDecoder",
     "TokenLogprob",

@@ -4,7 +4,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Unpack
 
@@ -20,11 +19,13 @@ from edgelm.generate import generate
 from edgelm.generation_clock import GenerationClock
 from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
+from edgelm.prompt_state import PromptState, StateDtype, read_state, write_state
 from edgelm.prompts import Prompt, prompt_ids
 from edgelm.scheduler import DEFAULT_MAX_ROWS, Scheduler
 from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring import Vector
 from edgelm.session import Session
+from edgelm.session_pool import SessionPool
 from edgelm.text_stream import TextStream
 from edgelm.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ class Model:
         generation_config: GenerationConfig | None = None,
         *,
         load_seconds: float = 0.0,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """Args are finished parts; `load` builds them."""
         self.bundle = bundle
@@ -53,7 +55,7 @@ class Model:
         """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
         self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
-        self._idle: list[Session] = []  # a finished generation's session: its cache has its pages already
+        self._sessions = SessionPool(session, prefix_cache_bytes)
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """Continue `prompt`, a text or token ids.
@@ -97,11 +99,42 @@ class Model:
         for prompt, more in zip(prompts, own, strict=True):
             ids, config, seed = self._prepare(prompt, options, more)
             batch.append(BatchPrompt(ids, config, seed, self._rows(ids, config)))
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             rows = min(max_rows, max(1, sum(len(prompt.rows) for prompt in batch)))
             for _ in generate_batch(Scheduler(session, max_rows=rows), batch, self.load_seconds):
                 pass
         return [self._completion(p, b.ids, b.config, b.seed, b.chunks) for p, b in zip(prompts, batch, strict=True)]
+
+    def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: StateDtype = "float32") -> None:
+        """Write what the model remembers of `prompt` to the file `path`, to be loaded by `load_state`.
+
+        Args:
+            dtype: "float16" halves the file; results are then no longer the same to the last bit.
+
+        Raises:
+            PromptError, ContextError: as `generate`.
+            StateError: the numbers do not fit into float16.
+            OSError: the file cannot be written.
+        """
+        ids = prompt_ids(self.tokenizer, prompt)
+        with self._sessions.borrowed(ids) as (session, reused):
+            session.step(ids[reused:])
+            state = PromptState(tuple(ids), session.remembered(len(ids)))
+        write_state(path, self.bundle.manifest, state, dtype)
+
+    def load_state(self, path: str | os.PathLike[str]) -> PromptState:
+        """Read what `save_state` wrote: prompts that begin like it go on from there, until `forget`.
+
+        Raises:
+            StateError: the file is missing, damaged, or of another bundle.
+        """
+        state = read_state(path, self.bundle.manifest)
+        self._sessions.add(state)
+        return state
+
+    def forget(self) -> None:
+        """Forget prompts of earlier calls and loaded states: the next prompt is computed whole."""
+        self._sessions.forget()
 
     def _completion(
         self, prompt: Prompt, ids: list[int], config: GenerationConfig, seed: int, chunks: list[Chunk]
@@ -137,7 +170,7 @@ class Model:
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """How likely `continuation` is after `prompt`, in all and token by token; see `edgelm.text_scoring.score`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.score(session, self.tokenizer, prompt, continuation)
 
     def choose(
@@ -149,17 +182,17 @@ class Model:
         calibrate: Prompt | None = None,
     ) -> Selection:
         """Which of `options` is likeliest after `prompt`, with probabilities; see `edgelm.text_scoring.choose`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.choose(session, self.tokenizer, prompt, options, length_normalization, calibrate)
 
     def perplexity(self, text: Prompt, *, stride: int | None = None) -> Perplexity:
         """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.perplexity(session, self.tokenizer, text, stride)
 
     def embed(self, text: Prompt, *, pooling: Pooling = "mean", normalize: bool = False) -> Vector:
         """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.embed`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.embed(session, self.tokenizer, text, pooling, normalize=normalize)
 
     def _prepare(
@@ -172,9 +205,12 @@ class Model:
 
     def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
         clock = GenerationClock(searching=config.num_beams > 1)
-        with self._borrowed_session() as session:
-            rows = generate(session, prompt_ids, config, seed, ends_text=self._ends_text(prompt_ids, config))
-            yield from self._stream_rows(rows, clock, prompt_ids, config)
+        # Contrastive search compares the hidden states of the whole prompt: they are not kept.
+        with self._sessions.borrowed(() if config.penalty_alpha is not None else prompt_ids) as (session, reused):
+            ends_text = self._ends_text(prompt_ids, config)
+            rows = generate(session, prompt_ids, config, seed, reused=reused, ends_text=ends_text)
+            for chunk in self._stream_rows(rows, clock, prompt_ids, config):
+                yield replace(chunk, stats=chunk.stats and replace(chunk.stats, reused_tokens=reused))
 
     def _stream_rows(
         self, rows: Iterator[Iterator[Step]], clock: GenerationClock, prompt_ids: list[int], config: GenerationConfig
@@ -199,20 +235,6 @@ class Model:
     def _chunks(self, prompt_ids: list[int], config: GenerationConfig, index: int) -> ChunkStream:
         text = self._text_after(prompt_ids, config.stop_strings)
         return ChunkStream(self.tokenizer, text, index, logprobs=config.logprobs is not None)
-
-    @contextmanager
-    def _borrowed_session(self) -> Iterator[Session]:
-        """An empty session for one generation; at most one is kept for the next."""
-        try:
-            session = self._idle.pop()  # atomic: two threads never get the same one
-            session.reset()
-        except IndexError:
-            session = self.session.sibling()
-        try:
-            yield session
-        finally:
-            if not self._idle:
-                self._idle.append(session)
 
     def _ends_text(self, prompt_ids: list[int], config: GenerationConfig) -> EndsText | None:
         """Whether new tokens complete a stop string: what beam search asks of each beam."""
@@ -247,13 +269,21 @@ class Model:
         return TextStream(decoder, stop_strings)
 
 
-def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    prefix_cache_bytes: int = 0,
+) -> Model:
     """Load a bundle.
 
     Args:
         path: the bundle's folder; None for the model embedded in the package.
         device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
         threads: CPU threads; None for all CPUs this process may use.
+        prefix_cache_bytes: a prompt that begins like an earlier one is computed from where they differ. The last
+            prompt is kept in any case, others while all take no more memory than this.
 
     Raises:
         BundleError: the folder is no valid bundle, or its parts disagree.
@@ -265,4 +295,5 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", th
     tokenizer = bundle_tokenizer(bundle)
     config = bundle_config(bundle)
     session = Session.open(bundle, device=device, threads=threads)
-    return Model(bundle, tokenizer, session, config, load_seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Model(bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes)

@@ -91,6 +91,13 @@ class Session:
         """P: how many tokens the cache holds."""
         return self._position
 
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token takes in the cache."""
+        facts = self.bundle.manifest.architecture
+        itemsize = np.dtype(self.bundle.manifest.graph.kv_dtype).itemsize
+        return 2 * facts.num_layers * facts.num_heads * facts.head_dim * itemsize
+
     def sibling(self) -> "Session":
         """A session of the same graph with an empty cache of its own; costs no weights."""
         return Session(self.bundle, self._graph.ort_session, self.device, self.threads)
