@@ -4,7 +4,7 @@ Source: Saxena, "Prompt Lookup Decoding", 2023 (github.com/apoorvumang/prompt-lo
 decoding (Leviathan et al., arXiv 2211.17192) with the text itself for a draft model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from edgelm.logits_processors import Ids, Row
 
 NGRAM_SIZES = (3, 2)
 """How many last tokens must have appeared before, the longest first."""
-MOST_PAUSED_STEPS = 64
+MOST_RIGHT_GUESSES = 16
 
 
 def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Row, most: int) -> Iterator[Step]:
@@ -36,50 +36,59 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Row,
             draft = drafts.draft(text.ids, text.tokens_left - 1)
             last = int(text.ids[-1])
             rows = session.step_all([last, *draft]) if draft else session.step([last])[None]
-        accepted = 0
+        accepted, chosen = 0, list[int]()
         for place, row in enumerate(rows):
             step = text.take(row)
             right = place < len(draft) and step.token_id == draft[place]
             accepted += right
             yield replace(step, drafted=0 if place else len(draft), was_drafted=right)
-            if step.finish_reason is not None:
+            if step.token_id is None:
                 return
+            chosen.append(step.token_id)
             if not right:
                 break
         session.rewind(len(draft) - accepted)
-        drafts.learn(len(draft), accepted)
+        drafts.learn(chosen)
     yield Step(None, reason)
 
 
 class PromptLookup:
-    """Drafts of one text. Their width follows their success: doubled when all of a draft came true, halved when
-    nothing did; then drafting pauses, for twice as long after each further failure."""
+    """Drafts of one text, made only while guesses come true: a guess costs nothing, a draft costs computing.
+
+    A draft is made after a run of right guesses. That run gets longer with each draft of which nothing comes true, up
+    to MOST_RIGHT_GUESSES, and shorter again with one that does. The width is doubled when all of a draft came true.
+    """
 
     def __init__(self, most: int) -> None:
         """Args: the widest draft."""
         self._most = most
         self._width = min(2, most)
-        self._pause = 0  # steps without a draft after the next failure
-        self._paused = 0
+        self._guess: list[int] = []
+        self._drafted = False
+        self._right = 0  # guesses in a row
+        self._wanted = 1
 
     def draft(self, ids: Ids, room: int) -> list[int]:
-        """Up to `room` tokens that may follow `ids` (T,); none where nothing like their end appeared before."""
-        if self._paused:
-            self._paused -= 1
-            return []
-        return continuation(ids, min(self._width, room))
+        """Up to `room` tokens that may follow `ids` (T,), the text so far; none where they are not worth a try."""
+        trusted = self._right >= self._wanted
+        self._guess = continuation(ids, min(self._width, room) if trusted else 1)
+        self._drafted = trusted and room > 0 and bool(self._guess)
+        return self._guess if self._drafted else []
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        """How many tokens of the last draft came true."""
-        if not drafted:
+    def learn(self, chosen: Sequence[int]) -> None:
+        """What followed instead, one token at least, up to the first that differs from the draft."""
+        if not self._guess:
             return
-        if accepted:
-            self._pause = 0
-            self._width = min(2 * self._width, self._most) if accepted == drafted else max(1, accepted)
+        right = sum(guess == token for guess, token in zip(self._guess, chosen, strict=False))
+        self._right = self._right + 1 if right else 0
+        if not self._drafted:
             return
-        self._width = max(1, self._width // 2)
-        self._pause = min(2 * self._pause + 1, MOST_PAUSED_STEPS)
-        self._paused = self._pause
+        if right:
+            self._wanted = 1
+            self._width = min(2 * self._width, self._most) if right == len(self._guess) else right
+        else:
+            self._wanted = min(2 * self._wanted, MOST_RIGHT_GUESSES)
+            self._width = min(2, self._most)
 
 
 def continuation(ids: Ids, count: int) -> list[int]:

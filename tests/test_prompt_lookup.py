@@ -11,7 +11,7 @@ import edgelm
 from edgelm import ConfigError, GenerationConfig, Model
 from edgelm.decoding import Step
 from edgelm.generate import generate
-from edgelm.prompt_lookup import MOST_PAUSED_STEPS, PromptLookup, continuation
+from edgelm.prompt_lookup import PromptLookup, continuation
 from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows, flat_rows
 
 
@@ -43,28 +43,37 @@ def test_a_draft_beyond_the_text_repeats_itself() -> None:
     assert continuation(ids(1, 2, 1, 2, 1), 5) == [2, 1, 2, 1, 2]
 
 
+def widths(drafts: PromptLookup, comes_true: list[int]) -> list[int]:
+    """How wide the drafts are where so many tokens of each guess come true."""
+    found = []
+    for right in comes_true:
+        draft = drafts.draft(ids(*[5] * 9), 100)
+        found.append(len(draft))
+        most = len(draft) or 1
+        drafts.learn([5] * min(right, most) + [6] * (right <= len(draft)))
+    return found
+
+
 def test_the_width_follows_success() -> None:
-    drafts = PromptLookup(8)
-    text = ids(*[5] * 9)
-    widths = []
-    for _ in range(4):
-        draft = drafts.draft(text, 100)
-        widths.append(len(draft))
-        drafts.learn(len(draft), len(draft))
-    assert widths == [2, 4, 8, 8]
-    drafts.learn(8, 3)
-    assert len(drafts.draft(text, 100)) == 3
-    assert len(drafts.draft(text, 1)) == 1, "no more than there is room for"
+    """After one right guess, which costs nothing."""
+    assert widths(PromptLookup(8), [9, 9, 9, 9, 3, 9, 9]) == [0, 2, 4, 8, 8, 3, 6]
+    assert widths(PromptLookup(1), [9, 9, 9]) == [0, 1, 1]
+    assert PromptLookup(8).draft(ids(5, 5, 5), 0) == []
+
+
+def test_guesses_that_are_wrong_cost_nothing() -> None:
+    assert widths(PromptLookup(8), [0] * 50) == [0] * 50
 
 
 def test_drafts_that_fail_become_rare() -> None:
-    drafts, text, tried = PromptLookup(8), ids(*[5] * 9), []
+    """Here every guess is right and every draft is wrong: the worst case."""
+    drafts, tried = PromptLookup(8), []
     for step in range(1000):
-        if draft := drafts.draft(text, 100):
-            tried.append(step)
-            drafts.learn(len(draft), 0)
-    assert tried[:4] == [0, 2, 6, 14]
-    assert len(tried) <= 7 + 1000 / MOST_PAUSED_STEPS
+        draft = drafts.draft(ids(*[5] * 9), 100)
+        drafts.learn([6] if draft else [5])
+        tried += [step] if draft else []
+    assert tried[:5] == [1, 4, 9, 18, 35]
+    assert len(tried) <= 5 + 1000 / 17
 
 
 @given(
