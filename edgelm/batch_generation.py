@@ -1,7 +1,7 @@
 """Many prompts in one batch: the scheduler's ids joined into completions."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from edgelm.chunk_stream import ChunkStream
@@ -45,8 +45,8 @@ class BatchPrompt:
         )
 
 
-def generate_batch(scheduler: Scheduler, prompts: Sequence[BatchPrompt], load_seconds: float) -> Iterator[int]:
-    """Run all `prompts` to their ends; gives the place of each as it is done, its chunks complete.
+def generate_batch(scheduler: Scheduler, prompts: Sequence[BatchPrompt], load_seconds: float) -> None:
+    """Run all `prompts` to their ends; their chunks are complete then.
 
     Raises:
         PromptError, ContextError, ConfigError: as `Scheduler.submit`; before anything is computed.
@@ -76,4 +76,3 @@ def generate_batch(scheduler: Scheduler, prompts: Sequence[BatchPrompt], load_se
                 prompt.open_rows -= 1
             if not prompt.open_rows:
                 prompt.chunks[-1] = replace(chunk, stats=prompt.stats(started, load_seconds))
-                yield place

@@ -22,8 +22,9 @@ KeysValues = npt.NDArray[Any]
 Places = npt.NDArray[np.integer[Any]]
 
 ROW_GROUP = 2
-"""MatMulNBits computes rows in pairs and a row left over by another kernel, which differs in the last bits. So every
-call of one text's several tokens is padded to whole pairs: what a chunk computes depends on nothing but the tokens."""
+"""MatMulNBits computes rows in pairs and a row left over by another kernel, which differs in the last bits; attention
+does so with a token that is alone in its tile. So every call of one text's several tokens is padded to whole pairs, and
+the padding computed like the rest: what a chunk computes depends on nothing but the tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class KvCache:
         self.batch = batch
         facts = graph.bundle.manifest.architecture
         dtype = np.dtype(graph.bundle.manifest.graph.kv_dtype)
-        # The padding of a chunk that ends at the last position wants room too, though nothing is written there.
+        # The padding of a chunk that ends at the last position wants room too.
         shape = (batch, facts.num_heads, capacity + ROW_GROUP, facts.head_dim)  # (B, H, C, p)
         make = graph.onnxruntime.OrtValue
         self._onnxruntime = graph.onnxruntime
@@ -107,7 +108,8 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
 class GraphCall:
     """The graph bound to a cache and to buffers for T new ids of each row; past and present are one buffer, in place.
 
-    The ids and the logits of a single text are padded to whole row groups; `query_seqlens` says how many ids count.
+    The ids and the logits of a single text are padded to whole row groups. Padding stands after the text, so no token
+    sees it, and what it leaves in the cache is overwritten by what comes next.
     Of a cache with more rows than `batch` the first ones are used.
 
     Args:
@@ -140,7 +142,7 @@ class GraphCall:
             graph.position_ids: self._position_ids,
             graph.seqlens_k: self._seqlens_k,
             graph.total_sequence_length: self._total_sequence_length,
-            graph.query_seqlens: np.full(batch, new_tokens, np.int32),  # (B,) valid ids of each row
+            graph.query_seqlens: np.full(batch, padded_tokens, np.int32),  # (B,) valid ids of each row
             graph.logits_index: np.minimum(wanted, last).astype(np.int64),  # (N,)
         }
         ort_value = loaded.onnxruntime.OrtValue.ortvalue_from_numpy
@@ -177,12 +179,12 @@ class GraphCall:
         self._input_ids[:, :new] = ids
         if isinstance(past, int):
             self._position_ids[:, :new] = np.arange(past, past + new)
-            longest = past + new
+            longest = past
         else:
             self._position_ids[:, :new] = past[:, None] + np.arange(new)
-            longest = int(past.max()) + new
-        self._seqlens_k[...] = past + (new - 1)
-        self._total_sequence_length[...] = longest + self._padding  # an upper bound, where some ids do not count
+            longest = int(past.max())
+        self._seqlens_k[...] = past + (new + self._padding - 1)
+        self._total_sequence_length[...] = longest + new + self._padding
         if not self._bound_once:
             for name, array in self._inputs.items():
                 self._binding.bind_cpu_input(name, array)

@@ -101,8 +101,8 @@ class Model:
             batch.append(BatchPrompt(ids, config, seed, self._rows(ids, config)))
         with self._sessions.borrowed() as (session, _):
             rows = min(max_rows, max(1, sum(len(prompt.rows) for prompt in batch)))
-            for _ in generate_batch(Scheduler(session, max_rows=rows), batch, self.load_seconds):
-                pass
+            scheduler = Scheduler(session, max_rows=rows, states=self._sessions.states)
+            generate_batch(scheduler, batch, self.load_seconds)
         return [self._completion(p, b.ids, b.config, b.seed, b.chunks) for p, b in zip(prompts, batch, strict=True)]
 
     def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: StateDtype = "float32") -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ import numpy as np
 from edgelm.errors import StateError
 from edgelm.graph_call import KeysValues
 from edgelm.manifest import Manifest
+from edgelm.prefix import shared_tokens
 from edgelm.strict_json import Count, StrictJsonError, from_json, parse_json
 
 StateDtype = Literal["float32", "float16"]
@@ -108,9 +109,12 @@ def read_state(path: str | os.PathLike[str], manifest: Manifest) -> PromptState:
     return PromptState(tuple(ids.tolist()), content)
 
 
-def goes_on(prompt: Sequence[int], state: PromptState) -> bool:
-    """Whether `prompt` has all of a state's tokens, and more."""
-    return len(prompt) > len(state.ids) and tuple(prompt[: len(state.ids)]) == state.ids
+def most_shared(states: Iterable[PromptState], prompt: Sequence[int]) -> tuple[KeysValues | None, int]:
+    """Keys and values of the first n tokens of `prompt`, from the state that has most of them, and n; None and 0
+    where none has any."""
+    best = max(states, key=lambda state: shared_tokens(state.ids, prompt), default=None)
+    count = 0 if best is None else shared_tokens(best.ids, prompt)
+    return (best.content[:, :, :count], count) if best is not None and count else (None, 0)
 
 
 def _read_header(text: bytes, manifest: Manifest) -> _Header:

@@ -16,6 +16,7 @@ from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.graph_call import Logits
 from edgelm.prefix import shared_tokens
+from edgelm.prompt_state import PromptState, most_shared
 from edgelm.session import PREFILL_CHUNK_TOKENS, Ids, Session, as_ids, prompt_chunks
 
 DEFAULT_MAX_ROWS = 8
@@ -49,8 +50,11 @@ class Scheduler:
     at a time.
     """
 
-    def __init__(self, session: Session, *, max_rows: int = DEFAULT_MAX_ROWS) -> None:
-        """Args: a session for the prompts, whose own tokens are forgotten; how many texts decode at a time.
+    def __init__(
+        self, session: Session, *, max_rows: int = DEFAULT_MAX_ROWS, states: Sequence[PromptState] = ()
+    ) -> None:
+        """Args: a session for the prompts, whose own tokens are forgotten; how many texts decode at a time; states
+        for prompts that begin like them.
 
         Raises:
             ConfigError: `max_rows` is out of range.
@@ -59,6 +63,7 @@ class Scheduler:
             raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
         session.reset()
         self._session = session
+        self._states = states
         self._held: Ids = ()  # the prompt whose first tokens the session holds
         self._batch = session.ragged_batch(max_rows)
         self._waiting: deque[_Waiting] = deque()
@@ -158,7 +163,12 @@ class Scheduler:
     def _begin(self, prompt: npt.NDArray[np.int64]) -> None:
         """Keep what the session has of `prompt`; the rest is to be computed."""
         kept = shared_tokens(self._held[: self._session.position], prompt)
-        self._session.rewind(self._session.position - kept)
+        content, stored = most_shared(self._states, prompt.tolist())
+        if content is not None and stored > kept:
+            self._session.restore(content)
+            kept = stored
+        else:
+            self._session.rewind(self._session.position - kept)
         self._held = prompt
         self._pieces.extend(prompt_chunks(prompt[kept:]))
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from edgelm.graph_call import KeysValues
 from edgelm.prefix import LEAST_TOKENS, shared_tokens
-from edgelm.prompt_state import PromptState
+from edgelm.prompt_state import PromptState, most_shared
 from edgelm.session import Session
 
 
@@ -40,6 +41,12 @@ class SessionPool:
         with self._lock:
             return self._bytes()
 
+    @property
+    def states(self) -> list[PromptState]:
+        """What was added and not forgotten."""
+        with self._lock:
+            return list(self._states)
+
     def add(self, state: PromptState) -> None:
         """Keep a state for every prompt that begins like it; one that it goes on from is dropped."""
         with self._lock:
@@ -60,10 +67,10 @@ class SessionPool:
 
         Whoever gives tokens gives the rest of them first, two or more at a time.
         """
-        idle, state, reused = self._take(prompt)
+        idle, content, reused = self._take(prompt)
         session = idle.session
-        if state is not None:
-            session.restore(state.content[:, :, :reused])
+        if content is not None:
+            session.restore(content)
         else:
             session.rewind(max(0, session.position - reused))
         try:
@@ -76,13 +83,13 @@ class SessionPool:
                 self._idle.append(idle)
                 self._shrink(self._limit_bytes)
 
-    def _take(self, prompt: Sequence[int]) -> tuple[_Idle, PromptState | None, int]:
+    def _take(self, prompt: Sequence[int]) -> tuple[_Idle, KeysValues | None, int]:
         with self._lock:
             best = max(self._idle, key=lambda idle: shared_tokens(idle.prompt, prompt), default=None)
             reused = 0 if best is None else shared_tokens(best.prompt, prompt)
-            state = max(self._states, key=lambda state: shared_tokens(state.ids, prompt), default=None)
-            if state is not None and shared_tokens(state.ids, prompt) > reused:
-                return self._unneeded(len(prompt)), state, shared_tokens(state.ids, prompt)
+            content, stored = most_shared(self._states, prompt)
+            if stored > reused:
+                return self._unneeded(len(prompt)), content, stored
             if best is not None and reused:
                 self._idle.remove(best)
                 return best, None, reused

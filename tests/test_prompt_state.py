@@ -51,6 +51,23 @@ def test_a_state_serves_every_session_until_it_is_forgotten(model: Model, saved:
     assert model.generate(PROMPT, max_new_tokens=2).stats.reused_tokens == 0
 
 
+def test_batches_start_from_it_too(model: Model, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[*PROMPT, 7, 8, 9], [1, 2, 3], [*PROMPT[:20], 4, 5]]
+    wanted = [completion.choices for completion in model.generate_batch(prompts, max_new_tokens=4, logprobs=1)]
+    computed: list[int] = []
+    step = edgelm.Session.step
+
+    def counted(session: edgelm.Session, ids: Any) -> Any:
+        computed.append(len(ids))
+        return step(session, ids)
+
+    monkeypatch.setattr(edgelm.Session, "step", counted)
+    model.load_state(saved)
+    found = model.generate_batch(prompts, max_new_tokens=4, logprobs=1)
+    assert [completion.choices for completion in found] == wanted
+    assert computed == [3, 3, 2]
+
+
 def test_float16_is_half_as_large(model: Model, saved: Path, tmp_path: Path) -> None:
     model.save_state(tmp_path / "half", PROMPT, dtype="float16")
     assert 0.4 < (tmp_path / "half").stat().st_size / saved.stat().st_size < 0.6

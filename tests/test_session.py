@@ -1,5 +1,6 @@
 """The real graph: the tiny bundle through ONNX Runtime."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,3 +208,20 @@ def test_caches_are_freed_with_their_session(tiny: Session) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("bundle", [TINY_BUNDLE, default_bundle_path()])
+def test_no_chunk_ends_in_a_tile_of_one_token(bundle: Path) -> None:
+    """Attention computes queries in tiles of twice the head's width, and a tile of one token by another kernel."""
+    session = Session.open(Bundle.read(bundle), device="cpu", threads=1)
+    tile = 2 * session.bundle.manifest.architecture.head_dim
+    for length in (tile + 1, tile + 3, 2 * tile + 1, 2 * tile + 8):
+        ids = np.random.default_rng(length).integers(0, session.vocab_size, length)
+        session.reset()
+        wanted, cache = session.step(ids), session.remembered(length)
+        for cut in sorted({2, 7, 8, length // 2, tile + 1, tile - 1, length - 7, length - 2}):
+            if 2 <= cut <= length - 2:
+                session.reset()
+                session.step(ids[:cut])
+                assert np.array_equal(session.step(ids[cut:]), wanted), (length, cut)
+                assert np.array_equal(session.remembered(length), cache), (length, cut)
