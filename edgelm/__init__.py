@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ForkError,
         InsufficientMemoryError,
         PromptError,
+        StateError,
         TokenizerError,
     )
     from edgelm.generation_config import GenerationConfig
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "Score": "scores",
     "Selection": "scores",
     "Session": "session",
+    "StateError": "errors",
     "Stats": "completion",
     "StreamDecoder": "tokenizer",
     "TokenLogprob": "scores",
@@ -87,6 +89,7 @@ __all__ = [
     "Score",
     "Selection",
     "Session",
+    "StateError",
     "Stats",
     "StreamDecoder",
     "TokenLogprob",

@@ -30,6 +30,12 @@ class Stats:
     """Tokens that `context_overflow="window"` computed again, over all rows."""
     reencode_seconds: float = 0.0
     """The time that took, a part of `decode_seconds`."""
+    reused_tokens: int = 0
+    """Tokens of the prompt that were not computed again: an earlier call or a state had them."""
+    drafted_tokens: int = 0
+    """Tokens that `prompt_lookup_num_tokens` drafted."""
+    accepted_tokens: int = 0
+    """Drafted tokens that came true."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,9 @@ class DecodingSession(Protocol):
 
     def rewind(self, count: int) -> None: ...
 
+    def step_all(self, ids: Sequence[int] | Ids) -> Row:
+        """Append a few ids (T,); returns the logits of every one, float32 (T, V), valid until the next call."""
+
     def step_hidden(self, ids: Sequence[int] | Ids) -> tuple[Row, Row]:
         """Append ids (T,); returns the last position's logits (V,) and the hidden states of all, float32 (T, D)."""
 
@@ -63,6 +66,10 @@ class Step:
     finish_reason: FinishReason | None
     logprobs: tuple[IdLogprob, ...] | None = None
     """Of the token and, after it, of the likeliest ones, where `GenerationConfig.logprobs` asks for them."""
+    drafted: int = 0
+    """How many drafted tokens were computed with the logits of this step, and are checked by it and those after it."""
+    was_drafted: bool = False
+    """Whether the draft had this token."""
 
 
 EndsText = Callable[[Sequence[int]], bool]

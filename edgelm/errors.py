@@ -25,6 +25,10 @@ class TokenizerError(EdgelmError):
     """A tokenizer's files cannot be read, or are of a kind edgelm does not know."""
 
 
+class StateError(EdgelmError):
+    """A prompt's saved state is damaged, or belongs to another bundle."""
+
+
 class DeviceError(EdgelmError):
     """ONNX Runtime is missing, or the requested device cannot be used."""
 

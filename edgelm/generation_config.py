@@ -29,6 +29,7 @@ MAX_RETURN_SEQUENCES = 1024
 MAX_BEAMS = 256
 MAX_STOP_STRINGS = 64
 MAX_LOGPROBS = 1024
+MAX_DRAFTED_TOKENS = 64
 
 _SHARE = number(lambda p: 0 < p <= 1, "in (0, 1]")
 _CUTOFF = number(lambda p: 0 <= p < 1, "in [0, 1)")
@@ -175,6 +176,10 @@ class GenerationConfig:
     """True: stop at `num_beams` finished texts; False: when better ones are unlikely; "never": when impossible."""
     penalty_alpha: float | None = option(None, or_none(number(lambda a: 0 < a <= 1, "in (0, 1]")))
     """Contrastive search: how much a candidate's likeness to the text so far counts against it; needs `top_k`."""
+
+    prompt_lookup_num_tokens: int | None = option(None, or_none(whole(1, MAX_DRAFTED_TOKENS)))
+    """Draft up to this many tokens from what followed the same words before, and check them in one call: faster where
+    a text repeats itself or its prompt."""
 
     logits_processor: tuple[LogitsProcessor, ...] = option((), callables())
     """Functions of the token ids so far, int64 (T,), and the logits, float32 (V,), that return new logits."""

@@ -59,4 +59,5 @@ class GenerationOptions(TypedDict, total=False):
     length_penalty: float
     early_stopping: bool | Literal["never"]
     penalty_alpha: float | None
+    prompt_lookup_num_tokens: int | None
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor]

@@ -89,6 +89,10 @@ class WindowSession:
         assert logits is not None
         return logits
 
+    def step_all(self, ids: Sequence[int] | Ids) -> Row:
+        """As `step`, with the logits of all of `ids`, float32 (T, V)."""
+        return np.concatenate([self._session.step_all(piece).copy() for piece in self._pieces(ids)])
+
     def step_hidden(self, ids: Sequence[int] | Ids) -> tuple[Row, Row]:
         """As `step`, with the hidden states of all of `ids`, float32 (T, D)."""
         found = [self._session.step_hidden(piece) for piece in self._pieces(ids)]

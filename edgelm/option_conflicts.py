@@ -70,6 +70,11 @@ def check_combination(config: "GenerationConfig") -> None:
         raise ConfigError(
             "logprobs come with greedy decoding and sampling only: drop it, or num_beams and penalty_alpha"
         )
+    if config.prompt_lookup_num_tokens is not None and (config.num_beams > 1 or config.penalty_alpha is not None):
+        raise ConfigError(
+            "prompt_lookup_num_tokens works with greedy decoding and sampling only: drop it, or num_beams and "
+            "penalty_alpha"
+        )
 
 
 def _check_contrastive(config: "GenerationConfig") -> None:
@@ -136,6 +141,8 @@ def replaced_defaults(config: "GenerationConfig", given: Mapping[str, Any]) -> d
         changed["do_sample"] = False
     if sampling or given.get("do_sample") or given.get("num_beams", 1) > 1:
         reset.append("penalty_alpha")
+    if "penalty_alpha" in chosen or given.get("num_beams", 1) > 1:
+        reset.append("prompt_lookup_num_tokens")
     if "penalty_alpha" in chosen or given.get("num_beams") == 1:
         reset += BEAMS
     if "mirostat_tau" in chosen:

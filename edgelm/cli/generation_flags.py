@@ -16,6 +16,7 @@ SAMPLING = "More ways to sample"
 REPETITION = "Against repetition"
 TOKENS = "Single tokens"
 SEARCH = "Beam search and contrastive search"
+SPEED = "Speed"
 
 
 class GroupedOption(click.Option):
@@ -125,6 +126,7 @@ _FLAGS = (
     ),
     _number(COMMON, "--num-return-sequences", "N", "How many continuations to return.", int),
     _number(COMMON, "--seed", "N", "Makes sampling repeatable.", int),
+    _number(SPEED, "--prompt-lookup-num-tokens", "N", "Draft up to N tokens from the text so far.", int),
     _number(LENGTH, "--max-length", "N", "Most tokens in all, prompt included.", int),
     _number(LENGTH, "--min-new-tokens", "N", "No end-of-text token before N new tokens.", int),
     _number(LENGTH, "--min-length", "N", "No end-of-text token before N tokens in all.", int),
