@@ -109,6 +109,7 @@ class Model:
 
         What a prompt gets does not depend on the others, bit for bit. Against `generate`, fp32 gives the same ids;
         in other recipes the last bits of logits differ, which counts where the likeliest two tokens are nearly tied.
+        Searches, prompt lookup and a window work on one prompt at a time; they are refused here.
 
         Args:
             each: options of each prompt, over `options`.
