@@ -65,6 +65,7 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
     def generate(prompts: Prompts, new_tokens: int, num_beams: int = 1) -> Timing:
         prompt = only(prompts)
         called = time.perf_counter()
+        model.forget()
         completion = model.generate(
             prompt, max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams, eos_token_id=None
         )

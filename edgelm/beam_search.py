@@ -150,7 +150,7 @@ def _continuations(request: Request, texts: Ids, logits: Row, scores: Row, wante
 
 def _reasons(request: Request, texts: Ids, found: Candidates, count: int) -> list[FinishReason | None]:
     """Why each candidate ends its text; None where it goes on. `texts` are the beams' new tokens (B, T)."""
-    late: FinishReason | None = "time" if request.out_of_time else None
+    late = request.interruption
     late = request.last_reason if count + 1 == request.most_new_tokens else late
 
     def reason(beam: int, token: int) -> FinishReason | None:

@@ -1,5 +1,6 @@
 """What a generation returns: value objects only."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgelm.decoding import FinishReason
@@ -23,6 +24,18 @@ class Stats:
     """How long the model took to load."""
     peak_rss_bytes: int
     """Most resident memory of this process so far; 0 where the system does not say."""
+    dropped_tokens: int = 0
+    """Tokens of the prompt that `context_overflow` left out; `prompt_tokens` are the others."""
+    reencoded_tokens: int = 0
+    """Tokens that `context_overflow="window"` computed again, over all rows."""
+    reencode_seconds: float = 0.0
+    """The time that took, a part of `decode_seconds`."""
+    reused_tokens: int = 0
+    """Tokens of the prompt that were not computed again: an earlier call or a state had them."""
+    drafted_tokens: int = 0
+    """Tokens that `prompt_lookup_num_tokens` drafted."""
+    accepted_tokens: int = 0
+    """Drafted tokens that came true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,19 @@ class Choice:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Of `token_ids`, where the option `logprobs` is given."""
 
+    @classmethod
+    def of_chunks(cls, chunks: Sequence[Chunk]) -> "Choice":
+        """Join the chunks of one row; the last one has the finish reason."""
+        reason = chunks[-1].finish_reason
+        assert reason is not None
+        found = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+        return cls(
+            "".join(chunk.text for chunk in chunks),
+            tuple(token for chunk in chunks for token in chunk.token_ids),
+            reason,
+            None if chunks[-1].logprobs is None else tuple(found),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -64,6 +90,17 @@ class Completion:
     seed: int | None
     """The seed that repeats this result; None when greedy."""
     stats: Stats
+
+    @classmethod
+    def of_chunks(cls, prompt: str, chunks: Iterable[Chunk], seed: int | None) -> "Completion":
+        """Join what a stream gave, whole."""
+        rows: dict[int, list[Chunk]] = {}
+        stats: Stats | None = None
+        for chunk in chunks:
+            rows.setdefault(chunk.index, []).append(chunk)
+            stats = chunk.stats or stats
+        assert stats is not None  # the last chunk always carries them
+        return cls(prompt, tuple(Choice.of_chunks(rows[index]) for index in sorted(rows)), seed, stats)
 
     @property
     def text(self) -> str:

@@ -27,8 +27,9 @@ def contrastive_search(session: DecodingSession, request: Request) -> Iterator[S
     directions[:prompt_tokens] = _directions(hidden)
     batch = session.batch(candidates, min(len(text), session.context_length)) if request.most_new_tokens else None
     for count in range(request.most_new_tokens):
-        if count and request.out_of_time:
-            yield Step(None, "time")
+        reason = request.interruption
+        if reason == "cancelled" or (count and reason is not None):
+            yield Step(None, reason)
             return
         end = prompt_tokens + count
         row = request.processed(text[:end], logits)

@@ -15,6 +15,10 @@ from edgelm.logprobs import IdLogprob
 FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
 
 
+CANCEL_PIECE_TOKENS = 64
+"""A prompt's computation can be cancelled between pieces of this size, which take about as long as some new tokens."""
+
+
 class DecodingBatch(Protocol):
     """Several continuations of one text, each a row with a cache of its own, all of the same length."""
 
@@ -44,6 +48,9 @@ class DecodingSession(Protocol):
 
     def rewind(self, count: int) -> None: ...
 
+    def step_all(self, ids: Sequence[int] | Ids) -> Row:
+        """Append a few ids (T,); returns the logits of every one, float32 (T, V), valid until the next call."""
+
     def step_hidden(self, ids: Sequence[int] | Ids) -> tuple[Row, Row]:
         """Append ids (T,); returns the last position's logits (V,) and the hidden states of all, float32 (T, D)."""
 
@@ -59,6 +66,10 @@ class Step:
     finish_reason: FinishReason | None
     logprobs: tuple[IdLogprob, ...] | None = None
     """Of the token and, after it, of the likeliest ones, where `GenerationConfig.logprobs` asks for them."""
+    drafted: int = 0
+    """How many drafted tokens were computed with the logits of this step, and are checked by it and those after it."""
+    was_drafted: bool = False
+    """Whether the draft had this token."""
 
 
 EndsText = Callable[[Sequence[int]], bool]
@@ -102,7 +113,8 @@ class Request:
         count, context = len(prompt_ids), session.context_length
         if count > context:
             raise ContextError(
-                f"the prompt has {count} tokens, but this model's context holds {context}: shorten the prompt"
+                f"the prompt has {count} tokens, but this model's context holds {context}: shorten the prompt, or "
+                "set context_overflow to 'truncate' or 'window'"
             )
         wanted, room = config.new_token_limit(count), context + 1 - count
         return cls(
@@ -122,6 +134,28 @@ class Request:
     def out_of_time(self) -> bool:
         """Whether `max_time` has passed."""
         return self.config.max_time is not None and self.clock() - self.started >= self.config.max_time
+
+    @property
+    def interruption(self) -> FinishReason | None:
+        """Why to stop before the text's own end: "cancelled", or "time" once there is a first token; None to go on."""
+        if self.config.cancel is not None and self.config.cancel.is_set():
+            return "cancelled"
+        return "time" if self.out_of_time else None
+
+    def prompt_logits(self, session: DecodingSession, ids: Ids) -> Row | None:
+        """Compute `ids`, the prompt or what is left of it; returns the last logits (V,), None where cancelled.
+
+        A prompt that may be cancelled goes in smaller pieces, of two tokens or more: one alone has another kernel.
+        """
+        if self.config.cancel is None:
+            return session.step(ids)
+        logits: Row | None = None
+        starts = list(range(0, max(1, len(ids) - 1), CANCEL_PIECE_TOKENS))
+        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+            if self.interruption == "cancelled":
+                return None
+            logits = session.step(ids[start:stop])
+        return logits
 
     def text_buffer(self, rows: int = 1) -> Ids:
         """The prompt with room for all new tokens, (rows, T)."""

@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from edgelm.errors import DeviceError
+from edgelm.lifetime import OpenGraph
 from edgelm.manifest import Graph
+from edgelm.shared_threads import set_threads
 
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
 
@@ -92,16 +94,24 @@ def choose_device(request: str, graph: Graph, onnxruntime: ModuleType) -> Device
     return Device("cuda", int(match[1]) if match else 0)
 
 
-def create_inference_session(model_path: Path, device: Device, threads: int, onnxruntime: ModuleType) -> Any:
-    """Load the graph at `model_path` on `device`; returns an ``onnxruntime.InferenceSession``.
+def create_inference_session(
+    model_path: Path, device: Device, threads: int, onnxruntime: ModuleType, *, shared_threads: bool = False
+) -> OpenGraph:
+    """Load the graph at `model_path` on `device`: an ``onnxruntime.InferenceSession`` that outlives no close or fork.
 
     Raises:
-        DeviceError: CUDA was asked for and did not load.
+        DeviceError: CUDA was asked for and did not load, or the process's other models do not fit
+            `shared_threads`.
     """
+    return OpenGraph(lambda: _inference_session(model_path, device, threads, onnxruntime, shared_threads))
+
+
+def _inference_session(
+    model_path: Path, device: Device, threads: int, onnxruntime: ModuleType, shared_threads: bool
+) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    set_threads(options, threads, onnxruntime, shared=shared_threads)
     # Its key collides between prefill and decode, which then allocates the prefill's peak at every step.
     options.enable_mem_pattern = False
     # Long enough to span a step's Python; ORT's default, far longer, slows everything else on a shared machine.

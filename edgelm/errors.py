@@ -25,8 +25,24 @@ class TokenizerError(EdgelmError):
     """A tokenizer's files cannot be read, or are of a kind edgelm does not know."""
 
 
+class StateError(EdgelmError):
+    """A prompt's saved state is damaged, or belongs to another bundle."""
+
+
 class DeviceError(EdgelmError):
     """ONNX Runtime is missing, or the requested device cannot be used."""
+
+
+class ClosedError(EdgelmError):
+    """A model, or a session of it, was used after the model was closed."""
+
+
+class ForkError(EdgelmError):
+    """A session made before the process forked was used in the child."""
+
+
+class InsufficientMemoryError(EdgelmError, MemoryError):
+    """A model would not fit into the memory this process may use; it was not loaded."""
 
 
 class ExportError(EdgelmError):

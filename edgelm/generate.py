@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from edgelm.beam_search import Finished, beam_search
 from edgelm.contrastive_search import contrastive_search
 from edgelm.decoding import DecodingSession, EndsText, FinishReason, Request, Step
+from edgelm.decoding_row import DecodingRow
 from edgelm.generation_config import GenerationConfig
 from edgelm.group_beam_search import group_beam_search
 from edgelm.logits_processors import Row
-from edgelm.logprobs import with_alternatives
-from edgelm.token_choice import TokenChoice
+from edgelm.prompt_lookup import decode_with_drafts
 
 __all__ = ["DecodingSession", "FinishReason", "Step", "generate"]
 
@@ -21,6 +21,7 @@ def generate(
     config: GenerationConfig,
     seed: int,
     *,
+    reused: int = 0,
     ends_text: EndsText | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Iterator[Step]]:
@@ -30,7 +31,8 @@ def generate(
     row begins. A context of C tokens takes C + 1 - len(prompt_ids) new ones, for the last one is never fed.
 
     Args:
-        session: empty, or holding what the prompt follows.
+        session: holding the prompt's first `reused` tokens and nothing else.
+        reused: 0 for contrastive search, which needs the hidden states of the whole prompt.
         ends_text: whether new tokens complete a stop string; beam search asks, elsewhere the caller just stops.
         clock: seconds, for `max_time`.
 
@@ -44,7 +46,10 @@ def generate(
     if config.penalty_alpha is not None:
         yield contrastive_search(session, request)
         return
-    logits = session.step(prompt_ids)  # (V,)
+    logits = request.prompt_logits(session, request.prompt[reused:])  # (V,)
+    if logits is None:
+        yield from (iter([Step(None, "cancelled")]) for _ in range(config.num_return_sequences))
+        return
     if config.num_beams > 1:
         search = group_beam_search if config.num_beam_groups > 1 else beam_search
         found = search(session, request, logits)
@@ -58,23 +63,18 @@ def generate(
 
 
 def _generate_row(session: DecodingSession, request: Request, logits: Row, row: int) -> Iterator[Step]:
-    choose = TokenChoice(request.config, request.seed, row)
-    ids, end = request.text_buffer()[0], len(request.prompt)
-    for count in range(request.most_new_tokens):
-        if count:
-            if request.out_of_time:
-                yield Step(None, "time")
-                return
-            logits = session.step(ids[end - 1 : end])  # (V,)
-        token = choose(request.processed(ids[:end], logits), count)
-        if token in request.config.eos_token_id:
-            yield Step(None, "eos")
+    text = DecodingRow(request, row)
+    if request.config.prompt_lookup_num_tokens is not None:
+        yield from decode_with_drafts(session, text, logits, request.config.prompt_lookup_num_tokens)
+        return
+    while (reason := text.reason_to_end()) is None:
+        if text.new_tokens:
+            logits = session.step(text.ids[-1:])  # (V,)
+        step = text.take(logits)
+        yield step
+        if step.finish_reason is not None:
             return
-        ids[end] = token
-        end += 1
-        wanted = request.config.logprobs
-        yield Step(token, None, None if wanted is None else with_alternatives(logits, token, wanted))
-    yield Step(None, request.last_reason)
+    yield Step(None, reason)
 
 
 def _steps_of_next(found: Iterator[Finished]) -> Iterator[Step]:

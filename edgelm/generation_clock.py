@@ -22,6 +22,8 @@ class GenerationClock:
         self._decode_seconds = 0.0
         self._tokens = 0
         self._rows = 0
+        self._drafted = 0
+        self._accepted = 0
 
     def row_begins(self) -> None:
         """The prompt is computed, and so are the rows before."""
@@ -45,9 +47,11 @@ class GenerationClock:
                 self._rows += first
                 self._decode_seconds += 0.0 if first else now - before
                 first = False
+            self._drafted += step.drafted
+            self._accepted += step.was_drafted
             yield step
 
-    def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
+    def stats(self, prompt_tokens: int, load_seconds: float, *, reused_tokens: int = 0) -> Stats:
         counted = self._tokens - self._rows
         rate = counted / self._decode_seconds if counted and self._decode_seconds else 0.0
         return Stats(
@@ -58,4 +62,7 @@ class GenerationClock:
             tokens_per_second=rate,
             load_seconds=load_seconds,
             peak_rss_bytes=peak_rss_bytes(),
+            reused_tokens=reused_tokens,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from edgelm.errors import ConfigError
 from edgelm.logits_processors import LogitsProcessor
@@ -29,11 +29,19 @@ MAX_RETURN_SEQUENCES = 1024
 MAX_BEAMS = 256
 MAX_STOP_STRINGS = 64
 MAX_LOGPROBS = 1024
+MAX_DRAFTED_TOKENS = 64
 
 _SHARE = number(lambda p: 0 < p <= 1, "in (0, 1]")
 _CUTOFF = number(lambda p: 0 <= p < 1, "in [0, 1)")
 _PENALTY = number(lambda p: -100 <= p <= 100, "between -100 and 100")
 _START, _FACTOR = whole(0), number(lambda f: 0 < f <= 1e3, "")
+
+
+class Cancel(Protocol):
+    """A signal that ends a generation; a ``threading.Event`` is one, and so is a ``multiprocessing.Event``."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,19 @@ class GenerationConfig:
     """No end-of-text token before this many tokens in all, prompt included."""
     max_time: float | None = option(None, or_none(number(lambda t: 0 < t <= 1e9, "more than 0, in seconds")))
     """Most seconds for the whole generation; what is there by then is returned."""
+
+    cancel: Cancel | None = option(  # noqa: RUF009
+        None, or_none(Rule(lambda v: callable(getattr(v, "is_set", None)), "a threading.Event, or what has is_set()"))
+    )
+    """Ends the generation before its next token once it is set, from whatever thread; what is there is returned."""
+    context_overflow: Literal["stop", "truncate", "window"] = option(
+        "stop", Rule(lambda v: v in ("stop", "truncate", "window"), '"stop", "truncate" or "window"')
+    )
+    """What happens at the end of the context. "stop": the text ends, and a longer prompt is refused; "truncate": the
+    oldest tokens of a prompt are dropped, so that its continuation fits; "window": the text goes on, and the model
+    forgets its oldest tokens when its context is full."""
+    pinned_tokens: int = option(0, whole(0))
+    """How many of the prompt's first tokens are never dropped or forgotten; at most half the context."""
 
     typical_p: float = option(1.0, _SHARE)
     """Sample among the tokens of the most typical surprise that hold this share of the probability."""
@@ -155,6 +176,10 @@ class GenerationConfig:
     """True: stop at `num_beams` finished texts; False: when better ones are unlikely; "never": when impossible."""
     penalty_alpha: float | None = option(None, or_none(number(lambda a: 0 < a <= 1, "in (0, 1]")))
     """Contrastive search: how much a candidate's likeness to the text so far counts against it; needs `top_k`."""
+
+    prompt_lookup_num_tokens: int | None = option(None, or_none(whole(1, MAX_DRAFTED_TOKENS)))
+    """Draft up to this many tokens from what followed the same words before, and check them in one call: faster where
+    a text repeats itself or its prompt."""
 
     logits_processor: tuple[LogitsProcessor, ...] = option((), callables())
     """Functions of the token ids so far, int64 (T,), and the logits, float32 (V,), that return new logits."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
+from edgelm.generation_config import Cancel
 from edgelm.logits_processors import LogitsProcessor
 
 
@@ -25,6 +26,9 @@ class GenerationOptions(TypedDict, total=False):
     min_new_tokens: int
     min_length: int
     max_time: float | None
+    cancel: Cancel | None
+    context_overflow: Literal["stop", "truncate", "window"]
+    pinned_tokens: int
     typical_p: float
     epsilon_cutoff: float
     eta_cutoff: float
@@ -55,4 +59,5 @@ class GenerationOptions(TypedDict, total=False):
     length_penalty: float
     early_stopping: bool | Literal["never"]
     penalty_alpha: float | None
+    prompt_lookup_num_tokens: int | None
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor]

@@ -4,8 +4,10 @@ Shapes: B batch, T new tokens of each row, P past tokens, C cache capacity, H he
 V vocabulary, N rows of logits.
 """
 
+import errno
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +17,17 @@ import numpy.typing as npt
 
 from edgelm.bundle import Bundle
 from edgelm.device import Device
+from edgelm.errors import InsufficientMemoryError
 
 Logits = npt.NDArray[np.float32]
 Hidden = npt.NDArray[np.float32]
+KeysValues = npt.NDArray[Any]
 Places = npt.NDArray[np.integer[Any]]
 
 ROW_GROUP = 2
-"""MatMulNBits computes rows in pairs and a row left over by another kernel, which differs in the last bits. So every
-call of one text's several tokens is padded to whole pairs: what a chunk computes depends on nothing but the tokens."""
+"""MatMulNBits computes rows in pairs and a row left over by another kernel, which differs in the last bits; attention
+does so with a token that is alone in its tile. So every call of one text's several tokens is padded to whole pairs, and
+the padding computed like the rest: what a chunk computes depends on nothing but the tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +44,13 @@ class KvCache:
     """Keys and values of B rows, every layer's; pages are touched only as they fill."""
 
     def __init__(self, graph: LoadedGraph, batch: int, capacity: int) -> None:
+        self.batch = batch
         facts = graph.bundle.manifest.architecture
         dtype = np.dtype(graph.bundle.manifest.graph.kv_dtype)
-        # The padding of a chunk that ends at the last position wants room too, though nothing is written there.
+        # The padding of a chunk that ends at the last position wants room too.
         shape = (batch, facts.num_heads, capacity + ROW_GROUP, facts.head_dim)  # (B, H, C, p)
         make = graph.onnxruntime.OrtValue
+        self._onnxruntime = graph.onnxruntime
         self._whole: npt.NDArray[Any] | None = None
         if graph.device.kind == "cpu":
             self._whole = _untouched_zeros((2 * facts.num_layers, *shape), dtype)
@@ -53,6 +60,30 @@ class KvCache:
                 make.ortvalue_from_shape_and_type(shape, dtype.type, graph.device.kind, graph.device.index)
                 for _ in range(2 * facts.num_layers)
             ]
+
+    def first_rows(self, count: int) -> list[Any]:
+        """OrtValues of the first `count` rows alone; elsewhere than on the CPU of all rows, for there are no views."""
+        if self._whole is None:
+            return self.values
+        make = self._onnxruntime.OrtValue.ortvalue_from_numpy
+        return [make(part[:count]) for part in self._whole]
+
+    def read(self, row: int, stop: int) -> KeysValues:
+        """Copies of the first `stop` positions of a row, (2·layers, H, stop, p)."""
+        if self._whole is not None:
+            return self._whole[:, row, :, :stop].copy()
+        return np.stack([value.numpy()[row, :, :stop] for value in self.values])
+
+    def write(self, row: int, content: KeysValues) -> None:
+        """Set the first positions of a row to what `read` gave, of this cache's or another float type."""
+        stop = content.shape[2]
+        if self._whole is not None:
+            self._whole[:, row, :, :stop] = content
+            return
+        for mine, part in zip(self.values, content, strict=True):
+            array = mine.numpy()
+            array[row, :, :stop] = part
+            mine.update_inplace(array)
 
     def copy_rows(self, source: "KvCache", rows: Places, to: Places, start: int, stop: int) -> None:
         """Copy the positions from `start` to `stop` of `source`'s `rows` to this cache's rows `to`, (N,) each."""
@@ -70,8 +101,23 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
 
     numpy would take it from the heap, zeroed whole, once a first cache was freed there, and asks for huge pages, of
     which a few tokens in every head touch all.
+
+    Raises:
+        InsufficientMemoryError: there is no room for them.
     """
-    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize))
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    try:
+        if sys.platform == "win32":
+            memory = mmap.mmap(-1, size)
+        else:  # private: a forked child must not write into its parent's cache
+            memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise InsufficientMemoryError(
+            "there is no memory left for the keys and values of another text: generate fewer at a time, or raise the "
+            "limit"
+        ) from None
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(shape)
@@ -80,7 +126,9 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArra
 class GraphCall:
     """The graph bound to a cache and to buffers for T new ids of each row; past and present are one buffer, in place.
 
-    The ids and the logits of a single text are padded to whole row groups; `query_seqlens` says how many ids count.
+    The ids and the logits of a single text are padded to whole row groups. Padding stands after the text, so no token
+    sees it, and what it leaves in the cache is overwritten by what comes next.
+    Of a cache with more rows than `batch` the first ones are used.
 
     Args:
         logit_rows: N, how many rows of logits to compute, the last ones of the B·T.
@@ -112,16 +160,17 @@ class GraphCall:
             graph.position_ids: self._position_ids,
             graph.seqlens_k: self._seqlens_k,
             graph.total_sequence_length: self._total_sequence_length,
-            graph.query_seqlens: np.full(batch, new_tokens, np.int32),  # (B,) valid ids of each row
+            graph.query_seqlens: np.full(batch, padded_tokens, np.int32),  # (B,) valid ids of each row
             graph.logits_index: np.minimum(wanted, last).astype(np.int64),  # (N,)
         }
         ort_value = loaded.onnxruntime.OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(graph.logits, ort_value(self._logits))
         if hidden:
             self._binding.bind_ortvalue_output(graph.hidden_states, ort_value(self._hidden))
+        values = cache.values if batch == cache.batch else cache.first_rows(batch)
         for layer in range(facts.num_layers):
             for part in range(2):
-                value = cache.values[2 * layer + part]
+                value = values[2 * layer + part]
                 self._binding.bind_ortvalue_input(graph.past_names[part].replace("{layer}", str(layer)), value)
                 self._binding.bind_ortvalue_output(graph.present_names[part].replace("{layer}", str(layer)), value)
         # On the CPU a bound OrtValue aliases its array: bind once, write in place. Elsewhere binding copies.
@@ -141,14 +190,19 @@ class GraphCall:
         found = self._hidden[:, : self._new_tokens]
         return found.reshape(-1, found.shape[-1]).astype(np.float32, copy=False)
 
-    def run(self, ids: npt.NDArray[np.int64] | Sequence[int], past: int) -> Logits:
-        """Run `ids`, (T,) of the one row or (B, T), after `past` cached tokens of each row; the logits (N, V) are
-        this object's buffer."""
-        new, total = self._new_tokens, past + self._new_tokens
+    def run(self, ids: npt.NDArray[np.int64] | Sequence[int], past: int | Places) -> Logits:
+        """Run `ids`, (T,) of the one row or (B, T), after `past` cached tokens of all rows, or of each, (B,); the
+        logits (N, V) are this object's buffer."""
+        new = self._new_tokens
         self._input_ids[:, :new] = ids
-        self._position_ids[:, :new] = np.arange(past, total)
-        self._seqlens_k[...] = total - 1
-        self._total_sequence_length[...] = total + self._padding  # an upper bound, where some ids do not count
+        if isinstance(past, int):
+            self._position_ids[:, :new] = np.arange(past, past + new)
+            longest = past
+        else:
+            self._position_ids[:, :new] = past[:, None] + np.arange(new)
+            longest = int(past.max())
+        self._seqlens_k[...] = past + (new + self._padding - 1)
+        self._total_sequence_length[...] = longest + new + self._padding
         if not self._bound_once:
             for name, array in self._inputs.items():
                 self._binding.bind_cpu_input(name, array)

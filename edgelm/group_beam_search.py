@@ -122,8 +122,8 @@ def group_beam_search(session: DecodingSession, request: Request, logits: Row) -
         end += 1
         if all(group.done for group in groups) or count + 1 == request.most_new_tokens:
             break
-        if request.out_of_time:
-            reason = "time"
+        if request.interruption is not None:
+            reason = request.interruption
             break
         assert batch is not None
         if count:

@@ -20,6 +20,15 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process now; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    except (OSError, StopIteration):
+        return 0
+
+
 def _windows_peak_bytes() -> int:
     if sys.platform != "win32":
         return 0

@@ -1,38 +1,39 @@
 """The public way in: a bundle, a tokenizer and a session joined into a `Model`."""
 
+import asyncio
 import os
-import secrets
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
-from typing import Unpack
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Self, Unpack
 
 from edgelm import text_scoring
+from edgelm.async_model import EitherCancel, Workers, stream_in_thread
 from edgelm.bundle import Bundle
-from edgelm.completion import Choice, Chunk, Completion, Stats
-from edgelm.decoding import EndsText, FinishReason, Step
-from edgelm.errors import BundleError, ConfigError
-from edgelm.generate import generate
-from edgelm.generation_clock import GenerationClock
-from edgelm.generation_config import GenerationConfig, config_from_file
+from edgelm.bundle_parts import bundle_config, bundle_tokenizer, default_bundle_path
+from edgelm.completion import Chunk, Completion
+from edgelm.errors import PromptError
+from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
+from edgelm.memory_forecast import ModelMemory, refuse_if_too_large
+from edgelm.prompt_state import PromptState, StateDtype, read_state, write_state
 from edgelm.prompts import Prompt, prompt_ids
-from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
+from edgelm.scheduler import DEFAULT_MAX_ROWS
+from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection
 from edgelm.scoring import Vector
 from edgelm.session import Session
-from edgelm.strict_json import StrictJsonError, parse_json
-from edgelm.text_stream import TextStream
+from edgelm.session_pool import SessionPool
+from edgelm.text_generation import TextGeneration, TextTask
 from edgelm.tokenizer import Tokenizer
 
 
 class Model:
     """Text in, text out.
 
-    Every generation runs in a cache of its own, so one model serves several threads and several open streams.
-    `session` is the caller's, for stepping by hand.
+    Every generation runs in a cache of its own, so one model serves several threads, several open streams and several
+    tasks. `session` is the caller's, for stepping by hand, in one thread at a time. A model is pickled as its path,
+    and works on in a forked child. ``with`` closes it.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Model:
         generation_config: GenerationConfig | None = None,
         *,
         load_seconds: float = 0.0,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """Args are finished parts; `load` builds them."""
         self.bundle = bundle
@@ -51,8 +53,34 @@ class Model:
         self.generation_config = generation_config or GenerationConfig()
         """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
-        self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
-        self._idle: list[Session] = []  # a finished generation's session: its cache has its pages already
+        self._sessions = SessionPool(session, prefix_cache_bytes)
+        self._texts = TextGeneration(tokenizer, self._sessions, session.context_length, load_seconds)
+        self._workers = Workers()
+
+    def __enter__(self) -> Self:
+        self._sessions.check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        path, device = os.fspath(self.bundle.path), str(self.session.device)
+        parts = path, device, self.session.threads, self._sessions.limit_bytes, self.generation_config
+        return _loaded_as, parts  # prompts and states are not carried
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._sessions.closed
+
+    def close(self) -> None:
+        """Free the model's memory. Generations that are open in other threads or tasks end with ClosedError.
+
+        Waits for the token, or the piece of a prompt, that another thread is computing. Closing twice is no error.
+        """
+        self._workers.release()
+        self._sessions.close()
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """Continue `prompt`, a text or token ids.
@@ -64,27 +92,70 @@ class Model:
             PromptError: the prompt is empty, no text, or holds an unknown token id.
             ContextError: the prompt is longer than the context.
             ConfigError: an option is unknown, out of range or contradicts another.
+            ClosedError: the model is closed, or was closed meanwhile.
         """
-        ids, config, seed = self._prepare(prompt, options)
-        texts = [""] * config.num_return_sequences
-        token_ids: list[list[int]] = [[] for _ in texts]
-        logprobs: list[list[TokenLogprobs]] = [[] for _ in texts]
-        reasons: dict[int, FinishReason] = {}
-        stats: Stats | None = None
-        for chunk in self._stream(ids, config, seed):
-            texts[chunk.index] += chunk.text
-            token_ids[chunk.index] += chunk.token_ids
-            logprobs[chunk.index] += chunk.logprobs or ()
-            if chunk.finish_reason is not None:
-                reasons[chunk.index] = chunk.finish_reason
-            stats = chunk.stats or stats
-        assert stats is not None  # the last chunk always carries them
-        choices = tuple(
-            Choice(t, tuple(token_ids[i]), reasons[i], None if config.logprobs is None else tuple(logprobs[i]))
-            for i, t in enumerate(texts)
-        )
-        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
-        return Completion(text, choices, seed if config.do_sample else None, stats)
+        task = self._task(prompt, options)
+        return self._texts.completion(task, self._texts.stream(task))
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        each: Sequence[GenerationOptions] | None = None,
+        max_rows: int = DEFAULT_MAX_ROWS,
+        **options: Unpack[GenerationOptions],
+    ) -> list[Completion]:
+        """Continue many prompts of any lengths side by side: each as `generate` would, several times faster in all.
+
+        What a prompt gets does not depend on the others, bit for bit. Against `generate`, fp32 gives the same ids;
+        in other recipes the last bits of logits differ, which counts where the likeliest two tokens are nearly tied.
+        Searches, prompt lookup and a window work on one prompt at a time; they are refused here.
+
+        Args:
+            each: options of each prompt, over `options`.
+            max_rows: how many texts decode at a time; each takes the memory of one more context.
+
+        Raises: as `generate`.
+        """
+        own: Sequence[GenerationOptions] = [{} for _ in prompts] if each is None else each
+        if isinstance(prompts, str):
+            raise PromptError("prompts must be a list, got one text: call generate for it")
+        if len(own) != len(prompts):
+            raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
+        common = self.generation_config.updated(dict(options))
+        tasks = [self._texts.task(p, common.updated(dict(more))) for p, more in zip(prompts, own, strict=True)]
+        return self._texts.batch(tasks, max_rows)
+
+    def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: StateDtype = "float32") -> None:
+        """Write what the model remembers of `prompt` to the file `path`, to be loaded by `load_state`.
+
+        Args:
+            dtype: "float16" halves the file; results are then no longer the same to the last bit.
+
+        Raises:
+            PromptError, ContextError: as `generate`.
+            StateError: the numbers do not fit into float16.
+            OSError: the file cannot be written.
+        """
+        ids = prompt_ids(self.tokenizer, prompt)
+        with self._sessions.borrowed(ids) as (session, reused):
+            session.step(ids[reused:])
+            state = PromptState(tuple(ids), session.remembered(len(ids)))
+        write_state(path, self.bundle.manifest, state, dtype)
+
+    def load_state(self, path: str | os.PathLike[str]) -> PromptState:
+        """Read what `save_state` wrote: prompts that begin like it go on from there, until `forget`.
+
+        Raises:
+            StateError: the file is missing, damaged, or of another bundle.
+        """
+        state = read_state(path, self.bundle.manifest)
+        self._sessions.add(state)
+        return state
+
+    def forget(self) -> None:
+        """Forget prompts of earlier calls and loaded states: the next prompt is computed whole."""
+        self._sessions.forget()
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
         """Continue `prompt` piece by piece; the last chunk carries the finish reason and the stats.
@@ -93,11 +164,52 @@ class Model:
 
         Raises: as `generate`, before the first chunk.
         """
-        return self._stream(*self._prepare(prompt, options))
+        return self._texts.stream(self._task(prompt, options))
+
+    async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
+        """As `generate`, without holding up the event loop; cancelling the task stops it within one token.
+
+        Raises: as `generate`.
+        """
+        cancel = self._either_cancel(options)
+        pool = self._workers.pool()
+        loop = asyncio.get_running_loop()
+        task = await loop.run_in_executor(pool, self._task, prompt, options | {"cancel": cancel})
+        async with aclosing(stream_in_thread(partial(self._texts.stream, task), cancel, pool)) as stream:
+            chunks = [chunk async for chunk in stream]
+        return self._texts.completion(task, chunks)
+
+    def astream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> AsyncGenerator[Chunk, None]:
+        """As `stream`, for ``async for``; cancelling the task, or ``aclose()``, stops it within one token.
+
+        Raises:
+            ConfigError: an option is unknown, out of range or contradicts another; the others of `generate` come
+                before the first chunk.
+        """
+        cancel = self._either_cancel(options)
+        begin = partial(self.stream, prompt, **(options | {"cancel": cancel}))
+        return stream_in_thread(begin, cancel, self._workers.pool())
+
+    def warmup(self) -> float:
+        """Compute three tokens, so that the first request finds the weights in memory; returns the seconds it took.
+
+        Raises:
+            ClosedError: the model is closed.
+        """
+        started = time.perf_counter()
+        with self._sessions.borrowed() as (session, _):
+            session.step([0, 0])
+            session.step([0])
+        return time.perf_counter() - started
+
+    @property
+    def memory(self) -> ModelMemory:
+        """What this model is expected to take, and what this process has now."""
+        return ModelMemory.of(self.bundle)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """How likely `continuation` is after `prompt`, in all and token by token; see `edgelm.text_scoring.score`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.score(session, self.tokenizer, prompt, continuation)
 
     def choose(
@@ -109,161 +221,65 @@ class Model:
         calibrate: Prompt | None = None,
     ) -> Selection:
         """Which of `options` is likeliest after `prompt`, with probabilities; see `edgelm.text_scoring.choose`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.choose(session, self.tokenizer, prompt, options, length_normalization, calibrate)
 
     def perplexity(self, text: Prompt, *, stride: int | None = None) -> Perplexity:
         """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.perplexity(session, self.tokenizer, text, stride)
 
     def embed(self, text: Prompt, *, pooling: Pooling = "mean", normalize: bool = False) -> Vector:
         """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.embed`."""
-        with self._borrowed_session() as session:
+        with self._sessions.borrowed() as (session, _):
             return text_scoring.embed(session, self.tokenizer, text, pooling, normalize=normalize)
 
-    def _prepare(self, prompt: Prompt, options: GenerationOptions) -> tuple[list[int], GenerationConfig, int]:
-        config = self.generation_config.updated(dict(options))
-        if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
-            config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
-        return prompt_ids(self.tokenizer, prompt), config, secrets.randbits(63) if config.seed is None else config.seed
+    def _task(self, prompt: Prompt, options: GenerationOptions) -> TextTask:
+        return self._texts.task(prompt, self.generation_config.updated(dict(options)))
 
-    def _stream(self, prompt_ids: list[int], config: GenerationConfig, seed: int) -> Iterator[Chunk]:
-        clock = GenerationClock(searching=config.num_beams > 1)
-        with self._borrowed_session() as session:
-            rows = generate(session, prompt_ids, config, seed, ends_text=self._ends_text(prompt_ids, config))
-            yield from self._stream_rows(rows, clock, prompt_ids, config)
-
-    def _stream_rows(
-        self, rows: Iterator[Iterator[Step]], clock: GenerationClock, prompt_ids: list[int], config: GenerationConfig
-    ) -> Iterator[Chunk]:
-        for index, steps in enumerate(rows):
-            clock.row_begins()
-            text = self._text_after(prompt_ids, config.stop_strings)
-            waiting: deque[TokenLogprobs] = deque()  # of tokens whose text is not complete
-            for step in clock.timed(steps):
-                if step.logprobs is not None:
-                    waiting.append(text_scoring.named_with_alternatives(self.tokenizer, step.logprobs))
-                piece = text.finish() if step.token_id is None else text.push(step.token_id)
-                logprobs = None if config.logprobs is None else tuple(waiting.popleft() for _ in piece.token_ids)
-                reason = "stop" if text.stopped else step.finish_reason
-                if reason is None:
-                    if piece.text:
-                        yield Chunk(piece.text, piece.token_ids, index, logprobs=logprobs)
-                    continue
-                last = index == config.num_return_sequences - 1
-                stats = clock.stats(len(prompt_ids), self.load_seconds) if last else None
-                yield Chunk(piece.text, piece.token_ids, index, reason, stats, logprobs)
-                break
-
-    @contextmanager
-    def _borrowed_session(self) -> Iterator[Session]:
-        """An empty session for one generation; at most one is kept for the next."""
-        try:
-            session = self._idle.pop()  # atomic: two threads never get the same one
-            session.reset()
-        except IndexError:
-            session = self.session.sibling()
-        try:
-            yield session
-        finally:
-            if not self._idle:
-                self._idle.append(session)
-
-    def _ends_text(self, prompt_ids: list[int], config: GenerationConfig) -> EndsText | None:
-        """Whether new tokens complete a stop string: what beam search asks of each beam."""
-        if not config.stop_strings or config.num_beams == 1:
-            return None
-
-        def ends(new: Sequence[int]) -> bool:
-            text = self._text_after(prompt_ids[-1:], config.stop_strings)
-            for token in new:
-                text.push(token)
-            return text.stopped
-
-        return ends
-
-    def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
-        """Token ids for the texts over which DRY looks for no repetition: every token that holds one."""
-        if breakers not in self._breaker_ids:
-            texts = [breaker for breaker in breakers if isinstance(breaker, str)]
-            ids = {breaker for breaker in breakers if isinstance(breaker, int)}
-            for token in range(self.tokenizer.vocab_size):
-                text = self.tokenizer.decode([token])
-                if any(breaker in text for breaker in texts):
-                    ids.add(token)
-            self._breaker_ids[breakers] = tuple(sorted(ids))
-        return self._breaker_ids[breakers]
-
-    def _text_after(self, prompt_ids: list[int], stop_strings: Sequence[str]) -> TextStream:
-        """A stream of the text that follows the prompt, spaced as the decoder spaces it there."""
-        decoder = self.tokenizer.stream(skip_special_tokens=True)
-        for token_id in prompt_ids:
-            decoder.push(token_id)
-        return TextStream(decoder, stop_strings)
+    def _either_cancel(self, options: GenerationOptions) -> EitherCancel:
+        return EitherCancel(self.generation_config.updated(dict(options)).cancel)
 
 
-def load(path: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    shared_threads: bool = False,
+    prefix_cache_bytes: int = 0,
+) -> Model:
     """Load a bundle.
 
     Args:
         path: the bundle's folder; None for the model embedded in the package.
         device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
         threads: CPU threads; None for all CPUs this process may use.
+        shared_threads: whether to run on threads that all models of the process share (all or none must): fewer
+            threads, but slower, and no use after a fork.
+        prefix_cache_bytes: a prompt that begins like an earlier one is computed from where they differ. The last
+            prompt is kept in any case, others while all take no more memory than this.
 
     Raises:
         BundleError: the folder is no valid bundle, or its parts disagree.
         DeviceError: ONNX Runtime is missing or the device cannot be used.
         TokenizerError: the bundle's tokenizer cannot be read.
+        InsufficientMemoryError: the model would not fit into the memory this process may use.
     """
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
-    tokenizer = _bundle_tokenizer(bundle)
-    config = _bundle_config(bundle)
-    session = Session.open(bundle, device=device, threads=threads)
-    return Model(bundle, tokenizer, session, config, load_seconds=time.perf_counter() - started)
+    refuse_if_too_large(bundle)
+    tokenizer = bundle_tokenizer(bundle)
+    config = bundle_config(bundle)
+    session = Session.open(bundle, device=device, threads=threads, shared_threads=shared_threads)
+    seconds = time.perf_counter() - started
+    return Model(bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes)
 
 
-def default_bundle_path() -> Path:
-    """The folder of the embedded default model.
-
-    Raises:
-        BundleError: this installation has none.
-    """
-    try:
-        folder: Path = import_module("edgelm_models").default_bundle_path()
-    except ModuleNotFoundError:
-        raise BundleError("this installation has no embedded model; name a bundle folder (-m/--model)") from None
-    return folder
-
-
-def _bundle_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The bundle's tokenizer.json says all; the files beside it are for other tools."""
-    try:
-        tokenizer = Tokenizer.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} is not UTF-8 text") from None
-    vocab_size = bundle.manifest.architecture.vocab_size
-    if tokenizer.vocab_size > vocab_size:
-        raise BundleError(
-            f"the tokenizer of {os.fspath(bundle.path)!r} knows {tokenizer.vocab_size} tokens but its graph only "
-            f"{vocab_size}: they do not belong together"
-        )
-    tokenizer.pad_vocabulary(vocab_size)
-    return tokenizer
-
-
-def _bundle_config(bundle: Bundle) -> GenerationConfig:
-    """The bundle's defaults, checked against its vocabulary."""
-    name = "generation_config.json"
-    try:
-        content = parse_json(bundle.file(name).read_bytes())
-        if not isinstance(content, dict):
-            raise StrictJsonError("must be an object")
-        config = config_from_file(content)
-    except (StrictJsonError, ConfigError) as error:
-        raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: {error}") from None
-    wrong = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
-    if wrong:
-        raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: eos_token_id {wrong[0]} is not in the vocabulary")
-    return config
+def _loaded_as(
+    path: str, device: str, threads: int, prefix_cache_bytes: int, generation_config: GenerationConfig
+) -> Model:
+    """What a pickled model becomes."""
+    model = load(path, device=device, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
+    model.generation_config = generation_config
+    return model

@@ -28,6 +28,7 @@ BEAMS = ("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", 
 _NEEDS = {
     "xtc_threshold": "xtc_probability",
     "mirostat_eta": "mirostat_tau",
+    "pinned_tokens": "context_overflow",
     "dry_base": "dry_multiplier",
     "dry_allowed_length": "dry_multiplier",
     "dry_sequence_breakers": "dry_multiplier",
@@ -60,9 +61,19 @@ def check_combination(config: "GenerationConfig") -> None:
     if config.do_sample and config.mirostat_tau is not None:
         _check_mirostat(config, defaults)
     _check_beams(config)
+    if config.context_overflow == "window" and (config.num_beams > 1 or config.penalty_alpha is not None):
+        raise ConfigError(
+            "context_overflow='window' works with greedy decoding and sampling only: drop it, or num_beams and "
+            "penalty_alpha"
+        )
     if config.logprobs is not None and (config.num_beams > 1 or config.penalty_alpha is not None):
         raise ConfigError(
             "logprobs come with greedy decoding and sampling only: drop it, or num_beams and penalty_alpha"
+        )
+    if config.prompt_lookup_num_tokens is not None and (config.num_beams > 1 or config.penalty_alpha is not None):
+        raise ConfigError(
+            "prompt_lookup_num_tokens works with greedy decoding and sampling only: drop it, or num_beams and "
+            "penalty_alpha"
         )
 
 
@@ -130,6 +141,8 @@ def replaced_defaults(config: "GenerationConfig", given: Mapping[str, Any]) -> d
         changed["do_sample"] = False
     if sampling or given.get("do_sample") or given.get("num_beams", 1) > 1:
         reset.append("penalty_alpha")
+    if "penalty_alpha" in chosen or given.get("num_beams", 1) > 1:
+        reset.append("prompt_lookup_num_tokens")
     if "penalty_alpha" in chosen or given.get("num_beams") == 1:
         reset += BEAMS
     if "mirostat_tau" in chosen:

@@ -19,8 +19,10 @@ from edgelm.device import (
     import_onnxruntime,
     require_version,
 )
-from edgelm.errors import BundleError, ContextError, DeviceError, PromptError
-from edgelm.graph_call import GraphCall, Hidden, KvCache, LoadedGraph, Logits
+from edgelm.errors import BundleError, ContextError, DeviceError, EdgelmError, PromptError
+from edgelm.graph_call import GraphCall, Hidden, KeysValues, KvCache, LoadedGraph, Logits
+from edgelm.graph_signature import check_signature
+from edgelm.ragged_batch import RaggedBatch
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -44,17 +46,22 @@ class Session:
         self._position = 0
         self._cache = KvCache(self._graph, 1, self.context_length)
         self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
+        self._few: dict[int, GraphCall] = {}
 
     @classmethod
-    def open(cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> "Session":
+    def open(
+        cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None, shared_threads: bool = False
+    ) -> "Session":
         """Load the bundle's graph.
 
         Args:
             device: "auto", "cpu", "cuda" or "cuda:N".
             threads: CPU threads; None for all CPUs this process may use.
+            shared_threads: whether to run on threads that all sessions of the process share; all or none must.
 
         Raises:
-            DeviceError: ONNX Runtime is missing or too old, or the device cannot be used.
+            DeviceError: ONNX Runtime is missing or too old, the device cannot be used, or the process's other
+                sessions do not fit `shared_threads`.
             BundleError: ONNX Runtime refuses the graph, or it differs from the manifest.
         """
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
@@ -65,13 +72,15 @@ class Session:
         place = choose_device(device, graph, onnxruntime)
         count = threads or default_threads()
         try:
-            ort_session = create_inference_session(bundle.file(graph.file), place, count, onnxruntime)
-        except DeviceError:
+            ort_session = create_inference_session(
+                bundle.file(graph.file), place, count, onnxruntime, shared_threads=shared_threads
+            )
+        except EdgelmError:
             raise
         except Exception as error:  # ORT's own exceptions share no base class but Exception
             reason = (str(error).splitlines() or ["no reason given"])[0]
             raise BundleError(f"ONNX Runtime cannot load {graph.file!r} of {str(bundle.path)!r}: {reason}") from None
-        _check_signature(bundle, ort_session)
+        check_signature(bundle, ort_session)
         return cls(bundle, ort_session, place, count)
 
     @property
@@ -89,9 +98,23 @@ class Session:
         """P: how many tokens the cache holds."""
         return self._position
 
+    @property
+    def bytes_per_token(self) -> int:
+        """What a token takes in the cache."""
+        facts = self.bundle.manifest.architecture
+        itemsize = np.dtype(self.bundle.manifest.graph.kv_dtype).itemsize
+        return 2 * facts.num_layers * facts.num_heads * facts.head_dim * itemsize
+
     def sibling(self) -> "Session":
         """A session of the same graph with an empty cache of its own; costs no weights."""
         return Session(self.bundle, self._graph.ort_session, self.device, self.threads)
+
+    def close(self) -> None:
+        """Free the graph, which all siblings share, once other threads' calls are done; later ones raise ClosedError.
+
+        Closing twice is no error.
+        """
+        self._graph.ort_session.close()
 
     def step(self, ids: Ids) -> Logits:
         """Append `ids` to the cache; returns the last position's logits, float32 of shape (V,), the caller's own.
@@ -99,12 +122,14 @@ class Session:
         Raises:
             PromptError: no ids, or one outside 0 to V - 1; the cache is unchanged.
             ContextError: more ids than the context has room for; the cache is unchanged.
+            ClosedError: the model is closed.
+            ForkError: the session was made before this process was forked.
         """
         array = self._checked(ids)  # (T,)
         if len(array) == 1:
             return self._run(self._decode, array).reshape(-1).copy()  # (V,)
         logits: Logits | None = None
-        for chunk in _chunks(array):
+        for chunk in prompt_chunks(array):
             logits = self._run(self._call(len(chunk), 1), chunk)  # (1, V)
         assert logits is not None
         return logits.reshape(-1)  # (V,)
@@ -119,8 +144,19 @@ class Session:
 
     def score_pieces(self, ids: Ids) -> Iterator[Logits]:
         """As `score`, in pieces of some hundred rows: all logits of a long text at once may not fit into memory."""
-        for chunk in _chunks(self._checked(ids)):
+        for chunk in prompt_chunks(self._checked(ids)):
             yield self._run(self._call(len(chunk), len(chunk)), chunk)
+
+    def step_all(self, ids: Ids) -> Logits:
+        """As `score` for a few ids, in buffers that are kept: the logits (T, V) are valid until the next call.
+
+        Raises:
+            PromptError, ContextError: as `step`.
+        """
+        array = self._checked(ids)
+        if len(array) not in self._few:
+            self._few[len(array)] = self._call(len(array), len(array))
+        return self._run(self._few[len(array)], array)
 
     def step_hidden(self, ids: Ids) -> tuple[Logits, Hidden]:
         """As `step`, with the hidden states of all of `ids`, the final norm's output, float32 of shape (T, D).
@@ -130,7 +166,7 @@ class Session:
         """
         hidden: list[Hidden] = []
         logits: Logits | None = None
-        for chunk in _chunks(self._checked(ids)):
+        for chunk in prompt_chunks(self._checked(ids)):
             call = self._call(len(chunk), 1, hidden=True)
             logits = self._run(call, chunk)  # (1, V)
             hidden.append(call.hidden)  # (T, D)
@@ -146,6 +182,29 @@ class Session:
         if not self._position <= min(capacity, self.context_length):
             raise ContextError(f"a batch with room for {capacity} tokens cannot take over {self._position}")
         return BatchSession(self._graph, self._cache, self._position, rows, min(capacity, self.context_length))
+
+    def ragged_batch(self, rows: int) -> RaggedBatch:
+        """An empty batch of the same graph for up to `rows` texts of any lengths; see `copy_into`."""
+        return RaggedBatch(self._graph, rows, self.context_length)
+
+    def copy_into(self, batch: RaggedBatch) -> int:
+        """Have a text in `batch` that continues what this session holds; returns its row."""
+        return batch.admit(self._cache, self._position)
+
+    def remembered(self, count: int) -> KeysValues:
+        """Keys and values of the first `count` tokens, a copy, of the cache's type and shape (2·layers, H, count, p).
+
+        Raises:
+            ContextError: the cache holds fewer.
+        """
+        if count > self._position:
+            raise ContextError(f"cannot copy {count} tokens: the cache holds {self._position}")
+        return self._cache.read(0, count)
+
+    def restore(self, content: KeysValues) -> None:
+        """Hold what `remembered` gave, and nothing else."""
+        self._cache.write(0, content)
+        self._position = content.shape[2]
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
@@ -200,44 +259,8 @@ def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
     return array.astype(np.int64, copy=False)
 
 
-def _chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+def prompt_chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     """Pieces of PREFILL_CHUNK_TOKENS; a single token left over joins the last piece. GroupQueryAttention has another
     kernel for one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
     starts = list(range(0, max(1, len(ids) - 1), PREFILL_CHUNK_TOKENS))
     return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
-
-
-def _check_signature(bundle: Bundle, ort_session: Any) -> None:
-    """The graph must have exactly the inputs, outputs and sizes the manifest states."""
-    facts, graph = bundle.manifest.architecture, bundle.manifest.graph
-    layers = range(facts.num_layers)
-    cache = [facts.num_heads, None, facts.head_dim]  # axis 0 is the batch, None stands for any size
-    inputs: dict[str, list[int | None]] = {
-        graph.input_ids: [None],
-        graph.position_ids: [None],
-        graph.seqlens_k: [],
-        graph.query_seqlens: [],
-        graph.total_sequence_length: [],
-        graph.logits_index: [],
-        **{name.replace("{layer}", str(i)): cache for name in graph.past_names for i in layers},
-    }
-    outputs: dict[str, list[int | None]] = {
-        graph.logits: [facts.vocab_size],
-        graph.hidden_states: [None, facts.hidden_size],
-        **{name.replace("{layer}", str(i)): cache for name in graph.present_names for i in layers},
-    }
-    for kind, expected, found in (
-        ("inputs", inputs, ort_session.get_inputs()),
-        ("outputs", outputs, ort_session.get_outputs()),
-    ):
-        if {node.name for node in found} != set(expected):
-            raise BundleError(f"the graph {graph.file!r} has other {kind} than bundle.json states")
-        for node in found:
-            sizes = node.shape[1:]
-            if len(sizes) != len(expected[node.name]) or any(
-                want is not None and isinstance(size, int) and size != want
-                for size, want in zip(sizes, expected[node.name], strict=True)
-            ):
-                raise BundleError(
-                    f"{node.name!r} of the graph has the shape {node.shape}, which differs from what bundle.json states"
-                )

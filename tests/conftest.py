@@ -43,6 +43,9 @@ class FakeSession:
         self.fed += [int(i) for i in ids]
         return np.array(self.rows[self.fed[-1]], np.float32)
 
+    def step_all(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return np.stack([self.step([int(token)]) for token in ids])
+
     def step_hidden(
         self, ids: Sequence[int] | npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgelm import Bundle, ContextError, PromptError, Session
-from edgelm.model import default_bundle_path
+from edgelm.bundle_parts import default_bundle_path
 from tests.conftest import TINY_BUNDLE
 
 PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 9)]

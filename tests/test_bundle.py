@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import edgelm
 from edgelm import Bundle, BundleError, EdgelmError
 from edgelm.bundle import file_fact
+from edgelm.bundle_parts import default_bundle_path
 from edgelm.manifest import digest_of, read_manifest
-from edgelm.model import default_bundle_path
 from tests.conftest import TINY_BUNDLE, edit_manifest
 
 Edit = Callable[[dict[str, Any]], object]

@@ -1,5 +1,6 @@
 """The real graph: the tiny bundle through ONNX Runtime."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from edgelm import Bundle, ContextError, DeviceError, PromptError, Session
 from edgelm import session as session_module
-from edgelm.model import default_bundle_path
+from edgelm.bundle_parts import default_bundle_path
 from tests.conftest import TINY_BUNDLE
 
 TEXT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 40)]
@@ -182,7 +183,7 @@ def test_int8_is_the_same_bit_for_bit_on_any_number_of_threads(int8: Session) ->
 def test_chunks_never_end_in_a_single_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "PREFILL_CHUNK_TOKENS", 4)
     for length in range(1, 30):
-        chunks = session_module._chunks(np.arange(length))
+        chunks = session_module.prompt_chunks(np.arange(length))
         assert np.array_equal(np.concatenate(chunks), np.arange(length))
         assert all(2 <= len(chunk) <= 5 for chunk in chunks) or length == 1
         assert all(len(chunk) == 4 for chunk in chunks[:-1])
@@ -207,3 +208,20 @@ def test_caches_are_freed_with_their_session(tiny: Session) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("bundle", [TINY_BUNDLE, default_bundle_path()])
+def test_no_chunk_ends_in_a_tile_of_one_token(bundle: Path) -> None:
+    """Attention computes queries in tiles of twice the head's width, and a tile of one token by another kernel."""
+    session = Session.open(Bundle.read(bundle), device="cpu", threads=1)
+    tile = 2 * session.bundle.manifest.architecture.head_dim
+    for length in (tile + 1, tile + 3, 2 * tile + 1, 2 * tile + 8):
+        ids = np.random.default_rng(length).integers(0, session.vocab_size, length)
+        session.reset()
+        wanted, cache = session.step(ids), session.remembered(length)
+        for cut in sorted({2, 7, 8, length // 2, tile + 1, tile - 1, length - 7, length - 2}):
+            if 2 <= cut <= length - 2:
+                session.reset()
+                session.step(ids[:cut])
+                assert np.array_equal(session.step(ids[cut:]), wanted), (length, cut)
+                assert np.array_equal(session.remembered(length), cache), (length, cut)

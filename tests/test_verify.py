@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgelm.bundle import Bundle, file_fact
+from edgelm.bundle_parts import default_bundle_path
 from edgelm.certificate import Reference
 from edgelm.errors import BundleError
-from edgelm.model import default_bundle_path
 from edgelm.reference import ReferenceData, encode_reference, read_reference
 from edgelm.remeasure import Check, Drift, Figures, checks, drift, figures, observe, observe_session
 from edgelm.session import Session

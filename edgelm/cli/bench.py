@@ -45,6 +45,7 @@ def command(
     prompt = np.random.Generator(np.random.Philox(0)).integers(0, session.vocab_size, prompt_tokens).tolist()
     stats = []
     for _ in range(WARM_UP_RUNS + runs):
+        loaded.forget()  # or every run but the first would have the prompt already
         stats.append(loaded.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=()).stats)
     measured = stats[WARM_UP_RUNS:]
     first_token = median(s.prefill_seconds for s in measured)

@@ -16,6 +16,7 @@ SAMPLING = "More ways to sample"
 REPETITION = "Against repetition"
 TOKENS = "Single tokens"
 SEARCH = "Beam search and contrastive search"
+SPEED = "Speed"
 
 
 class GroupedOption(click.Option):
@@ -125,10 +126,19 @@ _FLAGS = (
     ),
     _number(COMMON, "--num-return-sequences", "N", "How many continuations to return.", int),
     _number(COMMON, "--seed", "N", "Makes sampling repeatable.", int),
+    _number(SPEED, "--prompt-lookup-num-tokens", "N", "Draft up to N tokens from the text so far.", int),
     _number(LENGTH, "--max-length", "N", "Most tokens in all, prompt included.", int),
     _number(LENGTH, "--min-new-tokens", "N", "No end-of-text token before N new tokens.", int),
     _number(LENGTH, "--min-length", "N", "No end-of-text token before N tokens in all.", int),
     _number(LENGTH, "--max-time", "SECONDS", "Stop after this time with what is there."),
+    click.option(
+        "--context-overflow",
+        type=click.Choice(["stop", "truncate", "window"]),
+        help="At the context's end stop; drop the start of a long prompt; or forget and go on.  [default: stop]",
+        cls=GroupedOption,
+        group=LENGTH,
+    ),
+    _number(LENGTH, "--pinned-tokens", "N", "The prompt's first N tokens are never dropped.", int),
     _listed(LENGTH, "--eos-token-id", "ID,...", "End at these tokens; repeatable.", _flat_ids),
     _listed(LENGTH, "--forced-eos-token-id", "ID,...", "What fills the last place.", _flat_ids),
     click.option(

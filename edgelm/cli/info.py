@@ -15,7 +15,7 @@ from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as one JSON object.")
 def command(bundle: str | None, model: str | None, as_json: bool) -> None:
     """Show what a bundle is and what it lost."""
-    from edgelm.model import default_bundle_path
+    from edgelm.bundle_parts import default_bundle_path
 
     folder = one_bundle(bundle, model)
     opened = Bundle.read(default_bundle_path() if folder is None else folder)

@@ -1,5 +1,6 @@
 """``edgelm run``: a prompt and its continuation on stdout, all else on stderr."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from edgelm.completion import Chunk, Stats
     from edgelm.generation_options import GenerationOptions
     from edgelm.model import Model
+    from edgelm.prompt_state import PromptState
 
 
 @click.command(name="run", cls=GroupedCommand)
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities, and N likeliest tokens.")
+@click.option("--state", metavar="FILE", help="Keep the computed prompt here; prompts that begin like it start faster.")
 @click.option("--stats", is_flag=True, help="Print times and memory on stderr.")
 def command(
     prompt: str | None,
@@ -33,6 +36,7 @@ def command(
     threads: int | None,
     no_echo: bool,
     as_json: bool,
+    state: str | None,
     stats: bool,
     **options: Any,
 ) -> None:
@@ -53,14 +57,33 @@ def command(
     from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads)
+    kept = None if state is None or not os.path.lexists(state) else loaded.load_state(state)
     if as_json:
         completion = loaded.generate(text, **given)
         final = completion.stats
         print_json({**_model_facts(loaded), **asdict(completion)})
     else:
         final = _print_stream(loaded.stream(text, **given), None if no_echo else text)
+    if state is not None and final.dropped_tokens:
+        click.echo("edgelm: the prompt is longer than the context, so its state is not kept", err=True)
+    elif state is not None:
+        _keep_state(loaded, state, text, kept)
     if stats:
         click.echo(_stats_line(final, loaded), err=True)
+
+
+def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | None") -> None:
+    """Save the prompt's state where there is none, or where the prompt goes on from what is there."""
+    if kept is None:
+        model.save_state(path, prompt)
+        return
+    text = model.tokenizer.decode(kept.ids, skip_special_tokens=True)
+    if prompt == text:
+        return
+    if prompt.startswith(text):
+        model.save_state(path, prompt)
+    elif not text.startswith(prompt):
+        click.echo(f"edgelm: the prompt does not go on from what {path!r} holds, which stays as it is", err=True)
 
 
 def _read_stdin() -> str:
@@ -106,8 +129,10 @@ def _model_facts(model: "Model") -> dict[str, object]:
 
 
 def _stats_line(stats: "Stats", model: "Model") -> str:
+    drafts = f" ({stats.accepted_tokens} of {stats.drafted_tokens} drafted)" if stats.drafted_tokens else ""
+    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
     return (
-        f"prompt {stats.prompt_tokens} tok in {stats.prefill_seconds * 1e3:.0f} ms | "
-        f"{stats.new_tokens} tok, {stats.tokens_per_second:.1f} tok/s | load {stats.load_seconds:.2f} s | "
+        f"prompt {stats.prompt_tokens} tok{reused} in {stats.prefill_seconds * 1e3:.0f} ms | "
+        f"{stats.new_tokens} tok{drafts}, {stats.tokens_per_second:.1f} tok/s | load {stats.load_seconds:.2f} s | "
         f"peak {stats.peak_rss_bytes / 1e6:.0f} MB | {model.session.device}, {model.session.threads} threads"
     )

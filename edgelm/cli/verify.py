@@ -21,7 +21,7 @@ def command(bundle: str | None, model: str | None, hashes_only: bool, threads: i
     The digest, the size and the SHA-256 of every file come first. Then the bundle computes its reference tokens, and
     the results must be those of its certificate, within tolerances that are printed.
     """
-    from edgelm.model import default_bundle_path
+    from edgelm.bundle_parts import default_bundle_path
 
     folder = one_bundle(bundle, model)
     opened = Bundle.read(default_bundle_path() if folder is None else folder)

@@ -8,8 +8,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from edgelm.decoding import Step
+from edgelm.generate import generate
+from edgelm.generation_config import GenerationConfig
 from edgelm.manifest import FixedPrecision
 from edgelm.model import load
+from edgelm.scheduler import Scheduler
 from edgelm.session import Session
 from tests.export.checkpoints import Ids, Logits, Shape, Tiny, TinyExport
 from tests.export.test_variants import QUANTIZED_SHAPES
@@ -103,6 +107,31 @@ def _fed(session: Session, ids: Ids) -> list[Ids]:
     session.reset()
     half = len(ids) // 2
     return [ids[:half], *(ids[at : at + 1] for at in range(half, len(ids)))]
+
+
+def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
+    """fp32: nor on being in a batch. Elsewhere single steps have other kernels: docs/decisions.md, Batches."""
+    session, half = tiny.session(), tiny.shape.context // 2
+    texts = [tiny.text(seed)[: half + 1 - seed] for seed in range(6)]
+    greedy = GenerationConfig(max_new_tokens=half - 2, logprobs=2)
+
+    def steps_of_first(neighbours: int, rows: int, threads: int = 1) -> list[Step]:
+        scheduler, found = Scheduler(tiny.session(threads), max_rows=rows), list[Step]()
+        first = scheduler.submit(texts[0].tolist(), greedy, 0)
+        for seed in range(1, 1 + neighbours):
+            scheduler.submit(texts[seed].tolist(), GenerationConfig(max_new_tokens=3 * seed), 0)
+        while scheduler.pending:
+            found += [turn.step for turn in scheduler.step() if turn.handle == first and turn.step is not None]
+        return found
+
+    wanted = steps_of_first(0, 1)
+    assert len(wanted) == half - 1
+    for neighbours, rows in [(1, 2), (2, 3), (3, 4), (5, 6), (5, 2)]:
+        assert steps_of_first(neighbours, rows) == wanted, (neighbours, rows)
+    assert steps_of_first(5, 6, threads=2) == wanted
+    if tiny.exported.bundle.manifest.recipe.name == "fp32":
+        (single,) = (list(row) for row in generate(session, texts[0].tolist(), greedy, 0))
+        assert [step.token_id for step in single] == [step.token_id for step in wanted]
 
 
 def test_interleaved_streams_give_the_text_they_give_alone(tiny: Tiny) -> None:

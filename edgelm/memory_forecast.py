@@ -1,0 +1,127 @@
+"""How much memory a model takes, known before it is loaded, and how much this process may still take."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgelm.bundle import Bundle
+from edgelm.errors import InsufficientMemoryError
+from edgelm.memory import resident_bytes
+
+RUNTIME_BYTES = 16 << 20
+"""What a session of no weights takes, beside the imported libraries. Measured, as the share: docs/embedding.md."""
+PREPACKED_SHARE = 1.06
+"""ONNX Runtime copies weights into the order its kernels want; the pages of their file are not needed afterwards."""
+PREFILL_TOKENS = 256
+"""Activations are those of one piece of a prompt (`edgelm.session.PREFILL_CHUNK_TOKENS`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """A model's memory, in bytes. The forecast is what it is expected to need, present is what is."""
+
+    weights_bytes: int
+    """The weights' file, mapped: the system may drop these pages, and they are not in the forecast."""
+    prepacked_bytes: int
+    """The weights as the kernels want them, made when the model is loaded."""
+    cache_bytes: int
+    """Keys and values of one text that fills the context; each text generated at the same time has its own."""
+    activation_bytes: int
+    """What computing a long prompt needs beside, once."""
+    forecast_bytes: int
+    """What one text at a time needs, beside Python and the imported libraries."""
+    present_bytes: int
+    """Resident memory of this process now, everything in it; 0 where the system does not say."""
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "ModelMemory":
+        """The forecast for a bundle; nothing is loaded."""
+        facts, graph = bundle.manifest.architecture, bundle.manifest.graph
+        weights = bundle.manifest.files[graph.weights_file].size_bytes
+        number_bytes = 2 if graph.kv_dtype == "float16" else 4
+        cache = 2 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length * number_bytes
+        # The widest at a time: 4 D of the feed-forward part, twice, and what attention holds beside.
+        tokens = min(PREFILL_TOKENS, facts.context_length)
+        activations = tokens * (16 * facts.hidden_size + facts.num_heads * facts.context_length) * 4
+        prepacked = math.ceil(weights * PREPACKED_SHARE)
+        forecast = RUNTIME_BYTES + prepacked + cache + activations
+        return cls(weights, prepacked, cache, activations, forecast, resident_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much memory this process may still take, and what says so."""
+
+    free_bytes: int
+    limit: str
+
+
+def refuse_if_too_large(bundle: Bundle) -> None:
+    """Refuse a bundle that cannot fit, before it is loaded.
+
+    Raises:
+        InsufficientMemoryError: its forecast is more than what is left.
+    """
+    memory = ModelMemory.of(bundle)
+    for room in rooms():
+        # An address-space limit counts mapped files; the others only what cannot be dropped and read again.
+        needed = memory.forecast_bytes + (memory.weights_bytes if room.limit == "RLIMIT_AS" else 0)
+        if needed > room.free_bytes:
+            raise InsufficientMemoryError(
+                f"the model {bundle.path.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "
+                f"{_mb(room.free_bytes)} MB: free some, raise the limit, or use a bundle of fewer bits"
+            )
+
+
+def rooms() -> list[Room]:
+    """What each limit leaves: the cgroup's, RLIMIT_AS, and the machine's available memory; those that are known."""
+    found = [_cgroup_room(), _address_space_room(), _machine_room()]
+    return [room for room in found if room is not None]
+
+
+def _cgroup_room() -> Room | None:
+    """Version 2, then 1; pages of files that are read but not in use count as free."""
+    for folder, limit_name, used_name, idle in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = (folder / limit_name).read_text(encoding="ascii").strip()
+            if limit == "max":
+                return None
+            used = int((folder / used_name).read_text(encoding="ascii"))
+            lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            droppable = sum(int(line.split()[1]) for line in lines if line.split()[0] == idle)
+            return Room(int(limit) - used + droppable, "the cgroup's memory limit")
+        except (OSError, ValueError, IndexError):
+            continue
+    return None
+
+
+def _address_space_room() -> Room | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return Room(limit - pages * resource.getpagesize(), "RLIMIT_AS")
+
+
+def _machine_room() -> Room | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        return Room(facts["MemAvailable"] + facts.get("SwapFree", 0), "this machine's available memory")
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _mb(count: int) -> str:
+    return f"{max(0, count) / 1e6:,.0f}"

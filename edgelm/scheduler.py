@@ -1,0 +1,194 @@
+"""Continuous batching: texts come, decode side by side, and leave when they are done. Ids only; no threads, no clock.
+
+Source: iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.decoding import Request, Step
+from edgelm.decoding_row import DecodingRow
+from edgelm.errors import ConfigError
+from edgelm.generation_config import GenerationConfig
+from edgelm.graph_call import Logits
+from edgelm.long_context import fitted
+from edgelm.prefix import shared_tokens
+from edgelm.prompt_state import PromptState, most_shared
+from edgelm.session import PREFILL_CHUNK_TOKENS, Ids, Session, as_ids, prompt_chunks
+
+DEFAULT_MAX_ROWS = 8
+
+Handle = int
+"""Names a submitted text; never used twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a step did for one text: a token, a reason to end, or an error, which is a text's last turn too."""
+
+    handle: Handle
+    step: Step | None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    handle: Handle
+    text: DecodingRow
+    prompt: npt.NDArray[np.int64]
+
+
+class Scheduler:
+    """Decodes up to `max_rows` texts at a time; more wait in the order they came.
+
+    A prompt is computed alone, by the same calls as everywhere, and then joins the batch, whose steps compute an even
+    number of rows. So a text's ids are the same, bit for bit, whatever else is submitted, before, beside or after it.
+    At most some 256 tokens of prompts are computed between two steps of the batch. Not for use by several threads
+    at a time.
+    """
+
+    def __init__(
+        self, session: Session, *, max_rows: int = DEFAULT_MAX_ROWS, states: Sequence[PromptState] = ()
+    ) -> None:
+        """Args: a session for the prompts, whose own tokens are forgotten; how many texts decode at a time; states
+        for prompts that begin like them.
+
+        Raises:
+            ConfigError: `max_rows` is out of range.
+        """
+        if not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
+            raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
+        session.reset()
+        self._session = session
+        self._states = states
+        self._held: Ids = ()  # the prompt whose first tokens the session holds
+        self._batch = session.ragged_batch(max_rows)
+        self._waiting: deque[_Waiting] = deque()
+        self._pieces: deque[npt.NDArray[np.int64]] = deque()  # of the first waiting prompt: what is left to compute
+        self._rows: dict[Handle, int] = {}
+        self._texts: dict[Handle, DecodingRow] = {}
+        self._handles = 0
+
+    @property
+    def pending(self) -> int:
+        """How many texts are waiting or decoding: 0 when there is nothing to do."""
+        return len(self._waiting) + len(self._texts)
+
+    def submit(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int, *, row: int = 0) -> Handle:
+        """Queue a text; the following steps have its turns.
+
+        Args:
+            row: which of `num_return_sequences` this is; each has random numbers of its own.
+
+        Raises:
+            PromptError: no ids, or unknown ones.
+            ContextError: the prompt is longer than the context.
+            ConfigError: an option cannot be used with this model, or not in a batch.
+        """
+        for name in ("num_beams", "penalty_alpha", "prompt_lookup_num_tokens"):
+            if getattr(config, name) not in (None, 1):
+                raise ConfigError(f"{name} works on one prompt at a time: drop it, or call generate for each prompt")
+        if config.context_overflow == "window":
+            raise ConfigError(
+                "context_overflow='window' works on one prompt at a time: use 'truncate', or call generate for each "
+                "prompt"
+            )
+        known = as_ids(prompt_ids, self._session.vocab_size).tolist()
+        kept, config = fitted(known, config, self._session.context_length)
+        request = Request.of(self._session, kept, config, seed)
+        self._handles += 1
+        self._waiting.append(_Waiting(self._handles, DecodingRow(request, row), request.prompt))
+        return self._handles
+
+    def cancel(self, handle: Handle) -> None:
+        """Forget a text; it has no more turns. One that is done already is no error."""
+        if self._waiting and self._waiting[0].handle == handle:
+            self._pieces.clear()
+        self._waiting = deque(waiting for waiting in self._waiting if waiting.handle != handle)
+        self._leave(handle)
+
+    def step(self) -> list[Turn]:
+        """Compute some of what waits, then a token of every text that decodes."""
+        turns = self._admit()
+        turns += self._decode()
+        return turns
+
+    def _admit(self) -> list[Turn]:
+        turns: list[Turn] = []
+        left = PREFILL_CHUNK_TOKENS
+        while left > 0 and self._waiting and not self._batch.is_full:
+            first = self._waiting[0]
+            reason = first.text.reason_to_end()
+            if reason is not None:
+                self._next_waits()
+                turns.append(Turn(first.handle, Step(None, reason)))
+                continue
+            if not self._pieces:
+                self._begin(first.prompt)
+            piece = self._pieces.popleft()
+            logits = self._session.step(piece)
+            left -= len(piece)
+            if self._pieces:
+                continue
+            self._next_waits()
+            turn = self._chosen(first.handle, first.text, logits)
+            turns.append(turn)
+            if turn.step is not None and turn.step.finish_reason is None:
+                self._rows[first.handle] = self._session.copy_into(self._batch)
+                self._texts[first.handle] = first.text
+        return turns
+
+    def _decode(self) -> list[Turn]:
+        turns = []
+        for handle, text in list(self._texts.items()):
+            reason = text.reason_to_end()
+            if reason is not None:
+                self._leave(handle)
+                turns.append(Turn(handle, Step(None, reason)))
+        if not self._texts:
+            return turns
+        if not self._waiting:
+            self._close_gaps()
+        logits = self._batch.step({self._rows[handle]: int(text.ids[-1]) for handle, text in self._texts.items()})
+        for handle, text in list(self._texts.items()):
+            turn = self._chosen(handle, text, logits[self._rows[handle]])
+            turns.append(turn)
+            if turn.step is None or turn.step.finish_reason is not None:
+                self._leave(handle)
+        return turns
+
+    def _chosen(self, handle: Handle, text: DecodingRow, logits: Logits) -> Turn:
+        try:
+            return Turn(handle, text.take(logits))
+        except Exception as error:  # a caller's logits_processor may raise anything: it ends its own text only
+            return Turn(handle, None, error)
+
+    def _begin(self, prompt: npt.NDArray[np.int64]) -> None:
+        """Keep what the session has of `prompt`; the rest is to be computed."""
+        kept = shared_tokens(self._held[: self._session.position], prompt)
+        content, stored = most_shared(self._states, prompt.tolist())
+        if content is not None and stored > kept:
+            self._session.restore(content)
+            kept = stored
+        else:
+            self._session.rewind(self._session.position - kept)
+        self._held = prompt
+        self._pieces.extend(prompt_chunks(prompt[kept:]))
+
+    def _next_waits(self) -> None:
+        self._waiting.popleft()
+        self._pieces.clear()
+
+    def _leave(self, handle: Handle) -> None:
+        if handle in self._rows:
+            self._batch.leave(self._rows.pop(handle))
+            del self._texts[handle]
+
+    def _close_gaps(self) -> None:
+        while (moved := self._batch.moved_down()) is not None:
+            old, new = moved
+            self._rows = {handle: new if row == old else row for handle, row in self._rows.items()}

@@ -1,0 +1,158 @@
+"""Sessions lent to one generation each, until the graph is closed; what they remember of prompts is used again."""
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edgelm.errors import ClosedError
+from edgelm.graph_call import KeysValues
+from edgelm.prefix import LEAST_TOKENS, shared_tokens
+from edgelm.prompt_state import PromptState, most_shared
+from edgelm.session import Session
+
+
+@dataclass
+class _Idle:
+    """A session that nobody uses, the prompt whose tokens it begins with, and how many tokens it ever held."""
+
+    session: Session
+    prompt: tuple[int, ...] = ()
+    most_tokens: int = 0
+
+
+class SessionPool:
+    """Lends each generation a session that holds as much of its prompt as is there. Threads may share it.
+
+    Only tokens of prompts are kept for others: those that came one at a time differ in the last bits from what a
+    prompt makes of the same tokens, and results must not depend on what was computed before. A forked child keeps the
+    states and makes sessions of its own.
+    """
+
+    def __init__(self, first: Session, limit_bytes: int = 0) -> None:
+        """Args: a session of the graph; how much memory idle sessions may hold. One is kept in any case."""
+        self._first = first
+        self.limit_bytes = limit_bytes
+        """How much memory idle sessions may hold."""
+        self.closed = False
+        """Whether `close` was called."""
+        self._lock = threading.RLock()  # a signal handler may close the model while its own thread holds it
+        self._idle: list[_Idle] = []  # the one used last at the end
+        self._states: list[PromptState] = []
+        _pools.add(self)
+
+    @property
+    def idle_bytes(self) -> int:
+        """Memory of idle sessions' caches."""
+        with self._lock:
+            return self._bytes(self._idle)
+
+    @property
+    def states(self) -> list[PromptState]:
+        """What was added and not forgotten."""
+        with self._lock:
+            return list(self._states)
+
+    def add(self, state: PromptState) -> None:
+        """Keep a state for every prompt that begins like it; one that it goes on from is dropped.
+
+        Raises:
+            ClosedError: the pool is closed.
+        """
+        self.check_open()
+        with self._lock:
+            others = [old for old in self._states if old.ids != state.ids[: len(old.ids)]]
+            self._states = [*others, state]
+
+    def forget(self) -> None:
+        """Forget prompts and states."""
+        with self._lock:
+            self._states = []
+            for idle in self._idle:
+                idle.prompt = ()
+            del self._idle[1:]
+
+    def close(self) -> None:
+        """Close the graph, once the calls that other threads are computing are done; forget everything."""
+        self.closed = True
+        self._idle, self._states = [], []
+        self._first.close()
+
+    def check_open(self) -> None:
+        """Raises ClosedError where `close` was called."""
+        if self.closed:
+            raise ClosedError("the model is closed: load it again")
+
+    @contextmanager
+    def borrowed(self, prompt: Sequence[int] = ()) -> Iterator[tuple[Session, int]]:
+        """A session that holds the first n tokens of `prompt` and nothing else, and n.
+
+        Whoever gives tokens gives the rest of them first, two or more at a time.
+
+        Raises:
+            ClosedError: the pool is closed.
+            InsufficientMemoryError: there is no room for another cache.
+        """
+        self.check_open()
+        process = os.getpid()
+        found, content, reused = self._take(prompt)
+        idle = found or _Idle(self._first.sibling())
+        session = idle.session
+        if content is not None:
+            session.restore(content)
+        else:
+            session.rewind(max(0, session.position - reused))
+        try:
+            yield session, reused
+        finally:
+            if os.getpid() == process:  # else it is from before a fork
+                self._take_back(idle, prompt)
+
+    def _take(self, prompt: Sequence[int]) -> tuple[_Idle | None, KeysValues | None, int]:
+        """An idle session, None for a new one; what it has to be given first; how much of the prompt it holds then."""
+        with self._lock:
+            kept = self._idle  # `close` leaves this list alone
+            best = max(kept, key=lambda idle: shared_tokens(idle.prompt, prompt), default=None)
+            reused = 0 if best is None else shared_tokens(best.prompt, prompt)
+            content, stored = most_shared(self._states, prompt)
+            if stored <= reused and best is not None and reused:
+                kept.remove(best)
+                return best, None, reused
+            # The one used least lately, or a new one where there is room for both.
+            if kept and self._bytes(kept) + len(prompt) * self._first.bytes_per_token > self.limit_bytes:
+                return kept.pop(0), content, stored
+            return None, content, stored
+
+    def _take_back(self, idle: _Idle, prompt: Sequence[int]) -> None:
+        held = idle.session.position
+        idle.most_tokens = max(idle.most_tokens, held)
+        idle.prompt = tuple(prompt[:held]) if len(prompt) >= LEAST_TOKENS else ()
+        with self._lock:
+            kept = self._idle
+            kept.append(idle)
+            while len(kept) > 1 and self._bytes(kept) > self.limit_bytes:
+                del kept[0]
+        if self.closed:
+            self._idle = []
+
+    def _bytes(self, kept: list[_Idle]) -> int:
+        return sum(idle.most_tokens for idle in kept) * self._first.bytes_per_token
+
+    def _after_fork(self) -> None:
+        """In the child: the sessions' threads stayed behind, and another thread may have held the lock."""
+        self._lock = threading.RLock()
+        self._idle = []
+
+
+_pools: weakref.WeakSet[SessionPool] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

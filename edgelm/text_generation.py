@@ -1,0 +1,152 @@
+"""Generation with text on both ends: a prompt and options become a task, and a task's ids become chunks of text."""
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from edgelm.batch_generation import BatchPrompt, generate_batch
+from edgelm.chunk_stream import ChunkStream
+from edgelm.completion import Chunk, Completion
+from edgelm.decoding import EndsText, Step
+from edgelm.generate import generate
+from edgelm.generation_clock import GenerationClock
+from edgelm.generation_config import GenerationConfig
+from edgelm.long_context import WindowSession, fitted, with_long_text
+from edgelm.prompts import Prompt, prompt_ids
+from edgelm.scheduler import Scheduler
+from edgelm.session_pool import SessionPool
+from edgelm.text_stream import TextStream
+from edgelm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextTask:
+    """A prompt and what was asked for it, checked."""
+
+    prompt: Prompt
+    ids: list[int]
+    config: GenerationConfig
+    seed: int
+    """Drawn where none was given."""
+
+
+class TextGeneration:
+    """Runs tasks in sessions of a pool; several threads may call it at the same time."""
+
+    def __init__(self, tokenizer: Tokenizer, sessions: SessionPool, context_length: int, load_seconds: float) -> None:
+        """Args: the load time is for the stats."""
+        self._tokenizer = tokenizer
+        self._sessions = sessions
+        self._context_length = context_length
+        self._load_seconds = load_seconds
+        self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
+
+    def task(self, prompt: Prompt, config: GenerationConfig) -> TextTask:
+        """Check a prompt.
+
+        Raises:
+            PromptError: it is empty, no text, or holds an unknown token id.
+        """
+        if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
+            config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
+        seed = secrets.randbits(63) if config.seed is None else config.seed
+        return TextTask(prompt, prompt_ids(self._tokenizer, prompt), config, seed)
+
+    def stream(self, task: TextTask) -> Iterator[Chunk]:
+        """The chunks of one task; its rows follow one another.
+
+        Raises:
+            ContextError, ConfigError, ClosedError: as `Model.generate`.
+        """
+        clock = GenerationClock(searching=task.config.num_beams > 1)
+        kept, config = fitted(task.ids, task.config, self._context_length)
+        windowed = config.context_overflow == "window"
+        # A window begins with an empty session and forgets its prompt; contrastive search compares the hidden states
+        # of the whole prompt, which are not kept.
+        with self._sessions.borrowed(() if windowed or config.penalty_alpha is not None else kept) as (session, reused):
+            window = WindowSession(session, config.pinned_tokens) if windowed else None
+            ends_text = self._ends_text(kept, config)
+            rows = generate(window or session, kept, config, task.seed, reused=reused, ends_text=ends_text)
+            for chunk in self._chunks_of_rows(rows, clock, kept, config, reused):
+                yield with_long_text(chunk, len(task.ids) - len(kept), window)
+
+    def batch(self, tasks: Sequence[TextTask], max_rows: int) -> list[Completion]:
+        """All tasks side by side, `max_rows` rows at a time.
+
+        Raises:
+            ContextError, ConfigError, ClosedError: as `Model.generate_batch`.
+        """
+        batch = []
+        for task in tasks:
+            kept, config = fitted(task.ids, task.config, self._context_length)
+            rows = [self._chunks(kept, config, index) for index in range(config.num_return_sequences)]
+            batch.append(BatchPrompt(kept, config, task.seed, rows, dropped_tokens=len(task.ids) - len(kept)))
+        with self._sessions.borrowed() as (session, _):
+            rows_at_once = min(max_rows, max(1, sum(len(prompt.rows) for prompt in batch)))
+            scheduler = Scheduler(session, max_rows=rows_at_once, states=self._sessions.states)
+            generate_batch(scheduler, batch, self._load_seconds)
+        return [self.completion(task, prompt.chunks) for task, prompt in zip(tasks, batch, strict=True)]
+
+    def completion(self, task: TextTask, chunks: Iterable[Chunk]) -> Completion:
+        """All chunks of a task, joined."""
+        text = task.prompt if isinstance(task.prompt, str) else self._tokenizer.decode(task.ids)
+        return Completion.of_chunks(text, chunks, task.seed if task.config.do_sample else None)
+
+    def _chunks_of_rows(
+        self,
+        rows: Iterator[Iterator[Step]],
+        clock: GenerationClock,
+        prompt: list[int],
+        config: GenerationConfig,
+        reused: int,
+    ) -> Iterator[Chunk]:
+        for index, steps in enumerate(rows):
+            clock.row_begins()
+            chunks = self._chunks(prompt, config, index)
+            for step in clock.timed(steps):
+                chunk = chunks.push(step)
+                if chunk is None:
+                    continue
+                if chunk.finish_reason is None:
+                    yield chunk
+                    continue
+                last = index == config.num_return_sequences - 1
+                stats = clock.stats(len(prompt), self._load_seconds, reused_tokens=reused) if last else None
+                yield replace(chunk, stats=stats)
+                break
+
+    def _chunks(self, prompt: list[int], config: GenerationConfig, index: int) -> ChunkStream:
+        text = self._text_after(prompt, config.stop_strings)
+        return ChunkStream(self._tokenizer, text, index, logprobs=config.logprobs is not None)
+
+    def _ends_text(self, prompt: list[int], config: GenerationConfig) -> EndsText | None:
+        """Whether new tokens complete a stop string: what beam search asks of each beam."""
+        if not config.stop_strings or config.num_beams == 1:
+            return None
+
+        def ends(new: Sequence[int]) -> bool:
+            text = self._text_after(prompt[-1:], config.stop_strings)
+            for token in new:
+                text.push(token)
+            return text.stopped
+
+        return ends
+
+    def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
+        """Token ids for the texts over which DRY looks for no repetition: every token that holds one."""
+        if breakers not in self._breaker_ids:
+            texts = [breaker for breaker in breakers if isinstance(breaker, str)]
+            ids = {breaker for breaker in breakers if isinstance(breaker, int)}
+            for token in range(self._tokenizer.vocab_size):
+                text = self._tokenizer.decode([token])
+                if any(breaker in text for breaker in texts):
+                    ids.add(token)
+            self._breaker_ids[breakers] = tuple(sorted(ids))
+        return self._breaker_ids[breakers]
+
+    def _text_after(self, prompt: list[int], stop_strings: Sequence[str]) -> TextStream:
+        """A stream of the text that follows the prompt, spaced as the decoder spaces it there."""
+        decoder = self._tokenizer.stream(skip_special_tokens=True)
+        for token_id in prompt:
+            decoder.push(token_id)
+        return TextStream(decoder, stop_strings)

@@ -1,0 +1,48 @@
+"""A service on a Unix socket: a line with a prompt comes in, its continuation goes out piece by piece.
+
+    python line_service.py /run/edgelm/socket &
+    echo "Once upon a time" | nc -U /run/edgelm/socket
+
+edgelm.service runs it under systemd.
+"""
+
+import os
+import signal
+import socketserver
+import sys
+import threading
+from pathlib import Path
+
+import edgelm
+
+AT_ONCE = threading.Semaphore(2)
+
+
+class Handler(socketserver.StreamRequestHandler):
+    timeout = 30  # seconds for a client to send its line
+
+    def handle(self) -> None:
+        prompt = self.rfile.readline(10_000).decode("utf-8", "replace").strip()
+        try:
+            with AT_ONCE:
+                for chunk in model.stream(prompt, max_new_tokens=60, max_time=20.0, context_overflow="truncate"):
+                    self.wfile.write(chunk.text.encode())
+        except edgelm.EdgelmError as error:
+            self.wfile.write(f"error: {error}".encode())
+        except OSError:
+            return  # the client went away: leaving the loop ended the computation
+        self.wfile.write(b"\n")
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+if __name__ == "__main__":
+    path = sys.argv[1]
+    with edgelm.load(os.environ.get("EDGELM_MODEL")) as model, Server(path, Handler) as server:
+        model.warmup()
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        print(f"ready, {model.memory.present_bytes / 1e6:.0f} MB", flush=True)
+        server.serve_forever()
+    Path(path).unlink()

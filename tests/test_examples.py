@@ -1,0 +1,158 @@
+"""Every file of examples/ does what it says, run as it stands."""
+
+import asyncio
+import inspect
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples can be imported, and use the embedded model."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delenv("EDGELM_MODEL", raising=False)
+
+
+def run(*command: str, stdin: str = "") -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "EDGELM_MODEL"}
+    done = subprocess.run(
+        [sys.executable, *command],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=EXAMPLES,
+        env=environment,
+        timeout=90,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_every_example_has_a_test() -> None:
+    page = Path(__file__).read_text(encoding="utf-8")
+    assert all(path.stem in page for path in EXAMPLES.iterdir() if path.is_file())
+
+
+@pytest.mark.usefixtures("examples")
+def test_flask_app() -> None:
+    pytest.importorskip("flask")
+    flask_app: Any = import_module("flask_app")
+    app, model = flask_app.app, flask_app.model
+    client = app.test_client()
+    asked = {"prompt": "Once upon a time", "max_new_tokens": 8, "seed": 1, "num_return_sequences": 1000}
+    answer = client.post("/generate", json=asked)
+    expected = model.generate("Once upon a time", max_new_tokens=8, seed=1)
+    assert answer.json == {"text": expected.text, "finish_reason": "length"}
+    assert client.post("/stream", json=asked).text == expected.text
+    refused = client.post("/generate", json={"prompt": ""})
+    assert (refused.status_code, refused.json) == (400, {"error": "the prompt is empty: give some text"})
+    assert client.post("/generate", json={"prompt": "a", "temperature": -1}).status_code == 400
+    model.close()
+
+
+@pytest.mark.usefixtures("examples")
+def test_fastapi_app() -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    testclient, app = import_module("fastapi.testclient"), import_module("fastapi_app").app
+    with testclient.TestClient(app) as client:
+        asked = {"prompt": "Once upon a time", "max_new_tokens": 8, "seed": 1}
+        answer = client.post("/generate", json=asked)
+        assert answer.status_code == 200 and answer.json()["finish_reason"] == "length"
+        assert client.post("/stream", json=asked).text == answer.json()["text"]
+        assert client.post("/generate", json={"prompt": ""}).status_code == 422
+        model: Any = app.state.model
+    assert model.closed
+
+
+def test_worker() -> None:
+    texts = run("worker.py", "Once upon a time", "One day").split("\n\n")
+    assert texts[0].startswith("Once upon a time") and texts[1].startswith("One day")
+    assert run("worker.py", "Once upon a time").split("\n\n")[0] == texts[0]
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX") or os.name == "nt", reason="Unix sockets")
+def test_line_service(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    service = subprocess.Popen(
+        [sys.executable, "line_service.py", path],
+        cwd=EXAMPLES,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert service.stdout is not None and service.stdout.readline().startswith("ready, ")
+
+        def asked(line: str) -> str:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(60)
+                client.connect(path)
+                client.sendall(line.encode())
+                return client.makefile(encoding="utf-8").read()
+
+        assert len(asked("Once upon a time\n")) > 20
+        assert asked("\n") == "error: the prompt is empty: give some text\n"
+        with socket.socket(socket.AF_UNIX) as leaves:
+            leaves.connect(path)
+            leaves.sendall(b"One day\n")
+        assert len(asked("One day\n")) > 20
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(30) == 0
+        assert not Path(path).exists()
+    finally:
+        service.kill()
+        errors = service.communicate()[1]
+    assert errors == ""
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
+def test_edgelm_service(tmp_path: Path) -> None:
+    """systemd finds no fault with the unit, on a machine where its program exists."""
+    unit = (EXAMPLES / "edgelm.service").read_text(encoding="utf-8")
+    copy = tmp_path / "edgelm.service"
+    copy.write_text(unit.replace("/opt/edgelm/venv/bin/python", sys.executable), encoding="utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, timeout=60)
+    assert "edgelm.service" not in done.stderr, done.stderr
+
+
+def test_game() -> None:
+    shown = run("game.py", "3", stdin="1\n2\nnonsense\n")
+    assert shown.count("Which one does the model like best?") == 3
+    assert shown.rstrip().endswith("of 3 points") and "No, number" in shown
+    assert len((EXAMPLES / "game.py").read_text(encoding="utf-8").splitlines()) <= 45
+
+
+def test_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code cells, in order, with the top-level await that notebooks have."""
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {"__name__": "notebook"}
+
+    async def run_cells() -> None:
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == [] and cell["execution_count"] is None  # committed clean
+                code = compile("".join(cell["source"]), cell["id"], "exec", flags=PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                result = eval(code, names)
+                if inspect.isawaitable(result):
+                    await result
+
+    asyncio.run(run_cells())
+    shown = capsys.readouterr().out
+    assert "tokens/s, length" in shown and "forecast" in shown
+    assert names["model"].closed

@@ -1,0 +1,71 @@
+"""`Model.generate_batch`: each prompt as `generate` would."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import edgelm
+from edgelm import Completion, ConfigError, ContextError, Model, PromptError
+from tests.conftest import TINY_BUNDLE
+
+PROMPTS = ["Once upon a time", "A", "The cat sat on the mat and", "Lily"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+
+
+def told(completion: Completion) -> Completion:
+    """Without what it cost."""
+    return replace(completion, stats=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eos_token_id": ()},
+        {"temperature": 1.5, "seed": 3, "num_return_sequences": 3},
+        {"seed": 1, "top_k": 20, "stop_strings": ["e", "a"], "logprobs": 1},
+        {"repetition_penalty": 1.3, "max_new_tokens": 1},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_each_is_what_generate_gives(model: Model, options: dict[str, Any], max_rows: int) -> None:
+    found = model.generate_batch(PROMPTS, max_rows=max_rows, **options)
+    assert [told(c) for c in found] == [told(model.generate(prompt, **options)) for prompt in PROMPTS]
+
+
+def test_options_of_each_prompt(model: Model) -> None:
+    each: list[Any] = [{"max_new_tokens": 3}, {}, {"seed": 9, "temperature": 2.0}, {"do_sample": False}]
+    found = model.generate_batch(PROMPTS, each=each, max_new_tokens=6, seed=1, temperature=1.0)
+    common: dict[str, Any] = {"max_new_tokens": 6, "seed": 1, "temperature": 1.0}
+    for completion, prompt, own in zip(found[:3], PROMPTS, each, strict=False):
+        assert told(completion) == told(model.generate(prompt, **{**common, **own}))
+    assert told(found[3]) == told(model.generate(PROMPTS[3], max_new_tokens=6, do_sample=False))
+
+
+def test_stats_say_what_a_prompt_took(model: Model) -> None:
+    stats = model.generate_batch(PROMPTS, max_new_tokens=9, eos_token_id=())[2].stats
+    assert stats.new_tokens == 9 and stats.prompt_tokens == len(model.tokenizer.encode(PROMPTS[2]))
+    assert stats.prefill_seconds > 0 and stats.tokens_per_second == pytest.approx(8 / stats.decode_seconds)
+
+
+def test_no_prompts_and_wrong_ones(model: Model) -> None:
+    assert model.generate_batch([]) == []
+    with pytest.raises(PromptError, match="2 of them, got 1"):
+        model.generate_batch(["a", "b"], each=[{}])
+    with pytest.raises(PromptError, match="prompts must be a list"):
+        model.generate_batch("abc")
+    with pytest.raises(ContextError, match="the prompt has 70 tokens"):
+        model.generate_batch([[1], [1] * 70])
+    with pytest.raises(ConfigError, match="num_beams works on one prompt at a time"):
+        model.generate_batch(PROMPTS, num_beams=2)
+    assert model.generate_batch([[1, 2]], max_new_tokens=2)[0].stats.new_tokens == 2
+
+
+def test_an_error_in_one_prompt_is_the_callers(model: Model) -> None:
+    with pytest.raises(ConfigError, match="no token is left to choose"):
+        model.generate_batch(PROMPTS, each=[{}, {"suppress_tokens": list(range(300))}, {}, {}])

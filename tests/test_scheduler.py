@@ -1,0 +1,180 @@
+"""Continuous batching: whatever is beside a text, it gets the same tokens."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgelm import Bundle, ConfigError, ContextError, GenerationConfig, PromptError, Session
+from edgelm.bundle_parts import default_bundle_path
+from edgelm.decoding import Step
+from edgelm.generate import generate
+from edgelm.scheduler import Handle, Scheduler
+from tests.conftest import TINY_BUNDLE
+
+Tokens = list[int | None]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Session:
+    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def int8() -> Session:
+    return Session.open(Bundle.read(default_bundle_path()), device="cpu", threads=1)
+
+
+def config(**options: Any) -> GenerationConfig:
+    return GenerationConfig().updated(options)
+
+
+def prompts(count: int, longest: int = 40) -> list[list[int]]:
+    rng = np.random.default_rng(4)
+    return [rng.integers(1, 300, rng.integers(1, longest)).tolist() for _ in range(count)]
+
+
+def alone(session: Session, prompt: list[int], options: GenerationConfig, seed: int) -> list[Step]:
+    (steps,) = (list(row) for row in generate(session.sibling(), prompt, options, seed))
+    return steps
+
+
+def run(scheduler: Scheduler, found: dict[Handle, list[Step]]) -> None:
+    """One step of the scheduler; its turns are added to what was found."""
+    for turn in scheduler.step():
+        assert turn.error is None and turn.step is not None
+        found.setdefault(turn.handle, []).append(turn.step)
+
+
+def test_texts_that_come_and_go_get_what_they_get_alone(tiny: Session) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.5},
+        {"top_k": 5, "repetition_penalty": 1.2},
+        {"mirostat_tau": 4.0},
+        {"logprobs": 2},
+    ]
+    lengths = np.random.default_rng(1).integers(0, 30, 25)
+    options = [
+        config(max_new_tokens=int(n), eos_token_id=list(range(30)), **kinds[at % 5]) for at, n in enumerate(lengths)
+    ]
+    texts = prompts(25)
+    scheduler, found = Scheduler(tiny, max_rows=5), dict[Handle, list[Step]]()
+    handles = []
+    for place, (prompt, wanted) in enumerate(zip(texts, options, strict=True)):
+        handles.append(scheduler.submit(prompt, wanted, seed=place))
+        for _ in range(place % 4):
+            run(scheduler, found)
+    while scheduler.pending:
+        run(scheduler, found)
+    for place, handle in enumerate(handles):
+        assert found[handle] == alone(tiny, texts[place], options[place], place), place
+    assert scheduler.step() == []
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 2, 7])
+def test_int8_ids_do_not_depend_on_the_neighbours(int8: Session, neighbours: int) -> None:
+    """Nor do log-probabilities, which show the last bits."""
+    texts = prompts(9)
+    wanted = config(max_new_tokens=25, logprobs=3)
+
+    def with_neighbours(count: int, *, late: bool) -> list[Step]:
+        scheduler, found = Scheduler(int8, max_rows=8), dict[Handle, list[Step]]()
+        for prompt in texts[1 : 1 + count]:
+            scheduler.submit(prompt, config(max_new_tokens=7 if late else 40), 0)
+        for _ in range(3 * late):
+            scheduler.step()
+        handle = scheduler.submit(texts[0], wanted, 0)
+        while scheduler.pending:
+            run(scheduler, found)
+        return found[handle]
+
+    by_itself = with_neighbours(0, late=False)
+    assert len(by_itself) == 26
+    assert with_neighbours(neighbours, late=False) == with_neighbours(neighbours, late=True) == by_itself
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgelm.session.PREFILL_CHUNK_TOKENS", 8)
+    monkeypatch.setattr("edgelm.scheduler.PREFILL_CHUNK_TOKENS", 8)
+    long = list(range(1, 50))
+    scheduler, found = Scheduler(tiny, max_rows=4), dict[Handle, list[Step]]()
+    first = scheduler.submit([5, 6, 7], config(max_new_tokens=20), 0)
+    run(scheduler, found)
+    second = scheduler.submit(long, config(max_new_tokens=5), 0)
+    while second not in found:
+        run(scheduler, found)
+    assert 6 <= len(found[first]) <= 9
+    while scheduler.pending:
+        run(scheduler, found)
+    assert found[second] == alone(tiny, long, config(max_new_tokens=5), 0)
+
+
+def test_rows_of_one_prompt_share_its_computation(tiny: Session) -> None:
+    wanted = config(max_new_tokens=10, temperature=2.0)
+    scheduler, found = Scheduler(tiny, max_rows=3), dict[Handle, list[Step]]()
+    handles = [scheduler.submit(list(range(9, 30)), wanted, 5, row=row) for row in range(3)]
+    while scheduler.pending:
+        run(scheduler, found)
+    many = config(max_new_tokens=10, temperature=2.0, num_return_sequences=3)
+    rows = [list(row) for row in generate(tiny.sibling(), list(range(9, 30)), many, 5)]
+    assert [found[handle] for handle in handles] == rows
+
+
+def test_cancelled_texts_have_no_more_turns(tiny: Session) -> None:
+    scheduler, found = Scheduler(tiny, max_rows=2), dict[Handle, list[Step]]()
+    texts = prompts(5)
+    handles = [scheduler.submit(prompt, config(max_new_tokens=12), 0) for prompt in texts]
+    run(scheduler, found)
+    counts = {handle: len(found.get(handle, [])) for handle in handles}
+    for handle in (handles[0], handles[2], handles[0], 999):
+        scheduler.cancel(handle)
+    assert scheduler.pending == 3
+    while scheduler.pending:
+        run(scheduler, found)
+    for place, handle in enumerate(handles):
+        if place in (0, 2):
+            assert len(found.get(handle, [])) == counts[handle]
+        else:
+            assert found[handle] == alone(tiny, texts[place], config(max_new_tokens=12), 0)
+
+
+def test_an_error_ends_its_own_text_only(tiny: Session) -> None:
+    def fails(ids: Any, logits: Any) -> Any:
+        if len(ids) > 5:
+            raise RuntimeError("no more")
+        return logits
+
+    scheduler = Scheduler(tiny, max_rows=2)
+    bad = scheduler.submit([1, 2, 3], config(max_new_tokens=9, logits_processor=fails), 0)
+    good = scheduler.submit([4, 5, 6], config(max_new_tokens=9), 0)
+    turns = []
+    while scheduler.pending:
+        turns += scheduler.step()
+    assert [str(turn.error) for turn in turns if turn.error is not None] == ["no more"]
+    assert [turn.handle for turn in turns if turn.handle == bad] == [bad] * 4
+    assert [t.step for t in turns if t.handle == good] == alone(tiny, [4, 5, 6], config(max_new_tokens=9), 0)
+
+
+def test_a_text_may_fill_the_context(tiny: Session) -> None:
+    whole = list(range(1, tiny.context_length + 1))
+    scheduler, found = Scheduler(tiny, max_rows=2), dict[Handle, list[Step]]()
+    handles = [scheduler.submit(whole[:count], config(max_new_tokens=200), 0) for count in (64, 60)]
+    while scheduler.pending:
+        run(scheduler, found)
+    assert [len(found[handle]) for handle in handles] == [2, 6]
+    assert all(found[handle][-1].finish_reason == "context" for handle in handles)
+
+
+def test_what_cannot_be_done_is_refused_when_it_is_submitted(tiny: Session) -> None:
+    scheduler = Scheduler(tiny)
+    with pytest.raises(ContextError, match="the prompt has 65 tokens"):
+        scheduler.submit([1] * 65, config(), 0)
+    with pytest.raises(PromptError, match="token id 300 is out of range"):
+        scheduler.submit([300], config(), 0)
+    for options in ({"num_beams": 2}, {"penalty_alpha": 0.5, "top_k": 4}, {"prompt_lookup_num_tokens": 4}):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))} works on one prompt at a time"):
+            scheduler.submit([1], config(**options), 0)
+    with pytest.raises(ConfigError, match="max_rows must be a whole number from 1 to 1024, got 0"):
+        Scheduler(tiny, max_rows=0)
+    assert scheduler.pending == 0
