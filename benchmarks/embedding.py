@@ -151,7 +151,7 @@ def lookup_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[]
         **{f"all come true, width {width}": lambda width=width: rate(width, right) for width in WIDTHS},  # type: ignore[misc]
         "none comes true": lambda: rate(8, wrong),
         "guesses come true, drafts never": lambda: rate(8, treacherous),
-        "nothing to look up": lambda: rate(8),
+        "looked up in its own text": lambda: rate(8),
     }
 
 
