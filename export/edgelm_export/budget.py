@@ -115,6 +115,23 @@ def plan(options: Options, disk_bytes: float, ram_bytes: float, loss_nats: float
     return chosen
 
 
+def check_smallest(weights: Gpt2Weights, disk_bytes: float, ram_bytes: float) -> None:
+    """Refuse a budget that not even the smallest options fit, before anything is measured.
+
+    Raises:
+        ExportError: as `plan`.
+    """
+    smallest = {
+        layer.product(field).name: [_option(BODY_OPTIONS[0], layer.product(field).weight.shape, 0.0)]
+        for layer in weights.layers
+        for field in PRODUCTS
+    }
+    for name, table in ((TOKEN_TABLE, weights.token_table), (HEAD, weights.head)):
+        if table is not None:
+            smallest[name] = [_option(TABLE_OPTIONS[0], table.shape[::-1], 0.0, is_table=name == TOKEN_TABLE)]
+    plan(smallest, disk_bytes, ram_bytes, 0.0)
+
+
 def mixed_recipe(chosen: Mapping[str, Option]) -> Recipe:
     """The recipe of a plan."""
     storage = {name: option.storage for name, option in chosen.items()}

@@ -12,12 +12,21 @@ import numpy.typing as npt
 from edgelm.errors import ExportError
 from edgelm.manifest import FixedPrecision
 from edgelm.session import PREFILL_CHUNK_TOKENS
-from edgelm_export.budget import MARGIN, Budget, Options, base_recipe, given_up, measure_options, mixed_recipe, plan
+from edgelm_export.budget import (
+    MARGIN,
+    Budget,
+    base_recipe,
+    check_smallest,
+    given_up,
+    measure_options,
+    mixed_recipe,
+    plan,
+)
 from edgelm_export.calibrate import StoredGpt2, smooth, store
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.forward import Activation
 from edgelm_export.onnx_writer import stored_bytes
-from edgelm_export.recipe import TOKEN_TABLE, Recipe, fixed_recipe
+from edgelm_export.recipe import Recipe, fixed_recipe
 from edgelm_export.source_text import draw_texts
 from edgelm_export.weights import PRODUCTS, Gpt2Weights, collect_weights
 
@@ -62,6 +71,8 @@ def store_within(
         ExportError: the budget cannot be kept.
     """
     weights, activations = collect_weights(checkpoint.model), _activations(checkpoint)
+    disk, ram = _room(budget, weights, tokenizer_json)
+    check_smallest(weights, disk, ram)
     rows = _calibration(checkpoint, report)
     report("smoothing")
     smoothed = smooth(weights, base_recipe(weights), activations, rows)
@@ -69,7 +80,6 @@ def store_within(
     judged = np.stack(draw_texts(checkpoint.model, JUDGED_TOKENS, JUDGED_SEED))
     options = measure_options(smoothed, activations, rows, judged)
     report("choosing bits, and rounding with GPTQ")
-    disk, ram = _room(budget, weights, options, tokenizer_json)
     limit = math.log(budget.max_perplexity_ratio or 1) * MARGIN
     only_quality = budget.max_disk_bytes is None and budget.max_ram_bytes is None
     chosen = plan(options, disk, ram, limit if only_quality else 0.0)
@@ -93,7 +103,7 @@ def _calibration(checkpoint: Checkpoint, report: Report) -> npt.NDArray[np.int64
     return np.stack(draw_texts(checkpoint.model, CALIBRATION_TOKENS, CALIBRATION_SEED))  # (R, T)
 
 
-def _room(budget: Budget, weights: Gpt2Weights, options: Options, tokenizer_json: Path) -> tuple[float, float]:
+def _room(budget: Budget, weights: Gpt2Weights, tokenizer_json: Path) -> tuple[float, float]:
     """Bytes of disk and of memory that a budget leaves to the matrices."""
     facts = weights.architecture
     vectors = [weights.position_table, *[weights.final_norm.weight] * 2]
@@ -110,7 +120,7 @@ def _room(budget: Budget, weights: Gpt2Weights, options: Options, tokenizer_json
         width = 3 * facts.num_heads * facts.head_dim + weights.layers[0].mlp_in.weight.shape[1] + 4 * facts.hidden_size
         chunk = 4 * min(PREFILL_CHUNK_TOKENS, facts.context_length) * width
         # The table is mapped beside its packed form, and once more in memory while it is packed.
-        table = 2 * max(option.disk_bytes for option in options[TOKEN_TABLE])
+        table = 2 * weights.token_table.size  # a byte a value, where it has 8 bits
         base = _runtime_bytes(tokenizer_json)
         ram = budget.max_ram_bytes - base - floats - kv - 2 * chunk - table
     return disk, ram

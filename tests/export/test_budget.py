@@ -12,6 +12,7 @@ from edgelm_export.export import export
 from edgelm_export.quantize import INT8_ROW
 from edgelm_export.recipe import BLOCK4, BLOCK4_FINE
 from tests.conftest import RunCommand
+from tests.export.checkpoints import Shape, save_checkpoint
 from tests.export.conftest import Report
 
 pytestmark = pytest.mark.export
@@ -93,6 +94,17 @@ def test_a_budget_that_no_fixed_recipe_meets(
     assert bundle.size_bytes <= 5_400_000
     assert bundle.manifest.recipe.name == "mixed"
     assert len({(m.format, m.bits, m.block_size) for m in bundle.manifest.recipe.matrices}) >= 3
+
+
+@pytest.mark.parametrize("budget", [Budget(max_disk_bytes=1000), Budget(max_ram_bytes=1000)])
+def test_what_cannot_fit_is_refused_before_anything_is_measured(
+    budget: Budget, tmp_path: Path, few_tokens: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.fit.measure_options", None)
+    source = save_checkpoint(tmp_path / "checkpoint", Shape(layers=1, context=16))
+    with pytest.raises(ExportError, match="need at least"):
+        export(str(source), tmp_path / "out", budget)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
 def test_limits_and_a_precision_exclude_each_other(edgelm_command: RunCommand) -> None:
