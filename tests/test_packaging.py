@@ -1,8 +1,8 @@
 """What a wheel and a source distribution hold."""
 
+import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -42,8 +42,7 @@ def test_wheel_installs_three_packages_and_nothing_else(built: Path) -> None:
 
 
 def test_sdist_can_build_the_wheel_again(built: Path, tmp_path: Path) -> None:
-    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(next(built.glob("*.tar.gz")), tmp_path)
     folder = next(tmp_path.iterdir())
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "again")]
     subprocess.run(command, cwd=folder, check=True, timeout=120)
