@@ -22,12 +22,12 @@ import numpy.typing as npt
 import torch
 
 from edgelm.bundle import Bundle
+from edgelm.comparison import Comparison, compare_texts
 from edgelm.manifest import FORMAT_VERSION, Manifest, Source
 from edgelm.manifest import Recipe as RecipeFacts
 from edgelm.session import Session
 from edgelm_export.budget import base_recipe, measure_options, mixed_recipe, plan
 from edgelm_export.calibrate import StoredGpt2, smooth, store
-from edgelm_export.certify import Comparison, compare_texts
 from edgelm_export.checkpoint import load_checkpoint
 from edgelm_export.forward import Activation
 from edgelm_export.graph import write_graph

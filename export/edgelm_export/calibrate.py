@@ -79,7 +79,7 @@ def store(
     """
     stored: dict[str, Stored] = {POSITION_TABLE: _in_float(weights.position_table, recipe.storage[POSITION_TABLE])}
     forward = Gpt2Forward(replace(weights, position_table=stored[POSITION_TABLE].restored()), activations)
-    x = None if rows is None else forward.embed(rows)  # (R, T, D)
+    x = forward.embed(rows) if rows is not None and recipe.wants_inputs else None  # (R, T, D)
     layers = []
     for index, layer in enumerate(weights.layers):
         for field in PRODUCTS:

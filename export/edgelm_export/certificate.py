@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from edgelm.bundle import Bundle
 from edgelm.certificate import Certificate, Footprint, Quality, Reference
+from edgelm.comparison import Logits, compare_texts
 from edgelm.errors import ExportError
 from edgelm.reference import ReferenceData, encode_reference, rounded
 from edgelm.remeasure import drift, figures, observe, observe_session, source_perplexity
 from edgelm.session import Session
 from edgelm.tokenizer import Tokenizer
-from edgelm_export.certify import GREEDY_PROMPTS, Logits, compare_texts, count_equal_greedy, judge, quality
+from edgelm_export.certify import GREEDY_PROMPTS, count_equal_greedy, judge, quality
 from edgelm_export.source_text import Text
 
 SourceLogits = Callable[[npt.NDArray[np.int64]], Logits]

@@ -11,20 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.certificate import Quality
-from edgelm.comparison import Comparison, Logits, compare_logits, compare_texts
+from edgelm.comparison import Comparison, Logits
 from edgelm.manifest import Precision
 from edgelm.session import Session
-
-__all__ = [
-    "Comparison",
-    "Greedy",
-    "Logits",
-    "compare_logits",
-    "compare_texts",
-    "count_equal_greedy",
-    "judge",
-    "quality",
-]
 
 PERPLEXITY_GATES: dict[Precision, float] = {"fp32": 1.001, "fp16": 1.01, "int8": 1.01, "int4": 1.05, "mixed": 1.05}
 FP32_LOGIT_GATE = 1e-3

@@ -29,6 +29,11 @@ class Recipe:
         """Whether anything is to be rounded to integers, which wants calibration."""
         return any(stored.format in ("int8_row", "block") for stored in self.storage.values())
 
+    @property
+    def wants_inputs(self) -> bool:
+        """Whether GPTQ rounds a matrix, which asks what the products see; 8 bits and floats do not."""
+        return any(stored.bits == 4 for stored in self.storage.values())
+
 
 def body_matrices(weights: Gpt2Weights) -> list[str]:
     """The names of the products of all layers, in the order a token passes them."""

@@ -11,8 +11,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from edgelm.comparison import Comparison, compare_logits
 from edgelm.manifest import FixedPrecision
-from edgelm_export.certify import Comparison, Greedy, compare_logits, judge, quality
+from edgelm_export.certify import Greedy, judge, quality
 from edgelm_export.model_card import model_card
 from edgelm_export.onnx_writer import CONTRIB, LOCAL, OPSET, GraphWriter
 from edgelm_export.products import row_quantized_matmul
