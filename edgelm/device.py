@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from edgelm.errors import DeviceError
+from edgelm.huge_pages import LoadedMemory
 from edgelm.lifetime import OpenGraph
 from edgelm.manifest import Graph
 from edgelm.shared_threads import set_threads
@@ -103,7 +104,13 @@ def create_inference_session(
         DeviceError: CUDA was asked for and did not load, or the process's other models do not fit
             `shared_threads`.
     """
-    return OpenGraph(lambda: _inference_session(model_path, device, threads, onnxruntime, shared_threads))
+    memory = LoadedMemory()
+
+    def open_session() -> Any:
+        with memory.recorded():
+            return _inference_session(model_path, device, threads, onnxruntime, shared_threads)
+
+    return OpenGraph(open_session, memory.move_into_huge_pages if device.kind == "cpu" else None)
 
 
 def _inference_session(

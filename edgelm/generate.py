@@ -69,7 +69,7 @@ def _generate_row(session: DecodingSession, request: Request, logits: Row, row: 
         return
     while (reason := text.reason_to_end()) is None:
         if text.new_tokens:
-            logits = session.step(text.ids[-1:])  # (V,)
+            logits = session.step_all(text.ids[-1:])[0]  # (V,)
         step = text.take(logits)
         yield step
         if step.finish_reason is not None:

@@ -14,16 +14,22 @@ from edgelm.errors import ClosedError, ForkError, InsufficientMemoryError
 
 GraphState = Literal["open", "closed", "forked"]
 
+LONG_USE_RUNS = 32
+"""A command that writes one token never pays for what only many repay."""
+
 
 class OpenGraph:
     """An ``onnxruntime.InferenceSession`` that several threads may run, close and fork; the same interface.
 
     Args:
         open_session: makes the ``InferenceSession``; called once more in a forked child, when that needs it.
+        settle: called once the session has run LONG_USE_RUNS times: for what takes time and pays in the long run.
     """
 
-    def __init__(self, open_session: Callable[[], Any]) -> None:
+    def __init__(self, open_session: Callable[[], Any], settle: Callable[[], object] | None = None) -> None:
         self._open_session = open_session
+        self._settle = settle
+        self._runs = 0
         self._ort_session: Any | None = open_session()
         self._closed = False
         self._bindings: weakref.WeakSet[GraphBinding] = weakref.WeakSet()
@@ -69,7 +75,11 @@ class OpenGraph:
         with self._changed:
             session, bound = self._session(), binding.inner
             self._running.append(threading.get_ident())
+            self._runs += 1
+            settle = self._settle if self._runs == LONG_USE_RUNS else None
         try:
+            if settle is not None:
+                settle()
             session.run_with_iobinding(bound)
         except Exception as error:  # ORT's own exceptions share no base class but Exception
             if "allocate memory" in str(error) or "bad_alloc" in str(error):
@@ -111,6 +121,7 @@ class OpenGraph:
         if self._ort_session is not None:
             _keep_forever(self._ort_session)
             self._ort_session = None
+            self._runs = 0
 
 
 class GraphBinding:

@@ -46,7 +46,7 @@ class Session:
         self._position = 0
         self._cache = KvCache(self._graph, 1, self.context_length)
         self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
-        self._few: dict[int, GraphCall] = {}
+        self._few = {1: self._decode}
 
     @classmethod
     def open(

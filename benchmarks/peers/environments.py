@@ -42,13 +42,14 @@ TORCH = "torch==2.13.0"  # a looser pin may fetch several GB of CUDA packages
 LLAMA_CPP = Environment(
     "llama-cpp",
     ("llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors==0.8.0"),
-    # Built here, for this very processor (GGML_NATIVE). What only
-    # llama.cpp's own programs need is left out, which is more than half.
+    # Built here, for this very processor (GGML_NATIVE); pip's cache may hold a wheel that was built otherwise. What
+    # only llama.cpp's own programs need is left out, which is more than half.
     {
         "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF "
         f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_name('llama_cpp_library_only.cmake')}",
         "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
         "PIP_NO_BINARY": "llama-cpp-python",
+        "PIP_NO_CACHE_DIR": "1",
     },
 )
 OPENVINO = Environment("openvino", ("openvino-genai==2026.4.1.0",))

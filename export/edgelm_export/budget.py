@@ -18,7 +18,7 @@ from edgelm.errors import ExportError
 from edgelm_export.calibrate import as_product, store, store_table
 from edgelm_export.forward import Activation, Gpt2Forward
 from edgelm_export.onnx_writer import stored_bytes
-from edgelm_export.quantize import FLOAT32, INT8_ROW, Storage, block_size_for
+from edgelm_export.quantize import FLOAT32, Storage, block_size_for
 from edgelm_export.recipe import (
     BLOCK4,
     BLOCK4_FINE,
@@ -32,8 +32,8 @@ from edgelm_export.recipe import (
 )
 from edgelm_export.weights import PRODUCTS, Gpt2Weights
 
-BODY_OPTIONS = (BLOCK4, BLOCK4_FINE, INT8_ROW)
-TABLE_OPTIONS = (BLOCK4, BLOCK4_FINE, BLOCK8)
+OPTIONS = (BLOCK4, BLOCK4_FINE, BLOCK8)
+"""The smallest first."""
 MARGIN = 0.9
 """Of a perplexity limit: a plan aims below it, for it is judged on other text than it was made on."""
 
@@ -122,13 +122,13 @@ def check_smallest(weights: Gpt2Weights, disk_bytes: float, ram_bytes: float) ->
         ExportError: as `plan`.
     """
     smallest = {
-        layer.product(field).name: [_option(BODY_OPTIONS[0], layer.product(field).weight.shape, 0.0)]
+        layer.product(field).name: [_option(OPTIONS[0], layer.product(field).weight.shape, 0.0)]
         for layer in weights.layers
         for field in PRODUCTS
     }
     for name, table in ((TOKEN_TABLE, weights.token_table), (HEAD, weights.head)):
         if table is not None:
-            smallest[name] = [_option(TABLE_OPTIONS[0], table.shape[::-1], 0.0, is_table=name == TOKEN_TABLE)]
+            smallest[name] = [_option(OPTIONS[0], table.shape[::-1], 0.0, is_table=name == TOKEN_TABLE)]
     plan(smallest, disk_bytes, ram_bytes, 0.0)
 
 
@@ -142,9 +142,7 @@ def given_up(chosen: Mapping[str, Option]) -> str:
     """What a plan gave up, in one line, the costliest matrix named."""
     counts: dict[str, int] = {}
     for option in chosen.values():
-        kind = f"{option.storage.bits} bits" + (
-            f" in blocks of {option.storage.block_size}" if option.storage.block_size else ""
-        )
+        kind = f"{option.storage.bits} bits in blocks of {option.storage.block_size}"
         counts[kind] = counts.get(kind, 0) + 1
     worst = max(chosen, key=lambda name: chosen[name].loss_nats)
     ratio = math.exp(sum(option.loss_nats for option in chosen.values()))
@@ -189,7 +187,7 @@ def measure_options(
         return max(0.0, float((source.exp() * (source - found)).sum(dim=-1).mean()))
 
     options: dict[str, list[Option]] = {name: [] for name in [*body_matrices(weights), *table_matrices(weights)]}
-    for storage in BODY_OPTIONS:
+    for storage in OPTIONS:
         same = Recipe("mixed", dict.fromkeys(options, storage) | _float_tables(weights))
         stored = store(weights, same, activations, calibration).stored
         for index, layer in enumerate(weights.layers):
@@ -203,7 +201,7 @@ def measure_options(
     for index, layer in enumerate(weights.layers):
         calibrated = forward.layer(index, layer, calibrated)
     head_inputs = forward.final(calibrated)  # (R, T, D)
-    for storage in TABLE_OPTIONS:
+    for storage in OPTIONS:
         table = store_table(weights.token_table, storage, head_inputs if weights.head is None else None).restored()
         changed = replace(weights, token_table=table)
         x = Gpt2Forward(changed, activations).embed(judged)
@@ -222,8 +220,6 @@ def _float_tables(weights: Gpt2Weights) -> dict[str, Storage]:
 def _option(storage: Storage, shape: tuple[int, ...], loss_nats: float, *, is_table: bool = False) -> Option:
     """An option of a matrix (K, N)."""
     k, n = shape
-    if storage.format == "int8_row":
-        return Option(storage, stored_bytes(n * k) + stored_bytes(4 * n), n * (k + 8), loss_nats)
     assert storage.block_size is not None
     size = block_size_for(k, storage.block_size)
     blocks = -(-k // size)

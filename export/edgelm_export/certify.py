@@ -15,7 +15,14 @@ from edgelm.comparison import Comparison, Logits
 from edgelm.manifest import Precision
 from edgelm.session import Session
 
-PERPLEXITY_GATES: dict[Precision, float] = {"fp32": 1.001, "fp16": 1.01, "int8": 1.01, "int4": 1.05, "mixed": 1.05}
+PERPLEXITY_GATES: dict[Precision, float] = {
+    "fp32": 1.001,
+    "fp16": 1.01,
+    "int8": 1.01,
+    "w8a8": 1.01,
+    "int4": 1.05,
+    "mixed": 1.05,
+}
 FP32_LOGIT_GATE = 1e-3
 GREEDY_PROMPTS = 8
 GREEDY_TOKENS = 64

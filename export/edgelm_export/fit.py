@@ -50,7 +50,7 @@ def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) 
     if not recipe.is_quantized:
         return store(weights, recipe, _activations(checkpoint), None)
     rows = _calibration(checkpoint, report)
-    report("smoothing" if precision == "int8" else "smoothing, and rounding with GPTQ")
+    report("smoothing, and rounding with GPTQ" if recipe.wants_inputs else "smoothing")
     return store(smooth(weights, recipe, _activations(checkpoint), rows), recipe, _activations(checkpoint), rows)
 
 

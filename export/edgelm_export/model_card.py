@@ -9,7 +9,8 @@ _BAR_CHARACTERS = 32
 _PRECISION_TEXT = {
     "fp32": "32-bit floats, exact",
     "fp16": "16-bit floats",
-    "int8": "8-bit weights and activations, one scale per token and per column; 8-bit token table and head",
+    "int8": "8-bit weights and activations in blocks, token table and head too",
+    "w8a8": "8-bit weights and activations, one scale per token and per column; 8-bit token table and head",
     "int4": "4-bit weights in blocks; 8-bit token table and head",
     "mixed": "4- and 8-bit weights, chosen matrix by matrix",
 }

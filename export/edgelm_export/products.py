@@ -138,17 +138,15 @@ def row_quantized_matmul() -> object:
     nodes = [
         constant("last_axis", [-1], np.int64),
         constant("tiny", 1e-30, np.float32),
-        constant("one_over_127", 1 / 127, np.float32),
-        constant("one", 1, np.float32),
+        constant("step", 1 / 127, np.float32),
         constant("zero_point", 128, np.uint8),
         helper.make_node("Abs", ["x"], ["magnitude"]),
         helper.make_node("ReduceMax", ["magnitude", "last_axis"], ["peak"], keepdims=1),  # (B, T, 1)
-        helper.make_node("Max", ["peak", "tiny"], ["positive_peak"]),
-        helper.make_node("Mul", ["positive_peak", "one_over_127"], ["row_scale"]),
-        helper.make_node("Div", ["x", "row_scale"], ["scaled"]),
-        helper.make_node("QuantizeLinear", ["scaled", "one", "zero_point"], ["codes"]),  # (B, T, K) uint8
+        helper.make_node("Max", ["peak", "tiny"], ["row_scale"]),
+        helper.make_node("Div", ["x", "row_scale"], ["scaled"]),  # -1 to 1
+        helper.make_node("QuantizeLinear", ["scaled", "step", "zero_point"], ["codes"]),  # (B, T, K) uint8
         helper.make_node(
-            "MatMulIntegerToFloat", ["codes", "values", "one", "scales", "zero_point"], ["unscaled"], domain=CONTRIB
+            "MatMulIntegerToFloat", ["codes", "values", "step", "scales", "zero_point"], ["unscaled"], domain=CONTRIB
         ),
         helper.make_node("Mul", ["unscaled", "row_scale"], ["y"]),  # (B, T, N)
     ]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 
-BLOCK_SIZES = (128, 64, 32, 16)
+BLOCK_SIZES = (256, 128, 64, 32, 16)
 """Sizes MatMulNBits and GatherBlockQuantized have fast kernels for, best first."""
 
 _SMALLEST_CLIP = 0.6
@@ -153,7 +153,7 @@ def pack_blocks(codes: npt.NDArray[np.uint8], scales: Array, bits: int, columns:
     return BlockQuantized(packed, scales, bits, codes.shape[2], columns)
 
 
-def block_size_for(k: int, most: int = BLOCK_SIZES[0]) -> int:
+def block_size_for(k: int, most: int) -> int:
     """The largest block of at most `most` that divides `k`; 32 or less, with padding, where none does."""
     return next((size for size in BLOCK_SIZES if size <= most and k % size == 0), min(32, most))
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from edgelm.errors import ExportError
 from edgelm_export.budget import Budget, Option, given_up, mixed_recipe, plan
 from edgelm_export.export import export
-from edgelm_export.quantize import INT8_ROW
-from edgelm_export.recipe import BLOCK4, BLOCK4_FINE
+from edgelm_export.recipe import BLOCK4, BLOCK4_FINE, BLOCK8
 from tests.conftest import RunCommand
 from tests.export.checkpoints import Shape, save_checkpoint
 from tests.export.conftest import Report
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.export
 
 
 def option(size: int, loss: float) -> Option:
-    return Option(BLOCK4 if size < 50 else INT8_ROW, size, size, loss)
+    return Option(BLOCK4 if size < 50 else BLOCK8, size, size, loss)
 
 
 BY_HAND = {"a": [option(10, 0.9), option(20, 0.1)], "b": [option(10, 0.2), option(20, 0.1)]}
@@ -71,9 +70,11 @@ def test_plans_fit_and_lose_no_more_than_the_smallest(losses: list[tuple[float, 
 
 
 def test_what_was_given_up_is_said() -> None:
-    chosen = {"a": Option(BLOCK4, 1, 1, 0.02), "b": Option(BLOCK4_FINE, 1, 1, 0.01), "c": Option(INT8_ROW, 1, 1, 0)}
+    chosen = {"a": Option(BLOCK4, 1, 1, 0.02), "b": Option(BLOCK4_FINE, 1, 1, 0.01), "c": Option(BLOCK8, 1, 1, 0)}
     line = given_up(chosen)
-    assert line.startswith("of 3 matrices 1 at 4 bits in blocks of 128, 1 at 4 bits in blocks of 32, 1 at 8 bits;")
+    assert line.startswith(
+        "of 3 matrices 1 at 4 bits in blocks of 128, 1 at 4 bits in blocks of 32, 1 at 8 bits in blocks of 256;"
+    )
     assert "x 1.0305" in line
     assert "a costs most, 0.0200 nats at 4 bits" in line
     assert mixed_recipe(chosen).storage["b"] == BLOCK4_FINE

@@ -187,14 +187,14 @@ def test_drawn_text_follows_the_models_probabilities(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4"])
 def test_every_matrix_is_accounted_for(tiny_export: TinyExport, precision: FixedPrecision, tied: bool) -> None:
     tiny = tiny_export(Shape(width=48, heads=4, tied=tied), precision)  # heads padded from 12 to 16
     state = tiny.torch.model.state_dict()
     wanted = {name for name, value in state.items() if value.ndim == 2} - ({"lm_head.weight"} if tied else set())
     matrices = tiny.exported.bundle.manifest.recipe.matrices
     assert sorted(matrix.name for matrix in matrices) == sorted(wanted)
-    most = {"fp32": 0.0, "fp16": 3e-4, "int8": 0.02, "int4": 0.15}[precision]
+    most = {"fp32": 0.0, "fp16": 3e-4, "int8": 0.02, "w8a8": 0.02, "int4": 0.15}[precision]
     for matrix in matrices:
         assert matrix.relative_error <= most
         k, n = state[matrix.name].shape
@@ -213,7 +213,7 @@ def test_tied_tables_are_stored_once(tiny_export: TinyExport) -> None:
 
 
 def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> None:
-    for precision, most in (("fp32", 12), ("int8", 12), ("int4", 10)):
+    for precision, most in (("fp32", 12), ("int8", 10), ("w8a8", 12), ("int4", 10)):
         path = tiny_export(Shape(), precision).exported.bundle.file("model.onnx")  # type: ignore[arg-type]
         onnx.checker.check_model(str(path))
         graph = onnx.load(str(path), load_external_data=False)
@@ -222,7 +222,7 @@ def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> 
         assert {node.domain for node in graph.graph.node} <= {"", CONTRIB, LOCAL}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4"])
 def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: FixedPrecision) -> None:
     """The output is a value the logits need anyway, in its own type: who does not bind it pays nothing."""
     bundle = tiny_export(Shape(), precision).exported.bundle

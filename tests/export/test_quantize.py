@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgelm_export.gptq import gptq_blocks
 from edgelm_export.quantize import (
+    BLOCK_SIZES,
     Array,
     BlockQuantized,
     block_size_for,
@@ -155,10 +156,10 @@ def test_gptq_with_inputs_that_are_always_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "size"), [(768, 128), (3072, 128), (1600, 64), (96, 32), (48, 16), (200, 32), (20, 32), (5, 32)]
+    ("k", "size"), [(768, 256), (640, 128), (3072, 256), (1600, 64), (96, 32), (48, 16), (200, 32), (20, 32), (5, 32)]
 )
 def test_block_sizes(k: int, size: int) -> None:
-    assert block_size_for(k) == size
+    assert block_size_for(k, BLOCK_SIZES[0]) == size
 
 
 @pytest.mark.parametrize(("k", "most", "size"), [(768, 32, 32), (768, 64, 64), (48, 32, 16), (20, 16, 16)])

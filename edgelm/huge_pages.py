@@ -1,0 +1,122 @@
+"""A loaded graph's memory in huge pages (Linux): decoding reads all of it for every token, in pages of 4 KB as the
+allocator gives them it waits for address translation. Measured in docs/performance.md.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+HUGE_PAGE_BYTES = 2 * 2**20
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_MADV_COLLAPSE = 25
+"""Since Linux 6.1: copies into huge pages now, where MADV_HUGEPAGE would wait for a kernel thread to pass by."""
+
+Range = tuple[int, int]
+"""From an address to another, bytes."""
+
+
+class LoadedMemory:
+    """What memory of the process a load has added."""
+
+    def __init__(self) -> None:
+        self._added: list[Range] = []
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """What is added inside is meant, and nothing else."""
+        before = _private_ranges()
+        yield
+        self._added = ranges_without(_private_ranges(), before)
+
+    def move_into_huge_pages(self) -> int:
+        """Move what is in use of it, and fills huge pages, into such pages; returns how many bytes. It takes some
+        milliseconds per 100 MB, and no memory; nothing happens where the system has or wants no huge pages."""
+        if not self._added or not _huge_pages_wanted():
+            return 0
+        moved = _collapse(self._added)
+        logger.debug("moved %.0f MB of weights into huge pages", moved / 1e6)
+        return moved
+
+
+def ranges_without(ranges: list[Range], others: list[Range]) -> list[Range]:
+    """What of `ranges` is in none of `others`; both sorted and without overlap."""
+    left = []
+    for start, stop in ranges:
+        for other_start, other_stop in others:
+            if other_stop <= start or other_start >= stop:
+                continue
+            if start < other_start:
+                left.append((start, other_start))
+            start = max(start, other_stop)
+        if start < stop:
+            left.append((start, stop))
+    return left
+
+
+def whole_pages(resident: bytes, start: int, small_page_bytes: int) -> list[Range]:
+    """Ranges of huge pages that are resident altogether.
+
+    Args:
+        resident: a byte for each small page from address `start`, a multiple of the huge page; bit 0 tells.
+    """
+    count = HUGE_PAGE_BYTES // small_page_bytes
+    found: list[Range] = []
+    for first in range(0, len(resident) - count + 1, count):
+        if all(page & 1 for page in resident[first : first + count]):
+            address = start + first * small_page_bytes
+            if found and found[-1][1] == address:
+                found[-1] = (found[-1][0], address + HUGE_PAGE_BYTES)
+            else:
+                found.append((address, address + HUGE_PAGE_BYTES))
+    return found
+
+
+def _private_ranges() -> list[Range]:
+    """The process's anonymous, writable, private memory, sorted; none elsewhere than on Linux."""
+    if not sys.platform.startswith("linux"):
+        return []
+    ranges = []
+    try:
+        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                addresses, access, _, _, inode = line.split(maxsplit=5)[:5]
+                if access == "rw-p" and inode == "0":
+                    start, stop = addresses.split("-")
+                    ranges.append((int(start, 16), int(stop, 16)))
+    except (OSError, ValueError):
+        return []
+    return ranges
+
+
+def _huge_pages_wanted() -> bool:
+    """Whether whoever runs the machine allows huge pages to those who ask."""
+    try:
+        return "[never]" not in _SETTING.read_text(encoding="ascii")
+    except OSError:
+        return False
+
+
+def _collapse(ranges: list[Range]) -> int:
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    small_page_bytes = os.sysconf("SC_PAGESIZE")
+    moved = 0
+    for first, last in ranges:
+        start, stop = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, last // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        if stop <= start:
+            continue
+        resident = (ctypes.c_ubyte * ((stop - start) // small_page_bytes))()
+        if libc.mincore(address(start), size(stop - start), resident):
+            continue  # freed meanwhile
+        for whole_start, whole_stop in whole_pages(bytes(resident), start, small_page_bytes):
+            whole = whole_stop - whole_start
+            if libc.madvise(address(whole_start), size(whole), _MADV_COLLAPSE) == 0:
+                moved += whole
+    return moved
