@@ -21,7 +21,7 @@ from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
 from edgelm.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
-PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "int4")
+PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "w8a8", "int4")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def given_source(work: Path, checkpoint: Path) -> Source:
 
 
 def model_folder(work: Path, shape: Shape, name: str) -> Path:
-    """Where the model `name` of that shape lies: "checkpoint", "edgelm-int8", "edgelm-int4" or "optimum-int8"."""
+    """Where the model `name` of that shape lies: "checkpoint", "edgelm-int8" (w8a8, int4) or "optimum-int8"."""
     return random_source(work, shape).folder / name
 
 
@@ -101,7 +101,7 @@ def hash_of(*files: Path) -> str:
 def graph_modules() -> list[Path]:
     """The source that decides what is in a bundle's graph."""
     folder = Path(edgelm_export.__file__).parent
-    return [folder / f"{name}.py" for name in ("graph", "onnx_writer", "products", "quantize", "weights")]
+    return [folder / f"{name}.py" for name in ("graph", "onnx_writer", "products", "quantize", "recipe", "weights")]
 
 
 def _export_edgelm(checkpoint: Path, folder: Path, precision: FixedPrecision) -> None:

@@ -1,13 +1,16 @@
 """Generation for asyncio: each token is computed in a thread, so that the event loop never waits for one."""
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 from edgelm.completion import Chunk
 from edgelm.generation_config import Cancel
+
+if TYPE_CHECKING:
+    import asyncio
 
 WORKER_THREADS = 4
 """Every token is a job of its own, so more open streams than threads take turns; one long prompt holds one thread."""
@@ -54,6 +57,8 @@ async def stream_in_thread(
     Cancelling the task that waits, or closing this iterator, sets `cancel` and waits for the token that is being
     computed; the session is free then.
     """
+    import asyncio  # 30 ms of imports that nobody else needs
+
     loop = asyncio.get_running_loop()
     opening = loop.run_in_executor(pool, begin)
     chunks = await opening

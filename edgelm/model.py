@@ -1,6 +1,5 @@
 """The public way in: a bundle, a tokenizer and a session joined into a `Model`."""
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -171,6 +170,8 @@ class Model:
 
         Raises: as `generate`.
         """
+        import asyncio  # 30 ms of imports that nobody else needs
+
         cancel = self._either_cancel(options)
         pool = self._workers.pool()
         loop = asyncio.get_running_loop()

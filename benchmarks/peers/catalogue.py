@@ -63,6 +63,7 @@ def _onnxruntime_genai(bits: int) -> Peer:
 
 PEERS = {
     "edgelm int8": Peer(8, f"{_HERE}:load_edgelm", "edgelm-int8"),
+    "edgelm w8a8": Peer(8, f"{_HERE}:load_edgelm", "edgelm-w8a8"),
     "OpenVINO GenAI int8": _openvino(8),
     "llama.cpp Q8_0": _llama_cpp(8, "Q8_0"),
     "onnxruntime-genai int8": _onnxruntime_genai(8),
