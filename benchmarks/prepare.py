@@ -21,7 +21,7 @@ from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
 from edgelm.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
-PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "w8a8", "int4")
+PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "w8a8", "int4", "int4-small")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def given_source(work: Path, checkpoint: Path) -> Source:
 
 
 def model_folder(work: Path, shape: Shape, name: str) -> Path:
-    """Where the model `name` of that shape lies: "checkpoint", "edgelm-int8" (w8a8, int4) or "optimum-int8"."""
+    """Where the model `name` of that shape lies: "checkpoint", "edgelm-int8" (w8a8, int4, int4-small) or "optimum-int8"."""
     return random_source(work, shape).folder / name
 
 

@@ -146,7 +146,7 @@ ROWS: dict[str, Make] = {
     "blocks of 256, smoothed, GPTQ": uniform(Storage("block", 4, 256)),
     "blocks of 32, smoothed, GPTQ": uniform(BLOCK4_FINE),
     "blocks of 128, smoothed, GPTQ, 4-bit table in blocks of 32": uniform(BLOCK4, BLOCK4_FINE),
-    "blocks of 128, smoothed, GPTQ, 4-bit table in blocks of 128": uniform(BLOCK4, BLOCK4),
+    "**int4-small**: blocks of 128, smoothed, GPTQ, 4-bit table in blocks of 128": named("int4-small"),
     "mixed for x 1.002": within(1.002),
     "mixed for x 1.02": within(1.02),
 }

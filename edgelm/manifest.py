@@ -22,7 +22,7 @@ KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary"})
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
-FixedPrecision = Literal["fp32", "fp16", "int8", "w8a8", "int4"]
+FixedPrecision = Literal["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"]
 Precision = Literal[FixedPrecision, "mixed"]
 """Names of recipes; "mixed" has its bits chosen matrix by matrix."""
 

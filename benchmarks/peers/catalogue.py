@@ -76,6 +76,7 @@ PEERS = {
     ),
     "optimum int8": Peer(8, f"{_HERE}:load_optimum", "optimum-int8"),
     "edgelm int4": Peer(4, f"{_HERE}:load_edgelm", "edgelm-int4"),
+    "edgelm int4-small": Peer(4, f"{_HERE}:load_edgelm", "edgelm-int4-small"),
     "OpenVINO GenAI int4": _openvino(4),
     "llama.cpp Q4_0": _llama_cpp(4, "Q4_0"),
     "onnxruntime-genai int4": _onnxruntime_genai(4),

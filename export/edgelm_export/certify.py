@@ -21,6 +21,7 @@ PERPLEXITY_GATES: dict[Precision, float] = {
     "int8": 1.01,
     "w8a8": 1.01,
     "int4": 1.05,
+    "int4-small": 1.05,
     "mixed": 1.05,
 }
 FP32_LOGIT_GATE = 1e-3

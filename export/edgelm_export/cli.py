@@ -40,7 +40,7 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
     "--precision",
     type=click.Choice(get_args(FixedPrecision)),
     help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small; w8a8 is int8 that reads long prompts faster and "
-    "writes slower.  [default: int8]",
+    "writes slower; int4-small has 4 bits in the token table too.  [default: int8]",
 )
 @click.option("--max-disk", type=_Bytes(), help="Choose bits matrix by matrix: at most so large on disk.")
 @click.option("--max-ram", type=_Bytes(), help="The same: at most so much memory when the context is full.")

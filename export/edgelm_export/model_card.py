@@ -12,6 +12,7 @@ _PRECISION_TEXT = {
     "int8": "8-bit weights and activations in blocks, token table and head too",
     "w8a8": "8-bit weights and activations, one scale per token and per column; 8-bit token table and head",
     "int4": "4-bit weights in blocks; 8-bit token table and head",
+    "int4-small": "4-bit weights in blocks, token table and head too",
     "mixed": "4- and 8-bit weights, chosen matrix by matrix",
 }
 

@@ -50,13 +50,14 @@ def table_matrices(weights: Gpt2Weights) -> list[str]:
 
 
 def fixed_recipe(name: FixedPrecision, weights: Gpt2Weights) -> Recipe:
-    """The recipe called "fp32", "fp16", "int8", "w8a8" or "int4"."""
+    """The recipe called "fp32", "fp16", "int8", "w8a8", "int4" or "int4-small"."""
     by_name: dict[FixedPrecision, tuple[Storage, Storage, Storage]] = {
         "fp32": (FLOAT32, FLOAT32, FLOAT32),
         "fp16": (FLOAT16, FLOAT16, FLOAT16),
         "int8": (BLOCK8, BLOCK8, FLOAT32),
         "w8a8": (INT8_ROW, BLOCK8, FLOAT32),
         "int4": (BLOCK4, BLOCK8, FLOAT32),
+        "int4-small": (BLOCK4, BLOCK4, FLOAT32),
     }
     body, tables, positions = by_name[name]
     return Recipe(

@@ -187,14 +187,14 @@ def test_drawn_text_follows_the_models_probabilities(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"])
 def test_every_matrix_is_accounted_for(tiny_export: TinyExport, precision: FixedPrecision, tied: bool) -> None:
     tiny = tiny_export(Shape(width=48, heads=4, tied=tied), precision)  # heads padded from 12 to 16
     state = tiny.torch.model.state_dict()
     wanted = {name for name, value in state.items() if value.ndim == 2} - ({"lm_head.weight"} if tied else set())
     matrices = tiny.exported.bundle.manifest.recipe.matrices
     assert sorted(matrix.name for matrix in matrices) == sorted(wanted)
-    most = {"fp32": 0.0, "fp16": 3e-4, "int8": 0.02, "w8a8": 0.02, "int4": 0.15}[precision]
+    most = {"fp32": 0.0, "fp16": 3e-4, "int8": 0.02, "w8a8": 0.02, "int4": 0.15, "int4-small": 0.15}[precision]
     for matrix in matrices:
         assert matrix.relative_error <= most
         k, n = state[matrix.name].shape
@@ -222,7 +222,7 @@ def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> 
         assert {node.domain for node in graph.graph.node} <= {"", CONTRIB, LOCAL}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"])
 def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: FixedPrecision) -> None:
     """The output is a value the logits need anyway, in its own type: who does not bind it pays nothing."""
     bundle = tiny_export(Shape(), precision).exported.bundle

@@ -127,7 +127,7 @@ def test_quantized_logits_stay_near_torch(
     assert difference <= limit
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "w8a8", "int4"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "w8a8", "int4", "int4-small"])
 def test_quantized_decoding_stays_near_recomputation(
     shape: Shape, tiny_export: TinyExport, precision: FixedPrecision
 ) -> None:
