@@ -49,7 +49,7 @@ def given_source(work: Path, checkpoint: Path) -> Source:
 
 
 def model_folder(work: Path, shape: Shape, name: str) -> Path:
-    """Where the model `name` of that shape lies: "checkpoint", "edgelm-int8" (w8a8, int4, int4-small) or "optimum-int8"."""
+    """Where the model `name` of that shape lies: "checkpoint", "optimum-int8", or "edgelm-" and a precision."""
     return random_source(work, shape).folder / name
 
 
