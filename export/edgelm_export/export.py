@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from edgelm import __version__
@@ -13,8 +14,20 @@ from edgelm.certificate import Certificate
 from edgelm.device import default_threads
 from edgelm.errors import ConfigError, ExportError
 from edgelm.generation_config import GenerationConfig, config_from_file
-from edgelm.manifest import FORMAT_VERSION, MANIFEST_NAME, FixedPrecision, Manifest, Matrix, Recipe, Source
+from edgelm.kv_file import KvDtype
+from edgelm.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    PREFIX_FEATURE,
+    VALUE_DIVISORS_FILE,
+    FixedPrecision,
+    Manifest,
+    Matrix,
+    Recipe,
+    Source,
+)
 from edgelm_export.adapter import merge_adapter
+from edgelm_export.baked_prefix import plan_prefix
 from edgelm_export.budget import Budget, check_budget
 from edgelm_export.certificate import EvaluationText, certify, read_eval_text
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
@@ -24,7 +37,9 @@ from edgelm_export.model_card import model_card
 from edgelm_export.prune import FEATURE, prune_vocabulary
 from edgelm_export.publish import folder_bytes, publish, workshop
 from edgelm_export.reference import Reference
+from edgelm_export.source_body import body_sha256
 from edgelm_export.source_text import draw_texts
+from edgelm_export.weights import Gpt2Weights
 
 EVALUATION_TOKENS = 10_000
 EVALUATION_SEED = 0
@@ -48,6 +63,8 @@ def export(
     revision: str | None = None,
     adapter: str | None = None,
     vocabulary: Path | None = None,
+    prefix: Path | None = None,
+    prefix_dtype: KvDtype | None = None,
     accept_quality_loss: bool = False,
     eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
@@ -64,6 +81,8 @@ def export(
         revision: branch, tag or commit of a hub id.
         adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
         vocabulary: UTF-8 text; only the tokens it needs are kept, and those that spell everything else.
+        prefix: what stands before every prompt of the bundle: UTF-8 text, or a prefix file that was learned.
+        prefix_dtype: how the keys and values of such a text are stored; None for the cache's own, which is exact.
         accept_quality_loss: publish also what missed its gate.
         eval_texts: UTF-8 text files to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
@@ -82,6 +101,7 @@ def export(
         if vocabulary is not None:
             report(f"keeping the tokens that {vocabulary} needs")
             checkpoint = prune_vocabulary(checkpoint, vocabulary)
+        before = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         settings, notes = _generation_settings(checkpoint)
         config = checkpoint.model.config
         bos = settings.get("bos_token_id")
@@ -95,7 +115,8 @@ def export(
         texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
         _write_papers(checkpoint, settings, draft)
         if isinstance(precision, Budget):
-            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report)
+            prefix_bytes = 0 if before is None else before.size_bytes
+            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report, prefix_bytes)
             notes += (given_up,)
         else:
             stored = store_as(checkpoint, precision, report)
@@ -103,6 +124,7 @@ def export(
         graph, matrices = write_graph(stored, draft)
         recipe = Recipe(stored.recipe.name, CALIBRATION_TOKENS if stored.recipe.is_quantized else None, matrices)
         _check_account(checkpoint, matrices)
+        _write_value_divisors(stored.source, draft)
         draft_manifest = Manifest(
             format_version=FORMAT_VERSION,
             required_features=(FEATURE,) if stored.source.architecture.vocab_size < checkpoint.vocab_size else (),
@@ -118,6 +140,7 @@ def export(
                 checkpoint.parameters,
                 adapter=checkpoint.adapter,
                 vocab_size=checkpoint.vocab_size,
+                body_sha256=body_sha256(checkpoint.model),
             ),
             certificate=None,
         )
@@ -133,11 +156,17 @@ def export(
                 f"{lost.perplexity_ratio:.4f}, max |logit difference| {lost.max_abs_logit_difference:.2g}; "
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
+        manifest, added = replace(draft_manifest, certificate=measured), None
+        if before is not None:
+            report(f"adding the prefix {prefix}")
+            _seal(draft, manifest)
+            added = before.write(draft, scratch)
+            manifest = replace(manifest, required_features=(*manifest.required_features, PREFIX_FEATURE))
         if isinstance(precision, Budget):
             check_budget(precision, folder_bytes(draft), measured.footprint.peak_rss_bytes)
-        card = model_card(draft_manifest, measured, output.name, checkpoint.card)
+        card = model_card(manifest, measured, output.name, checkpoint.card, added)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        _seal(draft, replace(draft_manifest, certificate=measured))
+        _seal(draft, manifest)
         publish(draft, output)
     return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
 
@@ -152,6 +181,15 @@ def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None
     if len(stored) != len(set(stored)) or set(stored) != expected:
         odd = sorted(expected.symmetric_difference(stored)) or stored
         raise ExportError(f"the graph does not account for every weight matrix, for one {odd[0]!r}: please report this")
+
+
+def _write_value_divisors(weights: Gpt2Weights, draft: Path) -> None:
+    """How the values of a learned prefix become those of this bundle; nothing where smoothing left them alone."""
+    facts = weights.architecture
+    if any(layer.value_divisors is not None for layer in weights.layers):
+        ones = np.ones(facts.num_heads * facts.head_dim, np.float32)
+        divisors = [ones if layer.value_divisors is None else layer.value_divisors for layer in weights.layers]
+        (draft / VALUE_DIVISORS_FILE).write_bytes(np.stack(divisors).astype("<f4").tobytes())
 
 
 def _generation_settings(checkpoint: Checkpoint) -> tuple[dict[str, object], tuple[str, ...]]:

@@ -55,7 +55,7 @@ def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) 
 
 
 def store_within(
-    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, report: Report
+    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, report: Report, prefix_bytes: int = 0
 ) -> tuple[StoredGpt2, str]:
     """Store a checkpoint with bits chosen matrix by matrix, so that it keeps `budget` and loses least.
 
@@ -63,6 +63,7 @@ def store_within(
 
     Args:
         tokenizer_json: the bundle's, already written: it takes disk and memory too.
+        prefix_bytes: what the bundle's prefix takes of both.
 
     Returns:
         The stored model, and what was given up, in one line.
@@ -71,7 +72,7 @@ def store_within(
         ExportError: the budget cannot be kept.
     """
     weights, activations = collect_weights(checkpoint.model), _activations(checkpoint)
-    disk, ram = _room(budget, weights, tokenizer_json)
+    disk, ram = (room - prefix_bytes for room in _room(budget, weights, tokenizer_json))
     check_smallest(weights, disk, ram)
     rows = _calibration(checkpoint, report)
     report("smoothing")
@@ -113,7 +114,8 @@ def _room(budget: Budget, weights: Gpt2Weights, tokenizer_json: Path) -> tuple[f
     floats = sum(stored_bytes(vector.nbytes) for vector in vectors)
     disk = ram = math.inf
     if budget.max_disk_bytes is not None:
-        papers = PAPERS_BYTES + PAPERS_BYTES_A_LAYER * facts.num_layers + tokenizer_json.stat().st_size
+        papers = PAPERS_BYTES + facts.num_layers * (PAPERS_BYTES_A_LAYER + 4 * facts.num_heads * facts.head_dim)
+        papers += tokenizer_json.stat().st_size
         disk = budget.max_disk_bytes - floats - papers
     if budget.max_ram_bytes is not None:
         kv = 2 * 4 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length
