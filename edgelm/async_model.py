@@ -4,13 +4,15 @@ import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgelm.completion import Chunk
 from edgelm.generation_config import Cancel
 
 if TYPE_CHECKING:
     import asyncio
+
+Result = TypeVar("Result")
 
 WORKER_THREADS = 4
 """Every token is a job of its own, so more open streams than threads take turns; one long prompt holds one thread."""
@@ -49,6 +51,13 @@ class Workers:
         self._pool = None
 
 
+async def call_in_thread(pool: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
+    """``function()``, computed in `pool`."""
+    import asyncio  # 30 ms of imports that nobody else needs
+
+    return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
 async def stream_in_thread(
     begin: Callable[[], Iterator[Chunk]], cancel: EitherCancel, pool: ThreadPoolExecutor
 ) -> AsyncGenerator[Chunk, None]:
@@ -57,7 +66,7 @@ async def stream_in_thread(
     Cancelling the task that waits, or closing this iterator, sets `cancel` and waits for the token that is being
     computed; the session is free then.
     """
-    import asyncio  # 30 ms of imports that nobody else needs
+    import asyncio
 
     loop = asyncio.get_running_loop()
     opening = loop.run_in_executor(pool, begin)

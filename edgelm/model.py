@@ -8,7 +8,7 @@ from functools import partial
 from typing import Self, Unpack
 
 from edgelm import text_scoring
-from edgelm.async_model import EitherCancel, Workers, stream_in_thread
+from edgelm.async_model import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.bake import bake
 from edgelm.bundle import Bundle
 from edgelm.bundle_parts import bundle_config, bundle_tokenizer, default_bundle_path
@@ -178,12 +178,9 @@ class Model:
 
         Raises: as `generate`.
         """
-        import asyncio  # 30 ms of imports that nobody else needs
-
         cancel = self._either_cancel(options)
         pool = self._workers.pool()
-        loop = asyncio.get_running_loop()
-        task = await loop.run_in_executor(pool, self._task, prompt, options | {"cancel": cancel})
+        task = await call_in_thread(pool, partial(self._task, prompt, options | {"cancel": cancel}))
         async with aclosing(stream_in_thread(partial(self._texts.stream, task), cancel, pool)) as stream:
             chunks = [chunk async for chunk in stream]
         return self._texts.completion(task, chunks)
