@@ -4,22 +4,14 @@ import numpy as np
 import pytest
 
 from edgelm import Bundle, ContextError, PromptError, Session
-from edgelm.bundle_parts import default_bundle_path
 from tests.conftest import TINY_BUNDLE
 
 PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 9)]
-LOGIT_TOLERANCE = 5e-5
-"""The int8 head computes an odd last row by another kernel than pairs of rows: docs/decisions.md."""
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Session:
     return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
-
-
-@pytest.fixture(scope="module")
-def int8() -> Session:
-    return Session.open(Bundle.read(default_bundle_path()), device="cpu", threads=1)
 
 
 def alone(session: Session, tokens: list[int]) -> np.ndarray:
@@ -41,25 +33,6 @@ def test_rows_equal_single_runs_bit_for_bit(tiny: Session, rows: int) -> None:
         for row in range(rows):
             assert np.array_equal(found[row], wanted[row][step])
     assert batch.position == 21 and tiny.position == 9
-
-
-@pytest.mark.parametrize("rows", [2, 3, 4])
-def test_int8_rows_equal_single_runs_but_for_the_last_bits_of_the_head(int8: Session, rows: int) -> None:
-    tokens = np.random.default_rng(rows).integers(0, 300, (12, rows))
-    wanted = [alone(int8, tokens[:, row].tolist()) for row in range(rows)]
-    cache = [value.numpy()[0, :, 9:21].copy() for value in int8._cache.values]  # of the last row, alone
-    int8.reset()
-    int8.step(PROMPT)
-    batch = int8.batch(rows, 64)
-    for step, ids in enumerate(tokens):
-        found = batch.step(ids)
-        for row in range(rows):
-            assert np.abs(found[row] - wanted[row][step]).max() <= LOGIT_TOLERANCE
-        if rows % 2:
-            assert np.array_equal(found[-1], wanted[-1][step])
-    # What a row remembers is the same bit for bit: differences of the head do not add up.
-    for value, single in zip(batch._cache.values, cache, strict=True):
-        assert np.array_equal(value.numpy()[rows - 1, :, 9:21], single)
 
 
 def test_reordered_rows_go_on_as_what_they_copied(tiny: Session) -> None:

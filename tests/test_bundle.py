@@ -47,7 +47,7 @@ def test_every_matrix_of_the_embedded_model_is_accounted_for() -> None:
     manifest = Bundle.read(default_bundle_path()).manifest
     layers = manifest.architecture.num_layers
     assert len(manifest.recipe.matrices) == 2 + 4 * layers
-    assert {m.format for m in manifest.recipe.matrices} == {"block", "int8_row", "float32"}
+    assert {m.format for m in manifest.recipe.matrices} == {"block", "float32"}
     assert all(m.relative_error < 0.02 for m in manifest.recipe.matrices)
 
 

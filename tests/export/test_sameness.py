@@ -134,6 +134,31 @@ def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
         assert [step.token_id for step in single] == [step.token_id for step in wanted]
 
 
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_w8a8_rows_equal_single_runs_but_for_the_last_bits_of_the_head(
+    rows: int, shape: Shape, tiny_export: TinyExport
+) -> None:
+    """A token has its own scale, whatever is beside it; the head computes pairs of rows by another kernel."""
+    tiny = tiny_export(shape, "w8a8")
+    session, text = tiny.session(), tiny.text()
+    prompt, tokens = text[:4], np.stack([tiny.text(seed)[4:10] for seed in range(rows)], axis=1)  # (6, rows)
+    alone = []
+    for row in range(rows):
+        session.reset()
+        session.step(prompt)
+        alone.append(np.stack([session.step(token) for token in tokens[:, row : row + 1]]))
+    cache = remembered(session)  # of the last row, alone
+    session.reset()
+    session.step(prompt)
+    batch = session.batch(rows, 16)
+    for step, ids in enumerate(tokens):
+        found = batch.step(ids)
+        for row in range(rows):
+            assert np.abs(found[row] - alone[row][step]).max() <= 5e-5
+    for value, single in zip(batch._cache.values, cache, strict=True):
+        assert np.array_equal(value.numpy()[rows - 1, :, : batch.position], single[0])
+
+
 def test_interleaved_streams_give_the_text_they_give_alone(tiny: Tiny) -> None:
     model = load(tiny.exported.bundle.path, device="cpu", threads=1)
     prompts = [tiny.text(seed)[:4].tolist() for seed in range(2)]
