@@ -29,6 +29,10 @@ class StateError(EdgelmError):
     """A prompt's saved state is damaged, or belongs to another bundle."""
 
 
+class PrefixError(EdgelmError):
+    """A prefix file is damaged, does not fit the model, or is too long for its context."""
+
+
 class DeviceError(EdgelmError):
     """ONNX Runtime is missing, or the requested device cannot be used."""
 

@@ -17,7 +17,12 @@ from edgelm.strict_json import Between, Bytes, Count, StrictJsonError, from_json
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
-KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary"})
+PREFIX_FEATURE = "prefix"
+PREFIX_FILE = "prefix.kv"
+"""Keys and values that stand before every prompt; the feature and the file come together."""
+VALUE_DIVISORS_FILE = "value_divisors.bin"
+"""What smoothing divided the values by: float32 (layers, H, p). A bundle may have none."""
+KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE})
 """Names that `required_features` may hold; a bundle that needs another one needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -101,6 +106,8 @@ class Source:
     """The LoRA adapter that was merged into it, with its commit where it came from the hub."""
     vocab_size: Count | None = None
     """Tokens of the source; more than the architecture's where the vocabulary was pruned."""
+    body_sha256: str | None = None
+    """Of the weights but the token table and the head: what a learned prefix was learned with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +210,10 @@ def _check_consistency(manifest: Manifest) -> None:
             raise BundleError(f"{MANIFEST_NAME}: files.{name}.sha256 is not 64 hexadecimal digits")
     if len({name.lower() for name in names}) != len(names):
         raise BundleError(f"{MANIFEST_NAME} names two files that differ only in upper and lower case")
+    if (PREFIX_FEATURE in manifest.required_features) != (PREFIX_FILE in manifest.files):
+        raise BundleError(
+            f"{MANIFEST_NAME} has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone"
+        )
     graph = manifest.graph
     for needed in (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json"):
         if needed not in manifest.files:

@@ -16,8 +16,9 @@ from edgelm.completion import Chunk, Completion
 from edgelm.errors import PromptError
 from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
+from edgelm.kv_file import KvDtype
 from edgelm.memory_forecast import ModelMemory, refuse_if_too_large
-from edgelm.prompt_state import PromptState, StateDtype, read_state, write_state
+from edgelm.prompt_state import PromptState, read_state, write_state
 from edgelm.prompts import Prompt, prompt_ids
 from edgelm.scheduler import DEFAULT_MAX_ROWS
 from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection
@@ -126,7 +127,7 @@ class Model:
         tasks = [self._texts.task(p, common.updated(dict(more))) for p, more in zip(prompts, own, strict=True)]
         return self._texts.batch(tasks, max_rows)
 
-    def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: StateDtype = "float32") -> None:
+    def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: KvDtype = "float32") -> None:
         """Write what the model remembers of `prompt` to the file `path`, to be loaded by `load_state`.
 
         Args:

@@ -55,7 +55,9 @@ def test_every_matrix_of_the_embedded_model_is_accounted_for() -> None:
     ("edit", "message"),
     [
         (lambda m: m.update(format_version=2), "format_version 2, this edgelm reads up to 1: needs a newer edgelm"),
-        (lambda m: m.update(required_features=["prefix"]), "uses 'prefix': needs edgelm newer"),
+        (lambda m: m.update(required_features=["latents"]), "uses 'latents': needs edgelm newer"),
+        (lambda m: m.update(required_features=["prefix"]), "the feature 'prefix' without 'prefix.kv'"),
+        (lambda m: m["files"].update({"prefix.kv": m["files"]["config.json"]}), "or the file alone"),
         (lambda m: m.update(format_version=0), "format_version must be between 1"),
         (lambda m: m.update(format_version="1"), "format_version must be a whole number"),
         (lambda m: m.update(extra=1), "unknown field 'extra'"),

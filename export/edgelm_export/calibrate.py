@@ -181,7 +181,7 @@ def _smoothed(layer: Layer, recipe: Recipe, inputs: dict[str, Tensor]) -> Layer:
         layer = replace(layer, attention_norm=norm, qkv=qkv)
     if for_values is not None:
         qkv, out = fold_values(layer.qkv, layer.attention_out, for_values)
-        layer = replace(layer, qkv=qkv, attention_out=out)
+        layer = replace(layer, qkv=qkv, attention_out=out, value_divisors=for_values)
     if for_mlp is not None:
         norm, mlp_in = fold_norm(layer.mlp_norm, layer.mlp_in, for_mlp)
         layer = replace(layer, mlp_norm=norm, mlp_in=mlp_in)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from edgelm import __version__
@@ -13,7 +14,16 @@ from edgelm.certificate import Certificate
 from edgelm.device import default_threads
 from edgelm.errors import ConfigError, ExportError
 from edgelm.generation_config import GenerationConfig, config_from_file
-from edgelm.manifest import FORMAT_VERSION, MANIFEST_NAME, FixedPrecision, Manifest, Matrix, Recipe, Source
+from edgelm.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    VALUE_DIVISORS_FILE,
+    FixedPrecision,
+    Manifest,
+    Matrix,
+    Recipe,
+    Source,
+)
 from edgelm_export.adapter import merge_adapter
 from edgelm_export.budget import Budget, check_budget
 from edgelm_export.certificate import EvaluationText, certify, read_eval_text
@@ -24,7 +34,9 @@ from edgelm_export.model_card import model_card
 from edgelm_export.prune import FEATURE, prune_vocabulary
 from edgelm_export.publish import folder_bytes, publish, workshop
 from edgelm_export.reference import Reference
+from edgelm_export.source_body import body_sha256
 from edgelm_export.source_text import draw_texts
+from edgelm_export.weights import Gpt2Weights
 
 EVALUATION_TOKENS = 10_000
 EVALUATION_SEED = 0
@@ -103,6 +115,7 @@ def export(
         graph, matrices = write_graph(stored, draft)
         recipe = Recipe(stored.recipe.name, CALIBRATION_TOKENS if stored.recipe.is_quantized else None, matrices)
         _check_account(checkpoint, matrices)
+        _write_value_divisors(stored.source, draft)
         draft_manifest = Manifest(
             format_version=FORMAT_VERSION,
             required_features=(FEATURE,) if stored.source.architecture.vocab_size < checkpoint.vocab_size else (),
@@ -118,6 +131,7 @@ def export(
                 checkpoint.parameters,
                 adapter=checkpoint.adapter,
                 vocab_size=checkpoint.vocab_size,
+                body_sha256=body_sha256(checkpoint.model),
             ),
             certificate=None,
         )
@@ -152,6 +166,15 @@ def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None
     if len(stored) != len(set(stored)) or set(stored) != expected:
         odd = sorted(expected.symmetric_difference(stored)) or stored
         raise ExportError(f"the graph does not account for every weight matrix, for one {odd[0]!r}: please report this")
+
+
+def _write_value_divisors(weights: Gpt2Weights, draft: Path) -> None:
+    """How the values of a learned prefix become those of this bundle; nothing where smoothing left them alone."""
+    facts = weights.architecture
+    if any(layer.value_divisors is not None for layer in weights.layers):
+        ones = np.ones(facts.num_heads * facts.head_dim, np.float32)
+        divisors = [ones if layer.value_divisors is None else layer.value_divisors for layer in weights.layers]
+        (draft / VALUE_DIVISORS_FILE).write_bytes(np.stack(divisors).astype("<f4").tobytes())
 
 
 def _generation_settings(checkpoint: Checkpoint) -> tuple[dict[str, object], tuple[str, ...]]:

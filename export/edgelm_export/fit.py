@@ -113,7 +113,8 @@ def _room(budget: Budget, weights: Gpt2Weights, tokenizer_json: Path) -> tuple[f
     floats = sum(stored_bytes(vector.nbytes) for vector in vectors)
     disk = ram = math.inf
     if budget.max_disk_bytes is not None:
-        papers = PAPERS_BYTES + PAPERS_BYTES_A_LAYER * facts.num_layers + tokenizer_json.stat().st_size
+        papers = PAPERS_BYTES + facts.num_layers * (PAPERS_BYTES_A_LAYER + 4 * facts.num_heads * facts.head_dim)
+        papers += tokenizer_json.stat().st_size
         disk = budget.max_disk_bytes - floats - papers
     if budget.max_ram_bytes is not None:
         kv = 2 * 4 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length

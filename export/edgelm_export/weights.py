@@ -57,6 +57,8 @@ class Layer:
     activation: Activation
     mlp_out: Linear
     """(F, D)."""
+    value_divisors: Array | None = None
+    """What smoothing divided the values by, (H·p,)."""
 
     def product(self, field: ProductField) -> Linear:
         """One of its products."""
