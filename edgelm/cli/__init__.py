@@ -16,6 +16,7 @@ _COMMANDS = {
     "choose": ("edgelm.cli.choose", "Which of several texts is likeliest after a prompt."),
     "perplexity": ("edgelm.cli.perplexity", "How surprised the model is by a text."),
     "embed": ("edgelm.cli.embed", "A text as a vector."),
+    "pretrain": ("edgelm_export.training.cli", "Train a tokenizer and a GPT-2 on text files."),
     "export": ("edgelm_export.cli", "Turn a GPT-2 checkpoint into a bundle."),
     "info": ("edgelm.cli.info", "Show what a bundle is and what it lost."),
     "verify": ("edgelm.cli.verify", "Check every file of a bundle, and measure it again."),
