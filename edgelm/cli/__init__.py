@@ -17,6 +17,8 @@ _COMMANDS = {
     "perplexity": ("edgelm.cli.perplexity", "How surprised the model is by a text."),
     "embed": ("edgelm.cli.embed", "A text as a vector."),
     "pretrain": ("edgelm_export.training.cli", "Train a tokenizer and a GPT-2 on text files."),
+    "finetune": ("edgelm_export.training.finetune_cli", "Tune a GPT-2 checkpoint on a text or on examples."),
+    "distill": ("edgelm_export.training.distill_cli", "Train a smaller GPT-2 to do as a checkpoint does."),
     "export": ("edgelm_export.cli", "Turn a GPT-2 checkpoint into a bundle."),
     "info": ("edgelm.cli.info", "Show what a bundle is and what it lost."),
     "verify": ("edgelm.cli.verify", "Check every file of a bundle, and measure it again."),

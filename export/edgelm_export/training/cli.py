@@ -3,11 +3,14 @@
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgelm.errors import TrainingError
+
+if TYPE_CHECKING:
+    from edgelm_export.training.run import Outcome
 
 _NEEDED = ("torch", "transformers", "tokenizers", "accelerate", "tensorboard", "matplotlib")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
@@ -25,11 +28,19 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
         return round(float(match[1]) * _UNITS[match[2]])
 
 
-def need_training_side(command: str) -> None:
-    """Raises TrainingError where the packages of the [train] extra are missing."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+def need_training_side(command: str, *more: str) -> None:
+    """Raises TrainingError where the packages of the [train] extra, or `more` packages, are missing."""
+    missing = [name for name in (*_NEEDED, *more) if find_spec(name) is None]
     if missing:
         raise TrainingError(f"{command} needs {', '.join(missing)}; run: pip install 'edgelm[cpu,train]'")
+
+
+def stopped(outcome: "Outcome") -> int:
+    """Say that a signal ended a run; the exit status that tells so to a shell."""
+    click.echo(
+        f"edgelm: stopped after step {outcome.steps:,}; a checkpoint is written, the same command goes on", err=True
+    )
+    return 128 + (outcome.signal or 0)
 
 
 _FILE = click.Path(path_type=Path)
@@ -136,10 +147,7 @@ def command(data: tuple[Path, ...], more: tuple[Path, ...], out: Path, **options
     )
     outcome = done.outcome
     if done.report is None:
-        click.echo(
-            f"edgelm: stopped after step {outcome.steps:,}; a checkpoint is written, the same command goes on", err=True
-        )
-        return 128 + (outcome.signal or 0)
+        return stopped(outcome)
     losses = ", ".join(f"{loss:.4f} in windows of {window}" for window, loss in done.report.held_out.items())
     click.echo(
         f"{out}: held-out loss {losses}; overfitting gap {done.report.gap:.4f}; {outcome.seconds:,.0f} s; "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from edgelm_export.training.examples import IGNORED
+from edgelm_export.training.packing import IGNORED
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelm.errors import ConfigError, ExportError
+from edgelm.errors import ConfigError, TrainingError
 from edgelm.tokenizer import Tokenizer
+from edgelm_export.training.packing import IGNORED
 from edgelm_export.training.records import Records, read_records
 from edgelm_export.training.template import Template
-
-IGNORED = -100
-"""The label of a token that costs nothing, as torch's cross entropy has it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def read_examples(
     Left out, and counted in the notes: rows whose completion is empty, and examples longer than `context_length`.
 
     Raises:
-        ExportError: the file cannot be read, lacks a column, or has no usable example.
+        TrainingError: the file cannot be read, lacks a column, or has no usable example.
     """
     records = read_records(path)
     _check_columns(path, records, task)
@@ -97,7 +95,7 @@ def read_examples(
     ]
     notes = tuple(f"left out {n:,} of {total:,} examples: {why}" for n, why in reasons if n)
     if not usable:
-        raise ExportError(f"{str(path)!r} has no usable example: {'; '.join(notes)}")
+        raise TrainingError(f"{str(path)!r} has no usable example: {'; '.join(notes)}")
     return Examples(usable, notes)
 
 
@@ -112,7 +110,7 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> tuple[list[list[int]]
 def _check_columns(path: Path, records: Records, task: Task) -> None:
     for name in (*task.prompt.columns, *task.completion.columns):
         if name not in records.columns:
-            raise ExportError(
+            raise TrainingError(
                 f"{str(path)!r} has no column {name!r}, only {', '.join(map(repr, records.columns[:20]))}; "
                 "give --prompt and --completion templates that name its columns"
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgelm.errors import ExportError
+from edgelm.errors import TrainingError
 from edgelm_export.hub import first_line
 
 MAX_FILE_BYTES = 2**31
@@ -38,23 +38,23 @@ def read_records(path: Path) -> Records:
     is skipped, empty lines too.
 
     Raises:
-        ExportError: the file cannot be read, is too large, is not UTF-8, or breaks its format; or has no rows.
+        TrainingError: the file cannot be read, is too large, is not UTF-8, or breaks its format; or has no rows.
     """
     parse = _PARSERS[path.suffix.lower()]
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ExportError(f"{str(path)!r} has {size:,} bytes, more than {MAX_FILE_BYTES:,}; split it")
+            raise TrainingError(f"{str(path)!r} has {size:,} bytes, more than {MAX_FILE_BYTES:,}; split it")
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ExportError(f"{str(path)!r} is not UTF-8 text (byte {error.start}); convert it first") from None
+        raise TrainingError(f"{str(path)!r} is not UTF-8 text (byte {error.start}); convert it first") from None
     except OSError as error:
-        raise ExportError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+        raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
     if "\0" in text:
-        raise ExportError(f"{str(path)!r} holds NUL bytes: it is no text")
+        raise TrainingError(f"{str(path)!r} holds NUL bytes: it is no text")
     rows = parse(text, str(path))
     if not rows:
-        raise ExportError(f"{str(path)!r} has no rows: there is nothing to learn")
+        raise TrainingError(f"{str(path)!r} has no rows: there is nothing to learn")
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
     return Records(columns, tuple({name: row.get(name, "") for name in columns} for row in rows))
 
@@ -69,7 +69,7 @@ def _json_lines(text: str, name: str) -> list[Row]:
 def _json_list(text: str, name: str) -> list[Row]:
     content = _json(text, repr(name))
     if not isinstance(content, list):
-        raise ExportError(f"{name!r} must hold a list of JSON objects, or be .jsonl with an object a line")
+        raise TrainingError(f"{name!r} must hold a list of JSON objects, or be .jsonl with an object a line")
     return [_json_row(item, f"item {number} of {name!r}") for number, item in enumerate(content, 1)]
 
 
@@ -77,12 +77,12 @@ def _json(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{where} is not JSON: {first_line(error)}") from None
+        raise TrainingError(f"{where} is not JSON: {first_line(error)}") from None
 
 
 def _json_row(item: object, where: str) -> Row:
     if not isinstance(item, dict):
-        raise ExportError(f"{where} is no JSON object; every row needs named columns")
+        raise TrainingError(f"{where} is no JSON object; every row needs named columns")
     row = {}
     for key, value in item.items():
         if isinstance(value, str):
@@ -97,7 +97,7 @@ def _json_row(item: object, where: str) -> Row:
 
 def _without_surrogates(value: str, where: str) -> str:
     if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        raise ExportError(f"{where} holds half a character (a lone surrogate like \\ud800); mend it first")
+        raise TrainingError(f"{where} holds half a character (a lone surrogate like \\ud800); mend it first")
     return value
 
 
@@ -120,15 +120,15 @@ def _table(text: str, name: str, dialect: type[csv.Dialect]) -> list[Row]:
     try:
         header = next(reader, [])
         if len(set(header)) < len(header) or "" in header:
-            raise ExportError(f"the first line of {name!r} must name every column once, got {header[:8]}")
+            raise TrainingError(f"the first line of {name!r} must name every column once, got {header[:8]}")
         for values in reader:
             if not values:
                 continue
             if len(values) != len(header):
-                raise ExportError(f"line {reader.line_num} of {name!r} has {len(values)} columns, not {len(header)}")
+                raise TrainingError(f"line {reader.line_num} of {name!r} has {len(values)} columns, not {len(header)}")
             rows.append(dict(zip(header, values, strict=True)))
     except csv.Error as error:
-        raise ExportError(f"line {reader.line_num} of {name!r} breaks the format: {first_line(error)}") from None
+        raise TrainingError(f"line {reader.line_num} of {name!r} breaks the format: {first_line(error)}") from None
     return rows
 
 

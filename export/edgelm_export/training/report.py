@@ -46,7 +46,7 @@ class TrainingReport:
         lines.append(f"| training text, windows of {first} | {self.training:.4f} | {_perplexity(self.training):.2f} |")
         lines += ["", f"Overfitting gap: {self.gap:.4f} nats a token.", "", f"![loss curves]({CURVES_FILE})", ""]
         lines += ["| fact | |", "|---|---|"]
-        lines += [f"| {name} | {_shown(value)} |" for name, value in self.facts.items()]
+        lines += [f"| {name} | {shown(value)} |" for name, value in self.facts.items()]
         for number, sample in enumerate(self.samples):
             lines += ["", f"## Sample {number}", "", *(f"> {line}" for line in sample.splitlines())]
         return "\n".join(lines) + "\n"
@@ -78,7 +78,8 @@ def _perplexity(loss: float) -> float:
     return float(torch.tensor(loss).exp())
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A fact for people."""
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.errors import ConfigError, ExportError
+from edgelm.errors import ConfigError, TrainingError
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.training.examples import Example, Examples, Task, encode_example, pad, read_examples
 from edgelm_export.training.template import Template
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_left_out_and_counted(letters: Tokenizer, tmp_path:
 
 
 def test_nothing_usable_and_no_such_column(letters: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"no usable example: left out 1 of 1 .*longer than 3 tokens"):
+    with pytest.raises(TrainingError, match=r"no usable example: left out 1 of 1 .*longer than 3 tokens"):
         read(tmp_path, letters, [{"q": "abc", "a": "d"}], context=3)
-    with pytest.raises(ExportError, match=r"no column 'a', only 'q', 'b'; give --prompt and --completion"):
+    with pytest.raises(TrainingError, match=r"no column 'a', only 'q', 'b'; give --prompt and --completion"):
         read(tmp_path, letters, [{"q": "abc", "b": "d"}])

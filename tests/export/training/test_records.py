@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.errors import ExportError
+from edgelm.errors import TrainingError
 from edgelm_export.training.records import Row, is_records_file, read_records
 
 pytestmark = pytest.mark.export
@@ -66,7 +66,7 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
 )
 def test_bad_files_are_refused(name: str, content: bytes, words: list[str], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(TrainingError) as caught:
         read_records(tmp_path / name)
     message = str(caught.value)
     assert repr(str(tmp_path / name))[1:-1] in message
@@ -76,8 +76,8 @@ def test_bad_files_are_refused(name: str, content: bytes, words: list[str], tmp_
 
 
 def test_no_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="cannot read"):
+    with pytest.raises(TrainingError, match="cannot read"):
         read_records(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(ExportError, match="cannot read"):
+    with pytest.raises(TrainingError, match="cannot read"):
         read_records(tmp_path / "folder.csv")
