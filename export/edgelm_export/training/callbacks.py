@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any
 
 import transformers
-from transformers.trainer_callback import ExportableState
 
 _REDRAW_SECONDS = 0.5
 _LINE_SECONDS = 30.0
@@ -46,7 +45,7 @@ class Stop:
             restore()
 
 
-class Clock(transformers.TrainerCallback, ExportableState):  # type: ignore[misc]
+class Clock(transformers.TrainerCallback):  # type: ignore[misc]
     """Counts the seconds of a run over all its parts, asks for checkpoints by them, and ends it when they are used up.
 
     Checkpoints are asked for at steps that are logged only: so a resumed run averages its losses over the same steps.
@@ -58,11 +57,8 @@ class Clock(transformers.TrainerCallback, ExportableState):  # type: ignore[misc
         self._save_seconds, self._limit_seconds = save_seconds, limit_seconds
         self._ticked = self._saved = time.monotonic()
 
-    def state(self) -> dict[str, Any]:
-        self._tick()
-        return {"args": {}, "attributes": {"seconds": self.seconds}}
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
         self._ticked = self._saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

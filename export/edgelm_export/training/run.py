@@ -21,6 +21,7 @@ Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "muon"]
 Batch = Mapping[str, Any]
 _MOST_LOGGED_STEPS = 2000
+_LOGGED = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def train(
             eval_dataset=batches,  # must be given; measure() is what is called
             callbacks=callbacks,
         )
-        trainer.measure = measure
+        trainer.measure, trainer.clock = measure, clock
         if schedule.optimizer == "muon":
             trainer.optimizer = MuonAdamW(model, schedule.learning_rate, schedule.weight_decay, schedule.beta2)
         trainer.remove_callback(transformers.PrinterCallback)
@@ -120,7 +121,11 @@ def train(
     elif state.global_step < schedule.steps:
         ended = "signal" if stop.signal is not None else "early"
     return Outcome(
-        log=tuple(entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry),
+        log=tuple(
+            {name: entry[name] for name in _LOGGED if name in entry}
+            for entry in state.log_history
+            if "loss" in entry or "eval_loss" in entry
+        ),
         steps=state.global_step,
         seconds=clock.seconds,
         best_step=state.best_global_step or state.global_step,
@@ -183,6 +188,11 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     """The Trainer, reading micro-batches by index and measuring as edgelm does."""
 
     measure: Callable[[Any], float]
+    clock: Clock
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # The log is kept in checkpoints, and so are the seconds.
+        super().log({**logs, "seconds": self.clock.seconds}, start_time)
 
     def get_train_dataloader(self) -> Any:
         batches = self.train_dataset
