@@ -36,6 +36,8 @@ class Stats:
     """Tokens that `prompt_lookup_num_tokens` drafted."""
     accepted_tokens: int = 0
     """Drafted tokens that came true."""
+    prefix_tokens: int = 0
+    """Tokens of the prefix that stands before the prompt; `prompt_tokens` and `reused_tokens` do not count them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class GenerationClock:
             self._accepted += step.was_drafted
             yield step
 
-    def stats(self, prompt_tokens: int, load_seconds: float, *, reused_tokens: int = 0) -> Stats:
+    def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
         counted = self._tokens - self._rows
         rate = counted / self._decode_seconds if counted and self._decode_seconds else 0.0
         return Stats(
@@ -62,7 +62,6 @@ class GenerationClock:
             tokens_per_second=rate,
             load_seconds=load_seconds,
             peak_rss_bytes=peak_rss_bytes(),
-            reused_tokens=reused_tokens,
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
         )

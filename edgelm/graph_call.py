@@ -68,21 +68,21 @@ class KvCache:
         make = self._onnxruntime.OrtValue.ortvalue_from_numpy
         return [make(part[:count]) for part in self._whole]
 
-    def read(self, row: int, stop: int) -> KeysValues:
-        """Copies of the first `stop` positions of a row, (2·layers, H, stop, p)."""
+    def read(self, row: int, start: int, stop: int) -> KeysValues:
+        """A copy of the positions from `start` to `stop` of a row, (2·layers, H, T, p)."""
         if self._whole is not None:
-            return self._whole[:, row, :, :stop].copy()
-        return np.stack([value.numpy()[row, :, :stop] for value in self.values])
+            return self._whole[:, row, :, start:stop].copy()
+        return np.stack([value.numpy()[row, :, start:stop] for value in self.values])
 
-    def write(self, row: int, content: KeysValues) -> None:
-        """Set the first positions of a row to what `read` gave, of this cache's or another float type."""
-        stop = content.shape[2]
+    def write(self, row: int, start: int, content: KeysValues) -> None:
+        """Set the positions of a row from `start` on to what `read` gave, of this cache's or another float type."""
+        stop = start + content.shape[2]
         if self._whole is not None:
-            self._whole[:, row, :, :stop] = content
+            self._whole[:, row, :, start:stop] = content
             return
         for mine, part in zip(self.values, content, strict=True):
             array = mine.numpy()
-            array[row, :, :stop] = part
+            array[row, :, start:stop] = part
             mine.update_inplace(array)
 
     def copy_rows(self, source: "KvCache", rows: Places, to: Places, start: int, stop: int) -> None:

@@ -45,6 +45,18 @@ def fitted(prompt: list[int], config: GenerationConfig, context_length: int) -> 
     return prompt[:pinned] + prompt[len(prompt) - (most - pinned) :], config
 
 
+def behind_prefix(config: GenerationConfig, tokens: int) -> GenerationConfig:
+    """A configuration of a prompt that fits, for the ids that have `tokens` of a prefix before it: lengths count those
+    too, and a window keeps them."""
+    return replace(
+        config,
+        max_length=None if config.max_length is None else config.max_length + tokens,
+        min_length=config.min_length + tokens if config.min_length else 0,
+        pinned_tokens=config.pinned_tokens + tokens if config.context_overflow == "window" else 0,
+        context_overflow="window" if config.context_overflow == "window" else "stop",
+    )
+
+
 class WindowSession:
     """A session without an end: when its context is full it forgets the oldest tokens but the first `pinned_tokens`,
     and computes the others anew, for their positions are others now (GPT-2 has learned ones).
@@ -53,14 +65,15 @@ class WindowSession:
     Where the window begins depends on the length of the text alone, not on how it came there.
     """
 
-    def __init__(self, session: DecodingSession, pinned_tokens: int) -> None:
-        """Args: an empty session, and how many tokens at the front never to forget, less than its context holds."""
+    def __init__(self, session: DecodingSession, pinned_tokens: int, held: Sequence[int] = ()) -> None:
+        """Args: a session, how many tokens at the front never to forget, less than its context holds, and what the
+        session holds already."""
         self._session = session
         self._pinned = pinned_tokens
         room = session.context_length - pinned_tokens
         self._shift = max(1, room // 2)
         self._kept = room - self._shift
-        self._ids: list[int] = []  # all of them
+        self._ids = list(held)  # all of them
         self._begin = pinned_tokens  # the session holds the pinned ones and those from here on
         self.reencoded_tokens = 0
         """How many tokens were computed again."""

@@ -10,16 +10,17 @@ from typing import Self, Unpack
 
 from edgelm import text_scoring
 from edgelm.async_model import EitherCancel, Workers, stream_in_thread
+from edgelm.bake import bake
 from edgelm.bundle import Bundle
 from edgelm.bundle_parts import bundle_config, bundle_tokenizer, default_bundle_path
 from edgelm.completion import Chunk, Completion
-from edgelm.errors import PromptError
 from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
 from edgelm.kv_file import KvDtype
 from edgelm.memory_forecast import ModelMemory, refuse_if_too_large
+from edgelm.prefix_file import Prefix, baked_prefix, learned_sha256, read_prefix
 from edgelm.prompt_state import PromptState, read_state, write_state
-from edgelm.prompts import Prompt, prompt_ids
+from edgelm.prompts import Prompt, PromptEncoder
 from edgelm.scheduler import DEFAULT_MAX_ROWS
 from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection
 from edgelm.scoring import Vector
@@ -46,16 +47,23 @@ class Model:
         *,
         load_seconds: float = 0.0,
         prefix_cache_bytes: int = 0,
+        prefix: Prefix | None = None,
     ) -> None:
         """Args are finished parts; `load` builds them."""
-        self.bundle = bundle
-        self.tokenizer = tokenizer
-        self.session = session
+        self.bundle, self.tokenizer, self.session = bundle, tokenizer, session
+        self.prefix = prefix
+        """What stands before every prompt."""
         self.generation_config = generation_config or GenerationConfig()
         """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
-        self._sessions = SessionPool(session, prefix_cache_bytes)
-        self._texts = TextGeneration(tokenizer, self._sessions, session.context_length, load_seconds)
+        always = None if prefix is None or prefix.text is None else PromptState(prefix.ids, prefix.content)
+        if prefix is not None:
+            if always is not None:  # prompts begin with its ids: their sessions with nothing
+                self.session = session.sibling()
+            self.session.begin_after(prefix.content)
+        self._sessions = SessionPool(session, prefix_cache_bytes, always)
+        self._encoder = PromptEncoder(tokenizer, prefix)
+        self._texts = TextGeneration(self._encoder, self._sessions, session.context_length, load_seconds)
         self._workers = Workers()
 
     def __enter__(self) -> Self:
@@ -67,7 +75,8 @@ class Model:
 
     def __reduce__(self) -> tuple[object, ...]:
         path, device = os.fspath(self.bundle.path), str(self.session.device)
-        parts = path, device, self.session.threads, self._sessions.limit_bytes, self.generation_config
+        prefix = None if self.prefix is None else os.fspath(self.prefix.path)
+        parts = path, device, self.session.threads, self._sessions.limit_bytes, prefix, self.generation_config
         return _loaded_as, parts  # prompts and states are not carried
 
     @property
@@ -118,14 +127,7 @@ class Model:
 
         Raises: as `generate`.
         """
-        own: Sequence[GenerationOptions] = [{} for _ in prompts] if each is None else each
-        if isinstance(prompts, str):
-            raise PromptError("prompts must be a list, got one text: call generate for it")
-        if len(own) != len(prompts):
-            raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
-        common = self.generation_config.updated(dict(options))
-        tasks = [self._texts.task(p, common.updated(dict(more))) for p, more in zip(prompts, own, strict=True)]
-        return self._texts.batch(tasks, max_rows)
+        return self._texts.batch(prompts, self.generation_config.updated(dict(options)), each, max_rows)
 
     def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: KvDtype = "float32") -> None:
         """Write what the model remembers of `prompt` to the file `path`, to be loaded by `load_state`.
@@ -138,21 +140,26 @@ class Model:
             StateError: the numbers do not fit into float16.
             OSError: the file cannot be written.
         """
-        ids = prompt_ids(self.tokenizer, prompt)
+        ids = self._encoder.ids(prompt)
         with self._sessions.borrowed(ids) as (session, reused):
             session.step(ids[reused:])
             state = PromptState(tuple(ids), session.remembered(len(ids)))
-        write_state(path, self.bundle.manifest, state, dtype)
+        write_state(path, self.bundle.manifest, state, dtype, learned_sha256(self.prefix))
 
     def load_state(self, path: str | os.PathLike[str]) -> PromptState:
         """Read what `save_state` wrote: prompts that begin like it go on from there, until `forget`.
 
         Raises:
-            StateError: the file is missing, damaged, or of another bundle.
+            StateError: the file is missing, damaged, or of another bundle or learned prefix.
         """
-        state = read_state(path, self.bundle.manifest)
+        state = read_state(path, self.bundle.manifest, learned_sha256(self.prefix))
         self._sessions.add(state)
         return state
+
+    def save_prefix(self, path: str | os.PathLike[str], text: str, *, dtype: KvDtype | None = None) -> None:
+        """Write `text` with its keys and values to the file `path`, for `load(..., prefix=path)`; see `edgelm.bake`."""
+        with self._sessions.borrowed() as (session, _):
+            bake(session, self.tokenizer, text, path, dtype)
 
     def forget(self) -> None:
         """Forget prompts of earlier calls and loaded states: the next prompt is computed whole."""
@@ -211,7 +218,7 @@ class Model:
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """How likely `continuation` is after `prompt`, in all and token by token; see `edgelm.text_scoring.score`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.score(session, self.tokenizer, prompt, continuation)
+            return text_scoring.score(session, self._encoder, prompt, continuation)
 
     def choose(
         self,
@@ -223,17 +230,17 @@ class Model:
     ) -> Selection:
         """Which of `options` is likeliest after `prompt`, with probabilities; see `edgelm.text_scoring.choose`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.choose(session, self.tokenizer, prompt, options, length_normalization, calibrate)
+            return text_scoring.choose(session, self._encoder, prompt, options, length_normalization, calibrate)
 
     def perplexity(self, text: Prompt, *, stride: int | None = None) -> Perplexity:
         """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.perplexity(session, self.tokenizer, text, stride)
+            return text_scoring.perplexity(session, self._encoder, text, stride)
 
     def embed(self, text: Prompt, *, pooling: Pooling = "mean", normalize: bool = False) -> Vector:
         """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.embed`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.embed(session, self.tokenizer, text, pooling, normalize=normalize)
+            return text_scoring.embed(session, self._encoder, text, pooling, normalize=normalize)
 
     def _task(self, prompt: Prompt, options: GenerationOptions) -> TextTask:
         return self._texts.task(prompt, self.generation_config.updated(dict(options)))
@@ -249,6 +256,7 @@ def load(
     threads: int | None = None,
     shared_threads: bool = False,
     prefix_cache_bytes: int = 0,
+    prefix: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -260,11 +268,14 @@ def load(
             threads, but slower, and no use after a fork.
         prefix_cache_bytes: a prompt that begins like an earlier one is computed from where they differ. The last
             prompt is kept in any case, others while all take no more memory than this.
+        prefix: a file of keys and values to stand before every prompt (docs/embedding.md), instead of the one that
+            lies in the bundle, if any.
 
     Raises:
         BundleError: the folder is no valid bundle, or its parts disagree.
         DeviceError: ONNX Runtime is missing or the device cannot be used.
         TokenizerError: the bundle's tokenizer cannot be read.
+        PrefixError: the prefix cannot be read, or was made for another model.
         InsufficientMemoryError: the model would not fit into the memory this process may use.
     """
     started = time.perf_counter()
@@ -272,15 +283,18 @@ def load(
     refuse_if_too_large(bundle)
     tokenizer = bundle_tokenizer(bundle)
     config = bundle_config(bundle)
+    before = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
     session = Session.open(bundle, device=device, threads=threads, shared_threads=shared_threads)
     seconds = time.perf_counter() - started
-    return Model(bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes)
+    return Model(
+        bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes, prefix=before
+    )
 
 
 def _loaded_as(
-    path: str, device: str, threads: int, prefix_cache_bytes: int, generation_config: GenerationConfig
+    path: str, device: str, threads: int, limit_bytes: int, prefix: str | None, config: GenerationConfig
 ) -> Model:
     """What a pickled model becomes."""
-    model = load(path, device=device, threads=threads, prefix_cache_bytes=prefix_cache_bytes)
-    model.generation_config = generation_config
+    model = load(path, device=device, threads=threads, prefix_cache_bytes=limit_bytes, prefix=prefix)
+    model.generation_config = config
     return model

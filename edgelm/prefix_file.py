@@ -10,6 +10,7 @@ keys and values (2·layers, H, T, h) with the checkpoint's head dim h, then of a
 """
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from edgelm.strict_json import Bytes, Count
 
 PREFIX_MAGIC = b"EDGELMPX"
 _FORMAT = KvFormat(PREFIX_MAGIC, 1, "prefix file")
+
+_SHOWN_CHARACTERS = 60
 
 LEAST_ROOM_TOKENS = 8
 """A prefix leaves at least so much of the context to a prompt and its continuation."""
@@ -157,6 +160,22 @@ def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
     return Prefix(text, tuple(ids.tolist()), content, header.sha256, Path(path).absolute())
 
 
+def learned_for(path: str | os.PathLike[str]) -> str:
+    """The `Source.body_sha256` that the learned prefix in the file `path` fits.
+
+    Raises:
+        PrefixError: it is damaged, or a text's.
+        OSError: it cannot be read.
+    """
+    try:
+        header, _ = _FORMAT.read(path, _Header, _said_bytes)
+    except KvFileError as error:
+        raise PrefixError(str(error)) from None
+    if header.kind == "text":
+        raise PrefixError("its text was computed with another bundle: give the text itself")
+    return header.made_for
+
+
 def baked_prefix(bundle: Bundle) -> Prefix | None:
     """The bundle's own prefix; None where it has none.
 
@@ -164,6 +183,16 @@ def baked_prefix(bundle: Bundle) -> Prefix | None:
         PrefixError: it does not fit the bundle.
     """
     return read_prefix(bundle.file(PREFIX_FILE), bundle) if PREFIX_FILE in bundle.manifest.files else None
+
+
+def shortened(text: str) -> str:
+    """A text on one line, quoted, for people to know it by."""
+    return json.dumps(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...", ensure_ascii=False)
+
+
+def learned_sha256(prefix: Prefix | None) -> str | None:
+    """What tells apart the learned prefixes that a prompt's keys and values depend on beside its ids."""
+    return prefix.sha256 if prefix is not None and prefix.text is None else None
 
 
 def check_length(tokens: int, context_length: int) -> None:
@@ -232,6 +261,10 @@ def _payload_bytes(header: _Header, manifest: Manifest) -> int:
         check_length(header.tokens if header.kind == "text" else max(LEAST_TOKENS, header.tokens), facts.context_length)
     except PrefixError as error:
         raise KvFileError(str(error)) from None
+    return _said_bytes(header)
+
+
+def _said_bytes(header: _Header) -> int:
     ids_bytes = 4 * header.tokens if header.kind == "text" else 0
     return ids_bytes + content_bytes(header.dtype, header.shape) + header.text_bytes
 

@@ -43,8 +43,9 @@ class Session:
         self.device = device
         self.threads = threads
         self._graph = LoadedGraph(bundle, ort_session, import_onnxruntime(), device)
-        self._position = 0
-        self._cache = KvCache(self._graph, 1, self.context_length)
+        self._prefix: KeysValues | None = None
+        self._base = self._position = 0  # where texts begin, and the next token comes, in the cache
+        self._cache = KvCache(self._graph, 1, bundle.manifest.architecture.context_length)
         self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
         self._few: dict[int, GraphCall] = {}
 
@@ -90,13 +91,18 @@ class Session:
 
     @property
     def context_length(self) -> int:
-        """C: how many tokens the cache can hold."""
-        return self.bundle.manifest.architecture.context_length
+        """C: how many tokens the cache can hold behind the prefix."""
+        return self.bundle.manifest.architecture.context_length - self._base
 
     @property
     def position(self) -> int:
-        """P: how many tokens the cache holds."""
-        return self._position
+        """P: how many tokens the cache holds behind the prefix."""
+        return self._position - self._base
+
+    @property
+    def prefix(self) -> KeysValues | None:
+        """Keys and values that stand before every text here; see `begin_after`."""
+        return self._prefix
 
     @property
     def bytes_per_token(self) -> int:
@@ -106,8 +112,26 @@ class Session:
         return 2 * facts.num_layers * facts.num_heads * facts.head_dim * itemsize
 
     def sibling(self) -> "Session":
-        """A session of the same graph with an empty cache of its own; costs no weights."""
-        return Session(self.bundle, self._graph.ort_session, self.device, self.threads)
+        """A session of the same graph with an empty cache of its own, and the same prefix; costs no weights."""
+        other = Session(self.bundle, self._graph.ort_session, self.device, self.threads)
+        if self._prefix is not None:
+            other.begin_after(self._prefix)
+        return other
+
+    def begin_after(self, prefix: KeysValues | None) -> None:
+        """Forget all tokens, and begin every text behind these keys and values, (2·layers, H, N, p), from now on: it
+        takes the positions N, N + 1, ..., which count as 0, 1, ... here. None for nothing.
+
+        Raises:
+            ContextError: they leave no room.
+        """
+        tokens, context = 0 if prefix is None else prefix.shape[2], self.bundle.manifest.architecture.context_length
+        if tokens >= context:
+            raise ContextError(f"a prefix of {tokens} tokens leaves no room in a context of {context}")
+        if prefix is not None:
+            self._cache.write(0, 0, prefix)
+        self._prefix = prefix
+        self._base = self._position = tokens
 
     def close(self) -> None:
         """Free the graph, which all siblings share, once other threads' calls are done; later ones raise ClosedError.
@@ -179,13 +203,14 @@ class Session:
         Raises:
             ContextError: less room than this session holds already.
         """
-        if not self._position <= min(capacity, self.context_length):
-            raise ContextError(f"a batch with room for {capacity} tokens cannot take over {self._position}")
-        return BatchSession(self._graph, self._cache, self._position, rows, min(capacity, self.context_length))
+        room = min(capacity, self.context_length)
+        if self.position > room:
+            raise ContextError(f"a batch with room for {capacity} tokens cannot take over {self.position}")
+        return BatchSession(self._graph, self._cache, self._position, rows, self._base + room)
 
     def ragged_batch(self, rows: int) -> RaggedBatch:
         """An empty batch of the same graph for up to `rows` texts of any lengths; see `copy_into`."""
-        return RaggedBatch(self._graph, rows, self.context_length)
+        return RaggedBatch(self._graph, rows, self._base + self.context_length)
 
     def copy_into(self, batch: RaggedBatch) -> int:
         """Have a text in `batch` that continues what this session holds; returns its row."""
@@ -197,14 +222,14 @@ class Session:
         Raises:
             ContextError: the cache holds fewer.
         """
-        if count > self._position:
-            raise ContextError(f"cannot copy {count} tokens: the cache holds {self._position}")
-        return self._cache.read(0, count)
+        if count > self.position:
+            raise ContextError(f"cannot copy {count} tokens: the cache holds {self.position}")
+        return self._cache.read(0, self._base, self._base + count)
 
     def restore(self, content: KeysValues) -> None:
-        """Hold what `remembered` gave, and nothing else."""
-        self._cache.write(0, content)
-        self._position = content.shape[2]
+        """Hold what `remembered` gave, behind the same prefix, and nothing else."""
+        self._cache.write(0, self._base, content)
+        self._position = self._base + content.shape[2]
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
@@ -212,13 +237,13 @@ class Session:
         Raises:
             ContextError: the cache holds fewer.
         """
-        if not 0 <= count <= self._position:
-            raise ContextError(f"cannot rewind {count} tokens: the cache holds {self._position}")
+        if not 0 <= count <= self.position:
+            raise ContextError(f"cannot rewind {count} tokens: the cache holds {self.position}")
         self._position -= count
 
     def reset(self) -> None:
-        """Forget all tokens."""
-        self._position = 0
+        """Forget all tokens; the prefix stays."""
+        self._position = self._base
 
     def _call(self, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> GraphCall:
         return GraphCall(self._graph, self._cache, 1, new_tokens, logit_rows, hidden=hidden)
@@ -230,10 +255,10 @@ class Session:
 
     def _checked(self, ids: Ids) -> npt.NDArray[np.int64]:
         array = as_ids(ids, self.vocab_size)
-        room = self.context_length - self._position
+        room = self.context_length - self.position
         if len(array) > room:
             raise ContextError(
-                f"{len(array)} tokens do not fit: the context holds {self.context_length} and {self._position} are used"
+                f"{len(array)} tokens do not fit: the context holds {self.context_length} and {self.position} are used"
             )
         return array
 

@@ -28,12 +28,14 @@ class SessionPool:
 
     Only tokens of prompts are kept for others: those that came one at a time differ in the last bits from what a
     prompt makes of the same tokens, and results must not depend on what was computed before. A forked child keeps the
-    states and makes sessions of its own.
+    states and makes sessions of its own. All sessions begin behind the prefix of the first.
     """
 
-    def __init__(self, first: Session, limit_bytes: int = 0) -> None:
-        """Args: a session of the graph; how much memory idle sessions may hold. One is kept in any case."""
+    def __init__(self, first: Session, limit_bytes: int = 0, always: PromptState | None = None) -> None:
+        """Args: a session of the graph; how much memory idle sessions may hold, one of which is kept in any case; a
+        state that is never forgotten."""
         self._first = first
+        self._always = [] if always is None else [always]
         self.limit_bytes = limit_bytes
         """How much memory idle sessions may hold."""
         self.closed = False
@@ -51,9 +53,9 @@ class SessionPool:
 
     @property
     def states(self) -> list[PromptState]:
-        """What was added and not forgotten."""
+        """What was added and not forgotten, and what never is."""
         with self._lock:
-            return list(self._states)
+            return [*self._always, *self._states]
 
     def add(self, state: PromptState) -> None:
         """Keep a state for every prompt that begins like it; one that it goes on from is dropped.
@@ -86,10 +88,13 @@ class SessionPool:
             raise ClosedError("the model is closed: load it again")
 
     @contextmanager
-    def borrowed(self, prompt: Sequence[int] = ()) -> Iterator[tuple[Session, int]]:
+    def borrowed(self, prompt: Sequence[int] = (), *, keep: bool = True) -> Iterator[tuple[Session, int]]:
         """A session that holds the first n tokens of `prompt` and nothing else, and n.
 
         Whoever gives tokens gives the rest of them first, two or more at a time.
+
+        Args:
+            keep: whether the session will still begin with `prompt` when it comes back.
 
         Raises:
             ClosedError: the pool is closed.
@@ -108,7 +113,7 @@ class SessionPool:
             yield session, reused
         finally:
             if os.getpid() == process:  # else it is from before a fork
-                self._take_back(idle, prompt)
+                self._take_back(idle, prompt if keep else ())
 
     def _take(self, prompt: Sequence[int]) -> tuple[_Idle | None, KeysValues | None, int]:
         """An idle session, None for a new one; what it has to be given first; how much of the prompt it holds then."""
@@ -116,7 +121,7 @@ class SessionPool:
             kept = self._idle  # `close` leaves this list alone
             best = max(kept, key=lambda idle: shared_tokens(idle.prompt, prompt), default=None)
             reused = 0 if best is None else shared_tokens(best.prompt, prompt)
-            content, stored = most_shared(self._states, prompt)
+            content, stored = most_shared([*self._always, *self._states], prompt)
             if stored <= reused and best is not None and reused:
                 kept.remove(best)
                 return best, None, reused
@@ -126,8 +131,12 @@ class SessionPool:
             return None, content, stored
 
     def _take_back(self, idle: _Idle, prompt: Sequence[int]) -> None:
-        held = idle.session.position
-        idle.most_tokens = max(idle.most_tokens, held)
+        session, prefix = idle.session, idle.session.prefix
+        held = session.position
+        idle.most_tokens = max(idle.most_tokens, held + (0 if prefix is None else prefix.shape[2]))
+        if prefix is not self._first.prefix:
+            session.begin_after(self._first.prefix)
+            held = 0
         idle.prompt = tuple(prompt[:held]) if len(prompt) >= LEAST_TOKENS else ()
         with self._lock:
             kept = self._idle

@@ -6,17 +6,18 @@ from dataclasses import dataclass, replace
 
 from edgelm.batch_generation import BatchPrompt, generate_batch
 from edgelm.chunk_stream import ChunkStream
-from edgelm.completion import Chunk, Completion
+from edgelm.completion import Chunk, Completion, Stats
 from edgelm.decoding import EndsText, Step
+from edgelm.errors import ContextError, PromptError
 from edgelm.generate import generate
 from edgelm.generation_clock import GenerationClock
 from edgelm.generation_config import GenerationConfig
-from edgelm.long_context import WindowSession, fitted, with_long_text
-from edgelm.prompts import Prompt, prompt_ids
+from edgelm.generation_options import GenerationOptions
+from edgelm.long_context import WindowSession, behind_prefix, fitted, with_long_text
+from edgelm.prompts import Prompt, PromptEncoder
 from edgelm.scheduler import Scheduler
 from edgelm.session_pool import SessionPool
 from edgelm.text_stream import TextStream
-from edgelm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class TextTask:
 
     prompt: Prompt
     ids: list[int]
+    """Behind those of a prefix."""
+    prefix_tokens: int
+    """How many of the ids those are."""
     config: GenerationConfig
     seed: int
     """Drawn where none was given."""
@@ -33,9 +37,10 @@ class TextTask:
 class TextGeneration:
     """Runs tasks in sessions of a pool; several threads may call it at the same time."""
 
-    def __init__(self, tokenizer: Tokenizer, sessions: SessionPool, context_length: int, load_seconds: float) -> None:
+    def __init__(self, encoder: PromptEncoder, sessions: SessionPool, context_length: int, load_seconds: float) -> None:
         """Args: the load time is for the stats."""
-        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._tokenizer = encoder.tokenizer
         self._sessions = sessions
         self._context_length = context_length
         self._load_seconds = load_seconds
@@ -50,7 +55,8 @@ class TextGeneration:
         if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
             config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
         seed = secrets.randbits(63) if config.seed is None else config.seed
-        return TextTask(prompt, prompt_ids(self._tokenizer, prompt), config, seed)
+        ids = self._encoder.ids(prompt)
+        return TextTask(prompt, ids, self._encoder.prefix_tokens(ids), config, seed)
 
     def stream(self, task: TextTask) -> Iterator[Chunk]:
         """The chunks of one task; its rows follow one another.
@@ -59,46 +65,86 @@ class TextGeneration:
             ContextError, ConfigError, ClosedError: as `Model.generate`.
         """
         clock = GenerationClock(searching=task.config.num_beams > 1)
-        kept, config = fitted(task.ids, task.config, self._context_length)
+        kept, config = self._fitted(task)
         windowed = config.context_overflow == "window"
-        # A window begins with an empty session and forgets its prompt; contrastive search compares the hidden states
-        # of the whole prompt, which are not kept.
-        with self._sessions.borrowed(() if windowed or config.penalty_alpha is not None else kept) as (session, reused):
-            window = WindowSession(session, config.pinned_tokens) if windowed else None
+        # A window forgets its prompt; contrastive search compares the hidden states of the whole, which are not kept.
+        known = () if config.penalty_alpha is not None else kept
+        with self._sessions.borrowed(known, keep=not windowed) as (session, reused):
+            window = WindowSession(session, config.pinned_tokens, kept[:reused]) if windowed else None
             ends_text = self._ends_text(kept, config)
             rows = generate(window or session, kept, config, task.seed, reused=reused, ends_text=ends_text)
-            for chunk in self._chunks_of_rows(rows, clock, kept, config, reused):
+            for chunk in self._chunks_of_rows(rows, clock, kept, config):
+                if chunk.stats is not None:
+                    chunk = replace(chunk, stats=self._with_prefix(chunk.stats, task, reused))
                 yield with_long_text(chunk, len(task.ids) - len(kept), window)
 
-    def batch(self, tasks: Sequence[TextTask], max_rows: int) -> list[Completion]:
-        """All tasks side by side, `max_rows` rows at a time.
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        common: GenerationConfig,
+        each: Sequence[GenerationOptions] | None,
+        max_rows: int,
+    ) -> list[Completion]:
+        """All prompts side by side, `max_rows` rows at a time; each with its options over the `common` ones.
 
-        Raises:
-            ContextError, ConfigError, ClosedError: as `Model.generate_batch`.
+        Raises: as `Model.generate_batch`.
         """
+        own: Sequence[GenerationOptions] = [{} for _ in prompts] if each is None else each
+        if isinstance(prompts, str):
+            raise PromptError("prompts must be a list, got one text: call generate for it")
+        if len(own) != len(prompts):
+            raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
+        tasks = [self.task(p, common.updated(dict(more))) for p, more in zip(prompts, own, strict=True)]
         batch = []
         for task in tasks:
-            kept, config = fitted(task.ids, task.config, self._context_length)
+            kept, config = self._fitted(task)
             rows = [self._chunks(kept, config, index) for index in range(config.num_return_sequences)]
             batch.append(BatchPrompt(kept, config, task.seed, rows, dropped_tokens=len(task.ids) - len(kept)))
         with self._sessions.borrowed() as (session, _):
             rows_at_once = min(max_rows, max(1, sum(len(prompt.rows) for prompt in batch)))
             scheduler = Scheduler(session, max_rows=rows_at_once, states=self._sessions.states)
             generate_batch(scheduler, batch, self._load_seconds)
+        for task, prompt in zip(tasks, batch, strict=True):
+            last = prompt.chunks[-1]
+            assert last.stats is not None  # the last chunk always carries them
+            prompt.chunks[-1] = replace(last, stats=self._with_prefix(last.stats, task, 0))
         return [self.completion(task, prompt.chunks) for task, prompt in zip(tasks, batch, strict=True)]
 
     def completion(self, task: TextTask, chunks: Iterable[Chunk]) -> Completion:
         """All chunks of a task, joined."""
-        text = task.prompt if isinstance(task.prompt, str) else self._tokenizer.decode(task.ids)
+        text = task.prompt if isinstance(task.prompt, str) else self._tokenizer.decode(task.ids[task.prefix_tokens :])
         return Completion.of_chunks(text, chunks, task.seed if task.config.do_sample else None)
 
+    def _fitted(self, task: TextTask) -> tuple[list[int], GenerationConfig]:
+        """The ids that fit, those of the prefix among them, and a configuration that counts them all.
+
+        Raises:
+            ContextError: there is a prefix, and the prompt does not fit behind it.
+        """
+        own, room = task.ids[task.prefix_tokens :], self._context_length - task.prefix_tokens
+        kept, config = fitted(own, task.config, room)
+        before = task.prefix_tokens + self._encoder.learned_tokens
+        if before and len(kept) > room:
+            raise ContextError(
+                f"the prompt has {len(kept)} tokens, but behind its prefix of {before} this model's context holds "
+                f"{room}: shorten the prompt, or set context_overflow to 'truncate' or 'window'"
+            )
+        if task.prefix_tokens:
+            config.new_token_limit(len(kept))  # refuses a max_length by the prompt's own length
+            config = behind_prefix(config, task.prefix_tokens)
+        return task.ids[: task.prefix_tokens] + kept, config
+
+    def _with_prefix(self, stats: Stats, task: TextTask, reused: int) -> Stats:
+        """The prefix counted by itself."""
+        return replace(
+            stats,
+            prompt_tokens=stats.prompt_tokens - task.prefix_tokens,
+            reused_tokens=max(0, reused - task.prefix_tokens),
+            prefix_tokens=task.prefix_tokens + self._encoder.learned_tokens,
+        )
+
     def _chunks_of_rows(
-        self,
-        rows: Iterator[Iterator[Step]],
-        clock: GenerationClock,
-        prompt: list[int],
-        config: GenerationConfig,
-        reused: int,
+        self, rows: Iterator[Iterator[Step]], clock: GenerationClock, prompt: list[int], config: GenerationConfig
     ) -> Iterator[Chunk]:
         for index, steps in enumerate(rows):
             clock.row_begins()
@@ -111,7 +157,7 @@ class TextGeneration:
                     yield chunk
                     continue
                 last = index == config.num_return_sequences - 1
-                stats = clock.stats(len(prompt), self._load_seconds, reused_tokens=reused) if last else None
+                stats = clock.stats(len(prompt), self._load_seconds) if last else None
                 yield replace(chunk, stats=stats)
                 break
 

@@ -4,15 +4,15 @@ A prompt and its continuation are tokenized as the one text they make, as the mo
 begins with as the prompt alone does are the prompt, the rest is what is scored. So a space may stand at the end of the
 prompt or at the beginning of the continuation: it is the same text. Where a token reaches over the border ("un" +
 "happy"), all of it is scored, and of several options every one from the same place on, so that they stay comparable.
-What is given as token ids is joined as it is.
+What is given as token ids is joined as it is. The text of a prefix stands before every prompt; it is not scored.
 """
 
 from collections.abc import Sequence
 from typing import get_args
 
 from edgelm.errors import PromptError
-from edgelm.logprobs import IdLogprob
-from edgelm.prompts import Prompt, prompt_ids
+from edgelm.logprobs import IdLogprob, Logprobs
+from edgelm.prompts import Prompt, PromptEncoder, common_prefix, prompt_ids
 from edgelm.scores import (
     LengthNormalization,
     Option,
@@ -23,30 +23,25 @@ from edgelm.scores import (
     TokenLogprob,
     TokenLogprobs,
 )
-from edgelm.scoring import (
-    ScoringSession,
-    Vector,
-    check_name,
-    continuation_logprobs,
-    option_scores,
-)
+from edgelm.scoring import Vector, check_name, continuation_logprobs, option_scores
 from edgelm.scoring import embed as embed_ids
 from edgelm.scoring import perplexity as perplexity_of_ids
+from edgelm.session import Session
 from edgelm.tokenizer import Tokenizer
 
 
-def split(tokenizer: Tokenizer, prompt: Prompt, continuations: Sequence[Prompt]) -> tuple[list[int], list[list[int]]]:
-    """The token ids of the prompt and of each continuation, none of them empty; see above.
+def split(encoder: PromptEncoder, prompt: Prompt, continuations: Sequence[Prompt]) -> tuple[list[int], list[list[int]]]:
+    """The token ids of the prompt, prefix included, and of each continuation, none of them empty; see above.
 
     Raises:
         PromptError: a part is empty, or no token of the prompt is left before a continuation.
     """
-    known = prompt_ids(tokenizer, prompt)
-    alone = [prompt_ids(tokenizer, continuation, "continuation") for continuation in continuations]
+    known = encoder.ids(prompt)
+    alone = [prompt_ids(encoder.tokenizer, continuation, "continuation") for continuation in continuations]
     if not (isinstance(prompt, str) and all(isinstance(continuation, str) for continuation in continuations)):
         return known, alone
-    wholes = [tokenizer.encode_prompt(f"{prompt}{continuation}") for continuation in continuations]
-    shared = min(_common_prefix(known, whole) for whole in wholes)
+    wholes = [encoder.ids(f"{prompt}{continuation}") for continuation in continuations]
+    shared = min(common_prefix(known, whole) for whole in wholes)
     rests = [whole[shared:] for whole in wholes]
     if shared == 0 or not all(rests):
         raise PromptError(
@@ -56,22 +51,21 @@ def split(tokenizer: Tokenizer, prompt: Prompt, continuations: Sequence[Prompt])
     return known[:shared], rests
 
 
-def score(session: ScoringSession, tokenizer: Tokenizer, prompt: Prompt, continuation: Prompt) -> Score:
+def score(session: Session, encoder: PromptEncoder, prompt: Prompt, continuation: Prompt) -> Score:
     """How likely the model finds `continuation` after `prompt`.
 
     Raises:
         PromptError: either is empty.
         ContextError: both together do not fit the context.
     """
-    before, (ids,) = split(tokenizer, prompt, [continuation])
-    (logprobs,) = continuation_logprobs(session, before, [ids])
-    tokens = [named(tokenizer, pair) for pair in zip(ids, logprobs.tolist(), strict=True)]
+    (ids,), (logprobs,) = _logprobs(session, encoder, prompt, [continuation])
+    tokens = [named(encoder.tokenizer, pair) for pair in zip(ids, logprobs.tolist(), strict=True)]
     return Score(float(logprobs.sum()), tuple(tokens))
 
 
 def choose(
-    session: ScoringSession,
-    tokenizer: Tokenizer,
+    session: Session,
+    encoder: PromptEncoder,
     prompt: Prompt,
     options: Sequence[Prompt],
     length_normalization: LengthNormalization = "none",
@@ -91,18 +85,13 @@ def choose(
     check_name("length_normalization", length_normalization, get_args(LengthNormalization))
     if isinstance(options, (str, bytes)) or len(options) < 2:
         raise PromptError("there is nothing to choose: give a list of at least two options")
-    before, ids = split(tokenizer, prompt, options)
-    texts = [o if isinstance(o, str) else tokenizer.decode(i) for o, i in zip(options, ids, strict=True)]
+    before, ids = split(encoder, prompt, options)
+    texts = [o if isinstance(o, str) else encoder.tokenizer.decode(i) for o, i in zip(options, ids, strict=True)]
     for text in texts:
         if texts.count(text) > 1:
             raise PromptError(f"the option {text[:40]!r} is given twice: give each once")
-    sums = _sums(session, before, ids)
-    neutral = None
-    if calibrate is not None:
-        session.reset()
-        neutral = [
-            float(found.sum()) for found in continuation_logprobs(session, *split(tokenizer, calibrate, options))
-        ]
+    sums = _sums(continuation_logprobs(session, encoder.begin(session, before), ids))
+    neutral = None if calibrate is None else _sums(_logprobs(session, encoder, calibrate, options)[1])
     lengths = {"none": None, "token": [len(i) for i in ids], "character": [max(1, len(text)) for text in texts]}
     scores, probabilities = option_scores(sums, neutral, lengths[length_normalization])
     found = tuple(
@@ -113,16 +102,18 @@ def choose(
     return Selection(found[index], index, found)
 
 
-def perplexity(session: ScoringSession, tokenizer: Tokenizer, text: Prompt, stride: int | None = None) -> Perplexity:
-    """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`."""
-    return perplexity_of_ids(session, prompt_ids(tokenizer, text, "text"), stride)
+def perplexity(session: Session, encoder: PromptEncoder, text: Prompt, stride: int | None = None) -> Perplexity:
+    """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`. Each of its windows stands
+    behind the prefix."""
+    return perplexity_of_ids(session, encoder.begin(session, encoder.ids(text, "text")), stride)
 
 
 def embed(
-    session: ScoringSession, tokenizer: Tokenizer, text: Prompt, pooling: Pooling = "mean", *, normalize: bool = False
+    session: Session, encoder: PromptEncoder, text: Prompt, pooling: Pooling = "mean", *, normalize: bool = False
 ) -> Vector:
-    """`text` as a vector, float32 (D,); see `edgelm.scoring.embed`."""
-    return embed_ids(session, prompt_ids(tokenizer, text, "text"), pooling, normalize=normalize)
+    """`text` as a vector, float32 (D,), as it is behind the prefix; see `edgelm.scoring.embed`."""
+    ids = encoder.begin(session, encoder.ids(text, "text"), least_left=1)
+    return embed_ids(session, ids, pooling, normalize=normalize)
 
 
 def named(tokenizer: Tokenizer, pair: IdLogprob) -> TokenLogprob:
@@ -136,11 +127,13 @@ def named_with_alternatives(tokenizer: Tokenizer, pairs: Sequence[IdLogprob]) ->
     return TokenLogprobs(token.token_id, token.text, token.logprob, tuple(top))
 
 
-def _sums(session: ScoringSession, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
-    return [float(found.sum()) for found in continuation_logprobs(session, prompt, continuations)]
+def _logprobs(
+    session: Session, encoder: PromptEncoder, prompt: Prompt, continuations: Sequence[Prompt]
+) -> tuple[list[list[int]], list[Logprobs]]:
+    """The token ids of each continuation and their log-probabilities, (T,) each."""
+    before, ids = split(encoder, prompt, continuations)
+    return ids, continuation_logprobs(session, encoder.begin(session, before), ids)
 
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+def _sums(logprobs: Sequence[Logprobs]) -> list[float]:
+    return [float(found.sum()) for found in logprobs]

@@ -229,6 +229,7 @@ def test_threads_may_share_a_model(model: Model) -> None:
 def test_parts_can_be_fakes(model: Model) -> None:
     class Fake(FakeSession):
         vocab_size = 300
+        prefix = None
 
         def sibling(self) -> "Fake":
             return Fake(self.rows)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import edgelm
 from edgelm import ConfigError, ContextError, Model, PromptError
 from edgelm import scoring as scoring_module
+from edgelm.prompts import PromptEncoder
 from edgelm.scoring import continuation_logprobs, embed, option_scores, perplexity
 from edgelm.text_scoring import split
 from tests.conftest import TINY_BUNDLE, FakeSession
@@ -160,11 +161,11 @@ def test_a_space_belongs_to_either_side(model: Model, prompt: str, continuation:
 
 
 def test_a_token_over_the_border_is_scored_whole(model: Model) -> None:
-    before, (after,) = split(model.tokenizer, "The c", ["at"])
+    before, (after,) = split(PromptEncoder(model.tokenizer), "The c", ["at"])
     assert [*before, *after] == model.tokenizer.encode("The cat")
     assert model.tokenizer.decode(after) == " cat"
     # Of several options every one is scored from the same place on.
-    before, (first, second) = split(model.tokenizer, "The c", ["at", "zz"])
+    before, (first, second) = split(PromptEncoder(model.tokenizer), "The c", ["at", "zz"])
     assert model.tokenizer.decode(before) == "The"
     assert [model.tokenizer.decode(first), model.tokenizer.decode(second)] == [" cat", " czz"]
 
@@ -172,7 +173,7 @@ def test_a_token_over_the_border_is_scored_whole(model: Model) -> None:
 @given(st.text(min_size=1), st.lists(st.text(min_size=1), min_size=1, max_size=4))
 def test_parts_make_up_the_whole_text(model: Model, prompt: str, continuations: list[str]) -> None:
     try:
-        before, after = split(model.tokenizer, prompt, continuations)
+        before, after = split(PromptEncoder(model.tokenizer), prompt, continuations)
     except PromptError as error:
         assert "melts into" in str(error) or "surrogate" in str(error)
         return
@@ -183,8 +184,8 @@ def test_parts_make_up_the_whole_text(model: Model, prompt: str, continuations: 
 
 def test_ids_are_joined_as_they_are(model: Model) -> None:
     encode = model.tokenizer.encode
-    assert split(model.tokenizer, encode("The c"), [encode("at")]) == (encode("The c"), [encode("at")])
-    assert split(model.tokenizer, "The c", [encode("at")]) == (encode("The c"), [encode("at")])
+    assert split(PromptEncoder(model.tokenizer), encode("The c"), [encode("at")]) == (encode("The c"), [encode("at")])
+    assert split(PromptEncoder(model.tokenizer), "The c", [encode("at")]) == (encode("The c"), [encode("at")])
     assert model.score(encode("The"), encode(" cat")) == model.score("The", " cat")
     assert model.score([1] * 60, [2] * 5).logprob < 0
     selection = model.choose([1, 2], [[3], [4, 5]])

@@ -16,6 +16,7 @@ _COMMANDS = {
     "choose": ("edgelm.cli.choose", "Which of several texts is likeliest after a prompt."),
     "perplexity": ("edgelm.cli.perplexity", "How surprised the model is by a text."),
     "embed": ("edgelm.cli.embed", "A text as a vector."),
+    "bake": ("edgelm.cli.bake", "Store a text to stand before every prompt."),
     "pretrain": ("edgelm_export.training.cli", "Train a tokenizer and a GPT-2 on text files."),
     "finetune": ("edgelm_export.training.finetune_cli", "Tune a GPT-2 checkpoint on a text or on examples."),
     "distill": ("edgelm_export.training.distill_cli", "Train a smaller GPT-2 to do as a checkpoint does."),

@@ -6,7 +6,7 @@ from typing import cast, get_args
 import click
 
 from edgelm.cli.lines import answer_each, need_stdout
-from edgelm.cli.options import device_options, json_line, model_option
+from edgelm.cli.options import device_options, json_line, model_option, prefix_option
 from edgelm.scores import LengthNormalization
 
 
@@ -14,6 +14,7 @@ from edgelm.scores import LengthNormalization
 @click.argument("prompt", required=False)
 @click.option("-o", "--option", "texts", multiple=True, metavar="TEXT", help="What to choose from; at least two.")
 @model_option
+@prefix_option
 @device_options
 @click.option(
     "--length-normalization",
@@ -30,6 +31,7 @@ def command(
     prompt: str | None,
     texts: tuple[str, ...],
     model: str | None,
+    prefix: str | None,
     device: str,
     threads: int | None,
     length_normalization: str,
@@ -53,7 +55,7 @@ def command(
 
     from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
-    loaded = load(model, device=device, threads=threads)
+    loaded = load(model, device=device, threads=threads, prefix=prefix)
     by = cast("LengthNormalization", length_normalization)
 
     def answer(text: str) -> str:

@@ -5,13 +5,14 @@ from typing import cast, get_args
 import click
 
 from edgelm.cli.lines import answer_each, need_stdout
-from edgelm.cli.options import device_options, json_line, model_option
+from edgelm.cli.options import device_options, json_line, model_option, prefix_option
 from edgelm.scores import Pooling
 
 
 @click.command(name="embed")
 @click.argument("text", required=False)
 @model_option
+@prefix_option
 @device_options
 @click.option(
     "--pooling",
@@ -25,6 +26,7 @@ from edgelm.scores import Pooling
 def command(
     text: str | None,
     model: str | None,
+    prefix: str | None,
     device: str,
     threads: int | None,
     pooling: str,
@@ -43,7 +45,7 @@ def command(
 
     from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
-    loaded = load(model, device=device, threads=threads)
+    loaded = load(model, device=device, threads=threads, prefix=prefix)
     by = cast("Pooling", pooling)
 
     def answer(one: str) -> str:

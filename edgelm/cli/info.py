@@ -7,6 +7,7 @@ import click
 from edgelm.bundle import Bundle
 from edgelm.certificate import Quality
 from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_json
+from edgelm.prefix_file import Prefix, baked_prefix, shortened
 
 
 @click.command(name="info")
@@ -35,6 +36,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         manifest.certificate,
     )
     bits = sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in recipe.matrices})
+    prefix = baked_prefix(bundle)
     with_adapter = f" with the adapter {source.adapter}" if source.adapter else ""
     of_all = f" of {source.vocab_size:,}" if source.vocab_size and source.vocab_size > sizes.vocab_size else ""
     facts = [
@@ -50,6 +52,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("precision", f"{recipe.name}: {', '.join(bits)}"),
         ("runs on", f"{', '.join(manifest.graph.devices)}; ONNX Runtime {manifest.graph.minimum_onnxruntime} or newer"),
         ("on disk", f"{bundle.size_bytes / 1e6:.1f} MB in {len(manifest.files) + 1} files"),
+        *([] if prefix is None else [("prefix", _prefix_fact(prefix))]),
         ("made by", manifest.created_by),
         ("digest", manifest.digest),
     ]
@@ -72,6 +75,11 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("gate", f"{c.gate}: {'passed' if c.passed else 'MISSED'}"),
         ("reference", f"{c.reference.tokens:,} tokens: `edgelm verify` measures them again, anywhere"),
     ]
+
+
+def _prefix_fact(prefix: Prefix) -> str:
+    what = "learned" if prefix.text is None else f"the text {shortened(prefix.text)}"
+    return f"{prefix.tokens} tokens before every prompt, {what}; what was measured, was without it"
 
 
 def _quality_facts(quality: Quality) -> list[tuple[str, str]]:

@@ -51,6 +51,15 @@ def device_options(function: Function) -> Function:
     return device(threads(function))
 
 
+def prefix_option(function: Function) -> Function:
+    """``--prefix``: what stands before every prompt; None for what the bundle itself has."""
+    return click.option(
+        "--prefix",
+        metavar="FILE",
+        help="Put this before every prompt: a file that `edgelm bake` or prefix-tuning made.",
+    )(function)
+
+
 def json_line(content: object) -> str:
     """One JSON object on one line."""
     import json

@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from edgelm.cli.lines import answer_each, need_stdout
-from edgelm.cli.options import device_options, json_line, model_option
+from edgelm.cli.options import device_options, json_line, model_option, prefix_option
 from edgelm.errors import PromptError
 
 
 @click.command(name="perplexity")
 @click.argument("text", required=False)
 @model_option
+@prefix_option
 @device_options
 @click.option("--file", type=click.Path(path_type=Path), metavar="PATH", help="Measure this whole file as one text.")
 @click.option("--stride", type=int, metavar="N", help="Windows begin every N tokens.  [default: half the context]")
@@ -19,6 +20,7 @@ from edgelm.errors import PromptError
 def command(
     text: str | None,
     model: str | None,
+    prefix: str | None,
     device: str,
     threads: int | None,
     file: Path | None,
@@ -40,7 +42,7 @@ def command(
 
     from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
-    loaded = load(model, device=device, threads=threads)
+    loaded = load(model, device=device, threads=threads, prefix=prefix)
 
     def answer(one: str) -> str:
         found = loaded.perplexity(one, stride=stride)

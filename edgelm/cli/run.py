@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from edgelm.cli.generation_flags import GroupedCommand, generation_options, given_options
-from edgelm.cli.options import device_options, model_option, print_json
+from edgelm.cli.options import device_options, model_option, prefix_option, print_json
 from edgelm.errors import PromptError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @model_option
 @generation_options
+@prefix_option
 @device_options
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 def command(
     prompt: str | None,
     model: str | None,
+    prefix: str | None,
     device: str,
     threads: int | None,
     no_echo: bool,
@@ -56,7 +58,7 @@ def command(
 
     from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
-    loaded = load(model, device=device, threads=threads)
+    loaded = load(model, device=device, threads=threads, prefix=prefix)
     kept = None if state is None or not os.path.lexists(state) else loaded.load_state(state)
     if as_json:
         completion = loaded.generate(text, **given)
@@ -73,16 +75,17 @@ def command(
 
 
 def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | None") -> None:
-    """Save the prompt's state where there is none, or where the prompt goes on from what is there."""
+    """Save the prompt's state, behind the text of a prefix, where there is none or the prompt goes on from it."""
     if kept is None:
         model.save_state(path, prompt)
         return
     text = model.tokenizer.decode(kept.ids, skip_special_tokens=True)
-    if prompt == text:
+    whole = prompt if model.prefix is None or model.prefix.text is None else f"{model.prefix.text}{prompt}"
+    if whole == text:
         return
-    if prompt.startswith(text):
+    if whole.startswith(text):
         model.save_state(path, prompt)
-    elif not text.startswith(prompt):
+    elif not text.startswith(whole):
         click.echo(f"edgelm: the prompt does not go on from what {path!r} holds, which stays as it is", err=True)
 
 
@@ -131,8 +134,9 @@ def _model_facts(model: "Model") -> dict[str, object]:
 def _stats_line(stats: "Stats", model: "Model") -> str:
     drafts = f" ({stats.accepted_tokens} of {stats.drafted_tokens} drafted)" if stats.drafted_tokens else ""
     reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
+    prefix = f"prefix {stats.prefix_tokens} tok | " if stats.prefix_tokens else ""
     return (
-        f"prompt {stats.prompt_tokens} tok{reused} in {stats.prefill_seconds * 1e3:.0f} ms | "
+        f"{prefix}prompt {stats.prompt_tokens} tok{reused} in {stats.prefill_seconds * 1e3:.0f} ms | "
         f"{stats.new_tokens} tok{drafts}, {stats.tokens_per_second:.1f} tok/s | load {stats.load_seconds:.2f} s | "
         f"peak {stats.peak_rss_bytes / 1e6:.0f} MB | {model.session.device}, {model.session.threads} threads"
     )

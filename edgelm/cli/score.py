@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from edgelm.cli.lines import answer_each, need_stdout
-from edgelm.cli.options import device_options, json_line, model_option
+from edgelm.cli.options import device_options, json_line, model_option, prefix_option
 from edgelm.errors import PromptError
 
 
@@ -13,12 +13,14 @@ from edgelm.errors import PromptError
 @click.argument("prompt", required=False)
 @click.argument("continuation", required=False)
 @model_option
+@prefix_option
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, with every token.")
 def command(
     prompt: str | None,
     continuation: str | None,
     model: str | None,
+    prefix: str | None,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -36,7 +38,7 @@ def command(
 
     from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
-    loaded = load(model, device=device, threads=threads)
+    loaded = load(model, device=device, threads=threads, prefix=prefix)
 
     def answer(line: str) -> str:
         before, after = _parts(line) if prompt is None else (prompt, line)

@@ -12,6 +12,7 @@ import click
 
 from edgelm.certificate import Quality
 from edgelm.errors import ExportError
+from edgelm.kv_file import KvDtype
 from edgelm.manifest import FixedPrecision
 from edgelm_export.publish import check_output
 
@@ -59,6 +60,17 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
     metavar="FILE",
     help="Keep only the tokens this text of your domain needs; all other text is spelt with smaller ones.",
 )
+@click.option(
+    "--prefix",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Put this UTF-8 text, all of it, before every prompt, already computed; or a prefix file that was learned.",
+)
+@click.option(
+    "--prefix-dtype",
+    type=click.Choice(get_args(KvDtype)),
+    help="float16 halves the prefix; results are not those of the text to the last bit.  [default: the model's own]",
+)
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even if it misses its quality gate.")
 def command(
     source: str,
@@ -71,6 +83,8 @@ def command(
     eval_texts: tuple[Path, ...],
     adapter: str | None,
     vocabulary: str | None,
+    prefix: Path | None,
+    prefix_dtype: KvDtype | None,
     accept_quality_loss: bool,
 ) -> None:
     """Turn the GPT-2 checkpoint SOURCE, a folder or a hub id, into a bundle.
@@ -88,6 +102,8 @@ def command(
         raise click.UsageError("--precision and limits (--max-disk, --max-ram, --max-ppl) exclude each other; give one")
     if max_ppl is not None and not 1 < max_ppl <= 100:
         raise click.UsageError(f"--max-ppl must be more than 1 and at most 100, got {max_ppl:g}")
+    if prefix_dtype is not None and prefix is None:
+        raise click.UsageError("--prefix-dtype is given without --prefix; give both, or neither")
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ExportError(f"export needs {', '.join(missing)}; run: pip install 'edgelm[cpu,export]'")
@@ -108,6 +124,8 @@ def command(
             revision=revision,
             adapter=adapter,
             vocabulary=None if vocabulary is None else Path(vocabulary),
+            prefix=prefix,
+            prefix_dtype=prefix_dtype,
             accept_quality_loss=accept_quality_loss,
             eval_texts=eval_texts,
             report=progress.begin,

@@ -14,9 +14,11 @@ from edgelm.certificate import Certificate
 from edgelm.device import default_threads
 from edgelm.errors import ConfigError, ExportError
 from edgelm.generation_config import GenerationConfig, config_from_file
+from edgelm.kv_file import KvDtype
 from edgelm.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
+    PREFIX_FEATURE,
     VALUE_DIVISORS_FILE,
     FixedPrecision,
     Manifest,
@@ -24,7 +26,9 @@ from edgelm.manifest import (
     Recipe,
     Source,
 )
+from edgelm.prefix_file import baked_prefix
 from edgelm_export.adapter import merge_adapter
+from edgelm_export.baked_prefix import plan_prefix
 from edgelm_export.budget import Budget, check_budget
 from edgelm_export.certificate import EvaluationText, certify, read_eval_text
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
@@ -60,6 +64,8 @@ def export(
     revision: str | None = None,
     adapter: str | None = None,
     vocabulary: Path | None = None,
+    prefix: Path | None = None,
+    prefix_dtype: KvDtype | None = None,
     accept_quality_loss: bool = False,
     eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
@@ -76,6 +82,8 @@ def export(
         revision: branch, tag or commit of a hub id.
         adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
         vocabulary: UTF-8 text; only the tokens it needs are kept, and those that spell everything else.
+        prefix: what stands before every prompt of the bundle: UTF-8 text, or a prefix file that was learned.
+        prefix_dtype: how the keys and values of such a text are stored; None for the cache's own, which is exact.
         accept_quality_loss: publish also what missed its gate.
         eval_texts: UTF-8 text files to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
@@ -94,6 +102,7 @@ def export(
         if vocabulary is not None:
             report(f"keeping the tokens that {vocabulary} needs")
             checkpoint = prune_vocabulary(checkpoint, vocabulary)
+        before = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         settings, notes = _generation_settings(checkpoint)
         config = checkpoint.model.config
         bos = settings.get("bos_token_id")
@@ -107,7 +116,8 @@ def export(
         texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
         _write_papers(checkpoint, settings, draft)
         if isinstance(precision, Budget):
-            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report)
+            prefix_bytes = 0 if before is None else before.size_bytes
+            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report, prefix_bytes)
             notes += (given_up,)
         else:
             stored = store_as(checkpoint, precision, report)
@@ -147,9 +157,16 @@ def export(
                 f"{lost.perplexity_ratio:.4f}, max |logit difference| {lost.max_abs_logit_difference:.2g}; "
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
+        if before is not None:
+            report(f"adding the prefix {prefix}")
+            before.write(draft, scratch)
+            features = (*draft_manifest.required_features, PREFIX_FEATURE)
+            draft_manifest = replace(draft_manifest, required_features=features)
+            _seal(draft, draft_manifest)
         if isinstance(precision, Budget):
             check_budget(precision, folder_bytes(draft), measured.footprint.peak_rss_bytes)
-        card = model_card(draft_manifest, measured, output.name, checkpoint.card)
+        added = baked_prefix(Bundle.read(draft))
+        card = model_card(draft_manifest, measured, output.name, checkpoint.card, added)
         (draft / "README.md").write_text(card, encoding="utf-8")
         _seal(draft, replace(draft_manifest, certificate=measured))
         publish(draft, output)

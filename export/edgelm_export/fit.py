@@ -55,7 +55,7 @@ def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) 
 
 
 def store_within(
-    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, report: Report
+    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, report: Report, prefix_bytes: int = 0
 ) -> tuple[StoredGpt2, str]:
     """Store a checkpoint with bits chosen matrix by matrix, so that it keeps `budget` and loses least.
 
@@ -63,6 +63,7 @@ def store_within(
 
     Args:
         tokenizer_json: the bundle's, already written: it takes disk and memory too.
+        prefix_bytes: what the bundle's prefix takes of both.
 
     Returns:
         The stored model, and what was given up, in one line.
@@ -71,7 +72,7 @@ def store_within(
         ExportError: the budget cannot be kept.
     """
     weights, activations = collect_weights(checkpoint.model), _activations(checkpoint)
-    disk, ram = _room(budget, weights, tokenizer_json)
+    disk, ram = (room - prefix_bytes for room in _room(budget, weights, tokenizer_json))
     check_smallest(weights, disk, ram)
     rows = _calibration(checkpoint, report)
     report("smoothing")

@@ -4,6 +4,7 @@ import json
 
 from edgelm.certificate import Certificate, Quality
 from edgelm.manifest import Manifest
+from edgelm.prefix_file import Prefix, shortened
 
 _BAR_CHARACTERS = 32
 _PRECISION_TEXT = {
@@ -15,8 +16,10 @@ _PRECISION_TEXT = {
 }
 
 
-def model_card(manifest: Manifest, certificate: Certificate, folder_name: str, source_card: str) -> str:
-    """The text of the card; `source_card` is the source's own, quoted below ours."""
+def model_card(
+    manifest: Manifest, certificate: Certificate, folder_name: str, source_card: str, prefix: Prefix | None = None
+) -> str:
+    """The text of the card; `source_card` is the source's own, quoted below ours; `prefix` the bundle's."""
     source, recipe, c, made_on = manifest.source, manifest.recipe, certificate, certificate.footprint
     # JSON strings are YAML strings: quoted, so that a name cannot end the front matter.
     meta = ["library_name: edgelm", "pipeline_tag: text-generation", "tags: [edgelm, onnx, gpt2]"]
@@ -37,7 +40,7 @@ An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters
 ```sh
 edgelm run -m {folder_name} "Once upon a time"
 ```
-
+{_before(prefix)}
 ## What it lost
 
 Measured against {source.name} in float32, through the runtime that ships:
@@ -108,6 +111,16 @@ def _bar(label: str, share: float, value: str) -> str:
 def _cell(text: str) -> str:
     """A file's name must not end its cell of the table."""
     return " ".join(text.replace("|", "\\|").split())
+
+
+def _before(prefix: Prefix | None) -> str:
+    if prefix is None:
+        return ""
+    what = "learned by prefix-tuning" if prefix.text is None else f"of the text {shortened(_cell(prefix.text))}"
+    return f"""
+Before every prompt stand {prefix.tokens} tokens, {what}. Their keys and values lie in the bundle; nothing needs to
+compute them. What follows was measured without them.
+"""
 
 
 def _changes(manifest: Manifest) -> str:

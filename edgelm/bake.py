@@ -1,0 +1,37 @@
+"""Baking: the keys and values of a text, computed once, in a file that stands before every prompt."""
+
+import os
+
+from edgelm.errors import PrefixError, PromptError
+from edgelm.kv_file import KvDtype
+from edgelm.prefix_file import check_length, write_text_prefix
+from edgelm.prompts import prompt_ids
+from edgelm.session import Session
+from edgelm.tokenizer import Tokenizer
+
+
+def bake(
+    session: Session, tokenizer: Tokenizer, text: str, path: str | os.PathLike[str], dtype: KvDtype | None = None
+) -> None:
+    """Write `text`, with its keys and values as `session` computes them, to the prefix file `path`.
+
+    Args:
+        session: nothing it holds matters, and nothing stays.
+        dtype: None for the cache's own, which changes no bit; "float16" halves what float32 takes.
+
+    Raises:
+        PrefixError: the text is empty or too short, leaves no room in the context, or its numbers do not fit into
+            float16.
+        OSError: the file cannot be written.
+    """
+    try:
+        ids = prompt_ids(tokenizer, text, "prefix")
+    except PromptError as error:
+        raise PrefixError(str(error)) from None
+    manifest = session.bundle.manifest
+    check_length(len(ids), manifest.architecture.context_length)
+    session.begin_after(None)
+    session.step(ids)
+    content = session.remembered(len(ids))
+    session.reset()
+    write_text_prefix(path, manifest, text, tuple(ids), content, dtype or manifest.graph.kv_dtype)
