@@ -83,7 +83,7 @@ def pretrain(
     stream = BatchStream(training, phases, schedule.batch_tokens, schedule.accumulate, options.seed)
     outcome = train(
         model,
-        stream,  # type: ignore[arg-type]  # has what a torch Dataset has
+        stream,
         lambda model: loss_in_windows(model, held_out.ids, phases[0].window).per_token,
         folder,
         schedule,

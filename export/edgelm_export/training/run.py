@@ -189,6 +189,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     measure: Callable[[Any], float]
     clock: Clock
+    control: Any
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The log is kept in checkpoints, and so are the seconds.
