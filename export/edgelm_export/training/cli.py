@@ -54,8 +54,9 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "-o", "--out", required=True, type=_FILE, metavar="FOLDER", help="Where the model goes: new, or a run to resume."
 )
+@click.option("--size", metavar="SIZE", help="1M, 6M, 30M, 124M, or a GPT-2 config.json.  [default: 6M]")
 @click.option(
-    "--size", default="6M", show_default=True, metavar="SIZE", help="1M, 6M, 30M, 124M, or a GPT-2 config.json."
+    "--from", "start_from", type=_FILE, metavar="FOLDER", help="Go on from this GPT-2's weights and tokenizer."
 )
 @click.option(
     "--tokens", type=Count(), help="Train on so many, for example 12.4M.  [default: four passes over the data]"
@@ -108,6 +109,13 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     metavar="N",
     help="End after N measurements without progress; 0: never.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Weights of the best held-out loss, or the last.",
 )
 @click.option(
     "--evaluations",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-class MuonAdamW(torch.optim.Optimizer):
+class MuonAdamW(torch.optim.Optimizer):  # type: ignore[misc]
     """Muon (Jordan et al. 2024) with AdamW.
 
     Muon replaces the momentum of a block's matrix by the nearest orthogonal one, scaled to the size AdamW's steps have

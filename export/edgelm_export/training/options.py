@@ -15,7 +15,10 @@ Size = str
 class PretrainOptions:
     """How a model is trained from text alone; None takes what suits the size or the data."""
 
-    size: Size = "6M"
+    size: Size | None = None
+    """None: 6M, or the shape of `start_from`."""
+    start_from: Path | None = None
+    """A GPT-2 in Hugging Face layout whose weights and tokenizer to go on from, instead of random weights."""
     tokens: int | None = None
     """Budget; None: four passes over the data (Muennighoff et al. 2023: nearly as good as new text), or what `hours`
     has time for."""
@@ -39,6 +42,8 @@ class PretrainOptions:
     dropout: float = 0.05
     patience: int = 5
     """Measurements in a row without a better held-out loss that end the run; 0: never."""
+    keep: Literal["best", "last"] = "best"
+    """The weights of the best held-out loss, or those of the last step."""
     evaluations: int = 40
     """Measurements on held-out text over the run."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -66,6 +71,15 @@ class PretrainOptions:
         for name, part in {"short-windows": self.short_windows, "warmup": self.warmup, "dropout": self.dropout}.items():
             if not 0 <= part < 1 and not (name == "short-windows" and part == 1):
                 raise TrainingError(f"--{name} must be at least 0 and less than 1, got {part}")
+
+        fixed = {"size": self.size, "vocab-size": self.vocab_size, "tokenizer": self.tokenizer}
+        for name, given in fixed.items():
+            if self.start_from is not None and given is not None:
+                raise TrainingError(f"--from has a shape and a tokenizer of its own; leave out --{name}")
+        if self.tokenizer is not None and self.vocab_size is not None:
+            raise TrainingError("--tokenizer and --vocab-size exclude each other; give one")
+        if self.patience and self.keep == "last":
+            raise TrainingError("--keep last needs --patience 0: a run that ends early is to keep its best weights")
 
     def recorded(self) -> dict[str, object]:
         """What must stay the same when a run is resumed, by option name."""

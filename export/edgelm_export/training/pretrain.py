@@ -21,7 +21,7 @@ from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE, TrainingReport, draw_samples
 from edgelm_export.training.run import Outcome, Schedule, train
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
-from edgelm_export.training.sizes import defaults_for, named_config
+from edgelm_export.training.sizes import defaults_for, load_weights, named_config, shape_name
 
 RUN_FOLDER = "training"
 """Inside the output: the run's record, its tokenizer, its checkpoints while it goes on, and TensorBoard's files."""
@@ -55,14 +55,15 @@ def pretrain(
     if started is None and out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} is not empty; give a new folder as --out")
     corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
-    recorded = {"data": corpus.sha256, **options.recorded()}
+    config = _config(options)
+    recorded = {"data": corpus.sha256, **options.recorded(), "size": shape_name(config)}
     if started is not None:
         refuse_changes(started, recorded, out)
         if (out / "report.json").exists():
             raise TrainingError(f"the run in {out} is finished; see {out / 'report.md'}")
-    config = named_config(options.size)
     tokenizer = _tokenizer(corpus, config, options, folder / "tokenizer")
-    config.vocab_size = max(tokenizer.get_vocab().values()) + 1
+    if options.start_from is None:
+        config.vocab_size = max(tokenizer.get_vocab().values()) + 1
     training, held_out = pack(corpus.training, tokenizer), pack(corpus.held_out, tokenizer)
     say(
         f"{len(corpus.training):,} documents, {len(training):,} tokens of {config.vocab_size:,} to train on; "
@@ -83,7 +84,7 @@ def pretrain(
     stream = BatchStream(training, phases, schedule.batch_tokens, schedule.accumulate, options.seed)
     outcome = train(
         model,
-        stream,  # type: ignore[arg-type]  # has what a torch Dataset has
+        stream,
         lambda model: loss_in_windows(model, held_out.ids, phases[0].window).per_token,
         folder,
         schedule,
@@ -104,14 +105,19 @@ def pretrain(
 def _tokenizer(corpus: Corpus, config: Any, options: PretrainOptions, folder: Path) -> tokenizers.Tokenizer:
     if (folder / "tokenizer.json").exists():
         return load_bpe(folder)
-    if options.tokenizer is not None:
-        if options.vocab_size is not None:
-            raise TrainingError("--tokenizer and --vocab-size exclude each other; give one")
-        tokenizer = load_bpe(options.tokenizer)
+    given = options.tokenizer or options.start_from
+    if given is not None:
+        tokenizer = load_bpe(given)
     else:
         tokenizer = train_bpe(corpus.training, options.vocab_size or config.vocab_size)
     save_bpe(tokenizer, folder)
     return tokenizer
+
+
+def _config(options: PretrainOptions) -> transformers.GPT2Config:
+    if options.start_from is None:
+        return named_config(options.size or "6M")
+    return named_config(str(options.start_from / "config.json"))
 
 
 def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
@@ -123,7 +129,10 @@ def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
         config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel
     config.use_cache = False
     torch.manual_seed(options.seed)
-    model = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
+    if options.start_from is None:
+        model = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
+    else:
+        model = load_weights(options.start_from, config)
     on_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     return model.to("cuda" if on_gpu else "cpu")
 
@@ -174,6 +183,7 @@ def _schedule(record: RunRecord, config: Any, options: PretrainOptions) -> tuple
         seed=options.seed,
         evaluate_every=max(1, steps // options.evaluations),
         patience=options.patience or None,
+        keep=options.keep,
         limit_seconds=None if options.hours is None else options.hours * 3600,
     )
     return schedule, [phase for phase in phases if phase.steps]
@@ -217,7 +227,7 @@ def _report(
         ),
         "ended": outcome.ended,
         "steps": outcome.steps,
-        "best step, whose weights these are": outcome.best_step,
+        f"best step (the {schedule.keep} weights were kept)": outcome.best_step,
         "tokens seen": seen,
         "passes over the data": seen / len(training),
         "seconds": outcome.seconds,

@@ -46,6 +46,8 @@ class Schedule:
     """Steps between two measurements on held-out text; 0: only at the end."""
     patience: int | None = None
     """End after so many measurements in a row without a better one; None: never."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the model has in the end: the best measured ones, or the last."""
     save_seconds: float = 240.0
     limit_seconds: float | None = None
 
@@ -57,7 +59,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that ended, its model holding the best measured weights, or one that a signal ended before that."""
+    """A run that ended, its model holding the weights to keep, or one that a signal ended before that."""
 
     log: tuple[dict[str, Any], ...]
     """Points of the curve: {"step", "loss", "learning_rate", "grad_norm"} or {"step", "eval_loss"}; losses in nats."""
@@ -65,6 +67,7 @@ class Outcome:
     seconds: float
     """Over all parts of the run."""
     best_step: int
+    """Where the held-out loss was least."""
     ended: Literal["complete", "early", "time", "signal"]
     signal: int | None = None
 
@@ -174,7 +177,7 @@ def _arguments(folder: Path, schedule: Schedule, device: str, tensorboard: bool)
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=schedule.keep == "best",
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
@@ -189,6 +192,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     measure: Callable[[Any], float]
     clock: Clock
+    control: Any
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The log is kept in checkpoints, and so are the seconds.

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from edgelm.errors import TrainingError
+from edgelm_export.hub import first_line
 from edgelm_export.training.bpe import END_OF_TEXT_ID
 
 
@@ -67,3 +69,36 @@ def named_config(size: str) -> transformers.GPT2Config:
 def defaults_for(config: transformers.GPT2Config) -> Size:
     """The named size nearest in width, whose learning rate and batch suit `config`."""
     return min(SIZES.values(), key=lambda size: abs(size.width - int(config.n_embd)))
+
+
+def shape_name(config: transformers.GPT2Config) -> str:
+    """The shape in words, for people and to tell two apart."""
+    return (
+        f"{config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads, context {config.n_positions}, "
+        f"vocabulary {config.vocab_size}"
+    )
+
+
+def load_weights(folder: Path, config: transformers.GPT2Config) -> Any:
+    """The float32 model in `folder`, to be trained on.
+
+    Raises:
+        TrainingError: there are no weights, or not those of `config`.
+    """
+    try:
+        model, loading = transformers.GPT2LMHeadModel.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            weights_only=True,
+        )
+    except Exception as error:  # safetensors, torch and transformers each raise their own kinds
+        raise TrainingError(f"cannot load the weights in {folder}: {first_line(error)}") from None
+    if loading["missing_keys"]:
+        raise TrainingError(
+            f"the weights in {folder} are incomplete: {sorted(loading['missing_keys'])[0]!r} is missing"
+        )
+    return model
