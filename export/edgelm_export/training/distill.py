@@ -19,6 +19,7 @@ from edgelm_export.training.run_folder import begin_run, check_out, device_for, 
 from edgelm_export.training.sizes import defaults_for
 from edgelm_export.training.student import Apprentice, new_student, student_from_layers
 from edgelm_export.training.tuning_data import TextData, read_text
+from edgelm_export.training.tuning_options import check_least, check_positive, recorded
 from edgelm_export.training.tuning_report import TuningReport
 
 
@@ -53,30 +54,11 @@ class DistillOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least: dict[str, tuple[float | None, float]] = {
-            "layers": (self.layers, 1),
-            "tokens": (self.tokens, 1),
-            "batch-tokens": (self.batch_tokens, 2),
-            "soft": (self.soft, 0),
-            "hidden": (self.hidden, 0),
-            "hard": (self.hard, 0),
-            "evaluations": (self.evaluations, 1),
-            "patience": (self.patience, 0),
-            "seed": (self.seed, 0),
-        }
-        for name, (value, least) in at_least.items():
-            if value is not None and not value >= least:
-                raise TrainingError(f"--{name} must be at least {least}, got {value}")
-        for name, positive in {"temperature": self.temperature, "learning-rate": self.learning_rate}.items():
-            if positive is not None and not positive > 0:
-                raise TrainingError(f"--{name} must be more than 0, got {positive}")
+        least = {"layers": 1, "tokens": 1, "batch_tokens": 2, "soft": 0, "hidden": 0, "hard": 0}
+        check_least(self, least | {"evaluations": 1, "patience": 0, "seed": 0})
+        check_positive(self, "temperature", "learning_rate")
         if self.soft == self.hidden == 0:
             raise TrainingError("--soft and --hidden are both 0: the teacher would teach nothing; use edgelm pretrain")
-
-    def recorded(self) -> dict[str, object]:
-        """What must stay the same when a run is resumed, by option name."""
-        fields = {name.replace("_", "-"): value for name, value in vars(self).items()}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -116,7 +98,7 @@ def distill(
     student = _student(master, options)
     window = min(student.config.n_positions, master.config.n_positions)
     texts = read_text(data, options.held_out, checkpoint, window)
-    folder = begin_run(out, {"base": checkpoint.name, "data": sha256_of_file(data), **options.recorded()})
+    folder = begin_run(out, {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)})
     device = torch.device(device_for(options.device))
     master.to(device)
     schedule = _schedule(options, texts, student.config, device)

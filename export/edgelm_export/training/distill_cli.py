@@ -6,15 +6,14 @@ from typing import Any
 import click
 
 from edgelm_export.training.cli import Count, need_training_side, stopped
-
-_FILE = click.Path(path_type=Path)
+from edgelm_export.training.tuning_options import FILE, run_flags
 
 
 @click.command(name="distill")
 @click.argument("teacher")
-@click.option("--data", required=True, type=_FILE, metavar="FILE", help="UTF-8 text.")
+@click.option("--data", required=True, type=FILE, metavar="FILE", help="UTF-8 text.")
 @click.option(
-    "-o", "--out", required=True, type=_FILE, metavar="FOLDER", help="Where the student goes: new, or a run to resume."
+    "-o", "--out", required=True, type=FILE, metavar="FOLDER", help="Where the student goes: new, or a run to resume."
 )
 @click.option(
     "--size",
@@ -24,12 +23,10 @@ _FILE = click.Path(path_type=Path)
     help="A new student: 1M, 6M, 30M, 124M, or a GPT-2 config.json.",
 )
 @click.option("--layers", type=int, metavar="N", help="Instead: a student of N of the teacher's layers.")
-@click.option("--held-out", type=_FILE, metavar="FILE", help="Measure on this text.  [default: a part of the data]")
 @click.option(
     "--tokens", type=Count(), help="Train on so many, for example 12.4M.  [default: two passes over the data]"
 )
 @click.option("--batch-tokens", type=Count(), help="Tokens an optimizer step sees.  [default: by size]")
-@click.option("--learning-rate", type=float, metavar="RATE", help="Its peak.  [default: by size]")
 @click.option(
     "--soft", type=float, default=1.0, show_default=True, metavar="W", help="Weight of the teacher's distribution."
 )
@@ -43,20 +40,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--alone/--no-alone", default=True, show_default=True, help="Also train the student without a teacher, to compare."
 )
-@click.option(
-    "--patience",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="End after N measurements without progress; 0: never.",
-)
-@click.option(
-    "--evaluations", type=int, default=10, show_default=True, metavar="N", help="Measurements on held-out text."
-)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@run_flags(patience=0)
 def command(teacher: str, data: Path, out: Path, revision: str | None, **options: Any) -> int:
     """Train a small GPT-2 on a text and on what the checkpoint TEACHER, a folder or a hub id, makes of it.
 

@@ -20,6 +20,7 @@ from edgelm_export.training.report import CURVES_FILE
 from edgelm_export.training.run import Outcome, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
 from edgelm_export.training.tuning_data import TuningData, read_tasks, read_text
+from edgelm_export.training.tuning_options import check_least, check_positive, recorded
 from edgelm_export.training.tuning_report import TuningReport
 
 Method = Literal["full", "lora", "prefix"]
@@ -59,25 +60,9 @@ class FinetuneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least: dict[str, tuple[float, float]] = {
-            "batch-size": (self.batch_size, 1),
-            "rank": (self.rank, 1),
-            "prefix-tokens": (self.prefix_tokens, 2),
-            "patience": (self.patience, 0),
-            "evaluations": (self.evaluations, 1),
-            "seed": (self.seed, 0),
-        }
-        for name, (value, least) in at_least.items():
-            if not value >= least:
-                raise TrainingError(f"--{name} must be at least {least}, got {value}")
-        for name, positive in {"epochs": self.epochs, "learning-rate": self.learning_rate}.items():
-            if positive is not None and not positive > 0:
-                raise TrainingError(f"--{name} must be more than 0, got {positive}")
-
-    def recorded(self) -> dict[str, object]:
-        """What must stay the same when a run is resumed, by option name."""
-        fields = {name.replace("_", "-"): value for name, value in vars(self).items()}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+        least = {"batch_size": 1, "rank": 1, "prefix_tokens": 2, "patience": 0, "evaluations": 1, "seed": 0}
+        check_least(self, least)
+        check_positive(self, "epochs", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -117,8 +102,7 @@ def finetune(
     prepared = _read(data, options, checkpoint)
     for note in prepared.notes:
         say(note)
-    recorded = {"base": checkpoint.name, "data": sha256_of_file(data), **options.recorded()}
-    folder = begin_run(out, recorded)
+    folder = begin_run(out, {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)})
     device = torch.device(device_for(options.device))
     model = fast_to_train(checkpoint.model).to(device)
     before = prepared.held_out_loss(model)

@@ -6,15 +6,14 @@ from typing import Any
 import click
 
 from edgelm_export.training.cli import need_training_side, stopped
-
-_FILE = click.Path(path_type=Path)
+from edgelm_export.training.tuning_options import FILE, run_flags
 
 
 @click.command(name="finetune")
 @click.argument("base")
-@click.option("--data", required=True, type=_FILE, metavar="FILE", help="UTF-8 text, or .jsonl, .json, .tsv, .csv.")
+@click.option("--data", required=True, type=FILE, metavar="FILE", help="UTF-8 text, or .jsonl, .json, .tsv, .csv.")
 @click.option(
-    "-o", "--out", required=True, type=_FILE, metavar="FOLDER", help="Where the result goes: new, or a run to resume."
+    "-o", "--out", required=True, type=FILE, metavar="FOLDER", help="Where the result goes: new, or a run to resume."
 )
 @click.option(
     "--method",
@@ -25,10 +24,8 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--prompt", metavar="TEMPLATE", help=r"A prompt, with columns in braces: 'Review: {text}\nIt was'.")
 @click.option("--completion", metavar="TEMPLATE", help="What is to be answered: ' {label}'. Only this is learned.")
-@click.option("--held-out", type=_FILE, metavar="FILE", help="Measure on this.  [default: a part of the data]")
 @click.option("--epochs", type=float, default=3.0, show_default=True, metavar="N", help="Passes over the data.")
 @click.option("--batch-size", type=int, default=8, show_default=True, metavar="N", help="Examples or windows a step.")
-@click.option("--learning-rate", type=float, metavar="RATE", help="Its peak.  [default: by method]")
 @click.option("--window", type=int, metavar="N", help="Tokens of text learned at once.  [default: half the context]")
 @click.option("--rank", type=int, default=8, show_default=True, metavar="N", help="Of LoRA's matrices.")
 @click.option(
@@ -39,20 +36,7 @@ _FILE = click.Path(path_type=Path)
     metavar="N",
     help="How much of the context a prefix takes.",
 )
-@click.option(
-    "--patience",
-    type=int,
-    default=3,
-    show_default=True,
-    metavar="N",
-    help="End after N measurements without progress; 0: never.",
-)
-@click.option(
-    "--evaluations", type=int, default=10, show_default=True, metavar="N", help="Measurements on held-out data."
-)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@run_flags(patience=3)
 def command(base: str, data: Path, out: Path, revision: str | None, **options: Any) -> int:
     """Tune the GPT-2 checkpoint BASE, a folder or a hub id, on a text or on examples.
 
