@@ -6,7 +6,7 @@
   every bundle made of the checkpoint they were learned with.
 
 The payload (see `edgelm.kv_file`; `docs/bundle-format.md` has the header): of a text the token ids (uint32) first, then
-keys and values (2·layers, H, T, h) with the checkpoint's head dim h, then of a text its UTF-8 bytes.
+keys and values, and then of a text its UTF-8 bytes.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class _Header(KvHeader):
     num_layers: Count
     num_heads: Count
     head_dim: Count
-    """The checkpoint's, without padding."""
+    """Of a text the cache's, whose padding holds tiny numbers after rounding; of a learned one the checkpoint's."""
     source: str
     """Name of the checkpoint."""
     made_for: str
@@ -124,9 +124,7 @@ def write_text_prefix(
         PrefixError: a number does not fit into `dtype`.
         OSError: the file cannot be written.
     """
-    head_dim = _head_dim(manifest)
-    assert not content[..., head_dim:].any()  # padding: zero weights make zeros
-    _write(path, content[..., :head_dim], "text", ids, text, manifest.source.name, graph_identity(manifest), dtype)
+    _write(path, content, "text", ids, text, manifest.source.name, graph_identity(manifest), dtype)
 
 
 def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
@@ -248,7 +246,8 @@ def _write(
 def _payload_bytes(header: _Header, manifest: Manifest) -> int:
     """The length a header says, once it fits the bundle."""
     facts, source = manifest.architecture, manifest.source
-    of_bundle = facts.num_layers, facts.num_heads, _head_dim(manifest)
+    head_dim = facts.head_dim if header.kind == "text" else facts.hidden_size // facts.num_heads
+    of_bundle = facts.num_layers, facts.num_heads, head_dim
     if (header.num_layers, header.num_heads, header.head_dim) != of_bundle:
         raise KvFileError(f"it was made for a model of other sizes ({header.source!r}), not for {source.name!r}")
     if header.kind == "text" and header.made_for != graph_identity(manifest):
@@ -286,8 +285,3 @@ def _value_divisors(bundle: Bundle) -> KeysValues | None:
     if divisors.size != np.prod(shape) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
         raise KvFileError(f"the bundle's {VALUE_DIVISORS_FILE} is damaged")
     return divisors.reshape(shape)
-
-
-def _head_dim(manifest: Manifest) -> int:
-    """Of the checkpoint."""
-    return manifest.architecture.hidden_size // manifest.architecture.num_heads

@@ -28,13 +28,14 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
             "choose",
             "perplexity",
             "embed",
+            "bake",
             "export",
             "info",
             "verify",
             "compare",
             "bench",
         ]
-    for command in ("run", "score", "choose", "perplexity", "embed", "export", "info", "verify", "compare", "bench"):
+    for command in ("run", "score", "choose", "perplexity", "embed", "bake", "export", "info", "verify", "compare"):
         shown = edgelm_command(command, "--help")
         assert shown.status == 0
         assert shown.stdout.startswith(f"Usage: edgelm {command}")

@@ -10,7 +10,7 @@ from edgelm.bundle_parts import bundle_tokenizer
 from edgelm.errors import ExportError, PrefixError
 from edgelm.kv_file import KvDtype
 from edgelm.manifest import PREFIX_FILE
-from edgelm.prefix_file import PREFIX_MAGIC, check_length, learned_for, read_prefix
+from edgelm.prefix_file import PREFIX_MAGIC, Prefix, check_length, learned_for, read_prefix
 from edgelm.prompts import prompt_ids
 from edgelm.session import Session
 from edgelm_export.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ class PrefixPlan:
     size_bytes: int
     """About what it will take on disk."""
 
-    def write(self, draft: Path, scratch: Path) -> None:
+    def write(self, draft: Path, scratch: Path) -> Prefix:
         """Add the prefix to the whole and sealed bundle in `draft`, which is to be sealed again.
 
         Raises:
@@ -39,8 +39,9 @@ class PrefixPlan:
             shutil.copyfile(self.file, made)
         else:
             bake(Session.open(bundle, device="cpu"), bundle_tokenizer(bundle), self.text, made, self.dtype)
-        read_prefix(made, bundle)
+        prefix = read_prefix(made, bundle)
         shutil.move(made, draft / PREFIX_FILE)
+        return prefix
 
 
 def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> PrefixPlan:

@@ -26,7 +26,6 @@ from edgelm.manifest import (
     Recipe,
     Source,
 )
-from edgelm.prefix_file import baked_prefix
 from edgelm_export.adapter import merge_adapter
 from edgelm_export.baked_prefix import plan_prefix
 from edgelm_export.budget import Budget, check_budget
@@ -157,18 +156,17 @@ def export(
                 f"{lost.perplexity_ratio:.4f}, max |logit difference| {lost.max_abs_logit_difference:.2g}; "
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
+        manifest, added = replace(draft_manifest, certificate=measured), None
         if before is not None:
             report(f"adding the prefix {prefix}")
-            before.write(draft, scratch)
-            features = (*draft_manifest.required_features, PREFIX_FEATURE)
-            draft_manifest = replace(draft_manifest, required_features=features)
-            _seal(draft, draft_manifest)
+            _seal(draft, manifest)
+            added = before.write(draft, scratch)
+            manifest = replace(manifest, required_features=(*manifest.required_features, PREFIX_FEATURE))
         if isinstance(precision, Budget):
             check_budget(precision, folder_bytes(draft), measured.footprint.peak_rss_bytes)
-        added = baked_prefix(Bundle.read(draft))
-        card = model_card(draft_manifest, measured, output.name, checkpoint.card, added)
+        card = model_card(manifest, measured, output.name, checkpoint.card, added)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        _seal(draft, replace(draft_manifest, certificate=measured))
+        _seal(draft, manifest)
         publish(draft, output)
     return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
 
