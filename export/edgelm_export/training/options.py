@@ -84,4 +84,5 @@ class PretrainOptions:
     def recorded(self) -> dict[str, object]:
         """What must stay the same when a run is resumed, by option name."""
         fields = {name.replace("_", "-"): value for name, value in vars(self).items()}
+        fields["from"] = fields.pop("start-from")
         return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}

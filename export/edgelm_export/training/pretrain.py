@@ -26,6 +26,9 @@ from edgelm_export.training.sizes import defaults_for, load_weights, named_confi
 RUN_FOLDER = "training"
 """Inside the output: the run's record, its tokenizer, its checkpoints while it goes on, and TensorBoard's files."""
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
+_PASSES = 4
+_HOURS_USED = 0.9
+"""Of the time given: the schedule should reach its end within it, and optimizer and measurements take some too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def pretrain(
         refuse_changes(started, recorded, out)
         if (out / "report.json").exists():
             raise TrainingError(f"the run in {out} is finished; see {out / 'report.md'}")
-    tokenizer = _tokenizer(corpus, config, options, folder / "tokenizer")
+    tokenizer = _new_tokenizer(corpus, config, options) if started is None else load_bpe(folder / "tokenizer")
     if options.start_from is None:
         config.vocab_size = max(tokenizer.get_vocab().values()) + 1
     training, held_out = pack(corpus.training, tokenizer), pack(corpus.held_out, tokenizer)
@@ -72,11 +75,12 @@ def pretrain(
     if corpus.repeated:
         say(f"{corpus.repeated:,} documents are the same as held-out ones and are not trained on")
     model = _model(config, options)
-    if started is None:
-        started = RunRecord(recorded, _decide(model, len(training), options))
-        started.write(folder)
-    schedule, phases = _schedule(started, config, options)
-    _refuse_too_little(training, held_out, phases[0].window)
+    record = started or RunRecord(recorded, _decide(model, len(training), options))
+    schedule, phases = _schedule(record, config, options)
+    _refuse_too_little(training, held_out, max(phase.window for phase in phases))
+    if started is None:  # nothing is written before all is known to fit
+        save_bpe(tokenizer, folder / "tokenizer")
+        record.write(folder)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {schedule.steps:,} steps of "
         f"{schedule.batch_tokens:,} tokens in {schedule.precision} on {model.device.type}"
@@ -102,16 +106,11 @@ def pretrain(
     return Pretrained(report, outcome)
 
 
-def _tokenizer(corpus: Corpus, config: Any, options: PretrainOptions, folder: Path) -> tokenizers.Tokenizer:
-    if (folder / "tokenizer.json").exists():
-        return load_bpe(folder)
+def _new_tokenizer(corpus: Corpus, config: Any, options: PretrainOptions) -> tokenizers.Tokenizer:
     given = options.tokenizer or options.start_from
     if given is not None:
-        tokenizer = load_bpe(given)
-    else:
-        tokenizer = train_bpe(corpus.training, options.vocab_size or config.vocab_size)
-    save_bpe(tokenizer, folder)
-    return tokenizer
+        return load_bpe(given)
+    return train_bpe(corpus.training, options.vocab_size or config.vocab_size)
 
 
 def _config(options: PretrainOptions) -> transformers.GPT2Config:
@@ -145,20 +144,17 @@ def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[
     batch_tokens = options.batch_tokens or max(least, usual.batch_tokens // least * least)
     if batch_tokens % least:
         raise TrainingError(f"--batch-tokens must be a multiple of {least} (context x accumulate), got {batch_tokens}")
-    precision: str = options.precision
-    seconds: dict[str, float] = {}
-    if precision == "auto" or (options.hours and not options.tokens):
-        fastest, seconds = fastest_precision(model, batch_tokens // options.accumulate, window)
-        precision = fastest if precision == "auto" else precision
+    micro_tokens = batch_tokens // options.accumulate
+    fastest, seconds = fastest_precision(model, micro_tokens, window)
+    precision = fastest if options.precision == "auto" else options.precision
     tokens = options.tokens
-    if tokens is None:
-        tokens = 4 * training_tokens
-        if options.hours and seconds:
-            per_second = batch_tokens / options.accumulate / seconds[precision]
-            tokens = int(0.9 * options.hours * 3600 * per_second)
+    if tokens is None and options.hours is not None:
+        tokens = int(_HOURS_USED * options.hours * 3600 * micro_tokens / seconds[precision])
+    elif tokens is None:
+        tokens = _PASSES * training_tokens
     return {
         "precision": precision,
-        "precision_seconds": seconds,
+        "seconds a micro-batch": seconds,
         "batch_tokens": batch_tokens,
         "steps": max(1, round(tokens / batch_tokens)),
         "learning_rate": options.learning_rate or usual.learning_rate,

@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, edgelm
     ("changes", "reason"),
     [
         (("--size", "7M"), "'7M' is no size: give 1M, 6M, 30M, 124M"),
-        (("--size", "6M"), "less than one window of 256"),
+        (("--data", "short.txt", "--held-out", "1"), "less than one window of 32"),
         (("--batch-tokens", "100"), "must be a multiple of 32"),
         (("--dropout", "1.5"), "--dropout must be at least 0 and less than 1"),
         (("--hours", "0"), "--hours must be more than 0"),
@@ -155,11 +155,14 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     _write_data(tmp_path)
     monkeypatch.chdir(tmp_path)
 
-    result = CliRunner().invoke(cli, ["pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS, *changes])
+    (tmp_path / "short.txt").write_text("a<|endoftext|>b", encoding="utf-8")
+    data = () if "--data" in changes else ("--data", "stories.txt")
+
+    result = CliRunner().invoke(cli, ["pretrain", *data, "--out", "model", *OPTIONS, *changes])
 
     assert reason in str(result.exception)
     assert "\n" not in str(result.exception)
-    assert not (tmp_path / "model" / "model.safetensors").exists()
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, edgelm_command: RunCommand) -> None:
