@@ -13,8 +13,9 @@ from edgelm_export.checkpoint import load_checkpoint
 from edgelm_export.training.curves import draw_curves
 from edgelm_export.training.distillation_loss import DistillationWeights
 from edgelm_export.training.finetune import fast_to_train
+from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE
-from edgelm_export.training.run import Outcome, Schedule, train
+from edgelm_export.training.run import Outcome, Precision, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
 from edgelm_export.training.sizes import defaults_for
 from edgelm_export.training.student import Apprentice, new_student, student_from_layers
@@ -98,19 +99,21 @@ def distill(
     student = _student(master, options)
     window = min(student.config.n_positions, master.config.n_positions)
     texts = read_text(data, options.held_out, checkpoint, window)
-    folder = begin_run(out, {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)})
     device = torch.device(device_for(options.device))
     master.to(device)
-    schedule = _schedule(options, texts, student.config, device)
     taught = texts.held_out_loss(master)
+    weights = DistillationWeights(options.soft, options.hidden, options.hard, options.temperature)
+    torch.manual_seed(options.seed)
+    apprentice = Apprentice.of(student, master, weights).to(device)
+    recording = {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)}
+    batch = _batch_tokens(options, student.config, window)
+    folder, precision = begin_run(out, recording, lambda: fastest_precision(apprentice, batch, window)[0])
+    schedule = _schedule(options, texts, student.config, precision)
     parameters = sum(p.numel() for p in student.parameters())
     say(
         f"{parameters:,} parameters learn from {checkpoint.parameters:,}, {schedule.steps:,} steps of "
         f"{schedule.batch_tokens:,} tokens; the teacher's held-out loss: {taught.per_token:.4f} nats a token"
     )
-    weights = DistillationWeights(options.soft, options.hidden, options.hard, options.temperature)
-    torch.manual_seed(options.seed)
-    apprentice = Apprentice.of(student, master, weights).to(device)
     outcome = _learn(apprentice, texts, folder / "student", schedule, options, say)
     if outcome.ended == "signal":
         return Distilled(None, outcome)
@@ -136,6 +139,7 @@ def distill(
             "tokens a step": schedule.batch_tokens,
             "seconds": outcome.seconds,
             "peak learning rate": schedule.learning_rate,
+            "precision": precision,
             "weights: soft, hidden, hard": f"{options.soft:g}, {options.hidden:g}, {options.hard:g}",
             "temperature": options.temperature,
         },
@@ -158,17 +162,20 @@ def _student(teacher: Any, options: DistillOptions) -> Any:
     return fast_to_train(student_from_layers(teacher, options.layers))
 
 
-def _schedule(options: DistillOptions, texts: TextData, config: Any, device: torch.device) -> Schedule:
-    usual = defaults_for(config)
-    rows = max(1, (options.batch_tokens or usual.batch_tokens) // texts.window)
-    steps = max(1, round((options.tokens or 2 * len(texts.training)) / (rows * texts.window)))
+def _batch_tokens(options: DistillOptions, config: Any, window: int) -> int:
+    return max(1, (options.batch_tokens or defaults_for(config).batch_tokens) // window) * window
+
+
+def _schedule(options: DistillOptions, texts: TextData, config: Any, precision: Precision) -> Schedule:
+    batch_tokens = _batch_tokens(options, config, texts.window)
+    steps = max(1, round((options.tokens or 2 * len(texts.training)) / batch_tokens))
     return Schedule(
         steps=steps,
-        batch_tokens=rows * texts.window,
-        learning_rate=options.learning_rate or usual.learning_rate,
+        batch_tokens=batch_tokens,
+        learning_rate=options.learning_rate or defaults_for(config).learning_rate,
         warmup_steps=round(0.05 * steps),
         weight_decay=0.1,
-        precision="bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32",
+        precision=precision,
         seed=options.seed,
         evaluate_every=max(1, steps // options.evaluations),
         patience=options.patience or None,

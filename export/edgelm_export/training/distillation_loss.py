@@ -38,8 +38,8 @@ def soft_target_loss(
             those of -100 are left out.
     """
     learned = labels[:, 1:] != IGNORED  # (B, T-1)
-    student = functional.log_softmax(student_logits[:, :-1][learned] / temperature, dim=-1)  # (N, V)
-    teacher = functional.log_softmax(teacher_logits[:, :-1][learned] / temperature, dim=-1)
+    student = functional.log_softmax(student_logits[:, :-1][learned].float() / temperature, dim=-1)  # (N, V)
+    teacher = functional.log_softmax(teacher_logits[:, :-1][learned].float() / temperature, dim=-1)
     divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
     return divergence * temperature**2
 
@@ -57,8 +57,10 @@ def hidden_state_loss(
         teacher: the output of every layer, each (B, T, D'); at least as many as the student has.
         projection: D to D'.
     """
-    pairs = [(i, teacher_layer(i, len(student), len(teacher))) for i in range(len(student))]
-    losses = [1 - functional.cosine_similarity(projection(student[i]), teacher[j], dim=-1).mean() for i, j in pairs]
+    losses = []
+    for layer, own in enumerate(student):
+        taught = teacher[teacher_layer(layer, len(student), len(teacher))]
+        losses.append(1 - functional.cosine_similarity(projection(own).float(), taught.float(), dim=-1).mean())
     return torch.stack(losses).mean()
 
 

@@ -14,10 +14,11 @@ from edgelm_export.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.training.curves import draw_curves
 from edgelm_export.training.examples import Task
 from edgelm_export.training.low_rank import with_low_rank
+from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.prefix_tuning import save_prefix, with_prefix
 from edgelm_export.training.records import is_records_file
 from edgelm_export.training.report import CURVES_FILE
-from edgelm_export.training.run import Outcome, Schedule, train
+from edgelm_export.training.run import Outcome, Precision, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
 from edgelm_export.training.tuning_data import TuningData, read_tasks, read_text
 from edgelm_export.training.tuning_options import check_least, check_positive, recorded
@@ -26,7 +27,7 @@ from edgelm_export.training.tuning_report import TuningReport
 Method = Literal["full", "lora", "prefix"]
 PREFIX_FILE = "prefix.kv"
 
-_LEARNING_RATES: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "prefix": 2e-2}
+_LEARNING_RATES: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "prefix": 1e-1}
 _WEIGHT_DECAY: dict[Method, float] = {"full": 0.01, "lora": 0.0, "prefix": 0.0}
 
 
@@ -102,14 +103,15 @@ def finetune(
     prepared = _read(data, options, checkpoint)
     for note in prepared.notes:
         say(note)
-    folder = begin_run(out, {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)})
-    device = torch.device(device_for(options.device))
-    model = fast_to_train(checkpoint.model).to(device)
+    model = fast_to_train(checkpoint.model).to(device_for(options.device))
     before = prepared.held_out_loss(model)
     torch.manual_seed(options.seed)
     tuned = _with_method(model, options, prepared)
     learned = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    schedule = _schedule(options, prepared, device)
+    row, batch = prepared.tokens_a_row, options.batch_size * prepared.tokens_a_row
+    recording = {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)}
+    folder, precision = begin_run(out, recording, lambda: fastest_precision(tuned, batch, row)[0])
+    schedule = _schedule(options, prepared, precision)
     say(
         f"{learned:,} numbers to learn by {options.method}, {schedule.steps:,} steps; "
         f"held-out loss before: {before.per_token:.4f} nats a token"
@@ -139,6 +141,7 @@ def finetune(
             "best step, whose weights these are": outcome.best_step,
             "seconds": outcome.seconds,
             "peak learning rate": schedule.learning_rate,
+            "precision": precision,
         },
         notes=prepared.notes,
         log=outcome.log,
@@ -192,7 +195,7 @@ def _with_method(model: Any, options: FinetuneOptions, data: TuningData) -> Any:
     return model.requires_grad_(True)
 
 
-def _schedule(options: FinetuneOptions, data: TuningData, device: torch.device) -> Schedule:
+def _schedule(options: FinetuneOptions, data: TuningData, precision: Precision) -> Schedule:
     steps = max(1, round(options.epochs * data.rows / options.batch_size))
     return Schedule(
         steps=steps,
@@ -201,7 +204,7 @@ def _schedule(options: FinetuneOptions, data: TuningData, device: torch.device) 
         warmup_steps=round(0.05 * steps),
         weight_decay=_WEIGHT_DECAY[options.method],
         beta2=0.999,
-        precision="bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32",
+        precision=precision,
         seed=options.seed,
         evaluate_every=max(1, steps // options.evaluations),
         patience=options.patience or None,

@@ -2,12 +2,13 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from edgelm.errors import TrainingError
+from edgelm_export.training.run import Precision
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
 
 RUN_FOLDER = "training"
@@ -28,8 +29,9 @@ def check_out(out: Path) -> None:
         raise TrainingError(f"{out} is not empty; give a new folder as --out")
 
 
-def begin_run(out: Path, recorded: Mapping[str, object]) -> Path:
-    """The folder for the run's checkpoints, once what is `recorded` of it is what it was started with.
+def begin_run(out: Path, recorded: Mapping[str, object], precision: Callable[[], Precision]) -> tuple[Path, Precision]:
+    """The folder for the run's checkpoints, once what is `recorded` of it is what it was started with, and its
+    precision: what `precision` says as it begins, whatever it would say later.
 
     Raises:
         TrainingError: the run in `out` was started with something else.
@@ -37,10 +39,10 @@ def begin_run(out: Path, recorded: Mapping[str, object]) -> Path:
     folder = out / RUN_FOLDER
     started = read_record(folder)
     if started is None:
-        RunRecord(recorded, {}).write(folder)
-    else:
-        refuse_changes(started, recorded, out)
-    return folder
+        started = RunRecord(recorded, {"precision": precision()})
+        started.write(folder)
+    refuse_changes(started, recorded, out)
+    return folder, "bf16" if started.decided.get("precision") == "bf16" else "fp32"
 
 
 def end_run(folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_one_learned_prefix_serves_every_precision(playground: Playground, tmp_p
     surprise = {}
     for precision in ("fp32", "int8"):
         bundle = tmp_path / precision
-        export(str(playground.base), bundle, precision, accept_quality_loss=True)  # type: ignore[arg-type]
+        export(str(playground.base), bundle, precision, accept_quality_loss=True)
         with (
             edgelm.load(bundle, device="cpu", threads=1, prefix=file) as tuned,
             edgelm.load(bundle, device="cpu", threads=1) as plain,
