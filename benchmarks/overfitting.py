@@ -15,7 +15,7 @@ from edgelm_export.training.options import PretrainOptions
 from edgelm_export.training.pretrain import pretrain
 
 SHAPE = {"n_layer": 3, "n_embd": 128, "n_head": 4, "n_positions": 128, "vocab_size": 1024}
-HELD_OUT, FEW, MANY = 100, 100, 1000
+HELD_OUT, FEW, MANY = 100, 50, 1000
 """Stories."""
 BATCH_TOKENS = 1024
 
@@ -36,7 +36,8 @@ def trials(shape: Path, tokens: int) -> dict[str, Trial]:
         held_out=HELD_OUT,
         short_windows=0.0,
         batch_tokens=BATCH_TOKENS,
-        learning_rate=2e-3,
+        optimizer="muon",
+        learning_rate=4e-3,
         weight_decay=0.0,
         dropout=0.0,
         patience=0,
@@ -46,13 +47,13 @@ def trials(shape: Path, tokens: int) -> dict[str, Trial]:
     )
     return {
         "nothing": Trial(none),
-        "weight decay 1": Trial(replace(none, weight_decay=1.0)),
-        "dropout 0.3": Trial(replace(none, dropout=0.3)),
         "early stopping": Trial(replace(none, patience=3, keep="best")),
+        "dropout 0.3": Trial(replace(none, dropout=0.3)),
+        "twenty times the stories": Trial(none, MANY),
+        "weight decay 1": Trial(replace(none, weight_decay=1.0)),
         "dropout 0.3, weight decay 1, early stopping": Trial(
             replace(none, dropout=0.3, weight_decay=1.0, patience=3, keep="best")
         ),
-        "ten times the stories": Trial(none, MANY),
     }
 
 

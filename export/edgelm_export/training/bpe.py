@@ -1,6 +1,7 @@
 """A byte-level BPE: trained, saved and loaded as GPT-2's is, with <|endoftext|> as token 0."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ SMALLEST_VOCABULARY = 257
 LARGEST_VOCABULARY = 262_144
 _PIECE_CHARACTERS = 1_000_000
 """A longer document is tokenized in pieces, so that one huge line costs no more than many short ones."""
+_WORD_CHARACTERS = 100
+"""What has no white space for longer is cut for the trainer, whose time grows with words times merges."""
+_ENDLESS_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS + 1}}}")
 
 
 def train_bpe(documents: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -41,7 +45,7 @@ def train_bpe(documents: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for document in documents for piece in _pieces(document)), trainer)
+    tokenizer.train_from_iterator((text for document in documents for text in _texts_to_learn_from(document)), trainer)
     return tokenizer
 
 
@@ -77,6 +81,14 @@ def encode(tokenizer: tokenizers.Tokenizer, document: str) -> list[int]:
     """The ids of `document`, without any special token added."""
     encodings = tokenizer.encode_batch(list(_pieces(document)), add_special_tokens=False)
     return [token_id for encoding in encodings for token_id in encoding.ids]
+
+
+def _texts_to_learn_from(document: str) -> Iterator[str]:
+    for piece in _pieces(document):
+        if _ENDLESS_WORD.search(piece) is None:
+            yield piece
+        else:
+            yield from (piece[i : i + _WORD_CHARACTERS] for i in range(0, len(piece), _WORD_CHARACTERS))
 
 
 def _pieces(document: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,13 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """While this runs, SIGINT and SIGTERM ask for a stop; a second one is handled as if this were not here."""
+        """While this runs, SIGINT and SIGTERM ask for a stop; a second one is handled as if this were not here.
+
+        Outside the main thread, where Python lets nobody handle signals, nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         caught = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.getsignal(number) for number in caught}
 

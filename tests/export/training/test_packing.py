@@ -48,6 +48,16 @@ def test_one_huge_line_is_tokenized_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     assert tokenizer.decode(encode(tokenizer, "x" * 120)) == "x" * 120
 
 
+def test_one_huge_word_is_learned_from_too() -> None:
+    word = "abcdef" * 100_000
+
+    tokenizer = train_bpe([word], 400)
+
+    ids = encode(tokenizer, word)
+    assert len(ids) < len(word) / 50
+    assert tokenizer.decode(ids) == word
+
+
 def test_a_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
     tokenizer = train_bpe(DOCUMENTS, 300)
     path = tmp_path / "tokenizer.json"

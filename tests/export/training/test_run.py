@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def test_the_losses_are_those_of_plain_pytorch(tmp_path: Path, optimizer: Optimi
     assert outcome.ended == "complete"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there os.kill ends the process at once")
 @pytest.mark.parametrize(("optimizer", "stopped_after"), [("adamw", 2), ("muon", 5), ("adamw", 9)])
 def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(
     tmp_path: Path, optimizer: OptimizerName, stopped_after: int
