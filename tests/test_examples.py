@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import edgelm
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -45,7 +47,7 @@ def run(*command: str, stdin: str = "") -> str:
 
 def test_every_example_has_a_test() -> None:
     page = Path(__file__).read_text(encoding="utf-8")
-    assert all(path.stem in page for path in EXAMPLES.iterdir() if path.is_file())
+    assert all(path.stem in page for path in EXAMPLES.iterdir() if path.name != "__pycache__")
 
 
 @pytest.mark.usefixtures("examples")
@@ -78,6 +80,56 @@ def test_fastapi_app() -> None:
         assert client.post("/generate", json={"prompt": ""}).status_code == 422
         model: Any = app.state.model
     assert model.closed
+
+
+@pytest.mark.usefixtures("examples")
+def test_langchain_edgelm() -> None:
+    pytest.importorskip("langchain_core")
+    made: Any = import_module("langchain_edgelm").EdgeLM(options={"max_new_tokens": 12, "do_sample": True})
+    prompt, model = "Once upon a time", made._model
+    whole = model.generate(prompt, max_new_tokens=12, do_sample=True, seed=7).text
+    assert made.invoke(prompt, seed=7) == whole == "".join(made.stream(prompt, seed=7))
+    assert made.batch([prompt, prompt], seed=7) == [whole, whole]
+    first, _, _ = whole.partition(" a ")
+    assert first != whole and made.bind(stop=[" a "]).invoke(prompt, seed=7) == first
+    assert "".join(made.stream(prompt, stop=[" a "], seed=7)) == first
+
+    async def both() -> tuple[str, str]:
+        return await made.ainvoke(prompt, seed=7), "".join([text async for text in made.astream(prompt, seed=7)])
+
+    assert asyncio.run(both()) == (whole, whole)
+    with pytest.raises(edgelm.ConfigError, match="unknown generation option 'tmperature'"):
+        made.invoke(prompt, tmperature=1)
+    assert made._identifying_params["digest"] == model.bundle.manifest.digest
+
+
+@pytest.mark.usefixtures("examples")
+def test_llm_edgelm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = EXAMPLES / "llm-edgelm"
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"]["llm"] == {"edgelm": "llm_edgelm"}
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    llm: Any = pytest.importorskip("llm")
+    monkeypatch.syspath_prepend(str(package))
+    plugin: Any = import_module("llm_edgelm")
+    import_module("llm.plugins").pm.register(plugin)
+    made, plain = llm.get_model("edgelm"), edgelm.load()
+    prompt = "Once upon a time"
+    options: dict[str, Any] = {"max_new_tokens": 12, "seed": 7}
+    whole = plain.generate(prompt, **options).text
+    response = made.prompt(prompt, **options)
+    assert "".join(response) == whole == made.prompt(prompt, **options, stream=False).text()
+    assert (response.usage().input, response.usage().output) == (len(plain.tokenizer.encode(prompt)), 12)
+    first, _, _ = whole.partition(" a ")
+    assert first != whole and made.prompt(prompt, stop=" a ", **options).text() == first
+    talk = made.conversation()
+    talk.prompt(prompt, **options).text()
+    again = plain.generate(f"{prompt}{whole} One day", **options).text
+    assert talk.prompt(" One day", **options).text() == again
+    behind = plain.generate(f"A tale.\n\n{prompt}", **options).text
+    assert made.prompt(prompt, system="A tale.", **options).text() == behind
+    with pytest.raises(llm.ModelError, match="temperature must be"):
+        made.prompt(prompt, temperature=-1).text()
 
 
 def test_worker() -> None:

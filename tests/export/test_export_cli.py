@@ -89,6 +89,7 @@ def test_files_are_those_of_a_bundle(exported: CommandResult, folder: Path) -> N
         "reference.bin",
         "tokenizer.json",
         "tokenizer_config.json",
+        "value_divisors.bin",
     ]
     assert sorted(path.name for path in folder.iterdir()) == ["bundle", "checkpoint"]
 
@@ -117,6 +118,7 @@ def test_help(edgelm_command: RunCommand) -> None:
         "Usage: edgelm export [OPTIONS] SOURCE",
         "-o, --output FOLDER",
         "--precision [fp32|fp16|int8|int4]",
+        "--prefix FILE",
         "[default: int8]",
         "--revision REV",
         "--accept-quality-loss",
