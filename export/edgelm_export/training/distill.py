@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from edgelm.device import default_threads
 from edgelm.errors import TrainingError
 from edgelm_export.checkpoint import load_checkpoint
 from edgelm_export.training.curves import draw_curves
@@ -92,7 +91,6 @@ def distill(
         ExportError: the teacher cannot be loaded.
         TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
     """
-    torch.set_num_threads(default_threads())  # torch itself ignores a container's quota
     check_out(out)
     checkpoint = load_checkpoint(teacher, revision)
     master = fast_to_train(checkpoint.model)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from edgelm.device import default_threads
 from edgelm.errors import TrainingError
 from edgelm.prefix_file import LEAST_ROOM_TOKENS
 from edgelm_export.checkpoint import Checkpoint, load_checkpoint
@@ -97,7 +96,6 @@ def finetune(
         ExportError: the base cannot be loaded.
         TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
     """
-    torch.set_num_threads(default_threads())  # torch itself ignores a container's quota
     check_out(out)
     checkpoint = load_checkpoint(base, revision)
     prepared = _read(data, options, checkpoint)
