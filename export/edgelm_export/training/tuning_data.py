@@ -15,7 +15,7 @@ from edgelm.errors import TrainingError
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.training.corpus import END_OF_TEXT, read_corpus
 from edgelm_export.training.examples import Example, Task, pad, read_examples
-from edgelm_export.training.held_out import Loss, loss_in_windows
+from edgelm_export.training.held_out import Loss, loss_in_windows, measuring
 from edgelm_export.training.packing import IGNORED, BatchStream, Packed, Phase, pack
 from edgelm_export.training.run import Batch
 
@@ -128,11 +128,9 @@ class _ExampleStream(Dataset[Batch]):  # type: ignore[misc]
 
 def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: int) -> Loss:
     """The loss of `model`, float32 and without dropout, on the completions' tokens; its mode stays as it is."""
-    was_training = model.training
-    model.eval()
     nats, tokens = 0.0, 0
     by_length = sorted(examples, key=lambda example: len(example.ids))
-    with torch.no_grad():
+    with measuring(model):
         for start in range(0, len(by_length), _ROWS_AT_ONCE):
             rows, targets = pad(by_length[start : start + _ROWS_AT_ONCE], pad_token_id)
             ids = torch.tensor(rows, device=model.device)
@@ -141,7 +139,6 @@ def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: i
             learned = labels != IGNORED
             nats += float(torch.nn.functional.cross_entropy(logits[learned], labels[learned], reduction="sum"))
             tokens += int(learned.sum())
-    model.train(was_training)
     return Loss(nats, tokens)
 
 

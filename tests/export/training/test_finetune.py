@@ -220,3 +220,18 @@ def test_the_command(playground: Playground, tmp_path: Path, edgelm_command: Run
     assert refused.status == 1
     assert "has no column 'prompt', only 'question', 'answer'" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr
+
+
+def test_losses_are_of_float32_whatever_a_run_left(playground: Playground) -> None:
+    model = load_checkpoint(str(playground.base)).model
+    data = read("text", playground)
+    wanted = data.held_out_loss(model)
+    model._original_forward = model.forward  # as accelerate does
+
+    def rounded(*arguments: Any, **named: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model._original_forward(*arguments, **named)
+
+    model.forward = rounded
+    assert data.held_out_loss(model) == wanted
+    assert model.forward is rounded
