@@ -52,10 +52,10 @@ def keys_values(adapted: Any) -> KeysValues:
 
 
 def save_prefix(adapted: Any, checkpoint: Checkpoint, path: Path) -> None:
-    """Write the prefix file; float16 changes logits by less than int8 weights do and halves it.
+    """Write the prefix file, in float32: a bundle in fp32 then computes what peft does.
 
     Raises:
-        PrefixError: a number does not fit into float16.
+        PrefixError: a number is no number.
         OSError: the file cannot be written.
     """
     write_learned_prefix(
