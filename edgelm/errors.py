@@ -51,3 +51,7 @@ class InsufficientMemoryError(EdgelmError, MemoryError):
 
 class ExportError(EdgelmError):
     """A checkpoint cannot be exported, or the result missed its quality gate."""
+
+
+class TrainingError(EdgelmError):
+    """A model cannot be trained so: its data, its options or a checkpoint of it do not fit."""

@@ -78,6 +78,18 @@ def test_export_without_the_build_side_says_what_to_install(tmp_path: object) ->
     assert done.stderr == "edgelm: export needs torch; run: pip install 'edgelm[cpu,export]'\n"
 
 
+def test_pretrain_without_the_training_side_says_what_to_install(tmp_path: object) -> None:
+    code = (
+        "import sys, importlib.util\n"
+        "importlib.util.find_spec = lambda name, package=None: None if name == 'accelerate' else object()\n"
+        f"sys.argv = ['edgelm', 'pretrain', '--data', 'x.txt', '-o', {str(tmp_path)!r} + '/x']\n"
+        "from edgelm.cli import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "edgelm: pretrain needs accelerate; run: pip install 'edgelm[cpu,train]'\n"
+
+
 def test_telemetry_of_onnxruntime_is_off() -> None:
     load = f"import edgelm, os; edgelm.load({str(TINY_BUNDLE)!r}); "
     loaded_after(load + "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'")

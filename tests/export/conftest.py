@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tests.export.checkpoints import TinyExport
 
 MISSING = [name for name in ("torch", "transformers", "optimum", "onnx", "safetensors") if find_spec(name) is None]
+TRAINING_MISSING = [name for name in ("accelerate", "tensorboard", "matplotlib") if find_spec(name) is None]
 REQUIRED = os.environ.get("EDGELM_REQUIRE_EXPORT") == "1"
 """On a machine that is there to run these tests, a missing package is a failure."""
 
@@ -27,7 +28,8 @@ class _WithoutBuildSide(pytest.Module):
     """A test file that cannot be imported here."""
 
     def collect(self) -> NoReturn:
-        reason = f"the build side is not installed ({', '.join(MISSING)} missing): pip install 'edgelm[cpu,export]'"
+        missing = ", ".join([*MISSING, *TRAINING_MISSING])
+        reason = f"the build side is not installed ({missing} missing): pip install 'edgelm[cpu,train]'"
         if REQUIRED:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
@@ -45,7 +47,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     if parent.config.option.markexpr == "not export":
         unwanted: pytest.Module = _NotAskedFor.from_parent(parent, path=module_path)
         return unwanted
-    if not MISSING:
+    if not MISSING and not (TRAINING_MISSING and "training" in module_path.parts):
         return None
     module: pytest.Module = _WithoutBuildSide.from_parent(parent, path=module_path)
     return module

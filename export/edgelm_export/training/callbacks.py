@@ -1,0 +1,144 @@
+"""What happens beside the steps of a run: its progress shown, its end on request, its checkpoints by the clock."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import transformers
+
+_REDRAW_SECONDS = 0.5
+_LINE_SECONDS = 30.0
+"""How often a line is written where stderr is no terminal."""
+_BAR_CELLS = 24
+
+
+class Stop:
+    """Says why a run is to end after its present step; None while it goes on."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.out_of_time = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """While this runs, SIGINT and SIGTERM ask for a stop; a second one is handled as if this were not here.
+
+        Outside the main thread, where Python lets nobody handle signals, nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        caught = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in caught}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.signal = number
+            restore()
+
+        for number in caught:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            restore()
+
+
+class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    """Counts the seconds of a run over all its parts, asks for checkpoints by them, and ends it when they are used up.
+
+    Checkpoints are asked for at steps that are logged only: so a resumed run averages its losses over the same steps.
+    """
+
+    def __init__(self, stop: Stop, log_every: int, save_seconds: float, limit_seconds: float | None) -> None:
+        self.seconds = 0.0
+        self._stop, self._log_every = stop, log_every
+        self._save_seconds, self._limit_seconds = save_seconds, limit_seconds
+        self._ticked = self._saved = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+        self._ticked = self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tick()
+        if self._limit_seconds is not None and self.seconds >= self._limit_seconds:
+            self._stop.out_of_time = True
+        if state.global_step % self._log_every:
+            return
+        if self._stop.signal is not None or self._stop.out_of_time:
+            control.should_save = control.should_training_stop = True
+            # The end by the clock is a result, and is measured; the end by a signal may go on.
+            control.should_evaluate = control.should_evaluate or self._stop.out_of_time
+        elif time.monotonic() - self._saved >= self._save_seconds:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saved = time.monotonic()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._ticked
+        self._ticked = now
+
+
+class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
+    """One line on stderr: how far, the losses, the rate, and when it will be done."""
+
+    def __init__(self, batch_tokens: int, write: Callable[[str], object] | None = None) -> None:
+        self._batch_tokens = batch_tokens
+        self._write = write or sys.stderr.write
+        self._live = write is None and sys.stderr.isatty()
+        self._loss = self._held_out = float("nan")
+        self._began = self._drawn = 0.0
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = self._drawn = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        self._loss = logs.get("loss", self._loss)
+        self._held_out = logs.get("eval_loss", self._held_out)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.monotonic()
+        last = state.global_step >= state.max_steps
+        if now - self._drawn < (_REDRAW_SECONDS if self._live else _LINE_SECONDS) and not last:
+            return
+        self._drawn = now
+        seconds_a_step = (now - self._began) / max(1, state.global_step - self._first_step)
+        line = progress_line(
+            state.global_step, state.max_steps, seconds_a_step, self._batch_tokens, self._loss, self._held_out
+        )
+        self._write(f"\r{line}\033[K" if self._live else f"{line}\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._live:
+            self._write("\n")
+
+
+def progress_line(step: int, steps: int, seconds_a_step: float, batch_tokens: int, loss: float, held_out: float) -> str:
+    """The bar as text; losses that are not known yet (NaN) are left out."""
+    done = _BAR_CELLS * step // steps
+    parts = [f"[{'#' * done}{'.' * (_BAR_CELLS - done)}] {step / steps:4.0%}  step {step:,}/{steps:,}"]
+    if loss == loss:
+        parts.append(f"loss {loss:.3f}")
+    if held_out == held_out:
+        parts.append(f"held out {held_out:.3f}")
+    parts += [f"{batch_tokens / seconds_a_step:,.0f} tokens/s", f"{_clock((steps - step) * seconds_a_step)} left"]
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,68 @@
+"""The folder of a tuning run: begun once, gone on with by the same command, tidied at the end."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from edgelm.errors import TrainingError
+from edgelm_export.training.run import Precision
+from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
+
+RUN_FOLDER = "training"
+"""Inside the output: the run's record, its checkpoints while it goes on, and TensorBoard's files."""
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output that is neither new nor of a run to go on with.
+
+    Raises:
+        TrainingError: it holds something else, or the run in it is finished.
+    """
+    if out.is_file():
+        raise TrainingError(f"{out} is a file; give a new folder as --out")
+    if (out / "report.json").exists():
+        raise TrainingError(f"the run in {out} is finished; see {out / 'report.md'}, or give another --out")
+    if read_record(out / RUN_FOLDER) is None and out.exists() and any(out.iterdir()):
+        raise TrainingError(f"{out} is not empty; give a new folder as --out")
+
+
+def begin_run(out: Path, recorded: Mapping[str, object], precision: Callable[[], Precision]) -> tuple[Path, Precision]:
+    """The folder for the run's checkpoints, once what is `recorded` of it is what it was started with, and its
+    precision: what `precision` says as it begins, whatever it would say later.
+
+    Raises:
+        TrainingError: the run in `out` was started with something else.
+    """
+    folder = out / RUN_FOLDER
+    started = read_record(folder)
+    if started is None:
+        started = RunRecord(recorded, {"precision": precision()})
+        started.write(folder)
+    refuse_changes(started, recorded, out)
+    return folder, "bf16" if started.decided.get("precision") == "bf16" else "fp32"
+
+
+def end_run(folder: Path) -> None:
+    """Remove the checkpoints of a run whose result is saved."""
+    for checkpoint in folder.rglob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def sha256_of_file(file: Path) -> str:
+    """Hexadecimal; tells one file of data from another."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def device_for(asked: str) -> str:
+    """ "cuda" or "cpu" for an option that may also be "auto".
+
+    Raises:
+        TrainingError: a GPU was asked for, and there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda was asked for, but torch finds no CUDA GPU here")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,76 @@
+"""What the options of tuning and distilling have in common: their limits, their record, their flags."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgelm.errors import TrainingError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+
+
+def check_least(options: object, least: Mapping[str, float]) -> None:
+    """Raises TrainingError where a field of `options` is below its least value; None passes."""
+    for name, limit in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= limit:
+            raise TrainingError(f"--{_flag(name)} must be at least {limit}, got {value}")
+
+
+def check_positive(options: object, *names: str) -> None:
+    """Raises TrainingError where a field of `options` is not above 0; None passes."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise TrainingError(f"--{_flag(name)} must be more than 0, got {value}")
+
+
+def recorded(options: object) -> dict[str, object]:
+    """What must stay the same when a run is resumed, by option name."""
+    fields = {_flag(name): value for name, value in vars(options).items()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+
+
+def run_flags(patience: int) -> Callable[[Function], Function]:
+    """The flags of any run that starts from a checkpoint.
+
+    Args:
+        patience: its default.
+    """
+    flags = [
+        click.option("--held-out", type=FILE, metavar="FILE", help="Measure on this.  [default: a part of the data]"),
+        click.option("--learning-rate", type=float, metavar="RATE", help="Its peak.  [default: what suits the model]"),
+        click.option(
+            "--patience",
+            type=int,
+            default=patience,
+            show_default=True,
+            metavar="N",
+            help="End after N measurements without progress; 0: never.",
+        ),
+        click.option(
+            "--evaluations",
+            type=int,
+            default=10,
+            show_default=True,
+            metavar="N",
+            help="Measurements on held-out data over the run.",
+        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True),
+    ]
+
+    def add(function: Function) -> Function:
+        for flag in reversed(flags):
+            function = flag(function)
+        return function
+
+    return add
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

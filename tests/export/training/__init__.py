@@ -1,0 +1,1 @@
+"""Training on the build side."""

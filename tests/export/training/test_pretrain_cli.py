@@ -1,0 +1,179 @@
+"""``edgelm pretrain`` as a person runs it: from text to a bundle that runs."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandResult, RunCommand
+
+pytestmark = pytest.mark.export
+
+SHAPE = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": 300}
+OPTIONS = (
+    "--size",
+    "shape.json",
+    "--tokens",
+    "8K",
+    "--batch-tokens",
+    "256",
+    "--precision",
+    "fp32",
+    "--evaluations",
+    "4",
+)
+
+
+def _write_data(folder: Path) -> None:
+    (folder / "shape.json").write_text(json.dumps(SHAPE), encoding="utf-8")
+    draw = random.Random(0)
+    words = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "hat", "and", "then"]
+    stories = [" ".join(draw.choices(words, k=30)) + "." for _ in range(60)]
+    (folder / "stories.txt").write_text("<|endoftext|>".join(stories), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pretrain-cli")
+    _write_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> CommandResult:
+    command = [sys.executable, "-m", "edgelm", "pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=300)
+    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_it_reports_what_it_did(trained: CommandResult, folder: Path) -> None:
+    assert trained.status == 0, trained.stderr
+    assert trained.stdout.startswith("model: held-out loss ")
+    assert trained.stdout.count("\n") == 1
+    assert "58 documents" in trained.stderr and "2 documents" in trained.stderr
+    assert "step 31/31" in trained.stderr
+    assert "Warning" not in trained.stderr
+    report = json.loads((folder / "model" / "report.json").read_text(encoding="utf-8"))
+    assert set(report["held_out"]) == {"16", "32"}
+    assert report["held_out"]["16"] < 5.0  # of log(300) = 5.7
+    assert report["gap"] == pytest.approx(report["held_out"]["16"] - report["training"])
+    assert [entry["step"] for entry in report["log"] if "loss" in entry] == list(range(1, 32))
+    assert len(report["samples"]) == 3
+    text = (folder / "model" / "report.md").read_text(encoding="utf-8")
+    assert "Overfitting gap" in text and "## Sample 2" in text
+    assert (folder / "model" / "curves.svg").read_text(encoding="utf-8").count("<svg") == 1
+    assert list((folder / "model" / "training" / "tensorboard").glob("events.*"))
+    assert not list((folder / "model" / "training").glob("checkpoint-*"))
+
+
+def test_the_folder_becomes_a_bundle_that_runs(
+    trained: CommandResult, folder: Path, edgelm_command: RunCommand
+) -> None:
+    bundle = folder / "bundle"
+    exported = edgelm_command("export", str(folder / "model"), "-o", str(bundle), "--precision", "fp32")
+    assert exported.status == 0, exported.stderr
+
+    run = edgelm_command("run", "-m", str(bundle), "-n", "8", "the cat")
+
+    assert run.status == 0, run.stderr
+    assert run.stdout.startswith("the cat")
+    report = json.loads((folder / "model" / "report.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["activation_function"] == "gelu_new"
+    assert config["vocab_size"] == report["facts"]["vocabulary"] <= 300
+
+
+def test_a_finished_run_is_not_run_again(trained: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
+    again = edgelm_command(
+        "pretrain", "--data", str(folder / "stories.txt"), "--out", str(folder / "model"), *_in(folder, OPTIONS)
+    )
+
+    assert again.status == 1
+    assert "is finished; see" in again.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no process can be sent SIGINT alone")
+def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, edgelm_command: RunCommand) -> None:
+    _write_data(tmp_path)
+    command = ("pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS[:2], "--tokens", "80K", *OPTIONS[4:])
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgelm", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    # An event file appears with the first step.
+    while not list(tmp_path.glob("model/training/tensorboard/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 130, stderr
+    assert "stopped after step" in stderr and "Traceback" not in stderr
+
+    changed = edgelm_command(*command, "--dropout", "0.5")
+    assert changed.status == 1
+    assert "was started with --dropout 0.05, not --dropout 0.5" in changed.stderr
+    (tmp_path / "other.txt").write_text("Another text. " * 100, encoding="utf-8")
+    assert "other data" in edgelm_command("pretrain", "--data", "other.txt", "--out", "model", *command[5:]).stderr
+
+    resumed = edgelm_command(*command)
+    assert resumed.status == 0, resumed.stderr
+    assert "resuming after step" in resumed.stderr
+    report = json.loads((tmp_path / "model" / "report.json").read_text(encoding="utf-8"))
+    assert [entry["step"] for entry in report["log"] if "loss" in entry] == list(range(1, 313))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (("--size", "7M"), "'7M' is no size: give 1M, 6M, 30M, 124M"),
+        (("--data", "short.txt", "--held-out", "1"), "less than one window of 32"),
+        (("--batch-tokens", "100"), "must be a multiple of 32"),
+        (("--dropout", "1.5"), "--dropout must be at least 0 and less than 1"),
+        (("--hours", "0"), "--hours must be more than 0"),
+        (("--device", "cuda"), "finds no CUDA GPU"),
+        (("--keep", "last"), "--keep last needs --patience 0"),
+        (("--from", "nowhere"), "leave out --size"),
+        (("--tokenizer", "nowhere"), "cannot read the tokenizer"),
+        (("--vocab-size", "100"), "257 to 262144 tokens, got 100"),
+        (("--data", "missing.txt"), "No such file"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, str], reason: str
+) -> None:
+    from click.testing import CliRunner
+
+    from edgelm.cli import cli
+
+    if "cuda" in changes:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    _write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    (tmp_path / "short.txt").write_text("a<|endoftext|>b", encoding="utf-8")
+    data = () if "--data" in changes else ("--data", "stories.txt")
+
+    result = CliRunner().invoke(cli, ["pretrain", *data, "--out", "model", *OPTIONS, *changes])
+
+    assert reason in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, edgelm_command: RunCommand) -> None:
+    _write_data(tmp_path)
+
+    result = edgelm_command("pretrain", "--data", "stories.txt", "--out", ".", *OPTIONS)
+
+    assert result.status == 1
+    assert result.stderr.splitlines()[-1] == "edgelm: . is not empty; give a new folder as --out"
+
+
+def _in(folder: Path, options: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(folder / option) if option == "shape.json" else option for option in options)
