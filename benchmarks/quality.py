@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,9 +177,14 @@ def windows(path: Path, separator: str, encode: Callable[[str], list[int]], part
     return np.split(ids, range(WINDOW_TOKENS, len(ids), WINDOW_TOKENS))
 
 
-def measure(material: Material, reference: Callable[[Ids], npt.NDArray[np.float32]], text: list[Ids]) -> Iterator[Any]:
+def measure(
+    rows: Mapping[str, Make],
+    material: Material,
+    reference: Callable[[Ids], npt.NDArray[np.float32]],
+    text: list[Ids],
+) -> Iterator[Any]:
     """Every row's name, its bytes and its comparison."""
-    for name, make in ROWS.items():
+    for name, make in rows.items():
         print(f"  {name}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             session, size = open_session(make(material), Path(folder))
@@ -201,7 +206,9 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="held-out text")
     parser.add_argument("--separator", default="<|endoftext|>", help="between texts; default %(default)s")
     parser.add_argument("--stories", type=int, default=206, metavar="N", help="texts to take; default %(default)s")
+    parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows whose names hold one of these")
     options = parser.parse_args()
+    rows = {name: make for name, make in ROWS.items() if not options.rows or any(word in name for word in options.rows)}
     checkpoint = load_checkpoint(str(options.checkpoint))
     text = windows(options.text, options.separator, checkpoint.tokenizer.encode, options.stories)
     known: dict[bytes, npt.NDArray[np.float32]] = {}
@@ -216,10 +223,10 @@ def main() -> None:
         np.stack(draw_texts(checkpoint.model, n, s)) for n, s in ((CALIBRATION_TOKENS, 1), (2048, 2))
     )
     activations = [block.mlp.act for block in checkpoint.model.transformer.h]
-    results: dict[str, dict[str, Any]] = {name: {} for name in ROWS}
+    results: dict[str, dict[str, Any]] = {name: {} for name in rows}
     for kind, source in (("plain", weights), ("outliers", with_outliers(weights))):
         print(kind, file=sys.stderr)
-        for name, size, measured in measure(Material(source, activations, calibration, judged), reference, text):
+        for name, size, measured in measure(rows, Material(source, activations, calibration, judged), reference, text):
             results[name] |= {"bytes": size} | {f"{kind}_{key}": value for key, value in facts(measured).items()}
     print("| weights | MB | ratio | KL, nats | same top-1 | ratio, outliers | KL, outliers | top-1, outliers |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
