@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from edgelm.draft_cost import DraftCost
 from edgelm.errors import ContextError, DeviceError
 from edgelm.generation_config import GenerationConfig
 from edgelm.logits_processors import Ids, LogitsProcessor, Row, process, processors_of
@@ -43,6 +44,9 @@ class DecodingSession(Protocol):
 
     @property
     def position(self) -> int: ...
+
+    @property
+    def draft_cost(self) -> DraftCost: ...
 
     def step(self, ids: Sequence[int] | Ids) -> Row: ...
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgelm.completion import Chunk
 from edgelm.decoding import DecodingBatch, DecodingSession
+from edgelm.draft_cost import DraftCost
 from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.logits_processors import Ids, Row
@@ -88,6 +89,11 @@ class WindowSession:
     def vocab_size(self) -> int:
         """V."""
         return self._session.vocab_size
+
+    @property
+    def draft_cost(self) -> DraftCost:
+        """The session's."""
+        return self._session.draft_cost
 
     @property
     def position(self) -> int:

@@ -11,11 +11,19 @@ import numpy as np
 
 from edgelm.decoding import DecodingSession, Step
 from edgelm.decoding_row import DecodingRow
+from edgelm.draft_cost import DraftCost
 from edgelm.logits_processors import Ids, Row
 
 NGRAM_SIZES = (3, 2)
 """How many last tokens must have appeared before, the longest first."""
 MOST_RIGHT_GUESSES = 16
+
+FIRST_CREDIT = 2.0
+"""What drafts may lose at first, in steps of one token."""
+LOSS_SHARE = 0.01
+"""The share of all steps that drafts may lose in the long run, beside the first credit."""
+MOST_CREDIT = 4.0
+"""How much of what drafts gained may be lost again."""
 
 
 def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Row, most: int) -> Iterator[Step]:
@@ -28,7 +36,7 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Row,
     Args:
         most: how many tokens to draft at once.
     """
-    drafts = PromptLookup(most)
+    drafts = PromptLookup(most, session.draft_cost)
     draft: list[int] = []
     rows = logits[None]  # (T, V), of the last token and of the drafted ones after it
     while (reason := text.reason_to_end()) is None:
@@ -53,36 +61,43 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Row,
 
 
 class PromptLookup:
-    """Drafts of one text, made only while guesses come true: a guess costs nothing, a draft costs computing.
+    """Drafts of one text, made only while guesses come true and where they can be paid for.
 
-    A draft is made after a run of right guesses. That run gets longer with each draft of which nothing comes true, up
-    to MOST_RIGHT_GUESSES, and shorter again with one that does. The width is doubled when all of a draft came true.
+    A guess costs nothing, a draft costs computing. A draft is made after a run of right guesses. That run gets longer
+    with each draft of which nothing comes true, up to MOST_RIGHT_GUESSES, and shorter again with one that does. The
+    width is doubled when all of a draft came true. An account of steps bounds what is lost: every draft is paid from
+    it, every drafted token that comes true and LOSS_SHARE of every token go into it. It counts tokens, not time, so
+    that the same request always makes the same drafts.
     """
 
-    def __init__(self, most: int) -> None:
-        """Args: the widest draft."""
+    def __init__(self, most: int, cost: DraftCost) -> None:
+        """Args: the widest draft, and what drafts cost."""
         self._most = most
+        self._cost = cost
         self._width = min(2, most)
         self._guess: list[int] = []
         self._drafted = False
         self._right = 0  # guesses in a row
         self._wanted = 1
+        self._credit = FIRST_CREDIT  # in steps
 
     def draft(self, ids: Ids, room: int) -> list[int]:
         """Up to `room` tokens that may follow `ids` (T,), the text so far; none where they are not worth a try."""
-        trusted = self._right >= self._wanted
-        self._guess = continuation(ids, min(self._width, room) if trusted else 1)
-        self._drafted = trusted and room > 0 and bool(self._guess)
+        width = min(self._width, room, self._cost.affordable(self._credit)) if self._right >= self._wanted else 0
+        self._guess = continuation(ids, max(1, width))
+        self._drafted = width > 0 and bool(self._guess)
         return self._guess if self._drafted else []
 
     def learn(self, chosen: Sequence[int]) -> None:
         """What followed instead, one token at least, up to the first that differs from the draft."""
+        self._credit = min(self._credit + LOSS_SHARE * len(chosen), MOST_CREDIT)
         if not self._guess:
             return
         right = sum(guess == token for guess, token in zip(self._guess, chosen, strict=False))
         self._right = self._right + 1 if right else 0
         if not self._drafted:
             return
+        self._credit = min(self._credit + right - self._cost.of(len(self._guess)), MOST_CREDIT)
         if right:
             self._wanted = 1
             self._width = min(2 * self._width, self._most) if right == len(self._guess) else right

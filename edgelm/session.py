@@ -19,6 +19,7 @@ from edgelm.device import (
     import_onnxruntime,
     require_version,
 )
+from edgelm.draft_cost import DraftCost, draft_cost
 from edgelm.errors import BundleError, ContextError, DeviceError, EdgelmError, PromptError
 from edgelm.graph_call import GraphCall, Hidden, KeysValues, KvCache, LoadedGraph, Logits
 from edgelm.graph_signature import check_signature
@@ -110,6 +111,11 @@ class Session:
         facts = self.bundle.manifest.architecture
         itemsize = np.dtype(self.bundle.manifest.graph.kv_dtype).itemsize
         return 2 * facts.num_layers * facts.num_heads * facts.head_dim * itemsize
+
+    @property
+    def draft_cost(self) -> DraftCost:
+        """What computing several tokens at once costs."""
+        return draft_cost(self.bundle.manifest.recipe)
 
     def sibling(self) -> "Session":
         """A session of the same graph with an empty cache of its own, and the same prefix; costs no weights."""

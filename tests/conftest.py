@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgelm.draft_cost import OTHERS, DraftCost
 from edgelm.manifest import digest_of
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,10 @@ class FakeSession:
     @property
     def position(self) -> int:
         return len(self.fed)
+
+    @property
+    def draft_cost(self) -> DraftCost:
+        return OTHERS
 
     @property
     def vocab_size(self) -> int:

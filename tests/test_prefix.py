@@ -486,8 +486,11 @@ def test_the_commands(edgelm_command: RunCommand, tmp_path: Path) -> None:
     assert edgelm_command("run", "--prefix", "task.txt", "Hi").one_line().endswith("it is no prefix file")
 
 
-def test_info_names_it(edgelm_command: RunCommand, tiny: Pair, tiny_copy: Path) -> None:
+def test_info_names_it_and_verify_measures_without_it(edgelm_command: RunCommand, tiny: Pair, tiny_copy: Path) -> None:
     assert tiny[1].prefix is not None
     add_to_bundle(tiny_copy, tiny[1].prefix.path)
     said = edgelm_command("info", str(tiny_copy)).stdout
     assert f"prefix        {tiny[1].prefix.tokens} tokens before every prompt, the text {json.dumps(TINY_TEXT)}" in said
+    verified, plain = (edgelm_command("verify", str(folder), "--json") for folder in (tiny_copy, TINY_BUNDLE))
+    assert verified.status == 0
+    assert json.loads(verified.stdout)["measured"]["checks"] == json.loads(plain.stdout)["measured"]["checks"]

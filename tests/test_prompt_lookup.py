@@ -1,5 +1,6 @@
 """Drafts from the text itself change how long it takes, never what is chosen."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 import edgelm
 from edgelm import ConfigError, GenerationConfig, Model
 from edgelm.decoding import Step
+from edgelm.draft_cost import FOUR_BITS, OTHERS, DraftCost, draft_cost
 from edgelm.generate import generate
-from edgelm.prompt_lookup import PromptLookup, continuation
+from edgelm.prompt_lookup import FIRST_CREDIT, LOSS_SHARE, MOST_CREDIT, PromptLookup, continuation
 from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows, flat_rows
 
 
@@ -56,24 +58,53 @@ def widths(drafts: PromptLookup, comes_true: list[int]) -> list[int]:
 
 def test_the_width_follows_success() -> None:
     """After one right guess, which costs nothing."""
-    assert widths(PromptLookup(8), [9, 9, 9, 9, 3, 9, 9]) == [0, 2, 4, 8, 8, 3, 6]
-    assert widths(PromptLookup(1), [9, 9, 9]) == [0, 1, 1]
-    assert PromptLookup(8).draft(ids(5, 5, 5), 0) == []
+    assert widths(PromptLookup(8, FOUR_BITS), [9, 9, 9, 9, 3, 9, 9]) == [0, 2, 4, 8, 8, 3, 6]
+    assert widths(PromptLookup(1, FOUR_BITS), [9, 9, 9]) == [0, 1, 1]
+    assert PromptLookup(8, FOUR_BITS).draft(ids(5, 5, 5), 0) == []
 
 
 def test_guesses_that_are_wrong_cost_nothing() -> None:
-    assert widths(PromptLookup(8), [0] * 50) == [0] * 50
+    assert widths(PromptLookup(8, FOUR_BITS), [0] * 50) == [0] * 50
 
 
 def test_drafts_that_fail_become_rare() -> None:
     """Here every guess is right and every draft is wrong: the worst case."""
-    drafts, tried = PromptLookup(8), []
+    drafts, tried = PromptLookup(8, FOUR_BITS), []
     for step in range(1000):
         draft = drafts.draft(ids(*[5] * 9), 100)
         drafts.learn([6] if draft else [5])
         tried += [step] if draft else []
-    assert tried[:5] == [1, 4, 9, 18, 35]
-    assert len(tried) <= 5 + 1000 / 17
+    assert tried[:3] == [1, 4, 80]
+    assert len(tried) <= 2 + 1000 * LOSS_SHARE / FOUR_BITS.of(1)
+
+
+def test_a_draft_costs_most_where_weights_have_four_bits() -> None:
+    recipe = edgelm.Bundle.read(TINY_BUNDLE).manifest.recipe
+    assert draft_cost(recipe) == OTHERS
+    some = replace(recipe, matrices=(*recipe.matrices, replace(recipe.matrices[0], bits=4)))
+    assert draft_cost(some) == FOUR_BITS
+    assert [FOUR_BITS.affordable(credit) for credit in (0, 0.7, 0.8, 1.19, 1.2, 4)] == [0, 0, 1, 1, 2, 9]
+    assert all(FOUR_BITS.affordable(FOUR_BITS.of(n)) == n for n in range(1, 65))
+
+
+@given(
+    most=st.integers(1, 64),
+    cost=st.sampled_from([FOUR_BITS, OTHERS]),
+    turns=st.lists(st.tuples(st.booleans(), st.integers(0, 64)), min_size=1, max_size=300),
+)
+def test_what_drafts_lose_is_bounded(most: int, cost: DraftCost, turns: list[tuple[bool, int]]) -> None:
+    """Counted from the start and from any place where they had gained, whatever comes true."""
+    drafts, gained, best, tokens, tokens_at_best = PromptLookup(most, cost), 0.0, 0.0, 0, 0
+    for guess_is_right, right in turns:
+        width = len(drafts.draft(ids(*[5] * 9), 100))
+        true = min(right, width) if width else 0
+        drafts.learn([5] * true + [6] if width else [5 if guess_is_right else 6])
+        tokens += true + 1
+        gained += true - (cost.of(width) if width else 0)
+        assert gained >= -FIRST_CREDIT - LOSS_SHARE * tokens - 1e-6
+        assert gained >= best - max(FIRST_CREDIT, MOST_CREDIT) - LOSS_SHARE * (tokens - tokens_at_best) - 1e-6
+        if gained > best:
+            best, tokens_at_best = gained, tokens
 
 
 @given(
