@@ -15,6 +15,7 @@ from edgelm.prompts import prompt_ids
 from edgelm.session import Session
 from edgelm_export.checkpoint import Checkpoint
 from edgelm_export.source_body import body_sha256
+from edgelm_export.weights import HEAD_DIM_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,6 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
     except (PrefixError, ValueError) as error:
         raise ExportError(f"cannot use the prefix {str(file)!r}: {error}") from None
     number_bytes = 2 if dtype == "float16" else 4
-    return PrefixPlan(file, text, dtype, len(content) + len(ids) * 2 * config.n_layer * config.n_embd * number_bytes)
+    head_dim = -(-config.n_embd // config.n_head // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+    numbers = len(ids) * 2 * config.n_layer * config.n_head * head_dim
+    return PrefixPlan(file, text, dtype, len(content) + 4 * len(ids) + numbers * number_bytes)
