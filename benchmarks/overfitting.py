@@ -36,7 +36,6 @@ def trials(shape: Path, tokens: int) -> dict[str, Trial]:
         held_out=HELD_OUT,
         short_windows=0.0,
         batch_tokens=BATCH_TOKENS,
-        optimizer="muon",
         learning_rate=4e-3,
         weight_decay=0.0,
         dropout=0.0,

@@ -99,7 +99,13 @@ _FILE = click.Path(path_type=Path)
     metavar="PART",
     help="This first part of the steps warms up.",
 )
-@click.option("--optimizer", type=click.Choice(["adamw", "muon"]), default="adamw", show_default=True)
+@click.option(
+    "--optimizer",
+    type=click.Choice(["muon", "adamw"]),
+    default="muon",
+    show_default=True,
+    help="Muon is for the matrices of the blocks; the rest has AdamW.",
+)
 @click.option("--weight-decay", type=float, default=0.1, show_default=True, metavar="W")
 @click.option("--dropout", type=float, default=0.05, show_default=True, metavar="P")
 @click.option(

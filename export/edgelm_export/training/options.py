@@ -46,7 +46,7 @@ class PretrainOptions:
     """The weights of the best held-out loss, or those of the last step."""
     evaluations: int = 40
     """Measurements on held-out text over the run."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["muon", "adamw"] = "muon"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0

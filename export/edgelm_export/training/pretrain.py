@@ -157,7 +157,7 @@ def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[
         "seconds a micro-batch": seconds,
         "batch_tokens": batch_tokens,
         "steps": max(1, round(tokens / batch_tokens)),
-        "learning_rate": options.learning_rate or usual.learning_rate,
+        "learning_rate": options.learning_rate or usual.learning_rate / (1 if options.optimizer == "muon" else 2),
         "threads": torch.get_num_threads(),
     }
 

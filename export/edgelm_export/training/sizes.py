@@ -23,14 +23,15 @@ class Size:
     context: int
     vocab: int
     learning_rate: float
+    """Peak, for Muon; AdamW does best with half of it."""
     batch_tokens: int
 
 
 SIZES = {
-    "1M": Size(layers=4, width=128, heads=4, context=256, vocab=2048, learning_rate=3e-3, batch_tokens=4096),
-    "6M": Size(layers=6, width=256, heads=4, context=512, vocab=4096, learning_rate=2e-3, batch_tokens=4096),
-    "30M": Size(layers=8, width=512, heads=8, context=512, vocab=8192, learning_rate=1e-3, batch_tokens=16384),
-    "124M": Size(layers=12, width=768, heads=12, context=1024, vocab=50257, learning_rate=6e-4, batch_tokens=131072),
+    "1M": Size(layers=4, width=128, heads=4, context=256, vocab=2048, learning_rate=4e-3, batch_tokens=4096),
+    "6M": Size(layers=6, width=256, heads=4, context=512, vocab=4096, learning_rate=3e-3, batch_tokens=4096),
+    "30M": Size(layers=8, width=512, heads=8, context=512, vocab=8192, learning_rate=2e-3, batch_tokens=16384),
+    "124M": Size(layers=12, width=768, heads=12, context=1024, vocab=50257, learning_rate=1.2e-3, batch_tokens=131072),
 }
 """Parameters with their token table; heads of 32 or 64 numbers suit the runtime's attention as they are."""
 

@@ -89,6 +89,21 @@ def test_the_folder_becomes_a_bundle_that_runs(
     assert config["vocab_size"] == report["facts"]["vocabulary"] <= 300
 
 
+def test_it_goes_on_from_a_model(
+    trained: CommandResult, folder: Path, tmp_path: Path, edgelm_command: RunCommand
+) -> None:
+    base, data = folder / "model", str(folder / "stories.txt")
+    options = ("--tokens", "2K", "--batch-tokens", "256", "--precision", "fp32", "--learning-rate", "1e-4")
+
+    done = edgelm_command("pretrain", "--data", data, "--out", "more", "--from", str(base), *options)
+
+    assert done.status == 0, done.stderr
+    before = json.loads((base / "report.json").read_text(encoding="utf-8"))
+    after = json.loads((tmp_path / "more" / "report.json").read_text(encoding="utf-8"))
+    assert after["log"][0]["loss"] < before["log"][0]["loss"] - 1
+    assert after["held_out"]["16"] < before["held_out"]["16"] + 0.01
+
+
 def test_a_finished_run_is_not_run_again(trained: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
     again = edgelm_command(
         "pretrain", "--data", str(folder / "stories.txt"), "--out", str(folder / "model"), *_in(folder, OPTIONS)
