@@ -85,10 +85,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--accumulate",
     type=int,
-    default=1,
-    show_default=True,
     metavar="N",
-    help="Compute a batch in N parts, to fit in memory.",
+    help="Compute a batch in N parts.  [default: as few as fit into memory]",
 )
 @click.option("--learning-rate", type=float, metavar="RATE", help="Its peak.  [default: by size]")
 @click.option(

@@ -33,8 +33,8 @@ class PretrainOptions:
     short_windows: float = 0.5
     """The first part of the steps, which sees windows of half the context: they cost less."""
     batch_tokens: int | None = None
-    accumulate: int = 1
-    """Micro-batches a batch is computed in, for models whose batch does not fit in memory."""
+    accumulate: int | None = None
+    """Micro-batches a batch is computed in; None: as few as fit into memory."""
     learning_rate: float | None = None
     warmup: float = 0.03
     """Part of the steps."""

@@ -15,6 +15,7 @@ from edgelm_export.training.bpe import load_bpe, save_bpe, train_bpe
 from edgelm_export.training.corpus import Corpus, read_corpus
 from edgelm_export.training.curves import draw_curves
 from edgelm_export.training.held_out import loss_in_windows
+from edgelm_export.training.micro_batches import free_bytes, parts_that_fit
 from edgelm_export.training.options import PretrainOptions
 from edgelm_export.training.packing import BatchStream, Packed, Phase, pack
 from edgelm_export.training.precision import fastest_precision
@@ -140,11 +141,12 @@ def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[
     usual = defaults_for(model.config)
     context = model.config.n_positions
     window = max(2, context // 2) if options.short_windows else context
-    least = context * options.accumulate
+    least = context * (options.accumulate or 1)
     batch_tokens = options.batch_tokens or max(least, usual.batch_tokens // least * least)
     if batch_tokens % least:
         raise TrainingError(f"--batch-tokens must be a multiple of {least} (context x accumulate), got {batch_tokens}")
-    micro_tokens = batch_tokens // options.accumulate
+    accumulate = options.accumulate or parts_that_fit(model.config, batch_tokens, free_bytes(model.device))
+    micro_tokens = batch_tokens // accumulate
     fastest, seconds = fastest_precision(model, micro_tokens, window)
     precision = fastest if options.precision == "auto" else options.precision
     tokens = options.tokens
@@ -156,6 +158,7 @@ def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[
         "precision": precision,
         "seconds a micro-batch": seconds,
         "batch_tokens": batch_tokens,
+        "accumulate": accumulate,
         "steps": max(1, round(tokens / batch_tokens)),
         "learning_rate": options.learning_rate or usual.learning_rate / (1 if options.optimizer == "muon" else 2),
         "threads": torch.get_num_threads(),
@@ -173,7 +176,7 @@ def _schedule(record: RunRecord, config: Any, options: PretrainOptions) -> tuple
         learning_rate=decided["learning_rate"],
         warmup_steps=round(steps * options.warmup),
         weight_decay=options.weight_decay,
-        accumulate=options.accumulate,
+        accumulate=decided["accumulate"],
         optimizer=options.optimizer,
         precision=decided["precision"],
         seed=options.seed,

@@ -36,6 +36,9 @@ SIZES = {
 """Parameters with their token table; heads of 32 or 64 numbers suit the runtime's attention as they are."""
 
 
+_SHAPE_FIELDS = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
+
+
 def named_config(size: str) -> transformers.GPT2Config:
     """The shape called `size`, or that of a GPT-2 config.json at that path; without dropout.
 
@@ -59,6 +62,9 @@ def named_config(size: str) -> transformers.GPT2Config:
         fields: dict[str, Any] = json.loads(Path(size).read_text(encoding="utf-8"))
         if fields.get("model_type", "gpt2") != "gpt2":
             raise ValueError(f"it describes a {fields['model_type']!r} model; edgelm trains GPT-2")
+        missing = [name for name in _SHAPE_FIELDS if name not in fields]
+        if missing:
+            raise ValueError(f"it does not say {', '.join(missing)}")
         config = transformers.GPT2Config.from_dict(fields | {"bos_token_id": 0, "eos_token_id": 0})
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd {config.n_embd} is no multiple of n_head {config.n_head}")
