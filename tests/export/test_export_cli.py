@@ -117,7 +117,7 @@ def test_help(edgelm_command: RunCommand) -> None:
     for words in (
         "Usage: edgelm export [OPTIONS] SOURCE",
         "-o, --output FOLDER",
-        "--precision [fp32|fp16|int8|int4]",
+        "--precision [fp32|fp16|int8|w8a8|int4|int4-small]",
         "--prefix FILE",
         "[default: int8]",
         "--revision REV",

@@ -1,7 +1,7 @@
 """Prefixes through the build side: a baked text in every recipe, and learned keys and values beside transformers'."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +25,8 @@ TEXT = "Q: red or blue?\nA: red.\n\n"
 SHAPES = [Shape(width=40, heads=4, context=96), Shape(width=36, heads=3, context=96, tied=False)]
 """Heads of 10 and 12 numbers, which are padded."""
 LEARNED_TOKENS = 5
+RECIPES: tuple[FixedPrecision, ...] = ("fp32", "fp16", "int8", "int4")
+"""w8a8 and int4-small fold and round like these."""
 OPTIONS: list[dict[str, Any]] = [
     {"do_sample": False, "logprobs": 1},
     {"num_beams": 2},
@@ -38,13 +40,13 @@ def shape(request: pytest.FixtureRequest) -> Shape:
     return found
 
 
-@pytest.fixture(params=get_args(FixedPrecision))
+@pytest.fixture(params=RECIPES)
 def tiny(request: pytest.FixtureRequest, shape: Shape, tiny_export: TinyExport) -> Tiny:
     return tiny_export(shape, request.param)
 
 
 @pytest.mark.usefixtures("few_tokens")
-@pytest.mark.parametrize("precision", get_args(FixedPrecision))
+@pytest.mark.parametrize("precision", RECIPES)
 def test_a_baked_text_is_the_text_before_the_prompt(precision: FixedPrecision, tmp_path: Path) -> None:
     """Bit for bit, in every recipe; what was measured is what it is without the text."""
     source = save_checkpoint(tmp_path / "source", SHAPES[0])

@@ -122,7 +122,9 @@ def test_sizes_are_what_they_are_called(size: str) -> None:
     assert model.config.n_embd // model.config.n_head in (32, 64)
 
 
-@pytest.mark.parametrize("content", ["{", '{"model_type": "llama"}', '{"n_embd": 10, "n_head": 3}', "[]"])
+@pytest.mark.parametrize(
+    "content", ["{", '{"model_type": "llama"}', '{"n_embd": 10, "n_head": 3}', "[]", '{"n_layer": 2}']
+)
 def test_a_shape_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content, encoding="utf-8")
