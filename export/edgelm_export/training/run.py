@@ -1,6 +1,7 @@
 """A training run by transformers' Trainer: optimizer steps over a stream of batches, measured on held-out text."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _arguments(folder: Path, schedule: Schedule, device: str, tensorboard: bool) -> Any:
     every = schedule.evaluate_every or schedule.steps
+    # TrainingArguments of bf16 leave it there, and those of float32 would take it up in the same process.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     return transformers.TrainingArguments(
         output_dir=str(folder),
         logging_dir=str(folder / "tensorboard"),
