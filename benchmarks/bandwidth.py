@@ -1,4 +1,4 @@
-"""How much of the memory's bandwidth decoding uses: ``python benchmarks/bandwidth.py BUNDLE...``.
+"""How much of the memory's bandwidth decoding uses: ``python -m benchmarks.bandwidth BUNDLE...``.
 
 A step reads every product's weights once, and the keys and values of all tokens before it. Beside it, in turns, as many
 threads sum up a buffer of the same size.
