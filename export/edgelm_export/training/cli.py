@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgelm.errors import TrainingError
+from edgelm_export.training.run_options import FILE
 
 if TYPE_CHECKING:
     from edgelm_export.training.run import Outcome
@@ -43,20 +44,15 @@ def stopped(outcome: "Outcome") -> int:
     return 128 + (outcome.signal or 0)
 
 
-_FILE = click.Path(path_type=Path)
-
-
 @click.command(name="pretrain")
+@click.option("--data", "data", multiple=True, required=True, type=FILE, metavar="FILE", help="UTF-8 text; repeatable.")
+@click.argument("more", nargs=-1, type=FILE, metavar="[FILE]...")
 @click.option(
-    "--data", "data", multiple=True, required=True, type=_FILE, metavar="FILE", help="UTF-8 text; repeatable."
-)
-@click.argument("more", nargs=-1, type=_FILE, metavar="[FILE]...")
-@click.option(
-    "-o", "--out", required=True, type=_FILE, metavar="FOLDER", help="Where the model goes: new, or a run to resume."
+    "-o", "--out", required=True, type=FILE, metavar="FOLDER", help="Where the model goes: new, or a run to resume."
 )
 @click.option("--size", metavar="SIZE", help="1M, 6M, 30M, 124M, or a GPT-2 config.json.  [default: 6M]")
 @click.option(
-    "--from", "start_from", type=_FILE, metavar="FOLDER", help="Go on from this GPT-2's weights and tokenizer."
+    "--from", "start_from", type=FILE, metavar="FOLDER", help="Go on from this GPT-2's weights and tokenizer."
 )
 @click.option(
     "--tokens", type=Count(), help="Train on so many, for example 12.4M.  [default: four passes over the data]"
@@ -64,7 +60,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--hours", type=float, metavar="H", help="Train for so long at most.")
 @click.option("--vocab-size", type=Count(), help="Tokens of the BPE to train.  [default: by size]")
 @click.option(
-    "--tokenizer", type=_FILE, metavar="FOLDER", help="Use this folder's tokenizer.json instead of training one."
+    "--tokenizer", type=FILE, metavar="FOLDER", help="Use this folder's tokenizer.json instead of training one."
 )
 @click.option(
     "--separator",

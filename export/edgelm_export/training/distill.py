@@ -16,10 +16,10 @@ from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE
 from edgelm_export.training.run import Outcome, Precision, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
+from edgelm_export.training.run_options import check_least, check_positive, recorded
 from edgelm_export.training.sizes import defaults_for
 from edgelm_export.training.student import Apprentice, new_student, student_from_layers
 from edgelm_export.training.tuning_data import TextData, read_text
-from edgelm_export.training.tuning_options import check_least, check_positive, recorded
 from edgelm_export.training.tuning_report import TuningReport
 
 

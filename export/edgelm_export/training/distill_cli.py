@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from edgelm_export.training.cli import Count, need_training_side, stopped
-from edgelm_export.training.tuning_options import FILE, run_flags
+from edgelm_export.training.run_options import FILE, run_flags
 
 
 @click.command(name="distill")

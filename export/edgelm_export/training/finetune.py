@@ -19,8 +19,8 @@ from edgelm_export.training.records import is_records_file
 from edgelm_export.training.report import CURVES_FILE
 from edgelm_export.training.run import Outcome, Precision, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
+from edgelm_export.training.run_options import check_least, check_positive, recorded
 from edgelm_export.training.tuning_data import TuningData, read_tasks, read_text
-from edgelm_export.training.tuning_options import check_least, check_positive, recorded
 from edgelm_export.training.tuning_report import TuningReport
 
 Method = Literal["full", "lora", "prefix"]

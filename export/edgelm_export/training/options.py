@@ -6,6 +6,7 @@ from typing import Literal
 
 from edgelm.errors import TrainingError
 from edgelm_export.training.corpus import END_OF_TEXT
+from edgelm_export.training.run_options import check_least, check_positive, recorded
 
 Size = str
 """A name in `edgelm_export.training.sizes.SIZES`, or the path of a GPT-2 config.json."""
@@ -52,22 +53,9 @@ class PretrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least: dict[str, tuple[float | None, float]] = {
-            "tokens": (self.tokens, 1),
-            "held-out": (self.held_out, 1),
-            "batch-tokens": (self.batch_tokens, 2),
-            "accumulate": (self.accumulate, 1),
-            "weight-decay": (self.weight_decay, 0),
-            "patience": (self.patience, 0),
-            "evaluations": (self.evaluations, 1),
-            "seed": (self.seed, 0),
-        }
-        for name, (value, least) in at_least.items():
-            if value is not None and not value >= least:
-                raise TrainingError(f"--{name} must be at least {least}, got {value}")
-        for name, positive in {"hours": self.hours, "learning-rate": self.learning_rate}.items():
-            if positive is not None and not positive > 0:
-                raise TrainingError(f"--{name} must be more than 0, got {positive}")
+        least = {"tokens": 1, "held_out": 1, "batch_tokens": 2, "accumulate": 1, "weight_decay": 0}
+        check_least(self, least | {"patience": 0, "evaluations": 1, "seed": 0})
+        check_positive(self, "hours", "learning_rate")
         for name, part in {"short-windows": self.short_windows, "warmup": self.warmup, "dropout": self.dropout}.items():
             if not 0 <= part < 1 and not (name == "short-windows" and part == 1):
                 raise TrainingError(f"--{name} must be at least 0 and less than 1, got {part}")
@@ -83,6 +71,6 @@ class PretrainOptions:
 
     def recorded(self) -> dict[str, object]:
         """What must stay the same when a run is resumed, by option name."""
-        fields = {name.replace("_", "-"): value for name, value in vars(self).items()}
+        fields = recorded(self)
         fields["from"] = fields.pop("start-from")
-        return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+        return fields

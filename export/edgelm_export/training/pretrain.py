@@ -1,6 +1,5 @@
 """``edgelm pretrain``: text files become a tokenizer and a GPT-2 trained on them, in a Hugging Face folder."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,10 @@ from edgelm_export.training.packing import BatchStream, Packed, Phase, pack
 from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE, TrainingReport, draw_samples
 from edgelm_export.training.run import Outcome, Schedule, train
+from edgelm_export.training.run_folder import RUN_FOLDER, device_for, end_run
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
 from edgelm_export.training.sizes import defaults_for, load_weights, named_config, shape_name
 
-RUN_FOLDER = "training"
-"""Inside the output: the run's record, its tokenizer, its checkpoints while it goes on, and TensorBoard's files."""
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
 _PASSES = 4
 _HOURS_USED = 0.9
@@ -102,8 +100,7 @@ def pretrain(
     _save(model, tokenizer, out)
     draw_curves({"": outcome.log}, schedule.batch_tokens, out / CURVES_FILE)
     report.write(out)
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    end_run(folder)
     return Pretrained(report, outcome)
 
 
@@ -121,8 +118,7 @@ def _config(options: PretrainOptions) -> transformers.GPT2Config:
 
 
 def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda was asked for, but torch finds no CUDA GPU here")
+    device = device_for(options.device)
     config.embd_pdrop = config.resid_pdrop = options.dropout
     config.attn_pdrop = 0.0  # torch's fast attention on CPUs has no dropout
     if config.activation_function == "gelu_new":
@@ -133,8 +129,7 @@ def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
         model = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
     else:
         model = load_weights(options.start_from, config)
-    on_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    return model.to("cuda" if on_gpu else "cpu")
+    return model.to(device)
 
 
 def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The folder of a tuning run: begun once, gone on with by the same command, tidied at the end."""
+"""The folder of a run: begun once, gone on with by the same command, tidied at the end; and the run's device."""
 
 import hashlib
 import shutil
@@ -12,7 +12,8 @@ from edgelm_export.training.run import Precision
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
 
 RUN_FOLDER = "training"
-"""Inside the output: the run's record, its checkpoints while it goes on, and TensorBoard's files."""
+"""Inside the output: the run's record, its tokenizer where it made one, its checkpoints while it goes on, and
+TensorBoard's files."""
 
 
 def check_out(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the options of tuning and distilling have in common: their limits, their record, their flags."""
+"""What the options of all training commands have in common: their limits, their record, their flags."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
