@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgelm.errors import PromptError
-from edgelm.prefix import LEAST_TOKENS
+from edgelm.prefix import LEAST_TOKENS, common_prefix
 from edgelm.prefix_file import Prefix
 from edgelm.session import Session, as_ids
 from edgelm.tokenizer import Tokenizer
@@ -73,9 +73,3 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, name: str = "prompt") -> li
     if not ids:
         raise PromptError(f"the {name} has no tokens in this model's vocabulary: give some other text")
     return ids
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -12,7 +12,8 @@ from typing import get_args
 
 from edgelm.errors import PromptError
 from edgelm.logprobs import IdLogprob, Logprobs
-from edgelm.prompts import Prompt, PromptEncoder, common_prefix, prompt_ids
+from edgelm.prefix import common_prefix
+from edgelm.prompts import Prompt, PromptEncoder, prompt_ids
 from edgelm.scores import (
     LengthNormalization,
     Option,
