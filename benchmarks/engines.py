@@ -63,11 +63,18 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
     loaded = time.perf_counter()
 
     def generate(prompts: Prompts, new_tokens: int, num_beams: int = 1) -> Timing:
-        prompt = only(prompts)
         called = time.perf_counter()
         model.forget()
+        if len(prompts) > 1:
+            completions = model.generate_batch(
+                prompts, max_rows=len(prompts), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None
+            )
+            seconds = time.perf_counter() - called
+            # The last row's: until then some rows may decode already, so that only the whole call can be compared.
+            prefill = max(completion.stats.prefill_seconds for completion in completions)
+            return Timing(prefill, seconds - prefill, completions[0].choices[0].token_ids)
         completion = model.generate(
-            prompt, max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams, eos_token_id=None
+            only(prompts), max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams, eos_token_id=None
         )
         seconds = time.perf_counter() - called
         # Not `stats.decode_seconds`, which leaves out the detokenizing: the whole call counts here, as for the peers.

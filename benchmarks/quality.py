@@ -131,6 +131,7 @@ def named(name: Any) -> Make:
 
 
 INT8_ROW = Storage("int8_row", 8)
+BLOCK4_128 = Storage("block", 4, 128)
 ROWS: dict[str, Make] = {
     "**fp32**": named("fp32"),
     "**fp16**": named("fp16"),
@@ -139,14 +140,14 @@ ROWS: dict[str, Make] = {
     "8-bit blocks of 128, smoothed": uniform(Storage("block", 8, 128)),
     "**w8a8**: per row, smoothed": named("w8a8"),
     "W8A8 per row, not smoothed": uniform(INT8_ROW, smoothed=False),
-    "**int4**: blocks of 128, smoothed, GPTQ": named("int4"),
-    "blocks of 128, GPTQ, not smoothed": uniform(BLOCK4, smoothed=False),
-    "blocks of 128, smoothed, round to nearest": uniform(BLOCK4, gptq=False),
-    "blocks of 128, round to nearest, not smoothed": uniform(BLOCK4, smoothed=False, gptq=False),
-    "blocks of 256, smoothed, GPTQ": uniform(Storage("block", 4, 256)),
+    "**int4**: blocks of 256, smoothed, GPTQ": named("int4"),
+    "blocks of 256, GPTQ, not smoothed": uniform(BLOCK4, smoothed=False),
+    "blocks of 256, smoothed, round to nearest": uniform(BLOCK4, gptq=False),
+    "blocks of 128, round to nearest, not smoothed": uniform(BLOCK4_128, smoothed=False, gptq=False),
+    "blocks of 128, smoothed, GPTQ": uniform(BLOCK4_128),
     "blocks of 32, smoothed, GPTQ": uniform(BLOCK4_FINE),
-    "blocks of 128, smoothed, GPTQ, 4-bit table in blocks of 32": uniform(BLOCK4, BLOCK4_FINE),
-    "**int4-small**: blocks of 128, smoothed, GPTQ, 4-bit table in blocks of 128": named("int4-small"),
+    "blocks of 256, smoothed, GPTQ, 4-bit table in blocks of 32": uniform(BLOCK4, BLOCK4_FINE),
+    "**int4-small**: blocks of 256, smoothed, GPTQ, 4-bit table in blocks of 256": named("int4-small"),
     "mixed for x 1.002": within(1.002),
     "mixed for x 1.02": within(1.02),
 }

@@ -11,6 +11,8 @@ class Measured:
 
     prefill_tokens_per_second: Sequence[float]
     decode_tokens_per_second: Sequence[float]
+    call_tokens_per_second: Sequence[float]
+    """New tokens by the time of the whole call, prefill included."""
     import_seconds: float
     load_seconds: float
     """Without the imports."""

@@ -135,9 +135,13 @@ def _speeds(workers: Sequence[Worker], case: Case) -> str:
 def measured(worker: Worker, case: Case) -> Measured:
     """The worker's answers as speeds. The first new token belongs to the prefill."""
     answers = worker.answers[case]
+    new_tokens = case.new_tokens * case.batch
     return Measured(
         prefill_tokens_per_second=[case.prompt_tokens * case.batch / answer["prefill_seconds"] for answer in answers],
         decode_tokens_per_second=[(case.new_tokens - 1) * case.batch / answer["decode_seconds"] for answer in answers],
+        call_tokens_per_second=[
+            new_tokens / (answer["prefill_seconds"] + answer["decode_seconds"]) for answer in answers
+        ],
         import_seconds=worker.loading["import_seconds"],
         load_seconds=worker.loading["load_seconds"],
         loaded_peak_bytes=worker.loading["loaded_peak_bytes"],

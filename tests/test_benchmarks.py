@@ -10,7 +10,7 @@ from benchmarks.engines import only
 from benchmarks.peers.check import agreement
 from benchmarks.peers.page import with_section
 from benchmarks.peers.plot import bar_chart
-from benchmarks.peers.tables import DECODE, Row, best_peer, memory_table, ratio, speed_table
+from benchmarks.peers.tables import CALL, DECODE, Row, best_peer, memory_table, ratio, speed_table
 from benchmarks.report import Measured
 from benchmarks.rounds import Case
 
@@ -21,6 +21,7 @@ def row(bits: int, *decode: float) -> Row:
     measured = Measured(
         prefill_tokens_per_second=decode,
         decode_tokens_per_second=decode,
+        call_tokens_per_second=decode,
         import_seconds=0.5,
         load_seconds=1.0,
         loaded_peak_bytes=10_000_000,
@@ -54,6 +55,13 @@ def test_speed_table_says_medians_spreads_and_the_best_peer() -> None:
     assert lines[2] == "| edgelm int8 | 20 (10-30) |"
     assert lines[3] == "| *edgelm int8 by the best peer* | *2.00 x fast int8* |"
     assert len(lines) == 7
+
+
+def test_a_batch_is_a_column_of_its_own() -> None:
+    batch = Case(prompt_tokens=16, new_tokens=8, batch=4)
+    assert speed_table({"one": Row(8, {batch: row(8, 2).loading}, ())}, [batch], CALL).splitlines()[0] == (
+        "| whole calls, tokens/s | 4 x 16 |"
+    )
 
 
 def test_memory_table_has_every_engine() -> None:

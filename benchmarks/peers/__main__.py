@@ -25,12 +25,14 @@ from benchmarks.peers.measure import Measurement, Ready, agreements, measure
 from benchmarks.peers.models import ConversionFailed, model_of
 from benchmarks.peers.page import with_section
 from benchmarks.peers.plot import bar_chart
-from benchmarks.peers.tables import DECODE, PREFILL, Rate, as_json, memory_table, speed_table
+from benchmarks.peers.tables import CALL, DECODE, PREFILL, Rate, as_json, memory_table, speed_table
 from benchmarks.prepare import DEFAULT_WORK, Source, given_source, random_source
 from benchmarks.rounds import ROOT, Case
 
 SHAPES = {"124m": Shape(), "355m": Shape(layers=24, width=1024, heads=16)}
 CONTEXTS = (16, 128, 512, 896)
+BATCHES = (1, 4, 8)
+BATCH_PROMPT_TOKENS = 128
 PAGE = ROOT / "docs" / "performance.md"
 PLOTS = "performance"
 """The folder of the plots, beside the page."""
@@ -55,6 +57,14 @@ def _parsed_options() -> argparse.Namespace:
         default=CONTEXTS,
         metavar="N",
         help=f"prompt tokens; default {' '.join(map(str, CONTEXTS))}; those that do not fit a model are left out",
+    )
+    parser.add_argument(
+        "--batches",
+        nargs="*",
+        type=int,
+        default=BATCHES,
+        metavar="N",
+        help=f"prompts of {BATCH_PROMPT_TOKENS} tokens at a time; default {' '.join(map(str, BATCHES))}",
     )
     parser.add_argument("--new-tokens", type=int, default=48, metavar="N", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="after the warm-up; default %(default)s")
@@ -113,17 +123,24 @@ def _report(
     cases = list(next(iter(rows.values())).cases)
     parts = [f"### {title}", f"`{command}`, {facts['date']}; {facts['note']}"]
     for rate in (DECODE, PREFILL):
-        parts.append(speed_table(rows, cases, rate))
+        parts.append(speed_table(rows, _singles(cases), rate))
+    if batches := [case for case in cases if case.batch > 1]:
+        alone = [case for case in cases if case.batch == 1 and case.prompt_tokens == BATCH_PROMPT_TOKENS]
+        parts.append(speed_table(rows, [*alone, *batches], CALL))
     parts.append(memory_table(rows))
     parts += [f"Left out: {name}: {reason}" for name, reason in {**skipped, **measurement.failures}.items()]
     parts += [f"![{name}]({path})" for name, path in plots.items()]
     return "\n\n".join(parts)
 
 
+def _singles(cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if case.batch == 1]
+
+
 def _plots(title: str, measurement: Measurement) -> dict[str, str]:
     """SVG text by the plot's name."""
     rows = measurement.rows
-    cases = list(next(iter(rows.values())).cases)
+    cases = _singles(list(next(iter(rows.values())).cases))
 
     def speeds(rate: Rate) -> str:
         groups = {
@@ -163,6 +180,9 @@ def main() -> None:
         config = json.loads((source.checkpoint / "config.json").read_text(encoding="utf-8"))
         room = config["n_positions"] - options.new_tokens
         cases = [Case(length, options.new_tokens) for length in options.contexts if length <= room]
+        if room >= BATCH_PROMPT_TOKENS:
+            batches = [Case(BATCH_PROMPT_TOKENS, options.new_tokens, rows) for rows in options.batches]
+            cases = list(dict.fromkeys([*cases, *batches]))
         for threads in options.threads:
             missing = dict(skipped)
             engines = _ready(options.engines, source, options.cache, missing)

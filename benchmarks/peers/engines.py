@@ -33,6 +33,7 @@ def load_llama_cpp(folder: Path, threads: int) -> Loaded:
     options.n_batch = options.n_ctx  # tokens a call may bring; n_ubatch, computed at once, stays 512
     options.n_threads = options.n_threads_batch = threads
     context = llama_cpp.llama_init_from_model(model, options)
+    batches: dict[int, Any] = {}  # contexts for several sequences, made when first asked for
     vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     memory = llama_cpp.llama_get_memory(context)
     loaded = time.perf_counter()
@@ -44,11 +45,44 @@ def load_llama_cpp(folder: Path, threads: int) -> Loaded:
         logits = llama_cpp.llama_get_logits_ith(context, -1)
         return int(np.argmax(np.ctypeslib.as_array(logits, (vocabulary,))))
 
+    def step_rows(context: Any, rows: Sequence[Sequence[int]], past: int) -> list[int]:
+        """Append the same number of tokens to every sequence; returns what follows each."""
+        width = len(rows[0])
+        batch = llama_cpp.llama_batch_init(width * len(rows), 0, 1)
+        batch.n_tokens = width * len(rows)
+        for place, token in enumerate(token for row in rows for token in row):
+            row, column = divmod(place, width)
+            batch.token[place], batch.pos[place] = token, past + column
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, row
+            batch.logits[place] = column == width - 1
+        if llama_cpp.llama_decode(context, batch):
+            raise SystemExit("llama_decode failed")
+        llama_cpp.llama_batch_free(batch)
+        ends = [llama_cpp.llama_get_logits_ith(context, width * (row + 1) - 1) for row in range(len(rows))]
+        return [int(np.argmax(np.ctypeslib.as_array(logits, (vocabulary,)))) for logits in ends]
+
+    def generate_rows(prompts: Prompts, new_tokens: int) -> Timing:
+        if len(prompts) not in batches:
+            many = llama_cpp.llama_context_default_params()
+            many.n_seq_max = len(prompts)
+            many.n_ctx = many.n_batch = options.n_ctx * len(prompts)
+            many.n_threads = many.n_threads_batch = threads
+            batches[len(prompts)] = llama_cpp.llama_init_from_model(model, many)
+        several = batches[len(prompts)]
+        called = time.perf_counter()
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(several), False)
+        new = [step_rows(several, prompts, 0)]
+        first = time.perf_counter()
+        while len(new) < new_tokens:
+            new.append(step_rows(several, [[token] for token in new[-1]], len(prompts[0]) + len(new) - 1))
+        return Timing(first - called, time.perf_counter() - first, [tokens[0] for tokens in new])
+
     def generate(prompts: Prompts, new_tokens: int) -> Timing:
-        prompt = only(prompts)
+        if len(prompts) > 1:
+            return generate_rows(prompts, new_tokens)
         called = time.perf_counter()
         llama_cpp.llama_memory_clear(memory, False)
-        ids = [step(prompt)]
+        ids = [step(only(prompts))]
         first = time.perf_counter()
         while len(ids) < new_tokens:
             ids.append(step(ids[-1:]))

@@ -46,6 +46,7 @@ class Rate:
 
 PREFILL = Rate("prefill", "prefill_tokens_per_second")
 DECODE = Rate("decode", "decode_tokens_per_second")
+CALL = Rate("whole calls", "call_tokens_per_second")
 
 
 def ratio(own: Sequence[float], other: Sequence[float]) -> float:
@@ -124,7 +125,7 @@ def as_json(rows: Mapping[str, Row]) -> dict[str, object]:
                     "prompt_tokens": case.prompt_tokens,
                     "new_tokens": case.new_tokens,
                     "batch": case.batch,
-                    **{rate.attribute: spread(rate.of(measured)) for rate in (PREFILL, DECODE)},
+                    **{rate.attribute: spread(rate.of(measured)) for rate in (PREFILL, DECODE, CALL)},
                 }
                 for case, measured in row.cases.items()
             ],

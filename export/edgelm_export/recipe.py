@@ -11,7 +11,7 @@ POSITION_TABLE = "transformer.wpe.weight"
 TOKEN_TABLE = "transformer.wte.weight"
 HEAD = "lm_head.weight"
 
-BLOCK4 = Storage("block", 4, 128)
+BLOCK4 = Storage("block", 4, 256)
 BLOCK4_FINE = Storage("block", 4, 32)
 BLOCK8 = Storage("block", 8, 256)
 

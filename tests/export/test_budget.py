@@ -73,7 +73,7 @@ def test_what_was_given_up_is_said() -> None:
     chosen = {"a": Option(BLOCK4, 1, 1, 0.02), "b": Option(BLOCK4_FINE, 1, 1, 0.01), "c": Option(BLOCK8, 1, 1, 0)}
     line = given_up(chosen)
     assert line.startswith(
-        "of 3 matrices 1 at 4 bits in blocks of 128, 1 at 4 bits in blocks of 32, 1 at 8 bits in blocks of 256;"
+        "of 3 matrices 1 at 4 bits in blocks of 256, 1 at 4 bits in blocks of 32, 1 at 8 bits in blocks of 256;"
     )
     assert "x 1.0305" in line
     assert "a costs most, 0.0200 nats at 4 bits" in line
