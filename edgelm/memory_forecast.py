@@ -29,14 +29,16 @@ class ModelMemory:
     """Keys and values of one text that fills the context; each text generated at the same time has its own."""
     activation_bytes: int
     """What computing a long prompt needs beside, once."""
+    prefix_bytes: int
+    """The keys and values that stand before every prompt, beside the copy in each text's cache."""
     forecast_bytes: int
     """What one text at a time needs, beside Python and the imported libraries."""
     present_bytes: int
     """Resident memory of this process now, everything in it; 0 where the system does not say."""
 
     @classmethod
-    def of(cls, bundle: Bundle) -> "ModelMemory":
-        """The forecast for a bundle; nothing is loaded."""
+    def of(cls, bundle: Bundle, prefix_bytes: int = 0) -> "ModelMemory":
+        """The forecast for a bundle, and a prefix of this size before every prompt; nothing is loaded."""
         facts, graph = bundle.manifest.architecture, bundle.manifest.graph
         weights = bundle.manifest.files[graph.weights_file].size_bytes
         number_bytes = 2 if graph.kv_dtype == "float16" else 4
@@ -45,8 +47,8 @@ class ModelMemory:
         tokens = min(PREFILL_TOKENS, facts.context_length)
         activations = tokens * (16 * facts.hidden_size + facts.num_heads * facts.context_length) * 4
         prepacked = math.ceil(weights * PREPACKED_SHARE)
-        forecast = RUNTIME_BYTES + prepacked + cache + activations
-        return cls(weights, prepacked, cache, activations, forecast, resident_bytes())
+        forecast = RUNTIME_BYTES + prepacked + cache + activations + prefix_bytes
+        return cls(weights, prepacked, cache, activations, prefix_bytes, forecast, resident_bytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,13 @@ class Room:
     limit: str
 
 
-def refuse_if_too_large(bundle: Bundle) -> None:
-    """Refuse a bundle that cannot fit, before it is loaded.
+def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
+    """Refuse a bundle that cannot fit, with a prefix of this size, before its graph is loaded.
 
     Raises:
         InsufficientMemoryError: its forecast is more than what is left.
     """
-    memory = ModelMemory.of(bundle)
+    memory = ModelMemory.of(bundle, prefix_bytes)
     for room in rooms():
         # An address-space limit counts mapped files; the others only what cannot be dropped and read again.
         needed = memory.forecast_bytes + (memory.weights_bytes if room.limit == "RLIMIT_AS" else 0)

@@ -211,7 +211,7 @@ class Model:
     @property
     def memory(self) -> ModelMemory:
         """What this model is expected to take, and what this process has now."""
-        return ModelMemory.of(self.bundle)
+        return ModelMemory.of(self.bundle, 0 if self.prefix is None else self.prefix.size_bytes)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """How likely `continuation` is after `prompt`, in all and token by token; see `edgelm.text_scoring.score`."""
@@ -278,10 +278,10 @@ def load(
     """
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
-    refuse_if_too_large(bundle)
+    before = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
+    refuse_if_too_large(bundle, 0 if before is None else before.size_bytes)
     tokenizer = bundle_tokenizer(bundle)
     config = bundle_config(bundle)
-    before = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
     session = Session.open(bundle, device=device, threads=threads, shared_threads=shared_threads)
     seconds = time.perf_counter() - started
     return Model(

@@ -64,6 +64,11 @@ class Prefix:
         """T: how much of the context it takes."""
         return int(self.content.shape[2])
 
+    @property
+    def size_bytes(self) -> int:
+        """What its keys and values take in memory."""
+        return self.content.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class _Header(KvHeader):

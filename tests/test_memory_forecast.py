@@ -79,6 +79,18 @@ def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None
     edgelm.load(TINY_BUNDLE).close()
 
 
+def test_a_prefix_counts(tmp_path: Path) -> None:
+    with edgelm.load(TINY_BUNDLE) as model:
+        alone = model.memory
+        model.save_prefix(tmp_path / "prefix.kv", "Once upon a time")
+        tokens = len(model.tokenizer.encode("Once upon a time"))
+        token_bytes = model.session.bytes_per_token
+    assert alone.prefix_bytes == 0
+    with edgelm.load(TINY_BUNDLE, prefix=tmp_path / "prefix.kv") as model:
+        assert model.memory.prefix_bytes == tokens * token_bytes
+        assert model.memory.forecast_bytes == alone.forecast_bytes + tokens * token_bytes
+
+
 def test_a_memory_error_too() -> None:
     assert issubclass(InsufficientMemoryError, MemoryError) and issubclass(InsufficientMemoryError, edgelm.EdgelmError)
 

@@ -20,7 +20,7 @@ from edgelm_export.training.packing import BatchStream, Packed, Phase, pack
 from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE, TrainingReport, draw_samples
 from edgelm_export.training.run import Outcome, Schedule, train
-from edgelm_export.training.run_folder import RUN_FOLDER, device_for, end_run
+from edgelm_export.training.run_folder import RUN_FOLDER, check_out, device_for, end_run
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
 from edgelm_export.training.sizes import defaults_for, load_weights, named_config, shape_name
 
@@ -52,17 +52,14 @@ def pretrain(
     Raises:
         TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
     """
+    check_out(out)
     folder = out / RUN_FOLDER
     started = read_record(folder)
-    if started is None and out.exists() and any(out.iterdir()):
-        raise TrainingError(f"{out} is not empty; give a new folder as --out")
     corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
     config = _config(options)
     recorded = {"data": corpus.sha256, **options.recorded(), "size": shape_name(config)}
     if started is not None:
         refuse_changes(started, recorded, out)
-        if (out / "report.json").exists():
-            raise TrainingError(f"the run in {out} is finished; see {out / 'report.md'}")
     tokenizer = _new_tokenizer(corpus, config, options) if started is None else load_bpe(folder / "tokenizer")
     if options.start_from is None:
         config.vocab_size = max(tokenizer.get_vocab().values()) + 1
