@@ -30,6 +30,7 @@ RECIPES = ("int8", "int4")
 ROWS = 8
 PROMPT_TOKENS, NEW_TOKENS, STATE_TOKENS = 128, 64, 512
 WIDTHS = (4, 8)
+FORCED_LOGIT = 1e9
 REPETITIVE = "Tom said: run, dog, run. The dog ran. Tom said: run, dog, run. The dog ran. Tom said:"
 ORDINARY = "Once upon a time there was a little girl who lived near the forest."
 
@@ -126,13 +127,21 @@ def state_ways(model: Model, rng: np.random.Generator, folder: Path) -> dict[str
 
 
 def lookup_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[], float]]:
-    """Decoded tokens a second of a text whose drafts come true always, or never, by what they are made of."""
+    """Decoded tokens a second of a text whose drafts come true always, or never, by what they are made of.
+
+    The text is the one that plain decoding gave, forced: logits of random weights are so nearly tied that the last
+    bits, which computing several tokens at once changes, would lead elsewhere.
+    """
     prompt = rng.integers(0, model.session.vocab_size, PROMPT_TOKENS).tolist()
     told = [*prompt, *model.generate(prompt, max_new_tokens=2 * NEW_TOKENS, do_sample=False).choices[0].token_ids]
 
+    def forced(ids: Any, logits: Any) -> Any:
+        logits[told[len(ids)]] = FORCED_LOGIT
+        return logits
+
     def rate(width: int | None, guess: Callable[[Any, int], list[int]] | None = None) -> float:
         model.forget()
-        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "logits_processor": forced}
         with mock.patch("edgelm.prompt_lookup.continuation", guess) if guess else mock.patch("os.sep", "/"):
             found = model.generate(prompt, prompt_lookup_num_tokens=width, **options)
         return found.stats.tokens_per_second
