@@ -127,7 +127,13 @@ def _inference_session(
         # Exact, but it copies every int8 weight to uint8 and is slower: only where it must be.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if device.kind == "cpu":
-        return onnxruntime.InferenceSession(os.fspath(model_path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            os.fspath(model_path),
+            options,
+            providers=["CPUExecutionProvider"],
+            # What it makes of Add and LayerNormalization takes three times as long as the two do.
+            disabled_optimizers=["SkipLayerNormFusion"],
+        )
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     session = onnxruntime.InferenceSession(

@@ -1,7 +1,6 @@
 """The MLP's activations: every one transformers knows, as the operators of ONNX Runtime that compute it.
 
-F inner size. Where ONNX Runtime has a fused operator that adds the bias too, it is used; the others take a product
-that has its bias already.
+F inner size.
 """
 
 from collections.abc import Callable
@@ -137,9 +136,10 @@ def _xielu(place: Place) -> str:
     return place.node("XIELU", *values, domain=LOCAL)
 
 
-_TANH_GELU, _ERF_GELU = "FastGelu", "BiasGelu"  # with their bias; they differ by up to 5e-4
+_TANH_GELU, _ERF_GELU = _operator("FastGelu", CONTRIB), _operator("Gelu")  # they differ by up to 5e-4
+_SILU = _operator("QuickGelu", CONTRIB, alpha=1.0)
 
-_FUSED = {
+_WRITE: dict[str, Write] = {
     "gelu_new": _TANH_GELU,
     "gelu_pytorch_tanh": _TANH_GELU,
     "gelu_python_tanh": _TANH_GELU,
@@ -147,11 +147,6 @@ _FUSED = {
     "gelu_accurate": _TANH_GELU,
     "gelu": _ERF_GELU,
     "gelu_python": _ERF_GELU,
-}
-
-_SILU = _operator("QuickGelu", CONTRIB, alpha=1.0)
-
-_PLAIN: dict[str, Write] = {
     "gelu_10": _function("ClippedGelu", ("Gelu", "x", "gelu"), ("Clip", "gelu low high", "y"), low=-10, high=10),
     "quick_gelu": _operator("QuickGelu", CONTRIB, alpha=1.702),
     "silu": _SILU,
@@ -180,26 +175,15 @@ _PLAIN: dict[str, Write] = {
     "xielu": _xielu,
 }
 
-ACTIVATIONS = frozenset(_FUSED) | frozenset(_PLAIN)
+ACTIVATIONS = frozenset(_WRITE)
 """All that can be exported: all of transformers 4.57."""
 
 
-def write_activation(
-    writer: GraphWriter,
-    activation: Activation,
-    product: Callable[[bool], str],
-    bias: Callable[[], str],
-    out: str,
-    dtype: type[np.floating],
-) -> str:
-    """Write the activation of a product that has its bias, or is given one here.
+def write_activation(writer: GraphWriter, activation: Activation, x: str, out: str, dtype: type[np.floating]) -> str:
+    """Write the activation of `x` (B, T, F).
 
     Args:
-        product: writes the product (B, T, F), with its bias where the argument is true, and returns its name.
-        bias: stores the bias (F,) and returns its name.
         out: the output's name.
-        dtype: of the product and the output.
+        dtype: of the input and the output.
     """
-    if fused := _FUSED.get(activation.name):
-        return writer.node(fused, [product(False), bias()], out, domain=CONTRIB)
-    return _PLAIN[activation.name](Place(writer, product(True), out, dtype, activation.parameters))
+    return _WRITE[activation.name](Place(writer, x, out, dtype, activation.parameters))
