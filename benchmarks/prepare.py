@@ -21,6 +21,7 @@ from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
 from edgelm.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
+GRAPH_MODULES = ("activations", "graph", "onnx_writer", "products", "quantize", "recipe", "weights")
 PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "w8a8", "int4", "int4-small")
 
 
@@ -101,7 +102,7 @@ def hash_of(*files: Path) -> str:
 def graph_modules() -> list[Path]:
     """The source that decides what is in a bundle's graph."""
     folder = Path(edgelm_export.__file__).parent
-    return [folder / f"{name}.py" for name in ("graph", "onnx_writer", "products", "quantize", "recipe", "weights")]
+    return [folder / f"{name}.py" for name in GRAPH_MODULES]
 
 
 def _export_edgelm(checkpoint: Path, folder: Path, precision: FixedPrecision) -> None:
