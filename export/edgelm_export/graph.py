@@ -1,4 +1,4 @@
-"""The lean GPT-2 graph: about eight nodes a layer, KV cache in place, logits only for the rows asked for.
+"""The lean GPT-2 graph: ten nodes a layer, KV cache in place, logits only for the rows asked for.
 
 Shapes: B batch, T new tokens, C cache capacity, H heads, p padded head dim, D hidden size, V vocabulary, N rows.
 """
