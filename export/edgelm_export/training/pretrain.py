@@ -240,6 +240,6 @@ def _report(
 def _save(model: Any, tokenizer: tokenizers.Tokenizer, out: Path) -> None:
     if model.config.activation_function == "gelu_pytorch_tanh":
         model.config.activation_function = "gelu_new"  # the name every reader of GPT-2 knows
-    model.config.use_cache = True
+    model.config.use_cache = model.generation_config.use_cache = True
     model.save_pretrained(out)
     save_bpe(tokenizer, out)
