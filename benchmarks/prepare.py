@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
 from edgelm.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
+OPTIMUM = "optimum-int8"
 GRAPH_MODULES = ("activations", "graph", "onnx_writer", "products", "quantize", "recipe", "weights")
 PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "w8a8", "int4", "int4-small")
 
@@ -54,27 +55,33 @@ def model_folder(work: Path, shape: Shape, name: str) -> Path:
     return random_source(work, shape).folder / name
 
 
-def prepare(work: Path, shape: Shape) -> None:
-    """Make every model that is missing, or was made by other code than today's, from random weights."""
+def prepare(work: Path, shape: Shape, only: Collection[str] | None = None) -> None:
+    """Make every model that is missing, or was made by other code than today's, from random weights.
+
+    Args:
+        only: the folders of the models that are wanted; None for all.
+    """
     source = random_source(work, shape)
     keep(source.checkpoint, source.made_by, lambda folder: make_gpt2.make_checkpoint(folder, shape))
-    make_models(source)
+    make_models(source, only)
 
 
-def make_models(source: Source) -> None:
+def make_models(source: Source, only: Collection[str] | None = None) -> None:
     """The same, from a checkpoint that is there."""
-    keep(
-        source.folder / "optimum-int8",
-        f"{source.made_by}, {versions('optimum-onnx', 'onnxruntime')}, prepare {hash_of(Path(__file__))}",
-        lambda folder: _export_optimum(source.checkpoint, folder),
-    )
+    if only is None or OPTIMUM in only:
+        keep(
+            source.folder / OPTIMUM,
+            f"{source.made_by}, {versions('optimum-onnx', 'onnxruntime')}, prepare {hash_of(Path(__file__))}",
+            lambda folder: _export_optimum(source.checkpoint, folder),
+        )
     exporter = f"{source.made_by}, bundle format {FORMAT_VERSION}, edgelm_export {hash_of(*graph_modules())}"
     for precision in PRECISIONS:
-        keep(
-            source.folder / f"edgelm-{precision}",
-            exporter,
-            lambda folder, precision=precision: _export_edgelm(source.checkpoint, folder, precision),  # type: ignore[misc]
-        )
+        if only is None or f"edgelm-{precision}" in only:
+            keep(
+                source.folder / f"edgelm-{precision}",
+                exporter,
+                lambda folder, precision=precision: _export_edgelm(source.checkpoint, folder, precision),  # type: ignore[misc]
+            )
 
 
 def keep(folder: Path, made_by: str, make: Callable[[Path], object]) -> None:
@@ -132,12 +139,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the models that benchmarks.against_optimum compares.")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="default %(default)s")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder instead of random weights")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="folders of models, like edgelm-int8; default all")
     add_shape_options(parser)
     options = parser.parse_args()
     if options.checkpoint:
-        make_models(given_source(options.work, options.checkpoint))
+        make_models(given_source(options.work, options.checkpoint), options.only)
     else:
-        prepare(options.work, shape_of(options))
+        prepare(options.work, shape_of(options), options.only)
 
 
 if __name__ == "__main__":

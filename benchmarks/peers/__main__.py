@@ -10,6 +10,7 @@ by name, with the reason. `--write` puts tables and plots into `docs/performance
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -81,9 +82,10 @@ def _parsed_options() -> argparse.Namespace:
     return options
 
 
-def _source(work: Path, model: str | Path) -> Source:
-    """The checkpoint of a name or folder, and edgelm's and optimum's models made from it."""
-    command = [sys.executable, "-m", "benchmarks.prepare", "--work", str(work)]
+def _source(work: Path, model: str | Path, engines: Sequence[str]) -> Source:
+    """The checkpoint of a name or folder, and those models made from it that no peer's converter makes."""
+    wanted = [PEERS[name].model for name in engines if PEERS[name].converter is None]
+    command = [sys.executable, "-m", "benchmarks.prepare", "--work", str(work), "--only", *wanted, "checkpoint"]
     if model in SHAPES:
         shape = SHAPES[str(model)]
         source = random_source(work, shape)
@@ -115,6 +117,7 @@ def _report(
     title: str,
     command: str,
     measurement: Measurement,
+    together: Measurement | None,
     skipped: Mapping[str, str],
     facts: dict[str, object],
     plots: Mapping[str, str],
@@ -123,24 +126,23 @@ def _report(
     cases = list(next(iter(rows.values())).cases)
     parts = [f"### {title}", f"`{command}`, {facts['date']}; {facts['note']}"]
     for rate in (DECODE, PREFILL):
-        parts.append(speed_table(rows, _singles(cases), rate))
-    if batches := [case for case in cases if case.batch > 1]:
-        alone = [case for case in cases if case.batch == 1 and case.prompt_tokens == BATCH_PROMPT_TOKENS]
-        parts.append(speed_table(rows, [*alone, *batches], CALL))
+        parts.append(speed_table(rows, cases, rate))
     parts.append(memory_table(rows))
-    parts += [f"Left out: {name}: {reason}" for name, reason in {**skipped, **measurement.failures}.items()]
+    failures = {**skipped, **measurement.failures}
+    if together is not None:
+        batches = list(next(iter(together.rows.values())).cases)
+        parts.append("Batches, in processes of their own; new tokens by the time of whole calls, prompts included:")
+        parts.append(speed_table(together.rows, batches, CALL))
+        failures |= together.failures
+    parts += [f"Left out: {name}: {reason}" for name, reason in failures.items()]
     parts += [f"![{name}]({path})" for name, path in plots.items()]
     return "\n\n".join(parts)
-
-
-def _singles(cases: Sequence[Case]) -> list[Case]:
-    return [case for case in cases if case.batch == 1]
 
 
 def _plots(title: str, measurement: Measurement) -> dict[str, str]:
     """SVG text by the plot's name."""
     rows = measurement.rows
-    cases = _singles(list(next(iter(rows.values())).cases))
+    cases = list(next(iter(rows.values())).cases)
 
     def speeds(rate: Rate) -> str:
         groups = {
@@ -166,7 +168,7 @@ def main() -> None:
     shares: dict[str, float] = {}
     if options.trained:
         names = [*options.engines, *(name for name, peer in PEERS.items() if peer.bits == 32)]
-        trained = _source(options.work, options.trained)
+        trained = _source(options.work, options.trained, names)
         engines = _ready(list(dict.fromkeys(names)), trained, options.cache, skipped)
         shares, failures = agreements(engines, trained.checkpoint)
         for name, share in shares.items():
@@ -176,17 +178,18 @@ def main() -> None:
         print("without --trained no engine's text is checked: a broken one would be measured", file=sys.stderr)
     runs: list[dict[str, object]] = []
     for model in options.models:
-        source = _source(options.work, model)
+        source = _source(options.work, model, options.engines)
         config = json.loads((source.checkpoint / "config.json").read_text(encoding="utf-8"))
         room = config["n_positions"] - options.new_tokens
         cases = [Case(length, options.new_tokens) for length in options.contexts if length <= room]
-        if room >= BATCH_PROMPT_TOKENS:
-            batches = [Case(BATCH_PROMPT_TOKENS, options.new_tokens, rows) for rows in options.batches]
-            cases = list(dict.fromkeys([*cases, *batches]))
+        batches = [Case(BATCH_PROMPT_TOKENS, options.new_tokens, rows) for rows in options.batches]
         for threads in options.threads:
             missing = dict(skipped)
             engines = _ready(options.engines, source, options.cache, missing)
-            measurement = measure(engines, cases, config["vocab_size"], threads, options.rounds, options.starts)
+            vocabulary, rounds, together = config["vocab_size"], options.rounds, None
+            measurement = measure(engines, cases, vocabulary, threads, rounds, options.starts)
+            if batches and room >= BATCH_PROMPT_TOKENS:
+                together = measure(engines, batches, vocabulary, threads, rounds, 0)
             name = model if model in SHAPES else source.name
             title = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
             slug = f"{name}-{threads}threads"
@@ -195,10 +198,10 @@ def main() -> None:
                 "note": f"medians of {options.rounds} interleaved rounds (least-most), {options.new_tokens} new "
                 f"tokens; other processes kept {measurement.mean_other_cpus:.2f} CPUs busy",
             }
-            command = f"python -m benchmarks.peers --models {model} --threads {threads} --rounds {options.rounds}"
+            command = f"python -m benchmarks.peers {shlex.join(sys.argv[1:])}"
             plots = _plots(title, measurement)
             paths = {f"{title}: {plot}": f"{PLOTS}/{slug}-{plot}.svg" for plot in plots}
-            text = _report(title, command, measurement, missing, facts, paths if options.write else {})
+            text = _report(title, command, measurement, together, missing, facts, paths if options.write else {})
             print(f"{text}\n")
             if options.write:
                 for plot, path in zip(plots, paths.values(), strict=True):
@@ -213,6 +216,7 @@ def main() -> None:
                     "mean_cpus_busy_with_other_processes": round(measurement.mean_other_cpus, 3),
                     "left_out": {**missing, **measurement.failures},
                     "engines": as_json(measurement.rows),
+                    "batches": as_json(together.rows) if together else None,
                 }
             )
     versions = {

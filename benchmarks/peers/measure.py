@@ -70,10 +70,10 @@ class Measurement:
 def measure(
     engines: Sequence[Ready], cases: Sequence[Case], vocabulary: int, threads: int, rounds: int, starts: int
 ) -> Measurement:
-    """Start every engine anew `starts` times, then keep all loaded and ask them in turn, round after round."""
+    """Start every engine anew `starts` times, if any, then keep all loaded and ask them in turn, round after round."""
     failures: dict[str, str] = {}
     first_tokens: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    for count in range(starts + 1):
+    for count in range(starts + 1 if starts else 0):
         for engine in engines:
             if engine.name not in failures:
                 try:
