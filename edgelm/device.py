@@ -122,7 +122,7 @@ def _inference_session(
     # Its key collides between prefill and decode, which then allocates the prefill's peak at every step.
     options.enable_mem_pattern = False
     # Long enough to span a step's Python; ORT's default, far longer, slows everything else on a shared machine.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "500")
     if _int8_products_may_saturate():
         # Exact, but it copies every int8 weight to uint8 and is slower: only where it must be.
         options.add_session_config_entry("session.x64quantprecision", "1")
