@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -103,8 +104,13 @@ def test_altered_weights_fail_with_hashes_fixed_up(
     assert failed(copy)
 
 
-@pytest.mark.parametrize("change", [zeroed, two_rows_swapped, scaled, sign_flipped, low_bits_flipped])
-@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [
+        *product([0, 3, 5], [zeroed, scaled, sign_flipped, low_bits_flipped]),
+        (3, two_rows_swapped),  # in layers 0 and 5 it is less than another CPU may do: docs/quality.md
+    ],
+)
 def test_an_altered_layer_of_the_embedded_model_fails(
     tmp_path: Path, layer: int, change: Callable[[Array], Array]
 ) -> None:
