@@ -44,7 +44,7 @@ def command(
     belongs to either.
 
     \b
-    edgelm choose "The cat said" -o " meow" -o " woof"
+    edgelm choose "Lily was sad. She began to" -o " cry" -o " laugh"
     cat questions.txt | edgelm choose -o " yes" -o " no" --json
     """
     need_stdout()
