@@ -30,17 +30,25 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic in new versio
 
 
 def need_training_side(command: str, *more: str) -> None:
-    """Raises TrainingError where the packages of the [train] extra, or `more` packages, are missing."""
+    """Say that the packages of the [train] extra are about to be loaded, which takes seconds.
+
+    Raises:
+        TrainingError: one of them, or of `more` packages, is missing.
+    """
     missing = [name for name in (*_NEEDED, *more) if find_spec(name) is None]
     if missing:
         raise TrainingError(f"{command} needs {', '.join(missing)}; run: pip install 'edgelm[cpu,train]'")
+    click.echo("loading torch and transformers ...", err=True)
+
+
+def say(line: str) -> None:
+    """Tell whoever started a run how it goes."""
+    click.echo(f"edgelm: {line}", err=True)
 
 
 def stopped(outcome: "Outcome") -> int:
     """Say that a signal ended a run; the exit status that tells so to a shell."""
-    click.echo(
-        f"edgelm: stopped after step {outcome.steps:,}; a checkpoint is written, the same command goes on", err=True
-    )
+    say(f"stopped after step {outcome.steps:,}; a checkpoint is written, the same command goes on")
     return 128 + (outcome.signal or 0)
 
 
@@ -146,13 +154,10 @@ def command(data: tuple[Path, ...], more: tuple[Path, ...], out: Path, **options
     same command goes on from there. FOLDER then has report.md and curves.svg too.
     """
     need_training_side("pretrain")
-    click.echo("loading torch and transformers ...", err=True)
     from edgelm_export.training.options import PretrainOptions
     from edgelm_export.training.pretrain import pretrain
 
-    done = pretrain(
-        [*data, *more], out, PretrainOptions(**options), say=lambda line: click.echo(f"edgelm: {line}", err=True)
-    )
+    done = pretrain([*data, *more], out, PretrainOptions(**options), say=say)
     outcome = done.outcome
     if done.report is None:
         return stopped(outcome)

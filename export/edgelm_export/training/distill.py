@@ -20,7 +20,7 @@ from edgelm_export.training.run_options import check_least, check_positive, reco
 from edgelm_export.training.sizes import defaults_for
 from edgelm_export.training.student import Apprentice, new_student, student_from_layers
 from edgelm_export.training.tuning_data import TextData, read_text
-from edgelm_export.training.tuning_report import TuningReport
+from edgelm_export.training.tuning_report import Tuned, TuningReport
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,6 @@ class DistillOptions:
             raise TrainingError("--soft and --hidden are both 0: the teacher would teach nothing; use edgelm pretrain")
 
 
-@dataclass(frozen=True)
-class Distilled:
-    """How a call ended: with a report, or on a signal, to be resumed."""
-
-    report: TuningReport | None
-    outcome: Outcome
-
-
 def distill(
     teacher: str,
     data: Path,
@@ -77,7 +69,7 @@ def distill(
     *,
     revision: str | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Distilled:
+) -> Tuned:
     """Train a student on a text file and what a checkpoint makes of it, or go on with the run in `out`.
 
     `out` then holds what ``edgelm export`` takes, with report.md, report.json and curves.svg.
@@ -91,7 +83,7 @@ def distill(
         ExportError: the teacher cannot be loaded.
         TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
     """
-    check_out(out)
+    started = check_out(out)
     checkpoint = load_checkpoint(teacher, revision)
     master = fast_to_train(checkpoint.model)
     student = _student(master, options)
@@ -105,7 +97,7 @@ def distill(
     apprentice = Apprentice.of(student, master, weights).to(device)
     recording = {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)}
     batch = _batch_tokens(options, student.config, window)
-    folder, precision = begin_run(out, recording, lambda: fastest_precision(apprentice, batch, window)[0])
+    folder, precision = begin_run(out, started, recording, lambda: fastest_precision(apprentice, batch, window)[0])
     schedule = _schedule(options, texts, student.config, precision)
     parameters = sum(p.numel() for p in student.parameters())
     say(
@@ -114,7 +106,7 @@ def distill(
     )
     outcome = _learn(apprentice, texts, folder / "student", schedule, options, say)
     if outcome.ended == "signal":
-        return Distilled(None, outcome)
+        return Tuned(None, outcome)
     losses = {"teacher": taught.per_token, "student": texts.held_out_loss(apprentice).per_token}
     logs = {"student": outcome.log}
     if options.alone:
@@ -122,7 +114,7 @@ def distill(
         student.to(device)
         other = _learn(student, texts, folder / "alone", schedule, options, say)
         if other.ended == "signal":
-            return Distilled(None, other)
+            return Tuned(None, other)
         losses["the same student alone"] = texts.held_out_loss(student).per_token
         logs["alone"] = other.log
     report = TuningReport(
@@ -149,7 +141,7 @@ def distill(
     draw_curves(logs, schedule.batch_tokens, out / CURVES_FILE)
     report.write(out)
     end_run(folder)
-    return Distilled(report, outcome)
+    return Tuned(report, outcome)
 
 
 def _student(teacher: Any, options: DistillOptions) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from edgelm_export.training.cli import Count, need_training_side, stopped
+from edgelm_export.training.cli import Count, need_training_side, say, stopped
 from edgelm_export.training.run_options import FILE, run_flags
 
 
@@ -52,17 +52,9 @@ def command(teacher: str, data: Path, out: Path, revision: str | None, **options
     as much training without one. Ctrl-C writes a checkpoint, and the same command goes on from there.
     """
     need_training_side("distill")
-    click.echo("loading torch and transformers ...", err=True)
     from edgelm_export.training.distill import DistillOptions, distill
 
-    done = distill(
-        teacher,
-        data,
-        out,
-        DistillOptions(**options),
-        revision=revision,
-        say=lambda line: click.echo(f"edgelm: {line}", err=True),
-    )
+    done = distill(teacher, data, out, DistillOptions(**options), revision=revision, say=say)
     if done.report is None:
         return stopped(done.outcome)
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in done.report.losses.items())

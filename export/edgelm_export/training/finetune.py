@@ -17,11 +17,11 @@ from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.prefix_tuning import save_prefix, with_prefix
 from edgelm_export.training.records import is_records_file
 from edgelm_export.training.report import CURVES_FILE
-from edgelm_export.training.run import Outcome, Precision, Schedule, train
+from edgelm_export.training.run import Precision, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
 from edgelm_export.training.run_options import check_least, check_positive, recorded
 from edgelm_export.training.tuning_data import TuningData, read_tasks, read_text
-from edgelm_export.training.tuning_report import TuningReport
+from edgelm_export.training.tuning_report import Tuned, TuningReport
 
 Method = Literal["full", "lora", "prefix"]
 PREFIX_FILE = "prefix.kv"
@@ -65,14 +65,6 @@ class FinetuneOptions:
         check_positive(self, "epochs", "learning_rate")
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """How a call ended: with a report, or on a signal, to be resumed."""
-
-    report: TuningReport | None
-    outcome: Outcome
-
-
 def finetune(
     base: str,
     data: Path,
@@ -81,7 +73,7 @@ def finetune(
     *,
     revision: str | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Finetuned:
+) -> Tuned:
     """Tune a checkpoint on a file of text or of records, or go on with the run in `out` that was not finished.
 
     `out` then holds report.md, report.json, curves.svg, and: a checkpoint (full), an adapter for ``edgelm export
@@ -96,7 +88,7 @@ def finetune(
         ExportError: the base cannot be loaded.
         TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
     """
-    check_out(out)
+    started = check_out(out)
     checkpoint = load_checkpoint(base, revision)
     prepared = _read(data, options, checkpoint)
     for note in prepared.notes:
@@ -108,7 +100,7 @@ def finetune(
     learned = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     row, batch = prepared.tokens_a_row, options.batch_size * prepared.tokens_a_row
     recording = {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)}
-    folder, precision = begin_run(out, recording, lambda: fastest_precision(tuned, batch, row)[0])
+    folder, precision = begin_run(out, started, recording, lambda: fastest_precision(tuned, batch, row)[0])
     schedule = _schedule(options, prepared, precision)
     say(
         f"{learned:,} numbers to learn by {options.method}, {schedule.steps:,} steps; "
@@ -124,7 +116,7 @@ def finetune(
         say=say,
     )
     if outcome.ended == "signal":
-        return Finetuned(None, outcome)
+        return Tuned(None, outcome)
     after = prepared.held_out_loss(tuned)
     report = TuningReport(
         losses={"before": before.per_token, "after": after.per_token},
@@ -148,7 +140,7 @@ def finetune(
     draw_curves({"": outcome.log}, schedule.batch_tokens, out / CURVES_FILE)
     report.write(out)
     end_run(folder)
-    return Finetuned(report, outcome)
+    return Tuned(report, outcome)
 
 
 def fast_to_train(model: Any) -> Any:

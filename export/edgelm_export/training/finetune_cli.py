@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from edgelm_export.training.cli import need_training_side, stopped
+from edgelm_export.training.cli import need_training_side, say, stopped
 from edgelm_export.training.run_options import FILE, run_flags
 
 
@@ -51,17 +51,9 @@ def command(base: str, data: Path, out: Path, revision: str | None, **options: A
     are the columns "prompt" and "completion". Ctrl-C writes a checkpoint, and the same command goes on from there.
     """
     need_training_side("finetune", "peft")
-    click.echo("loading torch and transformers ...", err=True)
     from edgelm_export.training.finetune import FinetuneOptions, finetune
 
-    done = finetune(
-        base,
-        data,
-        out,
-        FinetuneOptions(**options),
-        revision=revision,
-        say=lambda line: click.echo(f"edgelm: {line}", err=True),
-    )
+    done = finetune(base, data, out, FinetuneOptions(**options), revision=revision, say=say)
     if done.report is None:
         return stopped(done.outcome)
     losses = done.report.losses

@@ -21,7 +21,7 @@ from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE, TrainingReport, draw_samples
 from edgelm_export.training.run import Outcome, Schedule, train
 from edgelm_export.training.run_folder import RUN_FOLDER, check_out, device_for, end_run
-from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
+from edgelm_export.training.run_record import RunRecord, refuse_changes
 from edgelm_export.training.sizes import defaults_for, load_weights, named_config, shape_name
 
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
@@ -52,9 +52,7 @@ def pretrain(
     Raises:
         TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
     """
-    check_out(out)
-    folder = out / RUN_FOLDER
-    started = read_record(folder)
+    started, folder = check_out(out), out / RUN_FOLDER
     corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
     config = _config(options)
     recorded = {"data": corpus.sha256, **options.recorded(), "size": shape_name(config)}

@@ -16,8 +16,8 @@ RUN_FOLDER = "training"
 TensorBoard's files."""
 
 
-def check_out(out: Path) -> None:
-    """Refuse an output that is neither new nor of a run to go on with.
+def check_out(out: Path) -> RunRecord | None:
+    """Refuse an output that is neither new nor of a run to go on with; returns that run's record.
 
     Raises:
         TrainingError: it holds something else, or the run in it is finished.
@@ -26,19 +26,25 @@ def check_out(out: Path) -> None:
         raise TrainingError(f"{out} is a file; give a new folder as --out")
     if (out / "report.json").exists():
         raise TrainingError(f"the run in {out} is finished; see {out / 'report.md'}, or give another --out")
-    if read_record(out / RUN_FOLDER) is None and out.exists() and any(out.iterdir()):
+    started = read_record(out / RUN_FOLDER)
+    if started is None and out.exists() and any(out.iterdir()):
         raise TrainingError(f"{out} is not empty; give a new folder as --out")
+    return started
 
 
-def begin_run(out: Path, recorded: Mapping[str, object], precision: Callable[[], Precision]) -> tuple[Path, Precision]:
+def begin_run(
+    out: Path, started: RunRecord | None, recorded: Mapping[str, object], precision: Callable[[], Precision]
+) -> tuple[Path, Precision]:
     """The folder for the run's checkpoints, once what is `recorded` of it is what it was started with, and its
     precision: what `precision` says as it begins, whatever it would say later.
+
+    Args:
+        started: what `check_out` found in `out`.
 
     Raises:
         TrainingError: the run in `out` was started with something else.
     """
     folder = out / RUN_FOLDER
-    started = read_record(folder)
     if started is None:
         started = RunRecord(recorded, {"precision": precision()})
         started.write(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm_export.training.report import CURVES_FILE, shown
+from edgelm_export.training.run import Outcome
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,11 @@ class TuningReport:
         lines += [f"| {name} | {shown(value)} |" for name, value in self.facts.items()]
         lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines).rstrip() + "\n"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a call ended: with a report, or on a signal, to be resumed."""
+
+    report: TuningReport | None
+    outcome: Outcome
