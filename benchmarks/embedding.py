@@ -54,8 +54,9 @@ def batch_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[],
     lengths = np.linspace(PROMPT_TOKENS // 2, PROMPT_TOKENS * 3 // 2, ROWS).astype(int)
     prompts: list[Prompt] = [rng.integers(0, vocabulary, n).tolist() for n in lengths]
     options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    invariant = edgelm.load(model.bundle.path, device="cpu", threads=model.session.threads, batch_invariant=True)
 
-    def decode_one() -> float:
+    def decode_one(model: Model) -> float:
         model.forget()
         return model.generate(prompts[ROWS // 2], **options).stats.tokens_per_second
 
@@ -88,7 +89,8 @@ def batch_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[],
         return ROWS * NEW_TOKENS / (time.perf_counter() - started)
 
     return {
-        "one text, decoding": decode_one,
+        "one text, decoding": lambda: decode_one(model),
+        "one text, batch invariant": lambda: decode_one(invariant),
         "1 row of a batch": lambda: decode_together(1),
         "2 rows": lambda: decode_together(2),
         "4 rows": lambda: decode_together(4),

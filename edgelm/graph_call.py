@@ -38,17 +38,24 @@ class LoadedGraph:
     ort_session: Any
     onnxruntime: Any
     device: Device
+    batch_invariant: bool = False
+    """Whether one-token calls compute whole row groups too, on the CPU."""
 
 
 class KvCache:
-    """Keys and values of B rows, every layer's; pages are touched only as they fill."""
+    """Keys and values of B rows, every layer's; pages are touched only as they fill.
+
+    For a graph that is batch invariant there are `spare_rows` beside them, which fill up the row group.
+    """
 
     def __init__(self, graph: LoadedGraph, batch: int, capacity: int) -> None:
         self.batch = batch
+        self.spare_rows = -batch % ROW_GROUP if graph.batch_invariant else 0
         facts = graph.bundle.manifest.architecture
         dtype = np.dtype(graph.bundle.manifest.graph.kv_dtype)
         # The padding of a chunk that ends at the last position wants room too.
-        shape = (batch, facts.num_heads, capacity + ROW_GROUP, facts.head_dim)  # (B, H, C, p)
+        rows = batch + self.spare_rows
+        shape = (rows, facts.num_heads, capacity + ROW_GROUP, facts.head_dim)  # (B, H, C, p)
         make = graph.onnxruntime.OrtValue
         self._onnxruntime = graph.onnxruntime
         self._whole: npt.NDArray[Any] | None = None
@@ -127,7 +134,8 @@ class GraphCall:
     """The graph bound to a cache and to buffers for T new ids of each row; past and present are one buffer, in place.
 
     The ids and the logits of a single text are padded to whole row groups. Padding stands after the text, so no token
-    sees it, and what it leaves in the cache is overwritten by what comes next.
+    sees it, and what it leaves in the cache is overwritten by what comes next. One-token calls compute the spare rows of
+    the cache too, each a text of one token that nobody reads.
     Of a cache with more rows than `batch` the first ones are used.
 
     Args:
@@ -144,30 +152,33 @@ class GraphCall:
         padded_tokens, padded_rows = new_tokens, logit_rows
         if batch == 1:
             padded_tokens, padded_rows = _whole_groups(new_tokens), _whole_groups(logit_rows)
-        self._new_tokens, self._logit_rows = new_tokens, logit_rows
+        rows = batch
+        if new_tokens == 1 and batch == cache.batch:
+            rows, padded_rows = batch + cache.spare_rows, padded_rows + cache.spare_rows
+        self._batch, self._new_tokens, self._logit_rows = batch, new_tokens, logit_rows
         self._padding = padded_tokens - new_tokens
-        self._input_ids = np.zeros((batch, padded_tokens), np.int64)  # (B, T)
-        self._position_ids = np.zeros((batch, padded_tokens), np.int64)  # (B, T)
-        self._seqlens_k = np.zeros(batch, np.int32)  # (B,) total tokens of the row after this call, minus one
+        self._input_ids = np.zeros((rows, padded_tokens), np.int64)  # (B, T)
+        self._position_ids = np.zeros((rows, padded_tokens), np.int64)  # (B, T)
+        self._seqlens_k = np.zeros(rows, np.int32)  # (B,) total tokens of the row after this call, minus one
         self._total_sequence_length = np.zeros((), np.int32)
         self._logits: Logits = np.empty((padded_rows, facts.vocab_size), np.float32)  # (N, V)
-        hidden_shape = (batch, padded_tokens, facts.hidden_size) if hidden else (0, 0, 0)
+        hidden_shape = (rows, padded_tokens, facts.hidden_size) if hidden else (0, 0, 0)
         self._hidden = np.empty(hidden_shape, np.dtype(graph.hidden_states_dtype))  # (B, T, D)
-        last = batch * new_tokens - 1
-        wanted = np.arange(last + 1 - logit_rows, last + 1 - logit_rows + padded_rows)  # (N,)
+        first, last = batch * new_tokens - logit_rows, rows * new_tokens - 1
+        wanted = np.arange(first, first + padded_rows)  # (N,)
         self._inputs = {
             graph.input_ids: self._input_ids,
             graph.position_ids: self._position_ids,
             graph.seqlens_k: self._seqlens_k,
             graph.total_sequence_length: self._total_sequence_length,
-            graph.query_seqlens: np.full(batch, padded_tokens, np.int32),  # (B,) valid ids of each row
+            graph.query_seqlens: np.full(rows, padded_tokens, np.int32),  # (B,) valid ids of each row
             graph.logits_index: np.minimum(wanted, last).astype(np.int64),  # (N,)
         }
         ort_value = loaded.onnxruntime.OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(graph.logits, ort_value(self._logits))
         if hidden:
             self._binding.bind_ortvalue_output(graph.hidden_states, ort_value(self._hidden))
-        values = cache.values if batch == cache.batch else cache.first_rows(batch)
+        values = cache.values if rows == cache.batch + cache.spare_rows else cache.first_rows(rows)
         for layer in range(facts.num_layers):
             for part in range(2):
                 value = values[2 * layer + part]
@@ -187,21 +198,21 @@ class GraphCall:
     @property
     def hidden(self) -> Hidden:
         """The last call's hidden states, float32 (B·T, D)."""
-        found = self._hidden[:, : self._new_tokens]
+        found = self._hidden[: self._batch, : self._new_tokens]
         return found.reshape(-1, found.shape[-1]).astype(np.float32, copy=False)
 
     def run(self, ids: npt.NDArray[np.int64] | Sequence[int], past: int | Places) -> Logits:
         """Run `ids`, (T,) of the one row or (B, T), after `past` cached tokens of all rows, or of each, (B,); the
         logits (N, V) are this object's buffer."""
-        new = self._new_tokens
-        self._input_ids[:, :new] = ids
+        batch, new = self._batch, self._new_tokens
+        self._input_ids[:batch, :new] = ids
         if isinstance(past, int):
-            self._position_ids[:, :new] = np.arange(past, past + new)
+            self._position_ids[:batch, :new] = np.arange(past, past + new)
             longest = past
         else:
-            self._position_ids[:, :new] = past[:, None] + np.arange(new)
+            self._position_ids[:batch, :new] = past[:, None] + np.arange(new)
             longest = int(past.max())
-        self._seqlens_k[...] = past + (new + self._padding - 1)
+        self._seqlens_k[:batch] = past + (new + self._padding - 1)
         self._total_sequence_length[...] = longest + new + self._padding
         if not self._bound_once:
             for name, array in self._inputs.items():

@@ -75,8 +75,9 @@ class Model:
     def __reduce__(self) -> tuple[object, ...]:
         path, device = os.fspath(self.bundle.path), str(self.session.device)
         prefix = None if self.prefix is None else os.fspath(self.prefix.path)
-        parts = path, device, self.session.threads, self._sessions.limit_bytes, prefix, self.generation_config
-        return _loaded_as, parts  # prompts and states are not carried
+        limit, invariant = self._sessions.limit_bytes, self.session.batch_invariant
+        # Prompts and states are not carried.
+        return _loaded_as, (path, device, self.session.threads, limit, prefix, invariant, self.generation_config)
 
     @property
     def closed(self) -> bool:
@@ -117,7 +118,8 @@ class Model:
         """Continue many prompts of any lengths side by side: each as `generate` would, several times faster in all.
 
         What a prompt gets does not depend on the others, bit for bit. Against `generate`, fp32 gives the same ids;
-        in other recipes the last bits of logits differ, which counts where the likeliest two tokens are nearly tied.
+        in other recipes the last bits of logits differ, which counts where the likeliest two tokens are nearly tied,
+        unless the model was loaded with ``batch_invariant=True``.
         Searches, prompt lookup and a window work on one prompt at a time; they are refused here.
 
         Args:
@@ -255,6 +257,7 @@ def load(
     shared_threads: bool = False,
     prefix_cache_bytes: int = 0,
     prefix: str | os.PathLike[str] | None = None,
+    batch_invariant: bool = False,
 ) -> Model:
     """Load a bundle.
 
@@ -268,6 +271,8 @@ def load(
             prompt is kept in any case, others while all take no more memory than this.
         prefix: a file of keys and values to stand before every prompt (docs/embedding.md), instead of the one that
             lies in the bundle, if any.
+        batch_invariant: whether `generate` computes as `generate_batch` and the scheduler do, to the same bits in
+            every recipe; a text alone is then slower (docs/embedding.md has by how much). CPU only.
 
     Raises:
         BundleError: the folder is no valid bundle, or its parts disagree.
@@ -282,7 +287,9 @@ def load(
     refuse_if_too_large(bundle, 0 if before is None else before.size_bytes)
     tokenizer = bundle_tokenizer(bundle)
     config = bundle_config(bundle)
-    session = Session.open(bundle, device=device, threads=threads, shared_threads=shared_threads)
+    session = Session.open(
+        bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
+    )
     seconds = time.perf_counter() - started
     return Model(
         bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes, prefix=before
@@ -290,9 +297,22 @@ def load(
 
 
 def _loaded_as(
-    path: str, device: str, threads: int, limit_bytes: int, prefix: str | None, config: GenerationConfig
+    path: str,
+    device: str,
+    threads: int,
+    limit_bytes: int,
+    prefix: str | None,
+    batch_invariant: bool,
+    config: GenerationConfig,
 ) -> Model:
     """What a pickled model becomes."""
-    model = load(path, device=device, threads=threads, prefix_cache_bytes=limit_bytes, prefix=prefix)
+    model = load(
+        path,
+        device=device,
+        threads=threads,
+        prefix_cache_bytes=limit_bytes,
+        prefix=prefix,
+        batch_invariant=batch_invariant,
+    )
     model.generation_config = config
     return model

@@ -38,12 +38,14 @@ class Session:
     A session may be used by one thread at a time; different sessions by different threads.
     """
 
-    def __init__(self, bundle: Bundle, ort_session: Any, device: Device, threads: int) -> None:
-        """Args: a bundle, the ``onnxruntime.InferenceSession`` of its graph, and where that runs."""
+    def __init__(
+        self, bundle: Bundle, ort_session: Any, device: Device, threads: int, *, batch_invariant: bool = False
+    ) -> None:
+        """Args: a bundle, the ``onnxruntime.InferenceSession`` of its graph, where that runs, and as `open`."""
         self.bundle = bundle
         self.device = device
         self.threads = threads
-        self._graph = LoadedGraph(bundle, ort_session, import_onnxruntime(), device)
+        self._graph = LoadedGraph(bundle, ort_session, import_onnxruntime(), device, batch_invariant)
         self._prefix: KeysValues | None = None
         self._base = self._position = 0  # where texts begin, and the next token comes, in the cache
         self._cache = KvCache(self._graph, 1, bundle.manifest.architecture.context_length)
@@ -52,7 +54,13 @@ class Session:
 
     @classmethod
     def open(
-        cls, bundle: Bundle, *, device: str = "auto", threads: int | None = None, shared_threads: bool = False
+        cls,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        shared_threads: bool = False,
+        batch_invariant: bool = False,
     ) -> "Session":
         """Load the bundle's graph.
 
@@ -60,10 +68,11 @@ class Session:
             device: "auto", "cpu", "cuda" or "cuda:N".
             threads: CPU threads; None for all CPUs this process may use.
             shared_threads: whether to run on threads that all sessions of the process share; all or none must.
+            batch_invariant: whether to compute single tokens as a batch does, slower, to the same bits; CPU only.
 
         Raises:
-            DeviceError: ONNX Runtime is missing or too old, the device cannot be used, or the process's other
-                sessions do not fit `shared_threads`.
+            DeviceError: ONNX Runtime is missing or too old, the device cannot be used, or not for a
+                `batch_invariant` session, or the process's other sessions do not fit `shared_threads`.
             BundleError: ONNX Runtime refuses the graph, or it differs from the manifest.
         """
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
@@ -72,6 +81,10 @@ class Session:
         onnxruntime = import_onnxruntime()
         require_version(onnxruntime.__version__, graph.minimum_onnxruntime)
         place = choose_device(device, graph, onnxruntime)
+        if batch_invariant and place.kind != "cpu":
+            raise DeviceError(
+                f"batch_invariant works on the CPU only, not on {place}: give device='cpu', or leave it out"
+            )
         count = threads or default_threads()
         try:
             ort_session = create_inference_session(
@@ -83,7 +96,12 @@ class Session:
             reason = (str(error).splitlines() or ["no reason given"])[0]
             raise BundleError(f"ONNX Runtime cannot load {graph.file!r} of {str(bundle.path)!r}: {reason}") from None
         check_signature(bundle, ort_session)
-        return cls(bundle, ort_session, place, count)
+        return cls(bundle, ort_session, place, count, batch_invariant=batch_invariant)
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether single tokens are computed as a batch computes them."""
+        return self._graph.batch_invariant
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +137,9 @@ class Session:
 
     def sibling(self) -> "Session":
         """A session of the same graph with an empty cache of its own, and the same prefix; costs no weights."""
-        other = Session(self.bundle, self._graph.ort_session, self.device, self.threads)
+        other = Session(
+            self.bundle, self._graph.ort_session, self.device, self.threads, batch_invariant=self.batch_invariant
+        )
         if self._prefix is not None:
             other.begin_after(self._prefix)
         return other

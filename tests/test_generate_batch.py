@@ -38,6 +38,15 @@ def test_each_is_what_generate_gives(model: Model, options: dict[str, Any], max_
     assert [told(c) for c in found] == [told(model.generate(prompt, **options)) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_invariant_model_gives_each_the_same_bits_alone(threads: int) -> None:
+    """The embedded model: int8, whose kernels for one row differ from those for more."""
+    options: dict[str, Any] = {"max_new_tokens": 40, "seed": 2, "logprobs": 3, "num_return_sequences": 2}
+    with edgelm.load(device="cpu", threads=threads, batch_invariant=True) as model:
+        found = model.generate_batch(PROMPTS, max_rows=5, **options)
+        assert [told(c) for c in found] == [told(model.generate(prompt, **options)) for prompt in PROMPTS]
+
+
 def test_options_of_each_prompt(model: Model) -> None:
     each: list[Any] = [{"max_new_tokens": 3}, {}, {"seed": 9, "temperature": 2.0}, {"do_sample": False}]
     found = model.generate_batch(PROMPTS, each=each, max_new_tokens=6, seed=1, temperature=1.0)

@@ -96,6 +96,13 @@ def test_a_model_is_pickled_as_its_path_device_and_threads(model: Model) -> None
         assert copy.generate(PROMPT).choices == model.generate(PROMPT).choices
 
 
+def test_a_batch_invariant_model_is_pickled_as_one() -> None:
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1, batch_invariant=True) as model:
+        data = pickle.dumps(model)
+    with pickle.loads(data) as copy:
+        assert copy.session.batch_invariant and copy.session.sibling().batch_invariant
+
+
 def send_ids(model: Model, connection: "multiprocessing.connection.Connection") -> None:
     connection.send(ids(model))
 

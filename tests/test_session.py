@@ -9,6 +9,7 @@ import pytest
 from edgelm import Bundle, ContextError, DeviceError, PromptError, Session
 from edgelm import session as session_module
 from edgelm.bundle_parts import default_bundle_path
+from edgelm.device import Device
 from tests.conftest import TINY_BUNDLE
 
 TEXT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 40)]
@@ -193,6 +194,12 @@ def test_chunks_never_end_in_a_single_token(monkeypatch: pytest.MonkeyPatch) -> 
 def test_threads_are_checked(threads: Any) -> None:
     with pytest.raises(DeviceError, match="threads must be a whole number from 1 to 1024"):
         Session.open(Bundle.read(TINY_BUNDLE), threads=threads)
+
+
+def test_batch_invariance_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "choose_device", lambda *_: Device("cuda", 1))
+    with pytest.raises(DeviceError, match="works on the CPU only, not on cuda:1"):
+        Session.open(Bundle.read(TINY_BUNDLE), batch_invariant=True)
 
 
 def test_caches_are_freed_with_their_session(tiny: Session) -> None:

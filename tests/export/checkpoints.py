@@ -186,9 +186,9 @@ class Tiny:
         """What the export measured."""
         return self.exported.certificate
 
-    def session(self, threads: int = 1) -> Session:
+    def session(self, threads: int = 1, *, batch_invariant: bool = False) -> Session:
         """The bundle's graph, loaded anew."""
-        return Session.open(self.exported.bundle, device="cpu", threads=threads)
+        return Session.open(self.exported.bundle, device="cpu", threads=threads, batch_invariant=batch_invariant)
 
     def text(self, seed: int = 0) -> Ids:
         """Random ids that fill the context."""

@@ -1,6 +1,7 @@
 """The same request gives the same numbers, bit for bit, whatever happens around it: DESIGN's promise, recipe by recipe.
 
-One-token steps are not in it: they take another kernel of attention (docs/quality.md has how often that matters).
+One-token steps are in it among themselves, whatever the batch, where a session is batch invariant. A prompt's tokens taken one
+at a time are not the same: they take another kernel of attention (docs/quality.md has how often that matters).
 """
 
 from typing import get_args
@@ -110,8 +111,8 @@ def _fed(session: Session, ids: Ids) -> list[Ids]:
 
 
 def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
-    """fp32: nor on being in a batch. Elsewhere single steps have other kernels: docs/decisions.md, Batches."""
-    session, half = tiny.session(), tiny.shape.context // 2
+    """Nor, in fp32 or where the session is batch invariant, on being in a batch: docs/decisions.md, Batches."""
+    half = tiny.shape.context // 2
     texts = [tiny.text(seed)[: half + 1 - seed] for seed in range(6)]
     greedy = GenerationConfig(max_new_tokens=half - 2, logprobs=2)
 
@@ -129,9 +130,29 @@ def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
     for neighbours, rows in [(1, 2), (2, 3), (3, 4), (5, 6), (5, 2)]:
         assert steps_of_first(neighbours, rows) == wanted, (neighbours, rows)
     assert steps_of_first(5, 6, threads=2) == wanted
-    if tiny.exported.bundle.manifest.recipe.name == "fp32":
+    invariant = [tiny.session(threads, batch_invariant=True) for threads in (1, 2)]
+    for session in invariant if tiny.exported.bundle.manifest.recipe.name != "fp32" else [tiny.session(), *invariant]:
         (single,) = (list(row) for row in generate(session, texts[0].tolist(), greedy, 0))
-        assert [step.token_id for step in single] == [step.token_id for step in wanted]
+        assert single == wanted
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_rows_of_beams_equal_single_runs_where_the_session_is_batch_invariant(rows: int, tiny: Tiny) -> None:
+    session, text = tiny.session(batch_invariant=True), tiny.text()
+    prompt, tokens = text[:4], np.stack([tiny.text(seed)[4:10] for seed in range(rows)], axis=1)  # (6, rows)
+    alone, caches = [], []
+    for row in range(rows):
+        session.reset()
+        session.step(prompt)
+        alone.append(np.stack([session.step(token) for token in tokens[:, row : row + 1]]))
+        caches.append([value[0] for value in remembered(session)])
+    session.reset()
+    session.step(prompt)
+    batch = session.batch(rows, 16)
+    assert np.array_equal(np.stack([batch.step(ids).copy() for ids in tokens], axis=1), alone)
+    for row, cache in enumerate(caches):
+        held = [value.numpy()[row, :, : batch.position] for value in batch._cache.values]
+        assert all(map(np.array_equal, held, cache))
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4])
