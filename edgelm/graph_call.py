@@ -134,8 +134,8 @@ class GraphCall:
     """The graph bound to a cache and to buffers for T new ids of each row; past and present are one buffer, in place.
 
     The ids and the logits of a single text are padded to whole row groups. Padding stands after the text, so no token
-    sees it, and what it leaves in the cache is overwritten by what comes next. One-token calls compute the spare rows of
-    the cache too, each a text of one token that nobody reads.
+    sees it, and what it leaves in the cache is overwritten by what comes next. One-token calls compute the cache's
+    spare rows too, each a text of one token that nobody reads.
     Of a cache with more rows than `batch` the first ones are used.
 
     Args:

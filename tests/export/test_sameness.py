@@ -1,7 +1,7 @@
 """The same request gives the same numbers, bit for bit, whatever happens around it: DESIGN's promise, recipe by recipe.
 
-One-token steps are in it among themselves, whatever the batch, where a session is batch invariant. A prompt's tokens taken one
-at a time are not the same: they take another kernel of attention (docs/quality.md has how often that matters).
+One-token steps are in it where a session is batch invariant, whatever the batch. A prompt taken one token at a time is
+not: one token has another kernel of attention than several (docs/quality.md has how often that matters).
 """
 
 from typing import get_args
