@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgelm.errors import TrainingError
-from edgelm_export.training.run_options import FILE
+from edgelm_export.training.run_options import FILE, patience_flag, place_flags
 
 if TYPE_CHECKING:
     from edgelm_export.training.run import Outcome
@@ -110,14 +110,7 @@ def stopped(outcome: "Outcome") -> int:
 )
 @click.option("--weight-decay", type=float, default=0.1, show_default=True, metavar="W")
 @click.option("--dropout", type=float, default=0.05, show_default=True, metavar="P")
-@click.option(
-    "--patience",
-    type=int,
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="End after N measurements without progress; 0: never.",
-)
+@patience_flag(5)
 @click.option(
     "--keep",
     type=click.Choice(["best", "last"]),
@@ -140,8 +133,7 @@ def stopped(outcome: "Outcome") -> int:
     show_default=True,
     help="auto measures which is faster here.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@place_flags
 def command(data: tuple[Path, ...], more: tuple[Path, ...], out: Path, **options: Any) -> int:
     """Train a tokenizer and a GPT-2 on text files.
 

@@ -34,6 +34,24 @@ def recorded(options: object) -> dict[str, object]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
 
 
+def patience_flag(default: int) -> Callable[[Function], Function]:
+    """When any training run stops early."""
+    return click.option(
+        "--patience",
+        type=int,
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="End after N measurements without progress; 0: never.",
+    )
+
+
+def place_flags(function: Function) -> Function:
+    """Where any training run computes, and from which random numbers."""
+    device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+    return device(click.option("--seed", type=int, default=0, show_default=True)(function))
+
+
 def run_flags(patience: int) -> Callable[[Function], Function]:
     """The flags of any run that starts from a checkpoint.
 
@@ -43,14 +61,7 @@ def run_flags(patience: int) -> Callable[[Function], Function]:
     flags = [
         click.option("--held-out", type=FILE, metavar="FILE", help="Measure on this.  [default: a part of the data]"),
         click.option("--learning-rate", type=float, metavar="RATE", help="Its peak.  [default: what suits the model]"),
-        click.option(
-            "--patience",
-            type=int,
-            default=patience,
-            show_default=True,
-            metavar="N",
-            help="End after N measurements without progress; 0: never.",
-        ),
+        patience_flag(patience),
         click.option(
             "--evaluations",
             type=int,
@@ -60,8 +71,7 @@ def run_flags(patience: int) -> Callable[[Function], Function]:
             help="Measurements on held-out data over the run.",
         ),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True),
+        place_flags,
     ]
 
     def add(function: Function) -> Function:
