@@ -26,13 +26,15 @@ Held out: {held_out_documents} others, {held_out_tokens} tokens; perplexity ther
 
 """
 
-STORIES = """It tells simple stories for small children and knows nothing else. It may contradict itself; it has not been made safe
+STORIES = """\
+It tells simple stories for small children and knows nothing else. It may contradict itself; it has not been made safe
 for any use where that matters.
 """
 
-CHATS = """It chats about films, music and sports of 2017 and before, the way people do. What it says about them is made up, and it has
-not been made safe for any use where that matters. A line is a turn: `python examples/chat.py` answers each of yours with
-its next one, `edgelm run` goes on with both sides.
+CHATS = """\
+It chats about films, music and sports of 2017 and before, the way people do. What it says about them is made up, and it
+has not been made safe for any use where that matters. A line is a turn: `python examples/chat.py` answers each of yours
+with its next one, `edgelm run` goes on with both sides.
 """
 
 
