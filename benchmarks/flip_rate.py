@@ -1,9 +1,8 @@
-"""How often a token fed alone gives another likeliest token than the same token inside a longer chunk, and how close
-the top two were there.
+"""How often another way to compute the same token gives another likeliest one, and how close the top two were there.
 
     python -m benchmarks.flip_rate [--checkpoint FOLDER] [--text FILE]
 
-Exports the checkpoint in each recipe, feeds held-out stories both ways, and prints a Markdown table and, as its last
+Exports the checkpoint in each recipe, feeds held-out stories in every way, and prints a Markdown table and, as its last
 line, one JSON object. Progress goes to stderr. Nothing is downloaded.
 """
 
@@ -23,23 +22,39 @@ from edgelm.manifest import FixedPrecision
 from edgelm.model import Model, load
 from edgelm.session import Session
 
-RECIPES: tuple[FixedPrecision, ...] = ("fp32", "int8", "int4")
+RECIPES: tuple[FixedPrecision, ...] = ("fp32", "int8", "w8a8", "int4", "int4-small")
 SHARED = Path(__file__).parents[2] / "shared"
 HELD_OUT_STORIES = 206
 """The first ones of the text: stories-6m has not seen them."""
 
+WAYS = (
+    "in a chunk and token by token",
+    "in a chunk and alone after a chunked text",
+    "token by token and in a batch",
+)
+
 Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass
 class Flips:
-    """Both ways over some tokens. A margin is the logit of the likeliest token over that of the second."""
+    """Two ways over some tokens. A margin is the logit of the likeliest token over that of the second, the first way."""
 
     tokens: int = 0
     margins: list[float] = field(default_factory=list)
-    """Of each flip, inside the chunk."""
+    """Of each flip."""
     all_margins: list[float] = field(default_factory=list)
     largest_logit_difference: float = 0.0
+
+    def add(self, one: Logits, other: Logits) -> None:
+        """Count the tokens of two (T, V)."""
+        second, first = np.partition(one, -2)[:, -2:].T  # (T,) each
+        margins, flipped = first - second, one.argmax(axis=1) != other.argmax(axis=1)
+        self.tokens += len(one)
+        self.all_margins += margins.tolist()
+        self.margins += margins[flipped].tolist()
+        self.largest_logit_difference = max(self.largest_logit_difference, float(np.abs(one - other).max()))
 
     def facts(self) -> dict[str, float | int]:
         """Rate and margins, in logits."""
@@ -56,22 +71,33 @@ class Flips:
         }
 
 
-def measure(session: Session, windows: Sequence[Ids]) -> Flips:
-    """Feed every window in chunks and token by token."""
-    found = Flips()
+def token_by_token(session: Session, window: Ids) -> Logits:
+    """Every token alone, after others that came alone."""
+    session.reset()
+    return np.stack([session.step([int(token)]) for token in window])  # (T, V)
+
+
+def alone_after_chunks(session: Session, window: Ids) -> Logits:
+    """Every token alone, after others that came in chunks: from the last one backwards, for a step overwrites its own
+    keys and values only."""
+    session.reset()
+    session.step(window)
+    rows = []
+    for place in range(len(window) - 1, -1, -1):
+        session.rewind(session.position - place)
+        rows.append(session.step([int(window[place])]))
+    return np.stack(rows[::-1])  # (T, V)
+
+
+def measure(session: Session, paired: Session, windows: Sequence[Ids]) -> dict[str, Flips]:
+    """Each way beside the one it is compared with; `paired` is batch invariant."""
+    found = {name: Flips() for name in WAYS}
     for window in windows:
         session.reset()
-        chunked = session.score(window)  # (T, V)
-        session.reset()
-        for row, token in zip(chunked, window, strict=True):
-            alone = session.step([int(token)])  # (V,)
-            second, first = np.partition(row, -2)[-2:]
-            margin = float(first - second)
-            found.tokens += 1
-            found.all_margins.append(margin)
-            found.largest_logit_difference = max(found.largest_logit_difference, float(np.abs(alone - row).max()))
-            if alone.argmax() != row.argmax():
-                found.margins.append(margin)
+        chunked, alone = session.score(window), token_by_token(session, window)
+        found[WAYS[0]].add(chunked, alone)
+        found[WAYS[1]].add(chunked, alone_after_chunks(session, window))
+        found[WAYS[2]].add(alone, token_by_token(paired, window))
     return found
 
 
@@ -83,30 +109,34 @@ def held_out(model: Model, text: str, stories: int) -> list[Ids]:
     return [window for window in np.split(ids, range(context, len(ids), context)) if len(window) >= 2]
 
 
-def markdown(results: dict[str, dict[str, float | int]]) -> str:
-    """A row a recipe."""
+def markdown(results: dict[str, dict[str, dict[str, float | int]]]) -> str:
+    """A row for each way and recipe."""
     rows = [
-        "| recipe | tokens | flips | per 10,000 | median margin at a flip | largest | tokens within it | "
+        "| a token | recipe | flips | per 10,000 | median margin at a flip | largest | tokens within it | "
         "largest logit difference |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, r in results.items():
-        cells = [
-            name,
-            f"{r['tokens']:,}",
-            f"{r['flips']}",
-            f"{r['flips_per_10000_tokens']:.1f}",
-            f"{r['median_margin_of_flips']:.4f}" if r["flips"] else "-",
-            f"{r['largest_margin_of_flips']:.4f}" if r["flips"] else "-",
-            f"{r['share_of_tokens_within_that_margin']:.2%}" if r["flips"] else "-",
-            f"{r['largest_logit_difference']:.2g}",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
+    for way in WAYS:
+        for recipe, ways in results.items():
+            r = ways[way]
+            cells = [
+                way,
+                recipe,
+                f"{r['flips']}",
+                f"{r['flips_per_10000_tokens']:.1f}",
+                f"{r['median_margin_of_flips']:.4f}" if r["flips"] else "-",
+                f"{r['largest_margin_of_flips']:.4f}" if r["flips"] else "-",
+                f"{r['share_of_tokens_within_that_margin']:.2%}" if r["flips"] else "-",
+                f"{r['largest_logit_difference']:.2g}",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how often one-token steps choose another token than chunks.")
+    parser = argparse.ArgumentParser(
+        description="Measure how often the same token, computed otherwise, chooses another."
+    )
     parser.add_argument("--checkpoint", type=Path, default=SHARED / "checkpoints" / "stories-6m", metavar="FOLDER")
     parser.add_argument("--text", type=Path, default=SHARED / "data" / "tinystories_slice.txt", metavar="FILE")
     parser.add_argument("--stories", type=int, default=HELD_OUT_STORIES, metavar="N", help="default %(default)s")
@@ -114,14 +144,16 @@ def main() -> None:
     from edgelm_export.export import export
 
     text = options.text.read_text(encoding="utf-8")
-    results: dict[str, dict[str, float | int]] = {}
+    results: dict[str, dict[str, dict[str, float | int]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for recipe in RECIPES:
             print(f"exporting {options.checkpoint} as {recipe}", file=sys.stderr)
-            export(str(options.checkpoint), Path(folder) / recipe, recipe, accept_quality_loss=True)
-            model = load(Path(folder) / recipe, device="cpu")
-            print(f"feeding {recipe} both ways", file=sys.stderr)
-            results[recipe] = measure(model.session, held_out(model, text, options.stories)).facts()
+            made = Path(folder) / recipe
+            export(str(options.checkpoint), made, recipe, accept_quality_loss=True)
+            print(f"feeding {recipe} in every way", file=sys.stderr)
+            model, paired = load(made, device="cpu"), load(made, device="cpu", batch_invariant=True)
+            found = measure(model.session, paired.session, held_out(model, text, options.stories))
+            results[recipe] = {way: flips.facts() for way, flips in found.items()}
             print(json.dumps(results[recipe]), file=sys.stderr)
     print(markdown(results))
     print()
