@@ -39,7 +39,7 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass
 class Flips:
-    """Two ways over some tokens. A margin is the logit of the likeliest token over that of the second, the first way."""
+    """Two ways over some tokens. A margin is the logit of the likeliest token over that of the second, one way."""
 
     tokens: int = 0
     margins: list[float] = field(default_factory=list)
