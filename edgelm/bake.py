@@ -3,7 +3,7 @@
 import os
 
 from edgelm.errors import PrefixError, PromptError
-from edgelm.kv_file import KvDtype
+from edgelm.kv_file import KvDtype, check_kv_dtype
 from edgelm.prefix_file import check_length, write_text_prefix
 from edgelm.prompts import prompt_ids
 from edgelm.session import Session
@@ -20,10 +20,13 @@ def bake(
         dtype: None for the cache's own, which changes no bit; "float16" halves what float32 takes.
 
     Raises:
+        ConfigError: `dtype` is another.
         PrefixError: the text is empty or too short, leaves no room in the context, or its numbers do not fit into
             float16.
         OSError: the file cannot be written.
     """
+    if dtype is not None:
+        check_kv_dtype(dtype)
     try:
         ids = prompt_ids(tokenizer, text, "prefix")
     except PromptError as error:

@@ -20,6 +20,7 @@ class BatchPrompt:
     seed: int
     rows: list[ChunkStream]
     dropped_tokens: int = 0
+    reused_tokens: int = 0
     open_rows: int = 0
     new_tokens: int = 0
     first_token: float = 0.0
@@ -44,6 +45,7 @@ class BatchPrompt:
             load_seconds=load_seconds,
             peak_rss_bytes=peak_rss_bytes(),
             dropped_tokens=self.dropped_tokens,
+            reused_tokens=self.reused_tokens,
         )
 
 
@@ -69,6 +71,8 @@ def generate_batch(scheduler: Scheduler, prompts: Sequence[BatchPrompt], load_se
                 assert turn.error is not None  # a turn has one of the two
                 raise turn.error
             if turn.step.token_id is not None:
+                if not prompt.new_tokens:
+                    prompt.reused_tokens = turn.reused_tokens
                 prompt.note_token()
             chunk = prompt.rows[row].push(turn.step)
             if chunk is None:

@@ -12,7 +12,10 @@ from edgelm.graph_call import GraphCall, Hidden, KvCache, LoadedGraph, Logits, P
 
 
 class BatchSession:
-    """B rows of the same length, each with a cache of its own; a row computes what it would compute alone.
+    """B rows of the same length, each with a cache of its own.
+
+    A row computes what it would compute alone: in fp32 and where the session is batch invariant the same bits, and
+    elsewhere up to the last bits of other kernels.
 
     Not for use by several threads at a time.
     """
@@ -36,7 +39,7 @@ class BatchSession:
         """Append one token to each row, (B,); returns the logits (B, V), which the next step overwrites.
 
         Raises:
-            PromptError: not one id for each row.
+            PromptError: not one id for each row, or an unknown one.
             ContextError: there is no room.
         """
         return self._run(ids, hidden=False).logits
@@ -59,6 +62,9 @@ class BatchSession:
         array = np.asarray(ids, np.int64)
         if array.shape != (self._rows,):
             raise PromptError(f"a batch of {self._rows} rows takes that many token ids, got {array.shape}")
+        vocabulary = self._graph.bundle.manifest.architecture.vocab_size
+        if array.min() < 0 or array.max() >= vocabulary:
+            raise PromptError(f"token ids are 0 to {vocabulary - 1} with this model, got {array.tolist()}")
         if self._position >= self._capacity:
             raise ContextError(f"the batch has room for {self._capacity} tokens, and all are used")
         if hidden not in self._calls:

@@ -21,7 +21,11 @@ def contrastive_search(session: DecodingSession, request: Request) -> Iterator[S
     """
     config, prompt_tokens, alpha = request.config, len(request.prompt), np.float32(request.config.penalty_alpha or 0)
     candidates = min(config.top_k or 1, request.vocab_size)
-    logits, hidden = session.step_hidden(request.prompt)  # (V,), (T, D)
+    pieces = request.in_pieces(session.step_hidden, request.prompt)
+    if pieces is None:
+        yield Step(None, "cancelled")
+        return
+    logits, hidden = pieces[-1][0], np.concatenate([part for _, part in pieces])  # (V,), (T, D)
     text = request.text_buffer()[0]
     directions = np.empty((len(text), hidden.shape[1]), np.float32)
     directions[:prompt_tokens] = _directions(hidden)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from edgelm.logits_processors import Ids, LogitsProcessor, Row, process, process
 from edgelm.logprobs import IdLogprob
 
 FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
-
+Computed = TypeVar("Computed")
 
 CANCEL_PIECE_TOKENS = 64
 """A prompt's computation can be cancelled between pieces of this size, which take about as long as some new tokens."""
@@ -147,19 +147,24 @@ class Request:
         return "time" if self.out_of_time else None
 
     def prompt_logits(self, session: DecodingSession, ids: Ids) -> Row | None:
-        """Compute `ids`, the prompt or what is left of it; returns the last logits (V,), None where cancelled.
+        """Compute `ids`, the prompt or what is left of it; returns the last logits (V,), None where cancelled."""
+        found = self.in_pieces(session.step, ids)
+        return None if found is None else found[-1]
+
+    def in_pieces(self, compute: Callable[[Ids], Computed], ids: Ids) -> list[Computed] | None:
+        """What `compute` makes of `ids`, of the prompt, piece by piece; None where cancelled before the last one.
 
         A prompt that may be cancelled goes in smaller pieces, of two tokens or more: one alone has another kernel.
         """
         if self.config.cancel is None:
-            return session.step(ids)
-        logits: Row | None = None
+            return [compute(ids)]
+        found = []
         starts = list(range(0, max(1, len(ids) - 1), CANCEL_PIECE_TOKENS))
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
             if self.interruption == "cancelled":
                 return None
-            logits = session.step(ids[start:stop])
-        return logits
+            found.append(compute(ids[start:stop]))
+        return found
 
     def text_buffer(self, rows: int = 1) -> Ids:
         """The prompt with room for all new tokens, (rows, T)."""

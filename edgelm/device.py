@@ -87,7 +87,7 @@ def choose_device(request: str, graph: Graph, onnxruntime: ModuleType) -> Device
         return Device("cpu") if cuda_missing else Device("cuda")
     if request == "cpu":
         return Device("cpu")
-    match = _DEVICE.fullmatch(request)
+    match = _DEVICE.fullmatch(request) if isinstance(request, str) else None
     if request != "cuda" and not match:
         raise DeviceError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {request!r}")
     if cuda_missing:

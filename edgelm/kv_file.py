@@ -13,10 +13,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
+from edgelm.errors import ConfigError
 from edgelm.graph_call import KeysValues
 from edgelm.strict_json import Count, StrictJsonError, from_json, parse_json
 
@@ -109,6 +110,12 @@ class KvFormat:
             return from_json(header_class, content)
         except StrictJsonError as error:
             raise KvFileError(f"its header {error}") from None
+
+
+def check_kv_dtype(dtype: object) -> None:
+    """Raises ConfigError where keys and values are not stored as `dtype`."""
+    if dtype not in get_args(KvDtype):
+        raise ConfigError(f"dtype must be {' or '.join(map(repr, get_args(KvDtype)))}, got {dtype!r}")
 
 
 def sha256_of(payload: bytes) -> str:

@@ -21,8 +21,8 @@ def fitted(prompt: list[int], config: GenerationConfig, context_length: int) -> 
     """A prompt without its oldest tokens, where it and its new tokens do not fit and `context_overflow` allows it.
 
     As many go as the new tokens need ("hole" of transformers' text-generation pipeline), but half the context is
-    always left to the prompt; the first `pinned_tokens` stay. Where tokens go, `max_length` becomes the number of new
-    tokens it meant for the whole prompt.
+    always left to the prompt, and a quarter to its newest tokens; the first `pinned_tokens` stay. Where tokens go,
+    `max_length` becomes the number of new tokens it meant for the whole prompt.
 
     Raises:
         ConfigError: `pinned_tokens` are more than half the context.
@@ -36,7 +36,8 @@ def fitted(prompt: list[int], config: GenerationConfig, context_length: int) -> 
         return prompt, config
     wanted = config.new_token_limit(len(prompt))
     # A window makes room when it needs some: there the prompt itself has to fit, no more.
-    most = context_length if config.context_overflow == "window" else max(half, context_length + 1 - wanted)
+    least = max(half, config.pinned_tokens + max(1, half // 2))
+    most = context_length if config.context_overflow == "window" else max(least, context_length + 1 - wanted)
     most = min(most, context_length)
     if len(prompt) <= most:
         return prompt, config
@@ -154,7 +155,8 @@ class WindowSession:
     def _reencode(self, begin: int) -> None:
         started = time.perf_counter()
         kept = self._ids[begin:]
-        self._session.rewind(max(0, self._session.position - self._pinned))
+        pinned = min(self._pinned, len(self._ids))  # fewer where the text was rewound to before their end
+        self._session.rewind(max(0, self._session.position - pinned))
         if kept:
             self._session.step(np.asarray(kept, np.int64))
         self._begin = begin

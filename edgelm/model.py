@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Self, Unpack
+from typing import Self, TypedDict, Unpack
 
 from edgelm import text_scoring
 from edgelm.async_model import EitherCancel, Workers, call_in_thread, stream_in_thread
@@ -13,9 +13,10 @@ from edgelm.bake import bake
 from edgelm.bundle import Bundle
 from edgelm.bundle_parts import bundle_config, bundle_tokenizer, default_bundle_path
 from edgelm.completion import Chunk, Completion
+from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
-from edgelm.kv_file import KvDtype
+from edgelm.kv_file import KvDtype, check_kv_dtype
 from edgelm.memory_forecast import ModelMemory, refuse_if_too_large
 from edgelm.prefix_file import Prefix, baked_prefix, learned_sha256, read_prefix
 from edgelm.prompt_state import PromptState, read_state, write_state
@@ -49,16 +50,18 @@ class Model:
         prefix: Prefix | None = None,
     ) -> None:
         """Args are finished parts; `load` builds them."""
-        self.bundle, self.tokenizer, self.session = bundle, tokenizer, session
+        self.bundle, self.tokenizer = bundle, tokenizer
         self.prefix = prefix
         """What stands before every prompt."""
         self.generation_config = generation_config or GenerationConfig()
         """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
         always = None if prefix is None or prefix.text is None else PromptState(prefix.ids, prefix.content)
-        if prefix is not None:
-            if always is not None:  # prompts begin with its ids: their sessions with nothing
-                self.session = session.sibling()
+        if prefix is not None and always is None:
+            session.begin_after(prefix.content)
+        # The caller's own: the pool's sessions are siblings of another one.
+        self.session = session.sibling()
+        if prefix is not None and always is not None:  # prompts begin with its ids, so their sessions with nothing
             self.session.begin_after(prefix.content)
         self._sessions = SessionPool(session, prefix_cache_bytes, always)
         self._encoder = PromptEncoder(tokenizer, prefix)
@@ -73,11 +76,16 @@ class Model:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        path, device = os.fspath(self.bundle.path), str(self.session.device)
-        prefix = None if self.prefix is None else os.fspath(self.prefix.path)
-        limit, invariant = self._sessions.limit_bytes, self.session.batch_invariant
+        options = _LoadOptions(
+            device=str(self.session.device),
+            threads=self.session.threads,
+            shared_threads=self.session.shared_threads,
+            prefix_cache_bytes=self._sessions.limit_bytes,
+            prefix=None if self.prefix is None else os.fspath(self.prefix.path),
+            batch_invariant=self.session.batch_invariant,
+        )
         # Prompts and states are not carried.
-        return _loaded_as, (path, device, self.session.threads, limit, prefix, invariant, self.generation_config)
+        return _loaded_as, (os.fspath(self.bundle.path), options, self.generation_config)
 
     @property
     def closed(self) -> bool:
@@ -138,9 +146,11 @@ class Model:
 
         Raises:
             PromptError, ContextError: as `generate`.
+            ConfigError: `dtype` is another.
             StateError: the numbers do not fit into float16.
             OSError: the file cannot be written.
         """
+        check_kv_dtype(dtype)
         ids = self._encoder.ids(prompt)
         with self._sessions.borrowed(ids) as (session, reused):
             session.step(ids[reused:])
@@ -280,7 +290,10 @@ def load(
         TokenizerError: the bundle's tokenizer cannot be read.
         PrefixError: the prefix cannot be read, or was made for another model.
         InsufficientMemoryError: the model would not fit into the memory this process may use.
+        ConfigError: `prefix_cache_bytes` is no number of bytes.
     """
+    if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
+        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {prefix_cache_bytes!r}")
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
     before = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
@@ -296,23 +309,17 @@ def load(
     )
 
 
-def _loaded_as(
-    path: str,
-    device: str,
-    threads: int,
-    limit_bytes: int,
-    prefix: str | None,
-    batch_invariant: bool,
-    config: GenerationConfig,
-) -> Model:
+class _LoadOptions(TypedDict):
+    device: str
+    threads: int
+    shared_threads: bool
+    prefix_cache_bytes: int
+    prefix: str | None
+    batch_invariant: bool
+
+
+def _loaded_as(path: str, options: _LoadOptions, config: GenerationConfig) -> Model:
     """What a pickled model becomes."""
-    model = load(
-        path,
-        device=device,
-        threads=threads,
-        prefix_cache_bytes=limit_bytes,
-        prefix=prefix,
-        batch_invariant=batch_invariant,
-    )
+    model = load(path, **options)
     model.generation_config = config
     return model

@@ -33,6 +33,8 @@ class Turn:
     handle: Handle
     step: Step | None
     error: Exception | None = None
+    reused_tokens: int = 0
+    """Of a text's first token: how much of the prompt a state or a text before it had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,7 @@ class Scheduler:
         Raises:
             ConfigError: `max_rows` is out of range.
         """
-        if not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
-            raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
+        check_max_rows(max_rows)
         session.reset()
         self._session = session
         self._states = states
@@ -69,6 +70,8 @@ class Scheduler:
         self._batch = session.ragged_batch(max_rows)
         self._waiting: deque[_Waiting] = deque()
         self._pieces: deque[npt.NDArray[np.int64]] = deque()  # of the first waiting prompt: what is left to compute
+        self._reused = 0  # how much of that prompt was there already
+        self._turns: list[Turn] = []  # of a step that is not finished: an error must not lose them
         self._rows: dict[Handle, int] = {}
         self._texts: dict[Handle, DecodingRow] = {}
         self._handles = 0
@@ -112,60 +115,71 @@ class Scheduler:
         self._leave(handle)
 
     def step(self) -> list[Turn]:
-        """Compute some of what waits, then a token of every text that decodes."""
-        turns = self._admit()
-        turns += self._decode()
+        """Compute some of what waits, then a token of every text that decodes.
+
+        What fails in one text is its last turn. Where the step itself fails (no memory, a closed model) nothing is
+        lost: the next one goes on where this one stopped.
+
+        Raises:
+            ClosedError, ForkError, InsufficientMemoryError: as `Session.step`.
+        """
+        self._admit()
+        self._decode()
+        turns, self._turns = self._turns, []
         return turns
 
-    def _admit(self) -> list[Turn]:
-        turns: list[Turn] = []
+    def _admit(self) -> None:
         left = PREFILL_CHUNK_TOKENS
         while left > 0 and self._waiting and not self._batch.is_full:
             first = self._waiting[0]
-            reason = first.text.reason_to_end()
-            if reason is not None:
+            ending = _ending(first.handle, first.text)
+            if ending is not None:
                 self._next_waits()
-                turns.append(Turn(first.handle, Step(None, reason)))
+                self._turns.append(ending)
                 continue
             if not self._pieces:
                 self._begin(first.prompt)
-            piece = self._pieces.popleft()
+            piece = self._pieces[0]
             logits = self._session.step(piece)
+            self._pieces.popleft()
             left -= len(piece)
             if self._pieces:
                 continue
+            self._rows[first.handle] = self._session.copy_into(self._batch)
+            self._texts[first.handle] = first.text
             self._next_waits()
-            turn = self._chosen(first.handle, first.text, logits)
-            turns.append(turn)
-            if turn.step is not None and turn.step.finish_reason is None:
-                self._rows[first.handle] = self._session.copy_into(self._batch)
-                self._texts[first.handle] = first.text
-        return turns
+            self._choose(first.handle, logits, self._reused)
 
-    def _decode(self) -> list[Turn]:
-        turns = []
+    def _decode(self) -> None:
         for handle, text in list(self._texts.items()):
-            reason = text.reason_to_end()
-            if reason is not None:
+            ending = _ending(handle, text)
+            if ending is not None:
                 self._leave(handle)
-                turns.append(Turn(handle, Step(None, reason)))
+                self._turns.append(ending)
         if not self._texts:
-            return turns
+            return
         if not self._waiting:
             self._close_gaps()
-        logits = self._batch.step({self._rows[handle]: int(text.ids[-1]) for handle, text in self._texts.items()})
-        for handle, text in list(self._texts.items()):
-            turn = self._chosen(handle, text, logits[self._rows[handle]])
-            turns.append(turn)
-            if turn.step is None or turn.step.finish_reason is not None:
-                self._leave(handle)
-        return turns
+        rows = dict(self._rows)
+        logits = self._batch.step({row: int(self._texts[handle].ids[-1]) for handle, row in rows.items()})
+        for handle, row in rows.items():
+            self._choose(handle, logits[row])
 
-    def _chosen(self, handle: Handle, text: DecodingRow, logits: Logits) -> Turn:
+    def _choose(self, handle: Handle, logits: Logits, reused_tokens: int = 0) -> None:
+        """The next token of a text. A caller's logits_processor may raise anything, which ends its own text only, and
+        may cancel any text, which then has no turn."""
+        text = self._texts.get(handle)
+        if text is None:
+            return
         try:
-            return Turn(handle, text.take(logits))
-        except Exception as error:  # a caller's logits_processor may raise anything: it ends its own text only
-            return Turn(handle, None, error)
+            turn = Turn(handle, text.take(logits), reused_tokens=reused_tokens)
+        except Exception as error:
+            turn = Turn(handle, None, error)
+        if handle not in self._texts:
+            return
+        self._turns.append(turn)
+        if turn.step is None or turn.step.finish_reason is not None:
+            self._leave(handle)
 
     def _begin(self, prompt: npt.NDArray[np.int64]) -> None:
         """Keep what the session has of `prompt`; the rest is to be computed."""
@@ -176,7 +190,7 @@ class Scheduler:
             kept = stored
         else:
             self._session.rewind(self._session.position - kept)
-        self._held = prompt
+        self._held, self._reused = prompt, kept
         self._pieces.extend(prompt_chunks(prompt[kept:]))
 
     def _next_waits(self) -> None:
@@ -192,3 +206,18 @@ class Scheduler:
         while (moved := self._batch.moved_down()) is not None:
             old, new = moved
             self._rows = {handle: new if row == old else row for handle, row in self._rows.items()}
+
+
+def check_max_rows(max_rows: object) -> None:
+    """Raises ConfigError where `max_rows` is out of range."""
+    if isinstance(max_rows, bool) or not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
+        raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
+
+
+def _ending(handle: Handle, text: DecodingRow) -> Turn | None:
+    """The last turn of a text that is done before its next token is known; a caller's `cancel` may raise anything."""
+    try:
+        reason = text.reason_to_end()
+    except Exception as error:
+        return Turn(handle, None, error)
+    return None if reason is None else Turn(handle, Step(None, reason))

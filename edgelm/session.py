@@ -39,15 +39,24 @@ class Session:
     """
 
     def __init__(
-        self, bundle: Bundle, ort_session: Any, device: Device, threads: int, *, batch_invariant: bool = False
+        self,
+        bundle: Bundle,
+        ort_session: Any,
+        device: Device,
+        threads: int,
+        *,
+        shared_threads: bool = False,
+        batch_invariant: bool = False,
     ) -> None:
         """Args: a bundle, the ``onnxruntime.InferenceSession`` of its graph, where that runs, and as `open`."""
         self.bundle = bundle
         self.device = device
         self.threads = threads
+        self.shared_threads = shared_threads
         self._graph = LoadedGraph(bundle, ort_session, import_onnxruntime(), device, batch_invariant)
         self._prefix: KeysValues | None = None
         self._base = self._position = 0  # where texts begin, and the next token comes, in the cache
+        self._most = 0
         self._cache = KvCache(self._graph, 1, bundle.manifest.architecture.context_length)
         self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
         self._few = {1: self._decode}
@@ -77,6 +86,9 @@ class Session:
         """
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise DeviceError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
+        for name, value in (("shared_threads", shared_threads), ("batch_invariant", batch_invariant)):
+            if not isinstance(value, bool):
+                raise DeviceError(f"{name} must be True or False, got {value!r}")
         graph = bundle.manifest.graph
         onnxruntime = import_onnxruntime()
         require_version(onnxruntime.__version__, graph.minimum_onnxruntime)
@@ -96,7 +108,7 @@ class Session:
             reason = (str(error).splitlines() or ["no reason given"])[0]
             raise BundleError(f"ONNX Runtime cannot load {graph.file!r} of {str(bundle.path)!r}: {reason}") from None
         check_signature(bundle, ort_session)
-        return cls(bundle, ort_session, place, count, batch_invariant=batch_invariant)
+        return cls(bundle, ort_session, place, count, shared_threads=shared_threads, batch_invariant=batch_invariant)
 
     @property
     def batch_invariant(self) -> bool:
@@ -124,6 +136,11 @@ class Session:
         return self._prefix
 
     @property
+    def most_tokens(self) -> int:
+        """How many places of the cache were ever written: what it takes of memory, with `bytes_per_token`."""
+        return max(self._most, self._position)
+
+    @property
     def bytes_per_token(self) -> int:
         """What a token takes in the cache."""
         facts = self.bundle.manifest.architecture
@@ -138,7 +155,12 @@ class Session:
     def sibling(self) -> "Session":
         """A session of the same graph with an empty cache of its own, and the same prefix; costs no weights."""
         other = Session(
-            self.bundle, self._graph.ort_session, self.device, self.threads, batch_invariant=self.batch_invariant
+            self.bundle,
+            self._graph.ort_session,
+            self.device,
+            self.threads,
+            shared_threads=self.shared_threads,
+            batch_invariant=self.batch_invariant,
         )
         if self._prefix is not None:
             other.begin_after(self._prefix)
@@ -157,7 +179,8 @@ class Session:
         if prefix is not None:
             self._cache.write(0, 0, prefix)
         self._prefix = prefix
-        self._base = self._position = tokens
+        self._move_to(tokens)
+        self._base = tokens
 
     def close(self) -> None:
         """Free the graph, which all siblings share, once other threads' calls are done; later ones raise ClosedError.
@@ -255,7 +278,7 @@ class Session:
     def restore(self, content: KeysValues) -> None:
         """Hold what `remembered` gave, behind the same prefix, and nothing else."""
         self._cache.write(0, self._base, content)
-        self._position = self._base + content.shape[2]
+        self._move_to(self._base + content.shape[2])
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
@@ -265,11 +288,15 @@ class Session:
         """
         if not 0 <= count <= self.position:
             raise ContextError(f"cannot rewind {count} tokens: the cache holds {self.position}")
-        self._position -= count
+        self._move_to(self._position - count)
 
     def reset(self) -> None:
         """Forget all tokens; the prefix stays."""
-        self._position = self._base
+        self._move_to(self._base)
+
+    def _move_to(self, position: int) -> None:
+        self._most = self.most_tokens
+        self._position = position
 
     def _call(self, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> GraphCall:
         return GraphCall(self._graph, self._cache, 1, new_tokens, logit_rows, hidden=hidden)

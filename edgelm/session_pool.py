@@ -16,11 +16,10 @@ from edgelm.session import Session
 
 @dataclass
 class _Idle:
-    """A session that nobody uses, the prompt whose tokens it begins with, and how many tokens it ever held."""
+    """A session that nobody uses, and the prompt whose tokens it begins with."""
 
     session: Session
     prompt: tuple[int, ...] = ()
-    most_tokens: int = 0
 
 
 class SessionPool:
@@ -125,16 +124,18 @@ class SessionPool:
             if stored <= reused and best is not None and reused:
                 kept.remove(best)
                 return best, None, reused
-            # The one used least lately, or a new one where there is room for both.
+            # One that remembers nothing, or a new one where there is room for both, or the one used least lately.
+            empty = next((idle for idle in kept if not idle.prompt), None)
+            if empty is not None:
+                kept.remove(empty)
+                return empty, content, stored
             if kept and self._bytes(kept) + len(prompt) * self._first.bytes_per_token > self.limit_bytes:
                 return kept.pop(0), content, stored
             return None, content, stored
 
     def _take_back(self, idle: _Idle, prompt: Sequence[int]) -> None:
-        session, prefix = idle.session, idle.session.prefix
-        held = session.position
-        idle.most_tokens = max(idle.most_tokens, held + (0 if prefix is None else prefix.shape[2]))
-        if prefix is not self._first.prefix:
+        session, held = idle.session, idle.session.position
+        if session.prefix is not self._first.prefix:
             session.begin_after(self._first.prefix)
             held = 0
         idle.prompt = tuple(prompt[:held]) if len(prompt) >= LEAST_TOKENS else ()
@@ -142,12 +143,12 @@ class SessionPool:
             kept = self._idle
             kept.append(idle)
             while len(kept) > 1 and self._bytes(kept) > self.limit_bytes:
-                del kept[0]
+                kept.remove(next((other for other in kept if not other.prompt), kept[0]))
         if self.closed:
             self._idle = []
 
     def _bytes(self, kept: list[_Idle]) -> int:
-        return sum(idle.most_tokens for idle in kept) * self._first.bytes_per_token
+        return sum(idle.session.most_tokens for idle in kept) * self._first.bytes_per_token
 
     def _after_fork(self) -> None:
         """In the child: the sessions' threads stayed behind, and another thread may have held the lock."""

@@ -1,23 +1,26 @@
 """Generation with text on both ends: a prompt and options become a task, and a task's ids become chunks of text."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from edgelm.batch_generation import BatchPrompt, generate_batch
 from edgelm.chunk_stream import ChunkStream
 from edgelm.completion import Chunk, Completion, Stats
 from edgelm.decoding import EndsText, Step
-from edgelm.errors import ContextError, PromptError
+from edgelm.errors import ConfigError, ContextError, PromptError
 from edgelm.generate import generate
 from edgelm.generation_clock import GenerationClock
 from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
 from edgelm.long_context import WindowSession, behind_prefix, fitted, with_long_text
 from edgelm.prompts import Prompt, PromptEncoder
-from edgelm.scheduler import Scheduler
+from edgelm.scheduler import Scheduler, check_max_rows
 from edgelm.session_pool import SessionPool
 from edgelm.text_stream import TextStream
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,15 @@ class TextGeneration:
 
         Raises: as `Model.generate_batch`.
         """
-        own: Sequence[GenerationOptions] = [{} for _ in prompts] if each is None else each
+        check_max_rows(max_rows)
         if isinstance(prompts, str):
             raise PromptError("prompts must be a list, got one text: call generate for it")
+        prompts = _listed(prompts, "prompts must be a list of texts or of token ids")
+        own = (
+            [GenerationOptions() for _ in prompts] if each is None else _listed(each, "each must be a list of options")
+        )
+        if not all(isinstance(options, Mapping) for options in own):
+            raise ConfigError("each must hold the options of every prompt as a dict")
         if len(own) != len(prompts):
             raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
         tasks = [self.task(p, common.updated(dict(more))) for p, more in zip(prompts, own, strict=True)]
@@ -107,7 +116,7 @@ class TextGeneration:
         for task, prompt in zip(tasks, batch, strict=True):
             last = prompt.chunks[-1]
             assert last.stats is not None  # the last chunk always carries them
-            prompt.chunks[-1] = replace(last, stats=self._with_prefix(last.stats, task, 0))
+            prompt.chunks[-1] = replace(last, stats=self._with_prefix(last.stats, task, last.stats.reused_tokens))
         return [self.completion(task, prompt.chunks) for task, prompt in zip(tasks, batch, strict=True)]
 
     def completion(self, task: TextTask, chunks: Iterable[Chunk]) -> Completion:
@@ -196,3 +205,10 @@ class TextGeneration:
         for token_id in prompt:
             decoder.push(token_id)
         return TextStream(decoder, stop_strings)
+
+
+def _listed(values: Iterable[Item], wanted: str) -> list[Item]:
+    try:
+        return list(values)
+    except TypeError:
+        raise PromptError(f"{wanted}, got {type(values).__name__}") from None

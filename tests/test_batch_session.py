@@ -86,3 +86,13 @@ def test_limits(tiny: Session) -> None:
     batch.step([1, 2])
     with pytest.raises(ContextError, match="room for 10 tokens, and all are used"):
         batch.step([1, 2])
+
+
+@pytest.mark.parametrize("ids", [[5, 99_999], [5, -1]])
+def test_unknown_ids_are_refused(ids: list[int]) -> None:
+    session = Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    session.step([1, 2])
+    batch = session.batch(2, 10)
+    with pytest.raises(PromptError, match="token ids are 0 to 299 with this model"):
+        batch.step(ids)
+    assert batch.position == 2

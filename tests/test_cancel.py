@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 import edgelm
-from edgelm import ConfigError, Model, PromptError
+from edgelm import ConfigError, Model, PromptError, Session
 from edgelm.decoding import Step
 from edgelm.generate import generate
 from edgelm.generation_config import GenerationConfig
@@ -217,3 +217,22 @@ def test_closing_the_model_ends_open_tasks(model: Model) -> None:
 
     with pytest.raises(edgelm.ClosedError):
         asyncio.run(closed_meanwhile())
+
+
+def test_contrastive_search_leaves_a_long_prompt_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel, computed = threading.Event(), list[int]()
+    step_hidden = Session.step_hidden
+
+    def counted(session: Session, ids: Any) -> Any:
+        computed.append(len(ids))
+        cancel.set()
+        return step_hidden(session, ids)
+
+    prompt = [1 + i % 200 for i in range(200)]
+    options: dict[str, Any] = {"penalty_alpha": 0.5, "top_k": 3, "max_new_tokens": 5}
+    with edgelm.load(device="cpu", threads=1) as model:
+        whole = model.generate(prompt, **options)
+        assert model.generate(prompt, **options, cancel=cancel).choices == whole.choices
+        monkeypatch.setattr(Session, "step_hidden", counted)
+        found = model.generate(prompt, **options, cancel=cancel)
+    assert (found.choices[0].finish_reason, computed) == ("cancelled", [64])

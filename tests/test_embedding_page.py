@@ -17,6 +17,10 @@ SNIPPETS: list[str] = [
 ]
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in PAGE
+
+
 def test_there_are_snippets() -> None:
     assert len(SNIPPETS) >= 6
 

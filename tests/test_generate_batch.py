@@ -1,6 +1,7 @@
 """`Model.generate_batch`: each prompt as `generate` would."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +79,35 @@ def test_no_prompts_and_wrong_ones(model: Model) -> None:
 def test_an_error_in_one_prompt_is_the_callers(model: Model) -> None:
     with pytest.raises(ConfigError, match="no token is left to choose"):
         model.generate_batch(PROMPTS, each=[{}, {"suppress_tokens": list(range(300))}, {}, {}])
+
+
+def test_stats_say_what_was_reused(model: Model, tmp_path: Path) -> None:
+    """Of a state, and of the prompt before."""
+    ids = [1 + i % 200 for i in range(40)]
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as other:
+        other.save_state(tmp_path / "state", ids[:30])
+        other.load_state(tmp_path / "state")
+        found = other.generate_batch([[*ids, 7, 8], [*ids, 9, 9], [5, 5, 5]], max_new_tokens=3)
+    assert [completion.stats.reused_tokens for completion in found] == [30, 40, 0]
+
+
+def test_any_iterable_of_prompts_will_do(model: Model) -> None:
+    found = model.generate_batch((prompt for prompt in PROMPTS), max_new_tokens=3)  # type: ignore[arg-type]
+    assert [told(c) for c in found] == [told(model.generate(prompt, max_new_tokens=3)) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": ["a"], "max_rows": "8"}, "max_rows must be a whole number from 1 to 1024, got '8'"),
+        ({"prompts": ["a"], "max_rows": True}, "max_rows must be"),
+        ({"prompts": ["a"], "max_rows": 1025}, "max_rows must be"),
+        ({"prompts": None}, "prompts must be a list of texts or of token ids, got NoneType"),
+        ({"prompts": ["a"], "each": 3}, "each must be a list of options, got int"),
+        ({"prompts": ["a"], "each": [None]}, "each must hold the options of every prompt as a dict"),
+        ({"prompts": ["a"], "each": {"seed": 1}}, "each must hold the options of every prompt as a dict"),
+    ],
+)
+def test_wrong_arguments_get_a_sentence(model: Model, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(edgelm.EdgelmError, match=message):
+        model.generate_batch(**arguments)

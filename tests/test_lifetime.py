@@ -261,6 +261,9 @@ if hasattr(os, "fork"):
         else: 1 / 0
         sys.exit(0)
     assert os.waitpid(child, 0)[1] == 0
+import pickle
+copy = pickle.loads(pickle.dumps(models[1]))
+assert copy.session.shared_threads and ids(copy) == ids(models[1])
 models[0].close()
 ids(models[1])
 """

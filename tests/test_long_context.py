@@ -175,3 +175,21 @@ def test_the_flags(edgelm_command: RunCommand) -> None:
     assert refused.status == 1 and "set context_overflow to 'truncate' or 'window'" in refused.one_line()
     done = edgelm_command(*command, "--context-overflow", "truncate", "--pinned-tokens", "4", long)
     assert (done.status, done.stderr) == (0, "") and done.stdout.strip()
+
+
+def test_truncating_always_keeps_newest_tokens_too() -> None:
+    truncate = config(context_overflow="truncate", max_new_tokens=500, pinned_tokens=20)
+    assert fitted(list(range(100)), truncate, 40)[0] == [*range(20), *range(90, 100)]
+    assert fitted([7, 8, 9], config(context_overflow="truncate", pinned_tokens=1), 2)[0] == [7, 9]
+
+
+@pytest.mark.parametrize("pinned", [0, 3, 5, 6, 9, 100])
+def test_rows_of_a_window_do_not_see_each_other(pinned: int) -> None:
+    """Also where more is pinned than the prompt has: the first row's own tokens, which the second must not keep."""
+    options: dict[str, Any] = {"context_overflow": "window", "pinned_tokens": pinned, "do_sample": True, "seed": 1}
+    with edgelm.load(device="cpu", threads=1) as model:
+        prompt = model.tokenizer.encode("Lily had a cat.")
+        assert len(prompt) == 5
+        long = model.generate(prompt, max_new_tokens=515, num_return_sequences=2, eos_token_id=(), **options)
+        short = model.generate(prompt, max_new_tokens=30, num_return_sequences=2, eos_token_id=(), **options)
+    assert [c.token_ids[:30] for c in long.choices] == [c.token_ids for c in short.choices]

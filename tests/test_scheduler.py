@@ -1,11 +1,20 @@
 """Continuous batching: whatever is beside a text, it gets the same tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgelm import Bundle, ConfigError, ContextError, GenerationConfig, PromptError, Session
+from edgelm import (
+    Bundle,
+    ConfigError,
+    ContextError,
+    GenerationConfig,
+    InsufficientMemoryError,
+    PromptError,
+    Session,
+)
 from edgelm.bundle_parts import default_bundle_path
 from edgelm.decoding import Step
 from edgelm.generate import generate
@@ -178,3 +187,82 @@ def test_what_cannot_be_done_is_refused_when_it_is_submitted(tiny: Session) -> N
     with pytest.raises(ConfigError, match="max_rows must be a whole number from 1 to 1024, got 0"):
         Scheduler(tiny, max_rows=0)
     assert scheduler.pending == 0
+
+
+class Failing:
+    """Raises at the n-th call of a session's or batch's `step`."""
+
+    def __init__(self, step: Callable[[Any], Any], calls: list[int]) -> None:
+        self.step, self.calls = step, calls
+
+    def __call__(self, ids: Any) -> Any:
+        self.calls[0] -= 1
+        if self.calls[0] == 0:
+            raise InsufficientMemoryError("there is no memory left")
+        return self.step(ids)
+
+
+@pytest.mark.parametrize("fails", range(1, 9))
+def test_a_step_that_fails_loses_nothing(int8: Session, fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = config(max_new_tokens=5)
+    texts = [[1 + i % 300 for i in range(480)], [5, 6, 7], [9, 8]]
+
+    def tokens(calls: list[int]) -> list[list[Step]]:
+        scheduler, found = Scheduler(int8.sibling(), max_rows=3), dict[Handle, list[Step]]()
+        monkeypatch.setattr(scheduler._session, "step", Failing(scheduler._session.step, calls))
+        monkeypatch.setattr(scheduler._batch, "step", Failing(scheduler._batch.step, calls))
+        handles = [scheduler.submit(text, options, 0) for text in texts]
+        while scheduler.pending:
+            try:
+                run(scheduler, found)
+            except InsufficientMemoryError:
+                continue
+        return [found[handle] for handle in handles]
+
+    assert tokens([fails]) == tokens([0])
+
+
+def test_a_signal_that_raises_ends_its_own_text_only(tiny: Session) -> None:
+    class Gone:
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            if self.asked > 3:
+                raise ConnectionRefusedError("the manager is gone")
+            return False
+
+    scheduler, found, errors = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]](), []
+    bad = scheduler.submit([1, 2], config(max_new_tokens=9, cancel=Gone()), 0)
+    good = scheduler.submit([3, 4], config(max_new_tokens=9), 0)
+    while scheduler.pending:
+        for turn in scheduler.step():
+            if turn.error is not None:
+                errors.append((turn.handle, str(turn.error)))
+            elif turn.step is not None:
+                found.setdefault(turn.handle, []).append(turn.step)
+    assert errors == [(bad, "the manager is gone")]
+    assert found[good] == alone(tiny, [3, 4], config(max_new_tokens=9), 0)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_processor_may_cancel_any_text(tiny: Session, at: int) -> None:
+    """Its own, one before it and one after it; the others go on as if nothing were."""
+    scheduler, found = Scheduler(tiny.sibling(), max_rows=5), dict[Handle, list[Step]]()
+    texts, handles = prompts(5), list[Handle]()
+
+    def cancels(ids: Any, logits: Any) -> Any:
+        if len(ids) == len(texts[2]) + at:
+            for place in (0, 2, 4):
+                scheduler.cancel(handles[place])
+        return logits
+
+    for place, text in enumerate(texts):
+        own = {"logits_processor": cancels} if place == 2 else {}
+        handles.append(scheduler.submit(text, config(max_new_tokens=8, **own), 0))
+    while scheduler.pending:
+        run(scheduler, found)
+    for place in (1, 3):
+        assert found[handles[place]] == alone(tiny, texts[place], config(max_new_tokens=8), 0)
+    assert len(found.get(handles[2], [])) == at
+    assert all(step.finish_reason is None for place in (0, 2, 4) for step in found.get(handles[place], []))

@@ -232,3 +232,13 @@ def test_no_chunk_ends_in_a_tile_of_one_token(bundle: Path) -> None:
                 session.step(ids[:cut])
                 assert np.array_equal(session.step(ids[cut:]), wanted), (length, cut)
                 assert np.array_equal(session.remembered(length), cache), (length, cut)
+
+
+def test_switches_and_devices_are_checked() -> None:
+    bundle: Any = Bundle.read(TINY_BUNDLE)
+    wrong: Any = "no"
+    for name in ("batch_invariant", "shared_threads"):
+        with pytest.raises(DeviceError, match=f"{name} must be True or False, got 'no'"):
+            Session.open(bundle, **{name: wrong})
+    with pytest.raises(DeviceError, match="device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got None"):
+        Session.open(bundle, device=None)  # type: ignore[arg-type]

@@ -110,3 +110,39 @@ def test_threads_may_share_a_pool() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_the_limit_counts_what_was_rewound(session: Session) -> None:
+    pool = SessionPool(session, limit_bytes=100 * session.bytes_per_token)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step([*PROMPT, 1, 2, 3])
+        lent.rewind(3)
+    assert pool.idle_bytes == (len(PROMPT) + 3) * session.bytes_per_token
+
+
+def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(session: Session) -> None:
+    pool = SessionPool(session, limit_bytes=2 * 31 * session.bytes_per_token)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+    for _ in range(20):
+        with pool.borrowed() as (lent, _):
+            lent.step(PROMPT[:20])
+    assert pool.idle_bytes == (len(PROMPT) + 20) * session.bytes_per_token
+    with pool.borrowed([*PROMPT, 5, 6]) as (_, reused):
+        assert reused == len(PROMPT)
+
+
+def test_a_models_session_is_nobody_elses() -> None:
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
+        wanted = model.generate(PROMPT, max_new_tokens=9).choices
+        model.session.step(PROMPT)
+        model.session.begin_after(model.session.remembered(20))
+        for _ in range(2):
+            model.forget()
+            assert model.generate(PROMPT, max_new_tokens=9).choices == wanted
+
+
+@pytest.mark.parametrize("limit", ["x", None, -1, 1.5, True])
+def test_the_limit_is_checked(limit: Any) -> None:
+    with pytest.raises(edgelm.ConfigError, match="prefix_cache_bytes must be a whole number from 0"):
+        edgelm.load(TINY_BUNDLE, prefix_cache_bytes=limit)

@@ -41,7 +41,7 @@ class PrefixPlan:
         else:
             bake(Session.open(bundle, device="cpu"), bundle_tokenizer(bundle), self.text, made, self.dtype)
         prefix = read_prefix(made, bundle)
-        shutil.move(made, draft / PREFIX_FILE)
+        shutil.copyfile(made, draft / PREFIX_FILE)  # with the permissions of its neighbours
         return prefix
 
 

@@ -182,6 +182,8 @@ def test_float16_and_budgets(tmp_path: Path) -> None:
     assert prefix is not None
     numbers = prefix.content.size
     assert 2 * numbers < made.bundle.manifest.files["prefix.kv"].size_bytes < 2 * numbers + 1000
+    modes = {path.stat().st_mode for path in made.bundle.path.iterdir()}
+    assert len(modes) == 1, "who may read the bundle may read its prefix"
 
 
 def test_the_body_is_what_tells_checkpoints_apart(tmp_path: Path) -> None:
