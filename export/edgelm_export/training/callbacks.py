@@ -15,6 +15,8 @@ _REDRAW_SECONDS = 0.5
 _LINE_SECONDS = 30.0
 """How often a line is written where stderr is no terminal."""
 _BAR_CELLS = 24
+_LONGEST_WAIT_SECONDS = 5.0
+"""For a step that is logged, once a signal came."""
 
 
 class Stop:
@@ -55,14 +57,23 @@ class Stop:
 class Clock(transformers.TrainerCallback):  # type: ignore[misc]
     """Counts the seconds of a run over all its parts, asks for checkpoints by them, and ends it when they are used up.
 
-    Checkpoints are asked for at steps that are logged only: so a resumed run averages its losses over the same steps.
+    Checkpoints are asked for at steps that are logged: so a resumed run averages its losses over the same steps. Only a
+    signal does not wait for such a step for more than some seconds.
     """
 
-    def __init__(self, stop: Stop, log_every: int, save_seconds: float, limit_seconds: float | None) -> None:
+    def __init__(
+        self,
+        stop: Stop,
+        log_every: int,
+        save_seconds: float,
+        limit_seconds: float | None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.seconds = 0.0
-        self._stop, self._log_every = stop, log_every
+        self._stop, self._log_every, self._say = stop, log_every, say
         self._save_seconds, self._limit_seconds = save_seconds, limit_seconds
         self._ticked = self._saved = time.monotonic()
+        self._asked: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
@@ -72,17 +83,22 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self._tick()
         if self._limit_seconds is not None and self.seconds >= self._limit_seconds:
             self._stop.out_of_time = True
-        if state.global_step % self._log_every:
-            return
-        if self._stop.signal is not None or self._stop.out_of_time:
-            control.should_save = control.should_training_stop = True
+        logged = state.global_step % self._log_every == 0
+        if self._stop.out_of_time or (self._stop.signal is not None and (logged or self._waited_long())):
+            control.should_log = control.should_save = control.should_training_stop = True
             # The end by the clock is a result, and is measured; the end by a signal may go on.
             control.should_evaluate = control.should_evaluate or self._stop.out_of_time
-        elif time.monotonic() - self._saved >= self._save_seconds:
+        elif logged and time.monotonic() - self._saved >= self._save_seconds:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._saved = time.monotonic()
+
+    def _waited_long(self) -> bool:
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._say("stopping, and writing a checkpoint ...")
+        return time.monotonic() - self._asked >= _LONGEST_WAIT_SECONDS
 
     def _tick(self) -> None:
         now = time.monotonic()

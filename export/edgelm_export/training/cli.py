@@ -9,6 +9,7 @@ import click
 
 from edgelm.errors import TrainingError
 from edgelm_export.training.run_options import FILE, patience_flag, place_flags
+from edgelm_export.training.template import unescaped
 
 if TYPE_CHECKING:
     from edgelm_export.training.run import Outcome
@@ -74,7 +75,7 @@ def stopped(outcome: "Outcome") -> int:
     "--separator",
     default="<|endoftext|>",
     metavar="TEXT",
-    help="What stands between documents.  [default: <|endoftext|>]",
+    help="What stands between documents; \\n is a new line.  [default: <|endoftext|>]",
 )
 @click.option("--held-out", type=Count(), help="Measure on the first N documents.  [default: every 50th]")
 @click.option(
@@ -149,6 +150,7 @@ def command(data: tuple[Path, ...], more: tuple[Path, ...], out: Path, **options
     from edgelm_export.training.options import PretrainOptions
     from edgelm_export.training.pretrain import pretrain
 
+    options["separator"] = unescaped(options["separator"])
     done = pretrain([*data, *more], out, PretrainOptions(**options), say=say)
     outcome = done.outcome
     if done.report is None:

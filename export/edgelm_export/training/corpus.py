@@ -55,21 +55,26 @@ def read_corpus(files: Sequence[Path], *, separator: str = END_OF_TEXT, held_out
     nothing is left. Line ends become "\\n", a byte order mark goes.
 
     Args:
-        separator: what stands between documents; "<|endoftext|>" is taken out of them in any case.
+        separator: what stands between documents; "<|endoftext|>" is taken out of them in any case, and may be missing.
         held_out: hold out the first so many documents; None: every 50th, or where there are fewer than 20 documents,
             the last 5% of each.
 
     Raises:
-        TrainingError: a file is missing, empty or no UTF-8 text, or no document is left to train on.
+        TrainingError: a file is missing, empty or no UTF-8 text, or no document is left to train on; another
+            `separator` is in none of them.
     """
     if not separator:
         raise TrainingError("the separator of documents is empty; give a text such as '<|endoftext|>'")
-    digest, size_bytes, documents = hashlib.sha256(), 0, []
+    digest, size_bytes, separated, documents = hashlib.sha256(), 0, False, list[str]()
     for file in files:
         content = _read(file)
         digest.update(content)
         size_bytes += len(content)
-        documents += _split(_decode(content, file), separator)
+        text = _decode(content, file)
+        separated |= separator in text
+        documents += _split(text, separator)
+    if not (separated or separator == END_OF_TEXT):
+        raise TrainingError(f"the separator {separator!r} is nowhere in {_names(files)}")
     if not documents:
         raise TrainingError(f"nothing but white space in {_names(files)}: there is no text to train on")
     training, spared = _hold_out(documents, held_out)
@@ -107,6 +112,8 @@ def _decode(content: bytes, file: Path) -> str:
     for magic, name in _PACKED.items():
         if content.startswith(magic):
             raise TrainingError(f"{file} is compressed ({name}); unpack it first")
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        raise TrainingError(f"{file} is UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {file.name}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise TrainingError(f"{file} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {file.name}")
     zero = content.find(b"\0")

@@ -15,8 +15,15 @@ from edgelm_export.training.finetune import fast_to_train
 from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE
 from edgelm_export.training.run import Outcome, Precision, Schedule, train
-from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
-from edgelm_export.training.run_options import check_least, check_positive, recorded
+from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, fingerprints
+from edgelm_export.training.run_options import (
+    MOST_SEED,
+    MOST_TOKENS,
+    check_least,
+    check_most,
+    check_positive,
+    recorded,
+)
 from edgelm_export.training.sizes import defaults_for
 from edgelm_export.training.student import Apprentice, new_student, student_from_layers
 from edgelm_export.training.tuning_data import TextData, read_text
@@ -56,6 +63,7 @@ class DistillOptions:
     def __post_init__(self) -> None:
         least = {"layers": 1, "tokens": 1, "batch_tokens": 2, "soft": 0, "hidden": 0, "hard": 0}
         check_least(self, least | {"evaluations": 1, "patience": 0, "seed": 0})
+        check_most(self, {"tokens": MOST_TOKENS, "seed": MOST_SEED})
         check_positive(self, "temperature", "learning_rate")
         if self.soft == self.hidden == 0:
             raise TrainingError("--soft and --hidden are both 0: the teacher would teach nothing; use edgelm pretrain")
@@ -88,14 +96,15 @@ def distill(
     master = fast_to_train(checkpoint.model)
     student = _student(master, options)
     window = min(student.config.n_positions, master.config.n_positions)
-    texts = read_text(data, options.held_out, checkpoint, window)
+    texts = read_text(data, options.held_out, checkpoint, window, "a size with a shorter context")
+    marks = fingerprints(checkpoint, data, options.held_out)
     device = torch.device(device_for(options.device))
     master.to(device)
     taught = texts.held_out_loss(master)
     weights = DistillationWeights(options.soft, options.hidden, options.hard, options.temperature)
     torch.manual_seed(options.seed)
     apprentice = Apprentice.of(student, master, weights).to(device)
-    recording = {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)}
+    recording = {**marks, **recorded(options)}
     batch = _batch_tokens(options, student.config, window)
     folder, precision = begin_run(out, started, recording, lambda: fastest_precision(apprentice, batch, window)[0])
     schedule = _schedule(options, texts, student.config, precision)

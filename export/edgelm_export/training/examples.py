@@ -52,7 +52,10 @@ class Task:
         """
         if (prompt is None) != (completion is None):
             raise ConfigError("a template for the prompt needs one for the completion, and the other way round")
-        task = cls(Template.parse(prompt or "{prompt}"), Template.parse(completion or "{completion}"))
+        task = cls(
+            Template.parse("{prompt}" if prompt is None else prompt),
+            Template.parse("{completion}" if completion is None else completion),
+        )
         if not task.completion.columns:
             raise ConfigError(f"the completion template {completion!r} names no column: there is nothing to learn")
         return task

@@ -18,8 +18,15 @@ from edgelm_export.training.prefix_tuning import save_prefix, with_prefix
 from edgelm_export.training.records import is_records_file
 from edgelm_export.training.report import CURVES_FILE
 from edgelm_export.training.run import Precision, Schedule, train
-from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, sha256_of_file
-from edgelm_export.training.run_options import check_least, check_positive, recorded
+from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, fingerprints
+from edgelm_export.training.run_options import (
+    MOST_EPOCHS,
+    MOST_SEED,
+    check_least,
+    check_most,
+    check_positive,
+    recorded,
+)
 from edgelm_export.training.tuning_data import TuningData, read_tasks, read_text
 from edgelm_export.training.tuning_report import Tuned, TuningReport
 
@@ -62,6 +69,7 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "rank": 1, "prefix_tokens": 2, "patience": 0, "evaluations": 1, "seed": 0}
         check_least(self, least)
+        check_most(self, {"epochs": MOST_EPOCHS, "seed": MOST_SEED})
         check_positive(self, "epochs", "learning_rate")
 
 
@@ -91,6 +99,7 @@ def finetune(
     started = check_out(out)
     checkpoint = load_checkpoint(base, revision)
     prepared = _read(data, options, checkpoint)
+    marks = fingerprints(checkpoint, data, options.held_out)
     for note in prepared.notes:
         say(note)
     model = fast_to_train(checkpoint.model).to(device_for(options.device))
@@ -99,7 +108,7 @@ def finetune(
     tuned = _with_method(model, options, prepared)
     learned = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     row, batch = prepared.tokens_a_row, options.batch_size * prepared.tokens_a_row
-    recording = {"base": checkpoint.name, "data": sha256_of_file(data), **recorded(options)}
+    recording = {**marks, **recorded(options)}
     folder, precision = begin_run(out, started, recording, lambda: fastest_precision(tuned, batch, row)[0])
     schedule = _schedule(options, prepared, precision)
     say(
@@ -174,7 +183,7 @@ def _read(data: Path, options: FinetuneOptions, checkpoint: Checkpoint) -> Tunin
     window = min(room, context // 2) if options.window is None else options.window
     if not 2 <= window <= room:
         raise TrainingError(f"--window must be 2 to {room} tokens, got {window}")
-    return read_text(data, options.held_out, checkpoint, window)
+    return read_text(data, options.held_out, checkpoint, window, "a smaller --window")
 
 
 def _with_method(model: Any, options: FinetuneOptions, data: TuningData) -> Any:

@@ -1,12 +1,13 @@
 """Documents packed into one stream of tokens, and the batches of a training run cut from it by index alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from edgelm.errors import TrainingError
 from edgelm_export.training.bpe import encode
 from edgelm_export.training.corpus import END_OF_TEXT
 
@@ -38,6 +39,19 @@ def pack(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Packed:
     pieces = [np.array([first, *encode(tokenizer, document)], dtype=np.int32) for document in documents]
     starts = np.cumsum([0, *map(len, pieces[:-1])], dtype=np.int64)
     return Packed(np.concatenate(pieces), starts)
+
+
+def refuse_too_little(parts: Mapping[str, Packed], window: int, remedy: str) -> None:
+    """Raises TrainingError where one of `parts`, by what they are for, does not fill a window.
+
+    Args:
+        remedy: what to give instead of more text.
+    """
+    for name, packed in parts.items():
+        if len(packed) < window:
+            raise TrainingError(
+                f"only {len(packed)} tokens {name}, less than one window of {window}; give more text, or {remedy}"
+            )
 
 
 @dataclass(frozen=True)

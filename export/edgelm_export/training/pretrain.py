@@ -1,5 +1,6 @@
 """``edgelm pretrain``: text files become a tokenizer and a GPT-2 trained on them, in a Hugging Face folder."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,16 @@ import transformers
 
 from edgelm.errors import TrainingError
 from edgelm_export.training.bpe import load_bpe, save_bpe, train_bpe
-from edgelm_export.training.corpus import Corpus, read_corpus
+from edgelm_export.training.corpus import END_OF_TEXT, Corpus, read_corpus
 from edgelm_export.training.curves import draw_curves
 from edgelm_export.training.held_out import loss_in_windows
 from edgelm_export.training.micro_batches import free_bytes, parts_that_fit
 from edgelm_export.training.options import PretrainOptions
-from edgelm_export.training.packing import BatchStream, Packed, Phase, pack
+from edgelm_export.training.packing import BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE, TrainingReport, draw_samples
 from edgelm_export.training.run import Outcome, Schedule, train
-from edgelm_export.training.run_folder import RUN_FOLDER, check_out, device_for, end_run
+from edgelm_export.training.run_folder import RUN_FOLDER, check_out, device_for, end_run, sha256_of_weights
 from edgelm_export.training.run_record import RunRecord, refuse_changes
 from edgelm_export.training.sizes import defaults_for, load_weights, named_config, shape_name
 
@@ -55,12 +56,13 @@ def pretrain(
     started, folder = check_out(out), out / RUN_FOLDER
     corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
     config = _config(options)
-    recorded = {"data": corpus.sha256, **options.recorded(), "size": shape_name(config)}
+    recorded = {"data": corpus.sha256, **options.recorded(), "size": shape_name(config), "config": _fields(config)}
+    if options.start_from is not None:
+        recorded["weights"] = sha256_of_weights(options.start_from)
     if started is not None:
         refuse_changes(started, recorded, out)
     tokenizer = _new_tokenizer(corpus, config, options) if started is None else load_bpe(folder / "tokenizer")
-    if options.start_from is None:
-        config.vocab_size = max(tokenizer.get_vocab().values()) + 1
+    _fit_vocabulary(config, tokenizer, options)
     training, held_out = pack(corpus.training, tokenizer), pack(corpus.held_out, tokenizer)
     say(
         f"{len(corpus.training):,} documents, {len(training):,} tokens of {config.vocab_size:,} to train on; "
@@ -71,7 +73,11 @@ def pretrain(
     model = _model(config, options)
     record = started or RunRecord(recorded, _decide(model, len(training), options))
     schedule, phases = _schedule(record, config, options)
-    _refuse_too_little(training, held_out, max(phase.window for phase in phases))
+    refuse_too_little(
+        {"to train on": training, "held out": held_out},
+        max(phase.window for phase in phases),
+        "a size with a shorter context",
+    )
     if started is None:  # nothing is written before all is known to fit
         save_bpe(tokenizer, folder / "tokenizer")
         record.write(folder)
@@ -112,6 +118,24 @@ def _config(options: PretrainOptions) -> transformers.GPT2Config:
     return named_config(str(options.start_from / "config.json"))
 
 
+def _fields(config: transformers.GPT2Config) -> str:
+    """All of a configuration, to tell one from another."""
+    fields = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
+    return json.dumps(fields, sort_keys=True)
+
+
+def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Tokenizer, options: PretrainOptions) -> None:
+    """Give a new model the tokenizer's tokens, and any model its <|endoftext|> to begin and end with."""
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if options.start_from is None:
+        config.vocab_size = tokens
+    elif tokens > config.vocab_size:
+        raise TrainingError(
+            f"the tokenizer of {options.start_from} knows {tokens} tokens, its model only {config.vocab_size}"
+        )
+    config.bos_token_id = config.eos_token_id = tokenizer.token_to_id(END_OF_TEXT)
+
+
 def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
     device = device_for(options.device)
     config.embd_pdrop = config.resid_pdrop = options.dropout
@@ -124,6 +148,8 @@ def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
         model = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
     else:
         model = load_weights(options.start_from, config)
+        model.generation_config.bos_token_id = config.bos_token_id
+        model.generation_config.eos_token_id = config.eos_token_id
     return model.to(device)
 
 
@@ -176,15 +202,6 @@ def _schedule(record: RunRecord, config: Any, options: PretrainOptions) -> tuple
         limit_seconds=None if options.hours is None else options.hours * 3600,
     )
     return schedule, [phase for phase in phases if phase.steps]
-
-
-def _refuse_too_little(training: Packed, held_out: Packed, window: int) -> None:
-    for name, packed in (("to train on", training), ("held out", held_out)):
-        if len(packed) < window:
-            raise TrainingError(
-                f"only {len(packed)} tokens {name}, less than one window of {window}; give more text, or a size with "
-                "a shorter context"
-            )
 
 
 def _report(

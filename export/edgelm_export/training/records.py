@@ -40,6 +40,8 @@ def read_records(path: Path) -> Records:
     Raises:
         TrainingError: the file cannot be read, is too large, is not UTF-8, or breaks its format; or has no rows.
     """
+    if not is_records_file(path):
+        raise TrainingError(f"{str(path)!r} is no file of records: its name must end in {', '.join(_PARSERS)}")
     parse = _PARSERS[path.suffix.lower()]
     try:
         size = path.stat().st_size

@@ -33,17 +33,15 @@ class TrainingReport:
 
     def write(self, folder: Path) -> None:
         """Put report.json and report.md into `folder`."""
-        content = {**asdict(self), "gap": self.gap}
-        (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        write_report(folder, {**asdict(self), "gap": self.gap}, self.markdown())
 
     def markdown(self) -> str:
         """The report for people."""
         lines = ["# Training report", "", "| measured | loss (nats a token) | perplexity |", "|---|---|---|"]
         for window, loss in self.held_out.items():
-            lines.append(f"| held-out text, windows of {window} | {loss:.4f} | {_perplexity(loss):.2f} |")
+            lines.append(f"| held-out text, windows of {window} | {loss:.4f} | {perplexity(loss):.2f} |")
         first = next(iter(self.held_out))
-        lines.append(f"| training text, windows of {first} | {self.training:.4f} | {_perplexity(self.training):.2f} |")
+        lines.append(f"| training text, windows of {first} | {self.training:.4f} | {perplexity(self.training):.2f} |")
         lines += ["", f"Overfitting gap: {self.gap:.4f} nats a token.", "", f"![loss curves]({CURVES_FILE})", ""]
         lines += ["| fact | |", "|---|---|"]
         lines += [f"| {name} | {shown(value)} |" for name, value in self.facts.items()]
@@ -74,7 +72,16 @@ def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: i
     return samples
 
 
-def _perplexity(loss: float) -> float:
+def write_report(folder: Path, content: Mapping[str, object], markdown: str) -> None:
+    """Put report.md and then report.json, which says that the run is finished, into `folder`."""
+    (folder / "report.md").write_text(markdown, encoding="utf-8")
+    part = folder / "report.json.part"
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / "report.json")
+
+
+def perplexity(loss: float) -> float:
+    """Its exponential, infinite where that is too large for a float32."""
     return float(torch.tensor(loss).exp())
 
 

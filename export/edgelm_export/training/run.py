@@ -1,16 +1,18 @@
 """A training run by transformers' Trainer: optimizer steps over a stream of batches, measured on held-out text."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from edgelm.errors import TrainingError
@@ -97,13 +99,14 @@ def train(
         TrainingError: the loss became NaN or infinite.
     """
     stop = Stop()
-    clock = Clock(stop, schedule.log_every, schedule.save_seconds, schedule.limit_seconds)
+    clock = Clock(stop, schedule.log_every, schedule.save_seconds, schedule.limit_seconds, say)
     callbacks: list[Any] = [clock, ProgressBar(schedule.batch_tokens), _Diverged()]
     if schedule.patience is not None:
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=schedule.patience))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(folder)
-    if checkpoint is not None:
+    before = _read_ended(folder) if checkpoint is not None else None
+    if checkpoint is not None and before is None:
         say(f"resuming after step {checkpoint.name.removeprefix('checkpoint-')} of {schedule.steps}")
     with quiet_torch(), stop.on_signals():
         trainer = _Trainer(
@@ -117,14 +120,25 @@ def train(
         if schedule.optimizer == "muon":
             trainer.optimizer = MuonAdamW(model, schedule.learning_rate, schedule.weight_decay, schedule.beta2)
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if before is not None:
+            trainer.take(folder / before.kept)
+            return before.outcome
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _disk_is_full(error):
+                raise
+            raise TrainingError(
+                f"cannot write a checkpoint into {folder}: the disk is full; free some of it and give the same command "
+                "again"
+            ) from None
     state = trainer.state
     ended: Literal["complete", "early", "time", "signal"] = "complete"
     if stop.out_of_time:
         ended = "time"
     elif state.global_step < schedule.steps:
         ended = "signal" if stop.signal is not None else "early"
-    return Outcome(
+    outcome = Outcome(
         log=tuple(
             {name: entry[name] for name in _LOGGED if name in entry}
             for entry in state.log_history
@@ -136,6 +150,39 @@ def train(
         ended=ended,
         signal=stop.signal,
     )
+    if ended != "signal":
+        kept = state.best_model_checkpoint if schedule.keep == "best" else None
+        _Ended(outcome, Path(kept or f"checkpoint-{state.global_step}").name).write(folder)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What a run that needs no more steps left behind, for a call that was stopped later, before its report."""
+
+    outcome: Outcome
+    kept: str
+    """The checkpoint with the weights to keep."""
+
+    def write(self, folder: Path) -> None:
+        part = folder / "ended.json.part"
+        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        part.replace(folder / "ended.json")
+
+
+def _read_ended(folder: Path) -> _Ended | None:
+    try:
+        content = json.loads((folder / "ended.json").read_text(encoding="utf-8"))
+        outcome = Outcome(**{**content["outcome"], "log": tuple(content["outcome"]["log"])})
+        return _Ended(outcome, content["kept"]) if (folder / content["kept"]).is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """torch reports it as a RuntimeError of its archive's writer, safetensors in its message."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "inline_container" in str(error) or "No space left" in str(error)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -201,6 +248,10 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         # The log is kept in checkpoints, and so are the seconds.
         super().log({**logs, "seconds": self.clock.seconds}, start_time)
 
+    def take(self, checkpoint: Path) -> None:
+        """Load the weights of a checkpoint into the model."""
+        self._load_from_checkpoint(str(checkpoint), self.model)
+
     def get_train_dataloader(self) -> Any:
         batches = self.train_dataset
         loader = DataLoader(batches, batch_size=1, sampler=SequentialSampler(batches), collate_fn=_only)
@@ -220,7 +271,8 @@ class _Diverged(transformers.TrainerCallback):  # type: ignore[misc]
         loss = logs.get("loss", 0.0)
         if not np.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} at step {state.global_step}; use a smaller --learning-rate, or more warm-up"
+                f"the loss became {loss} at step {state.global_step}; start again with a smaller "
+                "--learning-rate, or more warm-up, and another --out"
             )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from edgelm.errors import TrainingError
+from edgelm_export.checkpoint import Checkpoint
+from edgelm_export.source_body import body_sha256
 from edgelm_export.training.run import Precision
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
 
@@ -62,6 +64,24 @@ def sha256_of_file(file: Path) -> str:
     """Hexadecimal; tells one file of data from another."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_weights(folder: Path) -> str:
+    """Hexadecimal; tells one checkpoint's weights from another's."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(f"{file.name} {sha256_of_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprints(checkpoint: Checkpoint, data: Path, held_out: Path | None) -> dict[str, object]:
+    """What must stay the same when the tuning of a checkpoint is resumed, beside its options."""
+    return {
+        "base": checkpoint.name,
+        "weights": body_sha256(checkpoint.model),
+        "data": sha256_of_file(data),
+        "held-out data": None if held_out is None else sha256_of_file(held_out),
+    }
 
 
 def device_for(asked: str) -> str:

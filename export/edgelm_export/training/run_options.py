@@ -8,6 +8,10 @@ import click
 
 from edgelm.errors import TrainingError
 
+MOST_SEED = 2**32 - 1
+"""numpy's."""
+MOST_TOKENS = 10**13
+MOST_HOURS = MOST_EPOCHS = 10**6
 Function = TypeVar("Function", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
@@ -18,6 +22,14 @@ def check_least(options: object, least: Mapping[str, float]) -> None:
         value = getattr(options, name)
         if value is not None and not value >= limit:
             raise TrainingError(f"--{_flag(name)} must be at least {limit}, got {value}")
+
+
+def check_most(options: object, most: Mapping[str, float]) -> None:
+    """Raises TrainingError where a field of `options` is above its greatest value; None passes."""
+    for name, limit in most.items():
+        value = getattr(options, name)
+        if value is not None and not value <= limit:
+            raise TrainingError(f"--{_flag(name)} must be at most {limit:,}, got {value}")
 
 
 def check_positive(options: object, *names: str) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from edgelm.errors import TrainingError
 
 _FILE = "run.json"
+_HASHED = ("data", "held-out data", "weights")
+"""What is recorded by its SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def refuse_changes(started: RunRecord, options: Mapping[str, object], out: Path)
 
 
 def _shown(name: str, value: object) -> str:
-    if name == "data":
-        return f"other data (sha256 {str(value)[:12]}...)" if value else "no data"
+    if name in _HASHED:
+        return f"other {name} (sha256 {str(value)[:12]}...)" if value else f"no {name}"
+    if name == "config":
+        return "another config.json"
     return f"no --{name}" if value is None else f"--{name} {value}"

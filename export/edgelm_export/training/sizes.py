@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.activations import ACT2FN
 
 from edgelm.errors import TrainingError
 from edgelm_export.hub import first_line
@@ -36,6 +37,7 @@ SIZES = {
 """Parameters with their token table; heads of 32 or 64 numbers suit the runtime's attention as they are."""
 
 
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 _SHAPE_FIELDS = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
 
 
@@ -48,6 +50,7 @@ def named_config(size: str) -> transformers.GPT2Config:
     if size in SIZES:
         shape = SIZES[size]
         return transformers.GPT2Config(
+            **NO_DROPOUT,
             vocab_size=shape.vocab,
             n_positions=shape.context,
             n_embd=shape.width,
@@ -65,9 +68,16 @@ def named_config(size: str) -> transformers.GPT2Config:
         missing = [name for name in _SHAPE_FIELDS if name not in fields]
         if missing:
             raise ValueError(f"it does not say {', '.join(missing)}")
-        config = transformers.GPT2Config.from_dict(fields | {"bos_token_id": 0, "eos_token_id": 0})
+        for name in _SHAPE_FIELDS:
+            if type(fields[name]) is not int or fields[name] < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {fields[name]!r}")
+        config = transformers.GPT2Config.from_dict(fields | NO_DROPOUT | {"bos_token_id": 0, "eos_token_id": 0})
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd {config.n_embd} is no multiple of n_head {config.n_head}")
+        if config.n_positions % 2:
+            raise ValueError(f"n_positions must be even, for windows of half of it, got {config.n_positions}")
+        if config.activation_function not in ACT2FN:
+            raise ValueError(f"transformers knows no activation_function {config.activation_function!r}")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise TrainingError(f"cannot take the shape from {size}: {error}") from None
     return config

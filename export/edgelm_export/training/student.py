@@ -5,8 +5,9 @@ from typing import Any
 import torch
 import transformers
 
+from edgelm.errors import TrainingError
 from edgelm_export.training.distillation_loss import DistillationWeights, distillation_loss, teacher_layer
-from edgelm_export.training.sizes import named_config
+from edgelm_export.training.sizes import NO_DROPOUT, named_config
 
 
 def new_student(teacher: Any, size: str, seed: int) -> Any:
@@ -17,9 +18,14 @@ def new_student(teacher: Any, size: str, seed: int) -> Any:
         size: a name in `edgelm_export.training.sizes.SIZES`, or the path of a GPT-2 config.json.
 
     Raises:
-        TrainingError: there is no such size.
+        TrainingError: there is no such size, or it has more layers than the teacher.
     """
     config = named_config(size)
+    if config.n_layer > teacher.config.n_layer:
+        raise TrainingError(
+            f"a student has at most its teacher's {teacher.config.n_layer} layers, {size} has {config.n_layer}: give a "
+            "smaller size"
+        )
     for name in ("vocab_size", "bos_token_id", "eos_token_id"):
         setattr(config, name, getattr(teacher.config, name))
     config.n_positions = min(config.n_positions, teacher.config.n_positions)
@@ -36,7 +42,7 @@ def student_from_layers(teacher: Any, layers: int) -> Any:
         teacher: a ``transformers.GPT2LMHeadModel``.
         layers: from 1 to the teacher's number.
     """
-    config = transformers.GPT2Config.from_dict(teacher.config.to_dict() | {"n_layer": layers})
+    config = transformers.GPT2Config.from_dict(teacher.config.to_dict() | NO_DROPOUT | {"n_layer": layers})
     student = transformers.GPT2LMHeadModel._from_config(config)
     kept = {teacher_layer(layer, layers, teacher.config.n_layer): layer for layer in range(layers)}
     state = {}

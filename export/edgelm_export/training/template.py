@@ -24,9 +24,8 @@ class Template:
         Raises:
             ConfigError: a brace has no partner, or holds something else than the name of a column.
         """
-        unescaped = re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
         try:
-            parts = list(string.Formatter().parse(unescaped))
+            parts = list(string.Formatter().parse(unescaped(text)))
         except ValueError as error:
             raise ConfigError(f"the template {text!r} cannot be read: {error}; write {{{{ for a brace") from None
         for _, name, spec, conversion in parts:
@@ -42,3 +41,8 @@ class Template:
     def fill(self, row: Mapping[str, str]) -> str:
         """The text for one row, which has all `columns`."""
         return "".join(before + ("" if name is None else row[name]) for before, name in self.parts)
+
+
+def unescaped(text: str) -> str:
+    r"""A text as it is typed in a shell: the characters ``\n`` are a new line, ``\t`` is a tab, ``\\`` a backslash."""
+    return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)

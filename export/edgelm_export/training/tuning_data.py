@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from edgelm.errors import TrainingError
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.training.corpus import END_OF_TEXT, read_corpus
+from edgelm_export.training.corpus import END_OF_TEXT, read_corpus, read_documents
 from edgelm_export.training.examples import Example, Task, pad, read_examples
 from edgelm_export.training.held_out import Loss, loss_in_windows, measuring
-from edgelm_export.training.packing import IGNORED, BatchStream, Packed, Phase, pack
+from edgelm_export.training.packing import IGNORED, BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_export.training.run import Batch
 
 HELD_OUT_EVERY = 20
@@ -142,8 +142,12 @@ def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: i
     return Loss(nats, tokens)
 
 
-def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window: int) -> TextData:
+def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window: int, remedy: str) -> TextData:
     """Plain text as `pretrain` reads it, in the checkpoint's tokens.
+
+    Args:
+        held_out: another file, all of which is held out; None: a part of `file`.
+        remedy: what to give instead of more text, where there is less than a window.
 
     Raises:
         TrainingError: a file cannot be read, is too short, or the checkpoint has no token between documents.
@@ -154,19 +158,22 @@ def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window:
             f"{checkpoint.name!r} has no token {END_OF_TEXT} to put between documents; give examples with a prompt "
             "and a completion instead of plain text"
         )
-    corpus = read_corpus([file])
-    training, spared = corpus.training, corpus.held_out
-    if held_out is not None:
-        other = read_corpus([held_out])
-        spared = other.training + other.held_out
-        training = tuple(text for text in corpus.training + corpus.held_out if text not in set(spared))
+    if held_out is None:
+        corpus = read_corpus([file])
+        training, spared = list(corpus.training), list(corpus.held_out)
+    else:
+        spared = read_documents(held_out)
+        known = set(spared)
+        training = [document for document in read_documents(file) if document not in known]
+    if not spared:
+        raise TrainingError(f"nothing but white space in {held_out}: there is no text to measure on")
     if not training:
         raise TrainingError(
-            f"every document of {file} is the same as a held-out one: there is nothing left to train on"
+            f"every document of {file} is white space or the same as a held-out one: there is nothing left to train on"
         )
     data = TextData(pack(training, tokenizer), pack(spared, tokenizer), window)
-    if len(data.training) < window:
-        raise TrainingError(f"{file} has {len(data.training)} tokens to train on, less than one window of {window}")
+    parts = {f"of {file} to train on": data.training, f"of {held_out or file} held out": data.held_out}
+    refuse_too_little(parts, window, remedy)
     return data
 
 

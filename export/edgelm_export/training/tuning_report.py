@@ -1,13 +1,11 @@
 """What tuning and distilling report: losses by name as JSON, and the same for people as Markdown."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgelm_export.training.report import CURVES_FILE, shown
+from edgelm_export.training.report import CURVES_FILE, perplexity, shown, write_report
 from edgelm_export.training.run import Outcome
 
 
@@ -24,14 +22,12 @@ class TuningReport:
 
     def write(self, folder: Path) -> None:
         """Put report.json and report.md into `folder`."""
-        content = json.dumps(asdict(self), indent=1, ensure_ascii=False)
-        (folder / "report.json").write_text(content + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        write_report(folder, asdict(self), self.markdown())
 
     def markdown(self) -> str:
         """The report for people."""
         lines = ["# Training report", "", "| held-out data | loss (nats a token) | perplexity |", "|---|---|---|"]
-        lines += [f"| {name} | {loss:.4f} | {math.exp(loss):.2f} |" for name, loss in self.losses.items()]
+        lines += [f"| {name} | {loss:.4f} | {perplexity(loss):.2f} |" for name, loss in self.losses.items()]
         lines += ["", f"![loss curves]({CURVES_FILE})", "", "| fact | |", "|---|---|"]
         lines += [f"| {name} | {shown(value)} |" for name, value in self.facts.items()]
         lines += ["", *(f"- {note}" for note in self.notes)]

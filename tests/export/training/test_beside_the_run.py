@@ -16,6 +16,7 @@ from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import TrainingReport, draw_samples
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
 from edgelm_export.training.sizes import SIZES, named_config
+from edgelm_export.training.tuning_report import TuningReport
 
 pytestmark = pytest.mark.export
 
@@ -123,7 +124,27 @@ def test_sizes_are_what_they_are_called(size: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["{", '{"model_type": "llama"}', '{"n_embd": 10, "n_head": 3}', "[]", '{"n_layer": 2}']
+    "content",
+    [
+        "{",
+        '{"model_type": "llama"}',
+        "[]",
+        '{"n_layer": 2}',
+        *(
+            json.dumps({"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": 300} | change)
+            for change in (
+                {"n_head": 3},
+                {"n_head": 0},
+                {"n_layer": 0},
+                {"n_layer": "2"},
+                {"n_embd": 32.0},
+                {"vocab_size": True},
+                {"n_positions": 33},
+                {"n_positions": 1},
+                {"activation_function": "foo"},
+            )
+        ),
+    ],
 )
 def test_a_shape_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
@@ -136,3 +157,16 @@ def test_a_shape_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_model_to_go_on_from_brings_its_tokenizer() -> None:
     with pytest.raises(TrainingError, match="leave out --tokenizer"):
         PretrainOptions(start_from=Path("a"), tokenizer=Path("b"))
+
+
+def test_named_shapes_have_no_dropout(tmp_path: Path) -> None:
+    shape = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": 300, "resid_pdrop": 0.3}
+    (tmp_path / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    for config in (named_config("1M"), named_config(str(tmp_path / "config.json"))):
+        assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0
+
+
+def test_a_loss_that_is_too_large_for_a_perplexity_is_reported(tmp_path: Path) -> None:
+    TuningReport({"after": 5_000.0}, {}, (), ()).write(tmp_path)
+    assert "| after | 5000.0000 | inf |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]

@@ -44,7 +44,7 @@ def test_the_student_is_what_was_measured(
     assert list(losses) == ["teacher", "student", "the same student alone"]
     saved = load_checkpoint(str(tmp_path / "out"))
     window = 32 if layers is None else 64
-    again = read_text(playground.text, None, saved, window).held_out_loss(saved.model).per_token
+    again = read_text(playground.text, None, saved, window, "nothing").held_out_loss(saved.model).per_token
     assert again == pytest.approx(losses["student"], abs=1e-4)
     assert saved.model.config.n_embd == (16 if layers is None else 32)
     assert not [name for name in saved.model.state_dict() if "projection" in name]
@@ -56,7 +56,8 @@ def test_the_student_comes_nearer_to_its_teacher(small: str, playground: Playgro
     options = replace(QUICK, size=small, tokens=6_000, hard=0.0, temperature=1.0)
     distill(str(playground.base), playground.text, tmp_path / "out", options)
     teacher, student = load_checkpoint(str(playground.base)).model, load_checkpoint(str(tmp_path / "out")).model
-    ids = torch.from_numpy(read_text(playground.text, None, load_checkpoint(str(playground.base)), 32).held_out.ids)
+    text = read_text(playground.text, None, load_checkpoint(str(playground.base)), 32, "nothing")
+    ids = torch.from_numpy(text.held_out.ids)
     ids = ids[: len(ids) // 32 * 32].long().view(-1, 32)
     with torch.no_grad():
         taught = teacher(ids).logits
@@ -83,6 +84,7 @@ def test_an_apprentice_without_labels_is_a_gpt2(small: str, playground: Playgrou
     [
         ({"size": "2M"}, "'2M' is no size"),
         ({"layers": 3}, "at most the teacher's 2"),
+        ({"size": "1M"}, "a student has at most its teacher's 2 layers, 1M has 4: give a smaller size"),
         ({"temperature": 0}, "--temperature must be more than 0"),
         ({"soft": 0, "hidden": 0}, "teach nothing"),
         ({"hard": -1}, "--hard must be at least 0"),

@@ -101,3 +101,12 @@ def test_nothing_usable_and_no_such_column(letters: Tokenizer, tmp_path: Path) -
         read(tmp_path, letters, [{"q": "abc", "a": "d"}], context=3)
     with pytest.raises(TrainingError, match=r"no column 'a', only 'q', 'b'; give --prompt and --completion"):
         read(tmp_path, letters, [{"q": "abc", "b": "d"}])
+
+
+def test_an_empty_template_is_one(letters: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\nab\n", encoding="utf-8")
+    task = Task.parse("", "{text}")
+    (example,) = read_examples(tmp_path / "a.csv", task, letters, eos_token_id=None, context_length=9).examples
+    assert example.prompt_length == 0 and letters.decode(list(example.ids)) == "ab"
+    with pytest.raises(ConfigError, match="names no column"):
+        Task.parse("{text}", "")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_what_is_saved_is_what_was_measured(method: Method, kind: str, playgroun
 def read(kind: str, playground: Playground, prefix_tokens: int = 0) -> TextData | ExampleData:
     checkpoint = load_checkpoint(str(playground.base))
     if kind == "text":
-        return read_text(playground.text, None, checkpoint, 32)
+        return read_text(playground.text, None, checkpoint, 32, "nothing")
     return read_tasks(playground.reversals, None, checkpoint, Task.parse(None, None), 64 - prefix_tokens)
 
 
@@ -173,6 +174,8 @@ def test_held_out_examples_are_not_learned(playground: Playground, tmp_path: Pat
         ({"prompt": "{a}"}, "taken as plain text"),
         ({"device": "cuda"}, "no CUDA GPU"),
         ({"held_out": Path("nowhere.txt")}, "cannot read nowhere.txt"),
+        ({"epochs": float("inf")}, "--epochs must be at most 1,000,000, got inf"),
+        ({"seed": 2**32}, "--seed must be at most 4,294,967,295"),
     ],
     ids=str,
 )
@@ -190,6 +193,57 @@ def test_texts_that_are_refused(content: str, playground: Playground, tmp_path: 
     with pytest.raises(TrainingError, match=r"a\.txt|too short"):
         finetune(str(playground.base), tmp_path / "a.txt", tmp_path / "out", QUICK)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_less_than_a_window_is_refused(held_out: bool, playground: Playground, tmp_path: Path) -> None:
+    """Of the part to measure on too."""
+    (tmp_path / "a.txt").write_text("red green blue " * 30, encoding="utf-8")
+    data, spared = (playground.text, tmp_path / "a.txt") if held_out else (tmp_path / "a.txt", None)
+    (tmp_path / "a.txt").write_text("red green" if held_out else "red green blue " * 30, encoding="utf-8")
+    with pytest.raises(
+        TrainingError, match=r"only \d+ tokens of .*a\.txt held out, less than one window of 32; give more text, or"
+    ):
+        finetune(str(playground.base), data, tmp_path / "out", replace(QUICK, held_out=spared))
+
+
+def test_a_file_to_measure_on_is_taken_whole(playground: Playground, tmp_path: Path) -> None:
+    """And the data too: none of it is held out beside, no document is cut in two."""
+    documents = [f"{first} cat dog " * 20 for first in ("red", "green", "blue")]
+    (tmp_path / "data.txt").write_text("<|endoftext|>".join(documents), encoding="utf-8")
+    (tmp_path / "held.txt").write_text("<|endoftext|>".join([documents[1]] * 25), encoding="utf-8")
+    checkpoint = load_checkpoint(str(playground.base))
+    found = read_text(tmp_path / "data.txt", tmp_path / "held.txt", checkpoint, 32, "nothing")
+    assert (len(found.training.starts), len(found.held_out.starts)) == (2, 25)
+    ids = found.training.ids[1 : found.training.starts[1]].tolist()
+    assert checkpoint.tokenizer.decode(ids) == documents[0].strip()
+    with pytest.raises(TrainingError, match="there is nothing left to train on"):
+        read_text(tmp_path / "data.txt", tmp_path / "data.txt", checkpoint, 32, "nothing")
+
+
+def test_records_are_not_measured_on_text(playground: Playground, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"is no file of records: its name must end in \.jsonl"):
+        finetune(str(playground.base), playground.reversals, tmp_path / "a", replace(QUICK, held_out=playground.text))
+
+
+def test_a_run_is_resumed_with_its_own_base_and_held_out_file_only(playground: Playground, tmp_path: Path) -> None:
+    base, held = tmp_path / "base", tmp_path / "held.txt"
+    shutil.copytree(playground.base, base)
+    shutil.copyfile(playground.text, held)
+    options = replace(QUICK, held_out=held)
+    (tmp_path / "data.txt").write_text("moon sun bird " * 60, encoding="utf-8")
+    finetune(str(base), tmp_path / "data.txt", tmp_path / "out", options)
+    (tmp_path / "out" / "report.json").unlink()
+    held.write_text("sun moon red " * 100, encoding="utf-8")
+    with pytest.raises(TrainingError, match="other held-out data"):
+        finetune(str(base), tmp_path / "data.txt", tmp_path / "out", options)
+    shutil.copyfile(playground.text, held)
+    model = load_checkpoint(str(base)).model
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight += 1
+    model.save_pretrained(base)
+    with pytest.raises(TrainingError, match="other weights"):
+        finetune(str(base), tmp_path / "data.txt", tmp_path / "out", options)
 
 
 def test_a_run_is_not_mixed_with_another(playground: Playground, tmp_path: Path) -> None:

@@ -157,6 +157,11 @@ def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, edgelm
         (("--tokenizer", "nowhere"), "cannot read the tokenizer"),
         (("--vocab-size", "100"), "257 to 262144 tokens, got 100"),
         (("--data", "missing.txt"), "No such file"),
+        (("--seed", "4294967296"), "--seed must be at most 4,294,967,295, got 4294967296"),
+        (("--hours", "inf"), "--hours must be at most 1,000,000, got inf"),
+        (("--tokens", "999999999999G"), "--tokens must be at most 10,000,000,000,000"),
+        (("--separator", "===="), "the separator '====' is nowhere in stories.txt"),
+        (("--separator", r"\n\n"), r"the separator '\n\n' is nowhere in stories.txt"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(
@@ -192,3 +197,47 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, edgelm_c
 
 def _in(folder: Path, options: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(folder / option) if option == "shape.json" else option for option in options)
+
+
+def test_a_given_tokenizer_keeps_its_end_of_text(
+    trained: CommandResult, folder: Path, tmp_path: Path, edgelm_command: RunCommand
+) -> None:
+    """Wherever that token stands: the last of GPT-2's own."""
+    content = json.loads((folder / "model" / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    last = len(vocabulary) - 1
+    (other,) = (token for token, place in vocabulary.items() if place == last)
+    vocabulary[other], vocabulary["<|endoftext|>"] = 0, last
+    content["added_tokens"][0]["id"] = last
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    options = ("--size", str(folder / "shape.json"), "--tokens", "1K", "--batch-tokens", "256", "--precision", "fp32")
+    data = ("--data", str(folder / "stories.txt"))
+
+    done = edgelm_command("pretrain", *data, "--tokenizer", "given", "--out", "new", *options)
+    assert done.status == 0, done.stderr
+    more = edgelm_command("pretrain", *data, "--from", "new", "--out", "more", *options[2:])
+    assert more.status == 0, more.stderr
+
+    for name in ("new", "more"):
+        for file in ("config.json", "generation_config.json"):
+            found = json.loads((tmp_path / name / file).read_text(encoding="utf-8"))
+            assert (found["bos_token_id"], found["eos_token_id"]) == (last, last)
+
+
+def test_a_run_is_not_resumed_with_another_config(tmp_path: Path, edgelm_command: RunCommand) -> None:
+    _write_data(tmp_path)
+    command = ("pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS)
+    assert edgelm_command(*command).status == 0
+    (tmp_path / "model" / "report.json").unlink()
+    (tmp_path / "shape.json").write_text(json.dumps({**SHAPE, "activation_function": "relu"}), encoding="utf-8")
+    assert "started with another config.json" in edgelm_command(*command).stderr
+
+
+def test_escapes_of_a_separator_are_read(tmp_path: Path, edgelm_command: RunCommand) -> None:
+    _write_data(tmp_path)
+    text = (tmp_path / "stories.txt").read_text(encoding="utf-8").replace("<|endoftext|>", "\n\n")
+    (tmp_path / "paragraphs.txt").write_text(text, encoding="utf-8")
+    command = ("pretrain", "--data", "paragraphs.txt", "--out", "model", "--separator", r"\n\n")
+    done = edgelm_command(*command, *OPTIONS[:2], "--tokens", "1K", *OPTIONS[4:])
+    assert "58 documents, " in done.stderr and "2 documents, " in done.stderr

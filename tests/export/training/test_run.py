@@ -1,5 +1,6 @@
 """A training run: the same numbers as a plain loop, and the same after an interruption."""
 
+import errno
 import math
 import os
 import signal
@@ -170,6 +171,57 @@ def test_it_ends_early_with_the_best_weights(tmp_path: Path) -> None:
 
     assert (outcome.ended, outcome.steps, outcome.best_step) == ("early", 8, 4)
     assert all(torch.equal(value, weights[1][name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_that_ended_early_does_not_go_on(tmp_path: Path) -> None:
+    """Another call of the same command, after one that was stopped before its report."""
+    measured = iter([3.0, 2.0, 2.5, 2.6, 1.0, 0.5])
+    schedule = Schedule(**{**vars(SCHEDULE), "evaluate_every": 2, "patience": 2})
+    first, model = _train(tmp_path, schedule, measure=lambda model: next(measured))
+
+    again, same = _train(tmp_path, schedule, measure=lambda model: next(measured))
+
+    assert again == first and (again.ended, again.best_step) == ("early", 4)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in same.state_dict().items())
+    assert next(measured) == 1.0, "nothing was measured again"
+
+
+def test_a_signal_does_not_wait_long_for_a_step_that_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the end of the time. The curve then has a point more, and the weights are the same."""
+    monkeypatch.setattr(Schedule, "log_every", property(lambda self: 6))
+    monkeypatch.setattr("edgelm_export.training.callbacks._LONGEST_WAIT_SECONDS", 0.0)
+    timed, _ = _train(tmp_path / "timed", Schedule(**{**vars(SCHEDULE), "limit_seconds": 1e-9}))
+    assert (timed.ended, timed.steps) == ("time", 1)
+    whole, whole_model = _train(tmp_path / "whole")
+    stream, said = _stream(SCHEDULE), list[str]()
+
+    class Interrupted(BatchStream):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            if index == 2 * 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stream[index]
+
+    interrupted = Interrupted(_packed(), [Phase(STEPS, 16)], BATCH_TOKENS, 2, 0)
+    folder, model = tmp_path / "parts", _model()
+    part = train(model, interrupted, _held_out_loss, folder, SCHEDULE, device="cpu", tensorboard=False, say=said.append)
+    assert (part.ended, part.steps, said) == ("signal", 2, ["stopping, and writing a checkpoint ..."])
+    resumed, resumed_model = _train(folder)
+    assert [entry["step"] for entry in resumed.log if "loss" in entry] == [2, 6, 12]
+    assert [entry for entry in resumed.log if "eval_loss" in entry] == [e for e in whole.log if "eval_loss" in e]
+    for name, value in whole_model.state_dict().items():
+        assert torch.equal(resumed_model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:1]")]
+)
+def test_a_full_disk_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.Trainer, "_save_checkpoint", fails)
+    with pytest.raises(TrainingError, match="the disk is full; free some of it"):
+        _train(tmp_path)
 
 
 def test_it_ends_when_the_time_is_up(tmp_path: Path) -> None:
