@@ -4,6 +4,7 @@ The checkpoint is exported as int8, with sampling among its defaults and a card 
 well.
 """
 
+import argparse
 import json
 import math
 import shutil
@@ -100,4 +101,8 @@ def main(bundle: Published, checkpoint: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(BUNDLES[sys.argv[1]], Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description="Make a bundle of this folder.")
+    parser.add_argument("bundle", choices=BUNDLES)
+    parser.add_argument("checkpoint", type=Path, help="the folder that edgelm pretrain wrote")
+    options = parser.parse_args()
+    main(BUNDLES[options.bundle], options.checkpoint)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import edgelm
+from edgelm.bundle_parts import default_bundle_path
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -188,6 +189,16 @@ def test_game() -> None:
     assert shown.count("Which one does the model like best?") == 3
     assert shown.rstrip().endswith("of 3 points") and "No, number" in shown
     assert len((EXAMPLES / "game.py").read_text(encoding="utf-8").splitlines()) <= 45
+
+
+def test_chat() -> None:
+    if not (ROOT / "models" / "dialogue-6m-int8").is_dir():
+        pytest.skip("the dialogue model lies in the repository only")
+    shown = run("chat.py", stdin="Have you seen the new Star Wars movie?\nWho is your favorite character?\n")
+    first, second = (part.strip() for part in shown.removeprefix("> ").removesuffix("> ").split("> "))
+    assert first and second and "\n" not in first + second
+    told = run("chat.py", str(default_bundle_path()), stdin="Lily had a cat.\n")
+    assert told.removeprefix("> ").strip() not in ("", ">")
 
 
 def test_notebook(capsys: pytest.CaptureFixture[str]) -> None:
