@@ -20,8 +20,8 @@ CARD = """---
 license: apache-2.0
 ---
 A GPT-2 of 6 layers, 256 wide, 4 heads, context 512, with a byte-level BPE of 4,096 tokens; 5.9 M parameters, tied head.
-Trained from scratch by `edgelm pretrain` on {documents} {texts}: {tokens} tokens in {steps} steps, {passes:.1f} passes,
-on 2 CPU cores.
+Trained from scratch by `edgelm pretrain` on {documents} {texts}:
+{tokens} tokens in {steps} steps, {passes:.1f} passes, on 2 CPU cores.
 
 Held out: {held_out_documents} others, {held_out_tokens} tokens; perplexity there {perplexities}.
 
