@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import machine_facts
+from edgelm.loading import load
 from edgelm.manifest import FixedPrecision
-from edgelm.model import Model, load
+from edgelm.model import Model
 from edgelm.session import Session
 
 RECIPES: tuple[FixedPrecision, ...] = ("fp32", "int8", "w8a8", "int4", "int4-small")

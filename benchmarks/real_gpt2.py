@@ -26,8 +26,8 @@ from typing import Any, cast, get_args
 from benchmarks.machine import machine_facts
 from benchmarks.published import PUBLISHED, Answers, ask, read_published
 from edgelm.bundle import Bundle
+from edgelm.loading import load
 from edgelm.manifest import FixedPrecision
-from edgelm.model import load
 
 WIKITEXT2 = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
 """Data set, file and member: the raw test text as plain text. The same lines as in Salesforce/wikitext."""

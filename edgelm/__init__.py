@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from edgelm.generation_config import GenerationConfig
-    from edgelm.model import Model, load
+    from edgelm.loading import load
+    from edgelm.model import Model
     from edgelm.scores import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
     from edgelm.session import Session
     from edgelm.tokenizer import StreamDecoder, Tokenizer
@@ -66,7 +67,7 @@ _MODULE_OF = {
     "TokenLogprobs": "scores",
     "Tokenizer": "tokenizer",
     "TokenizerError": "errors",
-    "load": "model",
+    "load": "loading",
 }
 
 __all__ = [

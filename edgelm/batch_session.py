@@ -9,6 +9,7 @@ import numpy as np
 
 from edgelm.errors import ContextError, PromptError
 from edgelm.graph_call import GraphCall, Hidden, KvCache, LoadedGraph, Logits, Places
+from edgelm.token_ids import as_ids
 
 
 class BatchSession:
@@ -59,12 +60,9 @@ class BatchSession:
             self._shared = self._position
 
     def _run(self, ids: Sequence[int] | Places, *, hidden: bool) -> GraphCall:
-        array = np.asarray(ids, np.int64)
-        if array.shape != (self._rows,):
-            raise PromptError(f"a batch of {self._rows} rows takes that many token ids, got {array.shape}")
-        vocabulary = self._graph.bundle.manifest.architecture.vocab_size
-        if array.min() < 0 or array.max() >= vocabulary:
-            raise PromptError(f"token ids are 0 to {vocabulary - 1} with this model, got {array.tolist()}")
+        array = as_ids(ids, self._graph.bundle.manifest.architecture.vocab_size)
+        if len(array) != self._rows:
+            raise PromptError(f"a batch of {self._rows} rows takes that many token ids, got {len(array)}")
         if self._position >= self._capacity:
             raise ContextError(f"the batch has room for {self._capacity} tokens, and all are used")
         if hidden not in self._calls:

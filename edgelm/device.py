@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgelm.errors import DeviceError
+from edgelm.errors import BundleError, DeviceError, EdgelmError
 from edgelm.huge_pages import LoadedMemory
 from edgelm.lifetime import OpenGraph
 from edgelm.manifest import Graph
@@ -103,12 +103,20 @@ def create_inference_session(
     Raises:
         DeviceError: CUDA was asked for and did not load, or the process's other models do not fit
             `shared_threads`.
+        BundleError: ONNX Runtime refuses the graph.
     """
     memory = LoadedMemory()
 
     def open_session() -> Any:
-        with memory.recorded():
-            return _inference_session(model_path, device, threads, onnxruntime, shared_threads)
+        try:
+            with memory.recorded():
+                return _inference_session(model_path, device, threads, onnxruntime, shared_threads)
+        except EdgelmError:
+            raise
+        except Exception as error:  # ORT's own exceptions share no base class but Exception
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            name, folder = model_path.name, str(model_path.parent)
+            raise BundleError(f"ONNX Runtime cannot load {name!r} of {folder!r}: {reason}") from None
 
     return OpenGraph(open_session, memory.move_into_huge_pages if device.kind == "cpu" else None)
 

@@ -32,13 +32,15 @@ the padding computed like the rest: what a chunk computes depends on nothing but
 
 @dataclass(frozen=True, slots=True)
 class LoadedGraph:
-    """The ``onnxruntime.InferenceSession`` of a bundle's graph, and where it runs."""
+    """The ``onnxruntime.InferenceSession`` of a bundle's graph, and where and how it runs."""
 
     bundle: Bundle
     ort_session: Any
     onnxruntime: Any
     device: Device
-    batch_invariant: bool = False
+    threads: int
+    shared_threads: bool
+    batch_invariant: bool
     """Whether one-token calls compute whole row groups too, on the CPU."""
 
 

@@ -14,7 +14,7 @@ RUNTIME_BYTES = 16 << 20
 PREPACKED_SHARE = 1.06
 """ONNX Runtime copies weights into the order its kernels want; the pages of their file are not needed afterwards."""
 PREFILL_TOKENS = 256
-"""Activations are those of one piece of a prompt (`edgelm.session.PREFILL_CHUNK_TOKENS`)."""
+"""Activations are those of one piece of a prompt (`edgelm.token_ids.PREFILL_CHUNK_TOKENS`)."""
 
 
 @dataclass(frozen=True, slots=True)

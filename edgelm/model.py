@@ -5,20 +5,18 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Self, TypedDict, Unpack
+from typing import Self, Unpack
 
 from edgelm import text_scoring
 from edgelm.async_model import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.bake import bake
 from edgelm.bundle import Bundle
-from edgelm.bundle_parts import bundle_config, bundle_tokenizer, default_bundle_path
 from edgelm.completion import Chunk, Completion
-from edgelm.errors import ConfigError
 from edgelm.generation_config import GenerationConfig
 from edgelm.generation_options import GenerationOptions
 from edgelm.kv_file import KvDtype, check_kv_dtype
-from edgelm.memory_forecast import ModelMemory, refuse_if_too_large
-from edgelm.prefix_file import Prefix, baked_prefix, learned_sha256, read_prefix
+from edgelm.memory_forecast import ModelMemory
+from edgelm.prefix_file import Prefix, learned_sha256
 from edgelm.prompt_state import PromptState, read_state, write_state
 from edgelm.prompts import Prompt, PromptEncoder
 from edgelm.scheduler import DEFAULT_MAX_ROWS
@@ -76,7 +74,9 @@ class Model:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        options = _LoadOptions(
+        from edgelm.loading import LoadOptions, loaded_as  # which imports this module
+
+        options = LoadOptions(
             device=str(self.session.device),
             threads=self.session.threads,
             shared_threads=self.session.shared_threads,
@@ -85,7 +85,7 @@ class Model:
             batch_invariant=self.session.batch_invariant,
         )
         # Prompts and states are not carried.
-        return _loaded_as, (os.fspath(self.bundle.path), options, self.generation_config)
+        return loaded_as, (os.fspath(self.bundle.path), options, self.generation_config)
 
     @property
     def closed(self) -> bool:
@@ -257,69 +257,3 @@ class Model:
 
     def _either_cancel(self, options: GenerationOptions) -> EitherCancel:
         return EitherCancel(self.generation_config.updated(dict(options)).cancel)
-
-
-def load(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    shared_threads: bool = False,
-    prefix_cache_bytes: int = 0,
-    prefix: str | os.PathLike[str] | None = None,
-    batch_invariant: bool = False,
-) -> Model:
-    """Load a bundle.
-
-    Args:
-        path: the bundle's folder; None for the model embedded in the package.
-        device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
-        threads: CPU threads; None for all CPUs this process may use.
-        shared_threads: whether to run on threads that all models of the process share (all or none must): fewer
-            threads, but slower, and no use after a fork.
-        prefix_cache_bytes: a prompt that begins like an earlier one is computed from where they differ. The last
-            prompt is kept in any case, others while all take no more memory than this.
-        prefix: a file of keys and values to stand before every prompt (docs/embedding.md), instead of the one that
-            lies in the bundle, if any.
-        batch_invariant: whether `generate` computes as `generate_batch` and the scheduler do, to the same bits in
-            every recipe; a text alone is then slower (docs/embedding.md has by how much). CPU only.
-
-    Raises:
-        BundleError: the folder is no valid bundle, or its parts disagree.
-        DeviceError: ONNX Runtime is missing or the device cannot be used.
-        TokenizerError: the bundle's tokenizer cannot be read.
-        PrefixError: the prefix cannot be read, or was made for another model.
-        InsufficientMemoryError: the model would not fit into the memory this process may use.
-        ConfigError: `prefix_cache_bytes` is no number of bytes.
-    """
-    if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
-        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {prefix_cache_bytes!r}")
-    started = time.perf_counter()
-    bundle = Bundle.read(default_bundle_path() if path is None else path)
-    before = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
-    refuse_if_too_large(bundle, 0 if before is None else before.size_bytes)
-    tokenizer = bundle_tokenizer(bundle)
-    config = bundle_config(bundle)
-    session = Session.open(
-        bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
-    )
-    seconds = time.perf_counter() - started
-    return Model(
-        bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes, prefix=before
-    )
-
-
-class _LoadOptions(TypedDict):
-    device: str
-    threads: int
-    shared_threads: bool
-    prefix_cache_bytes: int
-    prefix: str | None
-    batch_invariant: bool
-
-
-def _loaded_as(path: str, options: _LoadOptions, config: GenerationConfig) -> Model:
-    """What a pickled model becomes."""
-    model = load(path, **options)
-    model.generation_config = config
-    return model

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from edgelm.errors import PromptError
 from edgelm.prefix import LEAST_TOKENS, common_prefix
 from edgelm.prefix_file import Prefix
-from edgelm.session import Session, as_ids
+from edgelm.session import Session
+from edgelm.token_ids import as_ids
 from edgelm.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]

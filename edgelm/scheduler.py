@@ -18,7 +18,8 @@ from edgelm.graph_call import Logits
 from edgelm.long_context import fitted
 from edgelm.prefix import shared_tokens
 from edgelm.prompt_state import PromptState, most_shared
-from edgelm.session import PREFILL_CHUNK_TOKENS, Ids, Session, as_ids, prompt_chunks
+from edgelm.session import Session
+from edgelm.token_ids import PREFILL_CHUNK_TOKENS, Ids, as_ids, prompt_chunks
 
 DEFAULT_MAX_ROWS = 8
 

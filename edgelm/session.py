@@ -3,8 +3,7 @@
 Shapes: T new tokens, P past tokens, C cache capacity, D hidden size, V vocabulary, N rows of logits.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,6 @@ import numpy.typing as npt
 from edgelm.batch_session import BatchSession
 from edgelm.bundle import Bundle
 from edgelm.device import (
-    Device,
     choose_device,
     create_inference_session,
     default_threads,
@@ -20,15 +18,11 @@ from edgelm.device import (
     require_version,
 )
 from edgelm.draft_cost import DraftCost, draft_cost
-from edgelm.errors import BundleError, ContextError, DeviceError, EdgelmError, PromptError
+from edgelm.errors import ContextError, DeviceError
 from edgelm.graph_call import GraphCall, Hidden, KeysValues, KvCache, LoadedGraph, Logits
 from edgelm.graph_signature import check_signature
 from edgelm.ragged_batch import RaggedBatch
-
-Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
-
-PREFILL_CHUNK_TOKENS = 256
-"""Longer prompts run in pieces of this size, which bounds the memory of activations."""
+from edgelm.token_ids import Ids, as_ids, prompt_chunks
 
 
 class Session:
@@ -38,27 +32,16 @@ class Session:
     A session may be used by one thread at a time; different sessions by different threads.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        ort_session: Any,
-        device: Device,
-        threads: int,
-        *,
-        shared_threads: bool = False,
-        batch_invariant: bool = False,
-    ) -> None:
-        """Args: a bundle, the ``onnxruntime.InferenceSession`` of its graph, where that runs, and as `open`."""
-        self.bundle = bundle
-        self.device = device
-        self.threads = threads
-        self.shared_threads = shared_threads
-        self._graph = LoadedGraph(bundle, ort_session, import_onnxruntime(), device, batch_invariant)
+    def __init__(self, graph: LoadedGraph) -> None:
+        """Use `graph`, which others may use too; `open` loads one."""
+        self._graph = graph
+        self.bundle, self.device, self.threads = graph.bundle, graph.device, graph.threads
+        self.shared_threads, self.batch_invariant = graph.shared_threads, graph.batch_invariant
         self._prefix: KeysValues | None = None
         self._base = self._position = 0  # where texts begin, and the next token comes, in the cache
         self._most = 0
-        self._cache = KvCache(self._graph, 1, bundle.manifest.architecture.context_length)
-        self._decode = GraphCall(self._graph, self._cache, 1, 1, 1)
+        self._cache = KvCache(graph, 1, self.bundle.manifest.architecture.context_length)
+        self._decode = GraphCall(graph, self._cache, 1, 1, 1)
         self._few = {1: self._decode}
 
     @classmethod
@@ -98,22 +81,11 @@ class Session:
                 f"batch_invariant works on the CPU only, not on {place}: give device='cpu', or leave it out"
             )
         count = threads or default_threads()
-        try:
-            ort_session = create_inference_session(
-                bundle.file(graph.file), place, count, onnxruntime, shared_threads=shared_threads
-            )
-        except EdgelmError:
-            raise
-        except Exception as error:  # ORT's own exceptions share no base class but Exception
-            reason = (str(error).splitlines() or ["no reason given"])[0]
-            raise BundleError(f"ONNX Runtime cannot load {graph.file!r} of {str(bundle.path)!r}: {reason}") from None
+        ort_session = create_inference_session(
+            bundle.file(graph.file), place, count, onnxruntime, shared_threads=shared_threads
+        )
         check_signature(bundle, ort_session)
-        return cls(bundle, ort_session, place, count, shared_threads=shared_threads, batch_invariant=batch_invariant)
-
-    @property
-    def batch_invariant(self) -> bool:
-        """Whether single tokens are computed as a batch computes them."""
-        return self._graph.batch_invariant
+        return cls(LoadedGraph(bundle, ort_session, onnxruntime, place, count, shared_threads, batch_invariant))
 
     @property
     def vocab_size(self) -> int:
@@ -154,14 +126,7 @@ class Session:
 
     def sibling(self) -> "Session":
         """A session of the same graph with an empty cache of its own, and the same prefix; costs no weights."""
-        other = Session(
-            self.bundle,
-            self._graph.ort_session,
-            self.device,
-            self.threads,
-            shared_threads=self.shared_threads,
-            batch_invariant=self.batch_invariant,
-        )
+        other = Session(self._graph)
         if self._prefix is not None:
             other.begin_after(self._prefix)
         return other
@@ -314,31 +279,3 @@ class Session:
                 f"{len(array)} tokens do not fit: the context holds {self.context_length} and {self.position} are used"
             )
         return array
-
-
-def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Check token ids; returns int64 of shape (T,), T >= 1.
-
-    Raises:
-        PromptError: empty, not one-dimensional, not whole numbers, or outside 0 to `vocab_size` - 1.
-    """
-    try:
-        array = np.asarray(ids)
-    except (ValueError, OverflowError):
-        raise PromptError("token ids must be a flat list of whole numbers") from None
-    if array.size == 0:
-        raise PromptError("there are no token ids; give at least one")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise PromptError(f"token ids must be a flat list of whole numbers, got {array.dtype} of shape {array.shape}")
-    low, high = array.min(), array.max()
-    if low < 0 or high >= vocab_size:
-        wrong = int(low if low < 0 else high)
-        raise PromptError(f"token id {wrong} is out of range: this model knows 0 to {vocab_size - 1}")
-    return array.astype(np.int64, copy=False)
-
-
-def prompt_chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Pieces of PREFILL_CHUNK_TOKENS; a single token left over joins the last piece. GroupQueryAttention has another
-    kernel for one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
-    starts = list(range(0, max(1, len(ids) - 1), PREFILL_CHUNK_TOKENS))
-    return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]

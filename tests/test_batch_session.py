@@ -69,7 +69,7 @@ def test_hidden_states_of_long_prompts_come_from_all_pieces(tiny: Session, monke
     ids = np.random.default_rng(1).integers(0, 300, 40)
     tiny.reset()
     whole = tiny.step_hidden(ids)
-    monkeypatch.setattr("edgelm.session.PREFILL_CHUNK_TOKENS", 16)
+    monkeypatch.setattr("edgelm.token_ids.PREFILL_CHUNK_TOKENS", 16)
     tiny.reset()
     pieces = tiny.step_hidden(ids)
     assert all(map(np.array_equal, whole, pieces))
@@ -93,6 +93,6 @@ def test_unknown_ids_are_refused(ids: list[int]) -> None:
     session = Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
     session.step([1, 2])
     batch = session.batch(2, 10)
-    with pytest.raises(PromptError, match="token ids are 0 to 299 with this model"):
+    with pytest.raises(PromptError, match="is out of range: this model knows 0 to 299"):
         batch.step(ids)
     assert batch.position == 2

@@ -104,7 +104,7 @@ def test_int8_ids_do_not_depend_on_the_neighbours(int8: Session, neighbours: int
 
 
 def test_a_long_prompt_does_not_hold_up_the_others(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgelm.session.PREFILL_CHUNK_TOKENS", 8)
+    monkeypatch.setattr("edgelm.token_ids.PREFILL_CHUNK_TOKENS", 8)
     monkeypatch.setattr("edgelm.scheduler.PREFILL_CHUNK_TOKENS", 8)
     long = list(range(1, 50))
     scheduler, found = Scheduler(tiny, max_rows=4), dict[Handle, list[Step]]()

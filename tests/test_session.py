@@ -10,6 +10,7 @@ from edgelm import Bundle, ContextError, DeviceError, PromptError, Session
 from edgelm import session as session_module
 from edgelm.bundle_parts import default_bundle_path
 from edgelm.device import Device
+from edgelm.token_ids import prompt_chunks
 from tests.conftest import TINY_BUNDLE
 
 TEXT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 40)]
@@ -67,7 +68,7 @@ def test_hidden_states_come_beside_the_same_logits(tiny: Session, monkeypatch: p
     assert np.array_equal(logits, expected)
     assert whole.shape == (40, 32) and whole.dtype == np.float32
     tiny.reset()
-    monkeypatch.setattr(session_module, "PREFILL_CHUNK_TOKENS", 8)
+    monkeypatch.setattr("edgelm.token_ids.PREFILL_CHUNK_TOKENS", 8)
     assert np.array_equal(tiny.step_hidden(TEXT)[1], whole)
     tiny.rewind(1)
     np.testing.assert_allclose(tiny.step_hidden(TEXT[-1:])[1], whole[-1:], atol=1e-4)
@@ -154,7 +155,7 @@ def test_int8_is_the_same_bit_for_bit_however_a_prompt_is_cut(
 ) -> None:
     expected = int8.step(TEXT[:length])
     int8.reset()
-    monkeypatch.setattr(session_module, "PREFILL_CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("edgelm.token_ids.PREFILL_CHUNK_TOKENS", chunk)
     assert np.array_equal(int8.step(TEXT[:length]), expected)
 
 
@@ -182,9 +183,9 @@ def test_int8_is_the_same_bit_for_bit_on_any_number_of_threads(int8: Session) ->
 
 
 def test_chunks_never_end_in_a_single_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "PREFILL_CHUNK_TOKENS", 4)
+    monkeypatch.setattr("edgelm.token_ids.PREFILL_CHUNK_TOKENS", 4)
     for length in range(1, 30):
-        chunks = session_module.prompt_chunks(np.arange(length))
+        chunks = prompt_chunks(np.arange(length))
         assert np.array_equal(np.concatenate(chunks), np.arange(length))
         assert all(2 <= len(chunk) <= 5 for chunk in chunks) or length == 1
         assert all(len(chunk) == 4 for chunk in chunks[:-1])

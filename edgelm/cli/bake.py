@@ -33,7 +33,7 @@ def command(
     """
     text = read_text(text_file)
 
-    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     load(model, device=device, threads=threads).save_prefix(output, text, dtype=dtype)
     click.echo(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB", err=True)

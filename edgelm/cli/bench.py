@@ -30,8 +30,8 @@ def command(
     import numpy as np
 
     from edgelm.device import import_onnxruntime
+    from edgelm.loading import load
     from edgelm.machine import cpu_name, system_name
-    from edgelm.model import load
 
     loaded = load(one_bundle(bundle, model), device=device, threads=threads)
     session, facts = loaded.session, loaded.bundle.manifest

@@ -53,7 +53,7 @@ def command(
             f"there is nothing to choose: give -o twice at least, got {len(texts)}", click.get_current_context()
         )
 
-    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads, prefix=prefix)
     by = cast("LengthNormalization", length_normalization)

@@ -56,7 +56,7 @@ def command(
     text = _read_stdin() if prompt is None or prompt == "-" else prompt
     given = cast("GenerationOptions", given_options(options))
 
-    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads, prefix=prefix)
     kept = None if state is None or not os.path.lexists(state) else loaded.load_state(state)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgelm.errors import ExportError
 from edgelm.manifest import FixedPrecision
-from edgelm.session import PREFILL_CHUNK_TOKENS
+from edgelm.token_ids import PREFILL_CHUNK_TOKENS
 from edgelm_export.budget import (
     MARGIN,
     Budget,

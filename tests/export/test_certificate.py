@@ -15,8 +15,8 @@ from edgelm.bundle import Bundle
 from edgelm.bundle_parts import default_bundle_path
 from edgelm.comparison import log_softmax
 from edgelm.errors import ExportError
+from edgelm.loading import load
 from edgelm.manifest import FixedPrecision
-from edgelm.model import load
 from edgelm.reference import read_reference, rounded
 from edgelm.remeasure import Check, checks, drift, figures, observe_session, source_perplexity
 from edgelm.session import Session

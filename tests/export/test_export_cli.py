@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgelm.bundle import Bundle
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm.tokenizer import Tokenizer
 from tests.conftest import CommandResult, RunCommand
 from tests.export.checkpoints import Shape, TinyExport, edit_json, save_checkpoint

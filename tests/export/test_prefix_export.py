@@ -10,8 +10,8 @@ import transformers
 
 from edgelm import ExportError, Model, PrefixError
 from edgelm.bundle_parts import bundle_tokenizer
+from edgelm.loading import load
 from edgelm.manifest import FixedPrecision
-from edgelm.model import load
 from edgelm.prefix_file import write_learned_prefix
 from edgelm.session import Session
 from edgelm_export.budget import Budget

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgelm.comparison import Comparison, compare_texts
+from edgelm.loading import load
 from edgelm.manifest import FixedPrecision
-from edgelm.model import Model, load
+from edgelm.model import Model
 from edgelm.session import Session
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.export import Exported, export

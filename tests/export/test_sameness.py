@@ -12,8 +12,8 @@ import pytest
 from edgelm.decoding import Step
 from edgelm.generate import generate
 from edgelm.generation_config import GenerationConfig
+from edgelm.loading import load
 from edgelm.manifest import FixedPrecision
-from edgelm.model import load
 from edgelm.scheduler import Scheduler
 from edgelm.session import Session
 from tests.export.checkpoints import Ids, Logits, Shape, Tiny, TinyExport

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgelm.errors import ExportError
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm.session import Session
 from edgelm.tokenizer import Tokenizer
 from edgelm_export.checkpoint import load_checkpoint

@@ -1,0 +1,42 @@
+"""Token ids as the runtime takes them: checked once, and a prompt's cut into the pieces that one call computes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.errors import PromptError
+
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+PREFILL_CHUNK_TOKENS = 256
+"""Longer prompts run in pieces of this size, which bounds the memory of activations."""
+
+
+def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Check token ids; returns int64 of shape (T,), T >= 1.
+
+    Raises:
+        PromptError: empty, not one-dimensional, not whole numbers, or outside 0 to `vocab_size` - 1.
+    """
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError):
+        raise PromptError("token ids must be a flat list of whole numbers") from None
+    if array.size == 0:
+        raise PromptError("there are no token ids; give at least one")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise PromptError(f"token ids must be a flat list of whole numbers, got {array.dtype} of shape {array.shape}")
+    low, high = array.min(), array.max()
+    if low < 0 or high >= vocab_size:
+        wrong = int(low if low < 0 else high)
+        raise PromptError(f"token id {wrong} is out of range: this model knows 0 to {vocab_size - 1}")
+    return array.astype(np.int64, copy=False)
+
+
+def prompt_chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Pieces of PREFILL_CHUNK_TOKENS; a single token left over joins the last piece. GroupQueryAttention has another
+    kernel for one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
+    starts = list(range(0, max(1, len(ids) - 1), PREFILL_CHUNK_TOKENS))
+    return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
