@@ -79,8 +79,8 @@ class Scheduler:
 
     @property
     def pending(self) -> int:
-        """How many texts are waiting or decoding: 0 when there is nothing to do."""
-        return len(self._waiting) + len(self._texts)
+        """How many texts are waiting or decoding, or have a turn to come: 0 when there is nothing to do."""
+        return len(self._waiting) + len(self._texts.keys() | {turn.handle for turn in self._turns})
 
     def submit(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int, *, row: int = 0) -> Handle:
         """Queue a text; the following steps have its turns.
@@ -113,6 +113,7 @@ class Scheduler:
         if self._waiting and self._waiting[0].handle == handle:
             self._pieces.clear()
         self._waiting = deque(waiting for waiting in self._waiting if waiting.handle != handle)
+        self._turns = [turn for turn in self._turns if turn.handle != handle]
         self._leave(handle)
 
     def step(self) -> list[Turn]:
@@ -134,6 +135,8 @@ class Scheduler:
         while left > 0 and self._waiting and not self._batch.is_full:
             first = self._waiting[0]
             ending = _ending(first.handle, first.text)
+            if not self._waiting or self._waiting[0] is not first:
+                continue  # its signal cancelled it
             if ending is not None:
                 self._next_waits()
                 self._turns.append(ending)
@@ -153,8 +156,8 @@ class Scheduler:
 
     def _decode(self) -> None:
         for handle, text in list(self._texts.items()):
-            ending = _ending(handle, text)
-            if ending is not None:
+            ending = _ending(handle, text) if handle in self._texts else None
+            if ending is not None and handle in self._texts:  # signals may cancel texts, their own too
                 self._leave(handle)
                 self._turns.append(ending)
         if not self._texts:

@@ -266,3 +266,50 @@ def test_a_processor_may_cancel_any_text(tiny: Session, at: int) -> None:
         assert found[handles[place]] == alone(tiny, texts[place], config(max_new_tokens=8), 0)
     assert len(found.get(handles[2], [])) == at
     assert all(step.finish_reason is None for place in (0, 2, 4) for step in found.get(handles[place], []))
+
+
+@pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.parametrize("asks", [1, 3])
+def test_a_signal_may_cancel_any_text(tiny: Session, answer: bool, asks: int) -> None:
+    """Its own among them: nobody else loses a turn."""
+
+    class Cancels:
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            if self.asked == asks:
+                scheduler.cancel(bad)
+            return answer and self.asked >= asks
+
+    scheduler, found = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]]()
+    bad = scheduler.submit([1, 2], config(max_new_tokens=6, cancel=Cancels()), 0)
+    good = scheduler.submit([3, 4], config(max_new_tokens=6), 0)
+    while scheduler.pending:
+        run(scheduler, found)
+    assert found[good] == alone(tiny, [3, 4], config(max_new_tokens=6), 0)
+    assert len(found.get(bad, [])) < asks
+
+
+def test_cancelled_texts_have_no_turn(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the same step either, nor of one that failed."""
+    scheduler, found = Scheduler(tiny.sibling(), max_rows=3), dict[Handle, list[Step]]()
+    handles = list[Handle]()
+
+    def cancels(ids: Any, logits: Any) -> Any:
+        if len(ids) == 4:
+            scheduler.cancel(handles[0])
+        return logits
+
+    for options in ({}, {"logits_processor": cancels}):
+        handles.append(scheduler.submit([1, 2], config(max_new_tokens=6, **options), 0))
+    for _ in range(4):
+        run(scheduler, found)
+    assert len(found[handles[0]]) < len(found[handles[1]])
+    third = scheduler.submit([5, 6], config(max_new_tokens=6), 0)
+    monkeypatch.setattr(scheduler._batch, "step", Failing(scheduler._batch.step, [1]))
+    with pytest.raises(InsufficientMemoryError):
+        scheduler.step()
+    scheduler.cancel(third)
+    scheduler.cancel(handles[1])
+    assert (scheduler.pending, scheduler.step()) == (0, [])

@@ -1,6 +1,7 @@
-"""What tells one checkpoint's body from another's, however its vocabulary was cut."""
+"""What tells one checkpoint from another, and its body however its vocabulary was cut."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,9 +12,18 @@ def body_sha256(model: Any) -> str:
 
     A learned prefix fits every bundle whose source has this body: `edgelm.prefix_file.write_learned_prefix`.
     """
+    weights = model.transformer.state_dict()
+    return _sha256({name: value for name, value in weights.items() if name != "wte.weight"})
+
+
+def model_sha256(model: Any) -> str:
+    """SHA-256 (hex) of all weights of a model in float32."""
+    return _sha256(model.state_dict())
+
+
+def _sha256(weights: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.transformer.state_dict().items()):
-        if name != "wte.weight":
-            digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().to(torch.float32).contiguous().numpy().data)
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().to(torch.float32).contiguous().numpy().data)
     return digest.hexdigest()

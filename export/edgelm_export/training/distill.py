@@ -114,7 +114,8 @@ def distill(
         f"{schedule.batch_tokens:,} tokens; the teacher's held-out loss: {taught.per_token:.4f} nats a token"
     )
     outcome = _learn(apprentice, texts, folder / "student", schedule, options, say)
-    if outcome.ended == "signal":
+    # A signal in the student's last measurement ends this call too, unless only the report is left.
+    if outcome.ended == "signal" or (options.alone and outcome.signal is not None):
         return Tuned(None, outcome)
     losses = {"teacher": taught.per_token, "student": texts.held_out_loss(apprentice).per_token}
     logs = {"student": outcome.log}

@@ -30,7 +30,7 @@ def with_prefix(model: Any, start_ids: Sequence[int]) -> Any:
     import peft
 
     with quiet_torch(), torch.no_grad():
-        past = model(input_ids=torch.tensor([list(start_ids)]), use_cache=True).past_key_values
+        past = model(input_ids=torch.tensor([list(start_ids)], device=model.device), use_cache=True).past_key_values
     # past[layer] is the layer's keys and values, each (1, H, T, h).
     content = torch.stack([past[layer][kind][0] for layer in range(model.config.n_layer) for kind in (0, 1)])
     with quiet_torch():

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +108,7 @@ def train(
     before = _read_ended(folder) if checkpoint is not None else None
     if checkpoint is not None and before is None:
         say(f"resuming after step {checkpoint.name.removeprefix('checkpoint-')} of {schedule.steps}")
-    with quiet_torch(), stop.on_signals():
+    with quiet_torch():
         trainer = _Trainer(
             model=model,
             args=_arguments(folder, schedule, device, tensorboard),
@@ -124,7 +124,8 @@ def train(
             trainer.take(folder / before.kept)
             return before.outcome
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with stop.on_signals():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _disk_is_full(error):
                 raise
@@ -137,7 +138,7 @@ def train(
     if stop.out_of_time:
         ended = "time"
     elif state.global_step < schedule.steps:
-        ended = "signal" if stop.signal is not None else "early"
+        ended = "signal" if stop.signal is not None and not trainer.out_of_patience else "early"
     outcome = Outcome(
         log=tuple(
             {name: entry[name] for name in _LOGGED if name in entry}
@@ -152,7 +153,7 @@ def train(
     )
     if ended != "signal":
         kept = state.best_model_checkpoint if schedule.keep == "best" else None
-        _Ended(outcome, Path(kept or f"checkpoint-{state.global_step}").name).write(folder)
+        _Ended(replace(outcome, signal=None), Path(kept or f"checkpoint-{state.global_step}").name).write(folder)
     return outcome
 
 
@@ -247,6 +248,15 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The log is kept in checkpoints, and so are the seconds.
         super().log({**logs, "seconds": self.clock.seconds}, start_time)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether early stopping ended the run, whatever else did."""
+        return any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, transformers.EarlyStoppingCallback)
+        )
 
     def take(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint into the model."""

@@ -9,7 +9,7 @@ import torch
 
 from edgelm.errors import TrainingError
 from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.source_body import body_sha256
+from edgelm_export.source_body import model_sha256
 from edgelm_export.training.run import Precision
 from edgelm_export.training.run_record import RunRecord, read_record, refuse_changes
 
@@ -78,7 +78,8 @@ def fingerprints(checkpoint: Checkpoint, data: Path, held_out: Path | None) -> d
     """What must stay the same when the tuning of a checkpoint is resumed, beside its options."""
     return {
         "base": checkpoint.name,
-        "weights": body_sha256(checkpoint.model),
+        "weights": model_sha256(checkpoint.model),
+        "tokenizer": hashlib.sha256(checkpoint.tokenizer.to_json().encode()).hexdigest(),
         "data": sha256_of_file(data),
         "held-out data": None if held_out is None else sha256_of_file(held_out),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgelm.errors import TrainingError
 
 _FILE = "run.json"
-_HASHED = ("data", "held-out data", "weights")
+_HASHED = ("data", "held-out data", "weights", "tokenizer")
 """What is recorded by its SHA-256."""
 
 

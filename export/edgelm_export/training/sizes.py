@@ -71,6 +71,11 @@ def named_config(size: str) -> transformers.GPT2Config:
         for name in _SHAPE_FIELDS:
             if type(fields[name]) is not int or fields[name] < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {fields[name]!r}")
+        if fields.get("n_inner") is not None and (type(fields["n_inner"]) is not int or fields["n_inner"] < 1):
+            raise ValueError(f"n_inner must be a whole number from 1 or null, got {fields['n_inner']!r}")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            if not 0 < float(fields.get(name, 1e-5)) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {fields[name]!r}")
         config = transformers.GPT2Config.from_dict(fields | NO_DROPOUT | {"bos_token_id": 0, "eos_token_id": 0})
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd {config.n_embd} is no multiple of n_head {config.n_head}")

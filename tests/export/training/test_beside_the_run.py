@@ -142,6 +142,8 @@ def test_sizes_are_what_they_are_called(size: str) -> None:
                 {"n_positions": 33},
                 {"n_positions": 1},
                 {"activation_function": "foo"},
+                {"n_inner": 0},
+                {"layer_norm_epsilon": "x"},
             )
         ),
     ],

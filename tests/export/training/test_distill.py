@@ -1,7 +1,10 @@
 """Distillation: the student learns from its teacher, and what is saved is a plain GPT-2."""
 
 import json
+import os
 import re
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import transformers
 
 from edgelm.errors import TrainingError
 from edgelm_export.checkpoint import load_checkpoint
+from edgelm_export.training import run
 from edgelm_export.training.distill import DistillOptions, distill
 from edgelm_export.training.distillation_loss import DistillationWeights, soft_target_loss
 from edgelm_export.training.student import Apprentice, new_student
@@ -95,6 +99,27 @@ def test_options_that_are_refused(changes: dict[str, Any], words: str, playgroun
     with pytest.raises(TrainingError, match=re.escape(words)):
         distill(str(playground.base), playground.text, tmp_path / "out", replace(QUICK, **changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there os.kill ends the process at once")
+def test_a_signal_in_the_students_last_measurement_ends_the_call(
+    small: str, playground: Playground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, calls = run._Trainer.evaluate, [0]
+
+    def last(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        if trainer.state.global_step == trainer.state.max_steps:
+            calls[0] += 1
+            if calls[0] == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+        return own(trainer, *arguments, **options)
+
+    monkeypatch.setattr(run._Trainer, "evaluate", last)
+    options = replace(QUICK, size=small)
+    stopped = distill(str(playground.base), playground.text, tmp_path / "out", options)
+    assert stopped.report is None and stopped.outcome.signal == signal.SIGINT
+    done = distill(str(playground.base), playground.text, tmp_path / "out", options)
+    assert done.report is not None and list(done.report.losses)[-1] == "the same student alone"
 
 
 def test_the_command(small: str, playground: Playground, tmp_path: Path, edgelm_command: RunCommand) -> None:

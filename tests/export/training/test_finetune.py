@@ -240,7 +240,7 @@ def test_a_run_is_resumed_with_its_own_base_and_held_out_file_only(playground: P
     shutil.copyfile(playground.text, held)
     model = load_checkpoint(str(base)).model
     with torch.no_grad():
-        model.transformer.h[0].mlp.c_fc.weight += 1
+        model.transformer.wte.weight += 1
     model.save_pretrained(base)
     with pytest.raises(TrainingError, match="other weights"):
         finetune(str(base), tmp_path / "data.txt", tmp_path / "out", options)

@@ -186,6 +186,20 @@ def test_a_run_that_ended_early_does_not_go_on(tmp_path: Path) -> None:
     assert next(measured) == 1.0, "nothing was measured again"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there os.kill ends the process at once")
+def test_a_signal_in_the_last_measurement_of_an_early_end_changes_nothing(tmp_path: Path) -> None:
+    measured = iter([3.0, 2.0, 2.5, 2.6, 1.0, 0.5])
+
+    def measure(model: Any) -> float:
+        value = next(measured)
+        if value == 2.6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    outcome, _ = _train(tmp_path, Schedule(**{**vars(SCHEDULE), "evaluate_every": 2, "patience": 2}), measure=measure)
+    assert (outcome.ended, outcome.steps, outcome.signal) == ("early", 8, signal.SIGTERM)
+
+
 def test_a_signal_does_not_wait_long_for_a_step_that_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does the end of the time. The curve then has a point more, and the weights are the same."""
     monkeypatch.setattr(Schedule, "log_every", property(lambda self: 6))
