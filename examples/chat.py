@@ -17,11 +17,14 @@ def main(bundle: Path) -> None:
         end = model.generation_config.eos_token_id
         while True:
             try:
-                chat += input("> ").strip() + "\n"
+                turn = input("> ").strip()
             except EOFError:
                 break
-            # The chat so far is not computed again, and its oldest turns go once the context is full.
+            if not turn:
+                continue
+            chat += turn + "\n"
             answer = ""
+            # The chat so far is not computed again, and its oldest turns go once the context is full.
             for chunk in model.stream(
                 chat, stop_strings=["\n"], begin_suppress_tokens=end, context_overflow="truncate", max_new_tokens=60
             ):
@@ -32,4 +35,7 @@ def main(bundle: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DIALOGUE)
+    try:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else DIALOGUE)
+    except edgelm.EdgelmError as error:
+        sys.exit(f"chat: {error}")

@@ -194,11 +194,12 @@ def test_game() -> None:
 def test_chat() -> None:
     if not (ROOT / "models" / "dialogue-6m-int8").is_dir():
         pytest.skip("the dialogue model lies in the repository only")
-    shown = run("chat.py", stdin="Have you seen the new Star Wars movie?\nWho is your favorite character?\n")
-    first, second = (part.strip() for part in shown.removeprefix("> ").removesuffix("> ").split("> "))
+    shown = run("chat.py", stdin="Have you seen the new Star Wars movie?\n \nWho is your favorite character?\n")
+    first, nothing, second = (part.strip() for part in shown.removeprefix("> ").removesuffix("> ").split("> "))
     assert first and second and "\n" not in first + second
+    assert not nothing, "an empty line is no turn"
     told = run("chat.py", str(default_bundle_path()), stdin="Lily had a cat.\n")
-    assert told.removeprefix("> ").strip() not in ("", ">")
+    assert told.startswith("> ") and told.endswith("> ")
 
 
 def test_notebook(capsys: pytest.CaptureFixture[str]) -> None:
