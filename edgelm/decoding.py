@@ -12,6 +12,7 @@ from edgelm.errors import ContextError, DeviceError
 from edgelm.generation_config import GenerationConfig
 from edgelm.logits_processors import Ids, LogitsProcessor, Row, process, processors_of
 from edgelm.logprobs import IdLogprob
+from edgelm.token_ids import cut
 
 FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
 Computed = TypeVar("Computed")
@@ -154,16 +155,15 @@ class Request:
     def in_pieces(self, compute: Callable[[Ids], Computed], ids: Ids) -> list[Computed] | None:
         """What `compute` makes of `ids`, of the prompt, piece by piece; None where cancelled before the last one.
 
-        A prompt that may be cancelled goes in smaller pieces, of two tokens or more: one alone has another kernel.
+        Only a prompt that may be cancelled is cut here.
         """
         if self.config.cancel is None:
             return [compute(ids)]
         found = []
-        starts = list(range(0, max(1, len(ids) - 1), CANCEL_PIECE_TOKENS))
-        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+        for piece in cut(ids, CANCEL_PIECE_TOKENS):
             if self.interruption == "cancelled":
                 return None
-            found.append(compute(ids[start:stop]))
+            found.append(compute(piece))
         return found
 
     def text_buffer(self, rows: int = 1) -> Ids:

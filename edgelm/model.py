@@ -59,8 +59,8 @@ class Model:
             session.begin_after(prefix.content)
         # The caller's own: the pool's sessions are siblings of another one.
         self.session = session.sibling()
-        if prefix is not None and always is not None:  # prompts begin with its ids, so their sessions with nothing
-            self.session.begin_after(prefix.content)
+        if always is not None:  # prompts begin with its ids, so their sessions with nothing
+            self.session.begin_after(always.content)
         self._sessions = SessionPool(session, prefix_cache_bytes, always)
         self._encoder = PromptEncoder(tokenizer, prefix)
         self._texts = TextGeneration(self._encoder, self._sessions, session.context_length, load_seconds)

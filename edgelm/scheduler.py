@@ -73,6 +73,8 @@ class Scheduler:
         self._pieces: deque[npt.NDArray[np.int64]] = deque()  # of the first waiting prompt: what is left to compute
         self._reused = 0  # how much of that prompt was there already
         self._turns: list[Turn] = []  # of a step that is not finished: an error must not lose them
+        self._stepping = False
+        self._cancelled: list[Handle] = []  # by signals and processors during a step, until its end
         self._rows: dict[Handle, int] = {}
         self._texts: dict[Handle, DecodingRow] = {}
         self._handles = 0
@@ -109,7 +111,16 @@ class Scheduler:
         return self._handles
 
     def cancel(self, handle: Handle) -> None:
-        """Forget a text; it has no more turns. One that is done already is no error."""
+        """Forget a text; it has no more turns. One that is done already is no error.
+
+        Signals and processors may call this in the middle of a step.
+        """
+        if self._stepping:
+            self._cancelled.append(handle)
+        else:
+            self._forget(handle)
+
+    def _forget(self, handle: Handle) -> None:
         if self._waiting and self._waiting[0].handle == handle:
             self._pieces.clear()
         self._waiting = deque(waiting for waiting in self._waiting if waiting.handle != handle)
@@ -125,8 +136,14 @@ class Scheduler:
         Raises:
             ClosedError, ForkError, InsufficientMemoryError: as `Session.step`.
         """
-        self._admit()
-        self._decode()
+        self._stepping = True
+        try:
+            self._admit()
+            self._decode()
+        finally:
+            self._stepping = False
+            while self._cancelled:
+                self._forget(self._cancelled.pop())
         turns, self._turns = self._turns, []
         return turns
 
@@ -135,8 +152,6 @@ class Scheduler:
         while left > 0 and self._waiting and not self._batch.is_full:
             first = self._waiting[0]
             ending = _ending(first.handle, first.text)
-            if not self._waiting or self._waiting[0] is not first:
-                continue  # its signal cancelled it
             if ending is not None:
                 self._next_waits()
                 self._turns.append(ending)
@@ -156,31 +171,24 @@ class Scheduler:
 
     def _decode(self) -> None:
         for handle, text in list(self._texts.items()):
-            ending = _ending(handle, text) if handle in self._texts else None
-            if ending is not None and handle in self._texts:  # signals may cancel texts, their own too
+            ending = _ending(handle, text)
+            if ending is not None:
                 self._leave(handle)
                 self._turns.append(ending)
         if not self._texts:
             return
         if not self._waiting:
             self._close_gaps()
-        rows = dict(self._rows)
-        logits = self._batch.step({row: int(self._texts[handle].ids[-1]) for handle, row in rows.items()})
-        for handle, row in rows.items():
-            self._choose(handle, logits[row])
+        logits = self._batch.step({self._rows[handle]: int(text.ids[-1]) for handle, text in self._texts.items()})
+        for handle in list(self._texts):
+            self._choose(handle, logits[self._rows[handle]])
 
     def _choose(self, handle: Handle, logits: Logits, reused_tokens: int = 0) -> None:
-        """The next token of a text. A caller's logits_processor may raise anything, which ends its own text only, and
-        may cancel any text, which then has no turn."""
-        text = self._texts.get(handle)
-        if text is None:
-            return
+        """The next token of a text. A caller's logits_processor may raise anything: it ends its own text only."""
         try:
-            turn = Turn(handle, text.take(logits), reused_tokens=reused_tokens)
+            turn = Turn(handle, self._texts[handle].take(logits), reused_tokens=reused_tokens)
         except Exception as error:
             turn = Turn(handle, None, error)
-        if handle not in self._texts:
-            return
         self._turns.append(turn)
         if turn.step is None or turn.step.finish_reason is not None:
             self._leave(handle)

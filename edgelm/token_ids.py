@@ -36,7 +36,12 @@ def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 def prompt_chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Pieces of PREFILL_CHUNK_TOKENS; a single token left over joins the last piece. GroupQueryAttention has another
-    kernel for one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
-    starts = list(range(0, max(1, len(ids) - 1), PREFILL_CHUNK_TOKENS))
+    """The pieces that one call each computes, of PREFILL_CHUNK_TOKENS."""
+    return cut(ids, PREFILL_CHUNK_TOKENS)
+
+
+def cut(ids: npt.NDArray[np.int64], piece_tokens: int) -> list[npt.NDArray[np.int64]]:
+    """Pieces of so many tokens; a single one left over joins the last piece. GroupQueryAttention has another kernel for
+    one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
+    starts = list(range(0, max(1, len(ids) - 1), piece_tokens))
     return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]

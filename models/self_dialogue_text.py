@@ -1,8 +1,8 @@
 """Writes the text of the dialogue model: ``python models/self_dialogue_text.py self_dialogue.jsonl chats.txt``.
 
-The input is The Self-dialogue Corpus (Fainberg et al. 2018, BSD-3), a chat in a line of JSON. A chat becomes a document
-and a turn a line of it. Chats with unfilled turns (``{}``), with less than half of their turns distinct or with coarse
-words are left out.
+The input is The Self-dialogue Corpus (Krause et al. 2017, arXiv 1709.09816, BSD-3), a chat in a line of JSON. A chat
+becomes a document and a turn a line of it. Chats with unfilled turns (``{}``), with less than half of their turns
+distinct or with coarse words are left out.
 """
 
 import json

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,15 @@ def test_parts_can_be_fakes(model: Model) -> None:
 
 def test_default_config_when_the_bundle_says_nothing(model: Model) -> None:
     assert model.generation_config == replace(GenerationConfig(), eos_token_id=(0,))
+
+
+@pytest.mark.parametrize("save", [Model.save_state, Model.save_prefix])
+@pytest.mark.parametrize("dtype", ["int8", "float64", "bogus", 16])
+def test_another_dtype_is_refused_and_the_file_stays(save: Callable[..., None], dtype: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
+        save(model, path, "Once upon a time")
+        content = path.read_bytes()
+        with pytest.raises(edgelm.ConfigError, match="dtype must be 'float32' or 'float16', got"):
+            save(model, path, "Once upon a time", dtype=dtype)
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]

@@ -494,14 +494,3 @@ def test_info_names_it_and_verify_measures_without_it(edgelm_command: RunCommand
     verified, plain = (edgelm_command("verify", str(folder), "--json") for folder in (tiny_copy, TINY_BUNDLE))
     assert verified.status == 0
     assert json.loads(verified.stdout)["measured"]["checks"] == json.loads(plain.stdout)["measured"]["checks"]
-
-
-@pytest.mark.parametrize("dtype", ["int8", "float64", "bogus", 16])
-def test_another_dtype_is_refused_and_the_file_stays(dtype: Any, tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
-        model.save_prefix(path, "Once upon a time")
-        content = path.read_bytes()
-        with pytest.raises(edgelm.ConfigError, match="dtype must be 'float32' or 'float16', got"):
-            model.save_prefix(path, "Once upon a time", dtype=dtype)
-    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]

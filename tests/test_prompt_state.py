@@ -153,14 +153,3 @@ def test_a_prompt_that_was_cut_has_no_state(edgelm_command: RunCommand, tmp_path
         done.status == 0 and done.stderr == "edgelm: the prompt is longer than the context, so its state is not kept\n"
     )
     assert not (tmp_path / "kept").exists()
-
-
-@pytest.mark.parametrize("dtype", ["int8", "float64", "bogus", 16])
-def test_another_dtype_is_refused_and_the_file_stays(dtype: Any, tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
-        model.save_state(path, "Once upon a time")
-        content = path.read_bytes()
-        with pytest.raises(edgelm.ConfigError, match="dtype must be 'float32' or 'float16', got"):
-            model.save_state(path, "Once upon a time", dtype=dtype)
-    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]

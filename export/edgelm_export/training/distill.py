@@ -16,14 +16,7 @@ from edgelm_export.training.precision import fastest_precision
 from edgelm_export.training.report import CURVES_FILE
 from edgelm_export.training.run import Outcome, Precision, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, fingerprints
-from edgelm_export.training.run_options import (
-    MOST_SEED,
-    MOST_TOKENS,
-    check_least,
-    check_most,
-    check_positive,
-    recorded,
-)
+from edgelm_export.training.run_options import check_limits, check_positive, recorded
 from edgelm_export.training.sizes import defaults_for
 from edgelm_export.training.student import Apprentice, new_student, student_from_layers
 from edgelm_export.training.tuning_data import TextData, read_text
@@ -62,8 +55,7 @@ class DistillOptions:
 
     def __post_init__(self) -> None:
         least = {"layers": 1, "tokens": 1, "batch_tokens": 2, "soft": 0, "hidden": 0, "hard": 0}
-        check_least(self, least | {"evaluations": 1, "patience": 0, "seed": 0})
-        check_most(self, {"tokens": MOST_TOKENS, "seed": MOST_SEED})
+        check_limits(self, least | {"evaluations": 1, "patience": 0, "seed": 0})
         check_positive(self, "temperature", "learning_rate")
         if self.soft == self.hidden == 0:
             raise TrainingError("--soft and --hidden are both 0: the teacher would teach nothing; use edgelm pretrain")

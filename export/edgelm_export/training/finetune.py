@@ -19,14 +19,7 @@ from edgelm_export.training.records import is_records_file
 from edgelm_export.training.report import CURVES_FILE
 from edgelm_export.training.run import Precision, Schedule, train
 from edgelm_export.training.run_folder import begin_run, check_out, device_for, end_run, fingerprints
-from edgelm_export.training.run_options import (
-    MOST_EPOCHS,
-    MOST_SEED,
-    check_least,
-    check_most,
-    check_positive,
-    recorded,
-)
+from edgelm_export.training.run_options import check_limits, check_positive, recorded
 from edgelm_export.training.tuning_data import TuningData, read_tasks, read_text
 from edgelm_export.training.tuning_report import Tuned, TuningReport
 
@@ -68,8 +61,7 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "rank": 1, "prefix_tokens": 2, "patience": 0, "evaluations": 1, "seed": 0}
-        check_least(self, least)
-        check_most(self, {"epochs": MOST_EPOCHS, "seed": MOST_SEED})
+        check_limits(self, least)
         check_positive(self, "epochs", "learning_rate")
 
 

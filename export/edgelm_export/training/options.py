@@ -6,15 +6,7 @@ from typing import Literal
 
 from edgelm.errors import TrainingError
 from edgelm_export.training.corpus import END_OF_TEXT
-from edgelm_export.training.run_options import (
-    MOST_HOURS,
-    MOST_SEED,
-    MOST_TOKENS,
-    check_least,
-    check_most,
-    check_positive,
-    recorded,
-)
+from edgelm_export.training.run_options import check_limits, check_positive, recorded
 
 Size = str
 """A name in `edgelm_export.training.sizes.SIZES`, or the path of a GPT-2 config.json."""
@@ -62,8 +54,7 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         least = {"tokens": 1, "held_out": 1, "batch_tokens": 2, "accumulate": 1, "weight_decay": 0}
-        check_least(self, least | {"patience": 0, "evaluations": 1, "seed": 0})
-        check_most(self, {"tokens": MOST_TOKENS, "hours": MOST_HOURS, "seed": MOST_SEED})
+        check_limits(self, least | {"patience": 0, "evaluations": 1, "seed": 0})
         check_positive(self, "hours", "learning_rate")
         for name, part in {"short-windows": self.short_windows, "warmup": self.warmup, "dropout": self.dropout}.items():
             if not 0 <= part < 1 and not (name == "short-windows" and part == 1):

@@ -1,6 +1,5 @@
 """What a training run reports: numbers as JSON, and the same for people as Markdown."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from edgelm_export.checkpoint import quiet_torch
+from edgelm_export.training.json_file import write_json
 
 CURVES_FILE = "curves.svg"
 
@@ -75,9 +75,7 @@ def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: i
 def write_report(folder: Path, content: Mapping[str, object], markdown: str) -> None:
     """Put report.md and then report.json, which says that the run is finished, into `folder`."""
     (folder / "report.md").write_text(markdown, encoding="utf-8")
-    part = folder / "report.json.part"
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder / "report.json")
+    write_json(folder / "report.json", content)
 
 
 def perplexity(loss: float) -> float:

@@ -18,12 +18,14 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from edgelm.errors import TrainingError
 from edgelm_export.checkpoint import quiet_torch
 from edgelm_export.training.callbacks import Clock, ProgressBar, Stop
+from edgelm_export.training.json_file import write_json
 from edgelm_export.training.muon import MuonAdamW
 
 Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "muon"]
 Batch = Mapping[str, Any]
 _MOST_LOGGED_STEPS = 2000
+_ENDED_FILE = "ended.json"
 _LOGGED = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
 
 
@@ -166,14 +168,12 @@ class _Ended:
     """The checkpoint with the weights to keep."""
 
     def write(self, folder: Path) -> None:
-        part = folder / "ended.json.part"
-        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        part.replace(folder / "ended.json")
+        write_json(folder / _ENDED_FILE, asdict(self))
 
 
 def _read_ended(folder: Path) -> _Ended | None:
     try:
-        content = json.loads((folder / "ended.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / _ENDED_FILE).read_text(encoding="utf-8"))
         outcome = Outcome(**{**content["outcome"], "log": tuple(content["outcome"]["log"])})
         return _Ended(outcome, content["kept"]) if (folder / content["kept"]).is_dir() else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -8,26 +8,20 @@ import click
 
 from edgelm.errors import TrainingError
 
-MOST_SEED = 2**32 - 1
-"""numpy's."""
-MOST_TOKENS = 10**13
-MOST_HOURS = MOST_EPOCHS = 10**6
+_MOST = {"seed": 2**32 - 1, "tokens": 10**13, "hours": 10**6, "epochs": 10**6}
+"""The greatest values, of options that have the field: numpy's for a seed, of the others what nobody wants."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 
-def check_least(options: object, least: Mapping[str, float]) -> None:
-    """Raises TrainingError where a field of `options` is below its least value; None passes."""
+def check_limits(options: object, least: Mapping[str, float]) -> None:
+    """Raises TrainingError where a field of `options` is below its least value, or above its greatest; None passes."""
     for name, limit in least.items():
         value = getattr(options, name)
         if value is not None and not value >= limit:
             raise TrainingError(f"--{_flag(name)} must be at least {limit}, got {value}")
-
-
-def check_most(options: object, most: Mapping[str, float]) -> None:
-    """Raises TrainingError where a field of `options` is above its greatest value; None passes."""
-    for name, limit in most.items():
-        value = getattr(options, name)
+    for name, limit in _MOST.items():
+        value = getattr(options, name, None)
         if value is not None and not value <= limit:
             raise TrainingError(f"--{_flag(name)} must be at most {limit:,}, got {value}")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.errors import TrainingError
+from edgelm_export.training.json_file import write_json
 
 _FILE = "run.json"
 _HASHED = ("data", "held-out data", "weights", "tokenizer")
@@ -23,10 +24,7 @@ class RunRecord:
     def write(self, folder: Path) -> None:
         """Put it into `folder`, which is made."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"options": dict(self.options), "decided": dict(self.decided)}, indent=2)
-        part = folder / (_FILE + ".part")
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(folder / _FILE)
+        write_json(folder / _FILE, {"options": dict(self.options), "decided": dict(self.decided)})
 
 
 def read_record(folder: Path) -> RunRecord | None:
