@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm.bundle import Bundle
-from edgelm.reference import read_reference
-from edgelm.remeasure import Check, checks, drift, figures, observe_session
-from edgelm.session import Session
+from edgelm.bundle.folder import Bundle
+from edgelm.bundle.reference import read_reference
+from edgelm.engine.session import Session
+from edgelm.scoring.verification import Check, checks, drift, figures, observe_session
 from tests.export.alterations import (
     Array,
     alter,

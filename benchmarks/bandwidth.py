@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgelm.bundle import Bundle
-from edgelm.session import Session
+from edgelm.bundle.folder import Bundle
+from edgelm.engine.session import Session
 
 ROUNDS, STEPS = 15, 32
 

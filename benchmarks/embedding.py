@@ -24,7 +24,7 @@ from benchmarks.machine import machine_facts
 from benchmarks.make_gpt2 import add_shape_options, shape_of
 from benchmarks.prepare import DEFAULT_WORK, model_folder
 from edgelm.model import Model
-from edgelm.prompts import Prompt
+from edgelm.reuse.prompts import Prompt
 
 RECIPES = ("int8", "int4")
 ROWS = 8
@@ -144,7 +144,7 @@ def lookup_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[]
     def rate(width: int | None, guess: Callable[[Any, int], list[int]] | None = None) -> float:
         model.forget()
         options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "logits_processor": forced}
-        with mock.patch("edgelm.prompt_lookup.continuation", guess) if guess else mock.patch("os.sep", "/"):
+        with mock.patch("edgelm.decoding.prompt_lookup.continuation", guess) if guess else mock.patch("os.sep", "/"):
             found = model.generate(prompt, prompt_lookup_num_tokens=width, **options)
         return found.stats.tokens_per_second
 

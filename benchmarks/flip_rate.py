@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import machine_facts
-from edgelm.loading import load
-from edgelm.manifest import FixedPrecision
-from edgelm.model import Model
-from edgelm.session import Session
+from edgelm.bundle.manifest import FixedPrecision
+from edgelm.engine.session import Session
+from edgelm.model import Model, load
 
 RECIPES: tuple[FixedPrecision, ...] = ("fp32", "int8", "w8a8", "int4", "int4-small")
 SHARED = Path(__file__).parents[2] / "shared"
@@ -142,7 +141,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=SHARED / "data" / "tinystories_slice.txt", metavar="FILE")
     parser.add_argument("--stories", type=int, default=HELD_OUT_STORIES, metavar="N", help="default %(default)s")
     options = parser.parse_args()
-    from edgelm_export.export import export
+    from edgelm_export.pipeline import export
 
     text = options.text.read_text(encoding="utf-8")
     results: dict[str, dict[str, dict[str, float | int]]] = {}

@@ -6,11 +6,11 @@ The first HELD_OUT documents of TEXT, packed as `edgelm pretrain` packs them, in
 import sys
 from pathlib import Path
 
-from edgelm_export.training.bpe import load_bpe
-from edgelm_export.training.corpus import read_corpus
-from edgelm_export.training.held_out import loss_in_windows
-from edgelm_export.training.packing import pack
-from edgelm_export.training.sizes import load_weights, named_config
+from edgelm_train.data.bpe import load_bpe
+from edgelm_train.data.corpus import read_corpus
+from edgelm_train.data.packing import pack
+from edgelm_train.models.sizes import load_weights, named_config
+from edgelm_train.run.held_out import loss_in_windows
 
 
 def main(checkpoint: Path, text: Path, held_out: int, windows: list[int]) -> None:

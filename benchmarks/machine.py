@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from edgelm.machine import cpu_name, system_name
+from edgelm.engine.machine import cpu_name, system_name
 
 PACKAGES = ("edgelm", "onnxruntime", "torch", "transformers", "optimum-onnx", "numpy")
 

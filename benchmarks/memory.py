@@ -6,7 +6,7 @@ import sys
 CODE = """
 import sys
 import edgelm, edgelm.model, onnxruntime, tokenizers
-from edgelm.memory import resident_bytes
+from edgelm.engine.memory import resident_bytes
 
 before = resident_bytes()
 model = edgelm.load(sys.argv[1], threads=2)

@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgelm_export.training.corpus import END_OF_TEXT, read_documents
-from edgelm_export.training.curves import draw_curves
-from edgelm_export.training.options import PretrainOptions
-from edgelm_export.training.pretrain import pretrain
+from edgelm_train.data.corpus import END_OF_TEXT, read_documents
+from edgelm_train.pretrain import pretrain
+from edgelm_train.pretrain_options import PretrainOptions
+from edgelm_train.run.curves import draw_curves
 
 SHAPE = {"n_layer": 3, "n_embd": 128, "n_head": 4, "n_positions": 128, "vocab_size": 1024}
 HELD_OUT, FEW, MANY = 100, 50, 1000

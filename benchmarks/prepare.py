@@ -18,7 +18,7 @@ from pathlib import Path
 import edgelm_export
 from benchmarks import make_gpt2
 from benchmarks.make_gpt2 import Shape, add_shape_options, shape_of
-from edgelm.manifest import FORMAT_VERSION, FixedPrecision
+from edgelm.bundle.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
 OPTIMUM = "optimum-int8"
@@ -113,7 +113,8 @@ def graph_modules() -> list[Path]:
 
 
 def _export_edgelm(checkpoint: Path, folder: Path, precision: FixedPrecision) -> None:
-    from edgelm_export import export, fit
+    from edgelm_export import fit
+    from edgelm_export import pipeline as export
 
     # Random weights have no quality to measure, and drawing text from them takes minutes.
     export.EVALUATION_TOKENS = fit.CALIBRATION_TOKENS = 512

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgelm.comparison import Logits, log_softmax
 from edgelm.model import Model
+from edgelm.scoring.comparison import Logits, log_softmax
 
 Ids = npt.NDArray[np.int64]
 

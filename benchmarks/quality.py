@@ -21,21 +21,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgelm.bundle import Bundle
-from edgelm.comparison import Comparison, compare_texts
-from edgelm.manifest import FORMAT_VERSION, Manifest, Source
-from edgelm.manifest import Recipe as RecipeFacts
-from edgelm.session import Session
-from edgelm_export.budget import base_recipe, measure_options, mixed_recipe, plan
-from edgelm_export.calibrate import StoredGpt2, smooth, store
-from edgelm_export.checkpoint import load_checkpoint
-from edgelm_export.forward import Activation
-from edgelm_export.graph import write_graph
-from edgelm_export.quantize import Storage, quantize_blocks
-from edgelm_export.recipe import BLOCK4, BLOCK4_FINE, BLOCK8, POSITION_TABLE, Recipe, fixed_recipe, table_matrices
-from edgelm_export.smooth import fold_norm
-from edgelm_export.source_text import draw_texts
-from edgelm_export.weights import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm.bundle.folder import Bundle
+from edgelm.bundle.manifest import FORMAT_VERSION, Manifest, Source
+from edgelm.bundle.manifest import Recipe as RecipeFacts
+from edgelm.engine.session import Session
+from edgelm.scoring.comparison import Comparison, compare_texts
+from edgelm_export.graph.decoder import write_graph
+from edgelm_export.model.forward import Activation
+from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm_export.quantize.budget import base_recipe, measure_options, mixed_recipe, plan
+from edgelm_export.quantize.calibrate import StoredGpt2, smooth, store
+from edgelm_export.quantize.recipe import (
+    BLOCK4,
+    BLOCK4_FINE,
+    BLOCK8,
+    POSITION_TABLE,
+    Recipe,
+    fixed_recipe,
+    table_matrices,
+)
+from edgelm_export.quantize.smooth import fold_norm
+from edgelm_export.quantize.storage import Storage, quantize_blocks
+from edgelm_export.source.checkpoint import load_checkpoint
+from edgelm_export.source.drawn_text import draw_texts
 
 Ids = npt.NDArray[np.int64]
 

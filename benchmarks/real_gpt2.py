@@ -25,9 +25,9 @@ from typing import Any, cast, get_args
 
 from benchmarks.machine import machine_facts
 from benchmarks.published import PUBLISHED, Answers, ask, read_published
-from edgelm.bundle import Bundle
-from edgelm.loading import load
-from edgelm.manifest import FixedPrecision
+from edgelm.bundle.folder import Bundle
+from edgelm.bundle.manifest import FixedPrecision
+from edgelm.model import load
 
 WIKITEXT2 = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
 """Data set, file and member: the raw test text as plain text. The same lines as in Salesforce/wikitext."""
@@ -69,7 +69,7 @@ def made_bundle(source: str, recipe: FixedPrecision, work: Path) -> Bundle:
     """The bundle of that recipe, exported unless it is there already."""
     folder = work / f"{source.replace('/', '--')}-{recipe}"
     if not folder.is_dir():
-        from edgelm_export.export import export
+        from edgelm_export.pipeline import export
 
         export(source, folder, recipe, accept_quality_loss=True, report=lambda stage: _say(f"  {stage}"))
     return Bundle.read(folder)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine_facts
-from edgelm.beam_search import log_softmax
-from edgelm.generation_config import GenerationConfig
-from edgelm.logits_processors import Ids, Row, process, processors_of
-from edgelm.sampling import largest
-from edgelm.token_choice import TokenChoice
+from edgelm.decoding.beams import log_softmax
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.decoding.logits_processors import Ids, Row, process, processors_of
+from edgelm.decoding.row import TokenChoice
+from edgelm.decoding.sampling import largest
 
 VOCABULARY = 50_257
 PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.2, "frequency_penalty": 0.1}

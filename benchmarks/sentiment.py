@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 import edgelm
-from edgelm.scores import LengthNormalization
+from edgelm.scoring.results import LengthNormalization
 
 TEMPLATE = "{} Tom said it was"
 OPTIONS = (" bad.", " good.")

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import edgelm
-from edgelm.generation_options import GenerationOptions
-from edgelm.memory import resident_bytes
+from edgelm.decoding.generation_options import GenerationOptions
+from edgelm.engine.memory import resident_bytes
 
 PROMPT = "Once upon a time"
 THREADS, SEEDS = 8, 8

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.machine import anonymous_bytes
-from edgelm.memory import peak_rss_bytes
+from edgelm.engine.memory import peak_rss_bytes
 
 
 def main() -> None:

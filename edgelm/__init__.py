@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgelm.bundle import Bundle
-    from edgelm.completion import Choice, Chunk, Completion, Stats
+    from edgelm.bundle.folder import Bundle
+    from edgelm.decoding.generation_config import GenerationConfig
+    from edgelm.engine.session import Session
     from edgelm.errors import (
         BundleError,
         ClosedError,
@@ -30,44 +31,42 @@ if TYPE_CHECKING:
         StateError,
         TokenizerError,
     )
-    from edgelm.generation_config import GenerationConfig
-    from edgelm.loading import load
-    from edgelm.model import Model
-    from edgelm.scores import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
-    from edgelm.session import Session
-    from edgelm.tokenizer import StreamDecoder, Tokenizer
+    from edgelm.generation.results import Choice, Chunk, Completion, Stats
+    from edgelm.model import Model, load
+    from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
+    from edgelm.text.tokenizer import StreamDecoder, Tokenizer
 
 _MODULE_OF = {
-    "Bundle": "bundle",
+    "Bundle": "bundle.folder",
     "BundleError": "errors",
-    "Choice": "completion",
-    "Chunk": "completion",
+    "Choice": "generation.results",
+    "Chunk": "generation.results",
     "ClosedError": "errors",
-    "Completion": "completion",
+    "Completion": "generation.results",
     "ConfigError": "errors",
     "ContextError": "errors",
     "DeviceError": "errors",
     "EdgelmError": "errors",
     "ExportError": "errors",
     "ForkError": "errors",
-    "GenerationConfig": "generation_config",
+    "GenerationConfig": "decoding.generation_config",
     "InsufficientMemoryError": "errors",
     "Model": "model",
-    "Option": "scores",
-    "Perplexity": "scores",
+    "Option": "scoring.results",
+    "Perplexity": "scoring.results",
     "PrefixError": "errors",
     "PromptError": "errors",
-    "Score": "scores",
-    "Selection": "scores",
-    "Session": "session",
+    "Score": "scoring.results",
+    "Selection": "scoring.results",
+    "Session": "engine.session",
     "StateError": "errors",
-    "Stats": "completion",
-    "StreamDecoder": "tokenizer",
-    "TokenLogprob": "scores",
-    "TokenLogprobs": "scores",
-    "Tokenizer": "tokenizer",
+    "Stats": "generation.results",
+    "StreamDecoder": "text.tokenizer",
+    "TokenLogprob": "scoring.results",
+    "TokenLogprobs": "scoring.results",
+    "Tokenizer": "text.tokenizer",
     "TokenizerError": "errors",
-    "load": "loading",
+    "load": "model",
 }
 
 __all__ = [

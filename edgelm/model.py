@@ -5,27 +5,28 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Self, Unpack
+from typing import Self, TypedDict, Unpack
 
-from edgelm import text_scoring
-from edgelm.async_model import EitherCancel, Workers, call_in_thread, stream_in_thread
-from edgelm.bake import bake
-from edgelm.bundle import Bundle
-from edgelm.completion import Chunk, Completion
-from edgelm.generation_config import GenerationConfig
-from edgelm.generation_options import GenerationOptions
-from edgelm.kv_file import KvDtype, check_kv_dtype
-from edgelm.memory_forecast import ModelMemory
-from edgelm.prefix_file import Prefix, learned_sha256
-from edgelm.prompt_state import PromptState, read_state, write_state
-from edgelm.prompts import Prompt, PromptEncoder
-from edgelm.scheduler import DEFAULT_MAX_ROWS
-from edgelm.scores import LengthNormalization, Perplexity, Pooling, Score, Selection
-from edgelm.scoring import Vector
-from edgelm.session import Session
-from edgelm.session_pool import SessionPool
-from edgelm.text_generation import TextGeneration, TextTask
-from edgelm.tokenizer import Tokenizer
+from edgelm.bundle.folder import Bundle, default_bundle_path
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.decoding.generation_options import GenerationOptions
+from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
+from edgelm.engine.memory import ModelMemory, refuse_if_too_large
+from edgelm.engine.session import Session
+from edgelm.errors import ConfigError
+from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
+from edgelm.generation.results import Chunk, Completion
+from edgelm.generation.run import TextGeneration, TextTask
+from edgelm.reuse.bake import bake
+from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
+from edgelm.reuse.pool import SessionPool
+from edgelm.reuse.prefix import Prefix, baked_prefix, learned_sha256, read_prefix
+from edgelm.reuse.prompts import Prompt, PromptEncoder
+from edgelm.reuse.state import PromptState, read_state, write_state
+from edgelm.scoring import text_scores
+from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection
+from edgelm.scoring.token_scores import Vector
+from edgelm.text.tokenizer import Tokenizer
 
 
 class Model:
@@ -74,7 +75,7 @@ class Model:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        from edgelm.loading import LoadOptions, loaded_as  # which imports this module
+        from edgelm.model import LoadOptions, loaded_as  # which imports this module
 
         options = LoadOptions(
             device=str(self.session.device),
@@ -168,7 +169,7 @@ class Model:
         return state
 
     def save_prefix(self, path: str | os.PathLike[str], text: str, *, dtype: KvDtype | None = None) -> None:
-        """Write `text` with its keys and values to the file `path`, for `load(..., prefix=path)`; see `edgelm.bake`."""
+        """Write `text` with its keys and values to the file `path`, for `load(..., prefix=path)`; see `bake`."""
         with self._sessions.borrowed() as (session, _):
             bake(session, self.tokenizer, text, path, dtype)
 
@@ -226,9 +227,9 @@ class Model:
         return ModelMemory.of(self.bundle, 0 if self.prefix is None else self.prefix.size_bytes)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
-        """How likely `continuation` is after `prompt`, in all and token by token; see `edgelm.text_scoring.score`."""
+        """How likely `continuation` is after `prompt`, in all and token by token; see `text_scores.score`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.score(session, self._encoder, prompt, continuation)
+            return text_scores.score(session, self._encoder, prompt, continuation)
 
     def choose(
         self,
@@ -238,22 +239,90 @@ class Model:
         length_normalization: LengthNormalization = "none",
         calibrate: Prompt | None = None,
     ) -> Selection:
-        """Which of `options` is likeliest after `prompt`, with probabilities; see `edgelm.text_scoring.choose`."""
+        """Which of `options` is likeliest after `prompt`, with probabilities; see `text_scores.choose`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.choose(session, self._encoder, prompt, options, length_normalization, calibrate)
+            return text_scores.choose(session, self._encoder, prompt, options, length_normalization, calibrate)
 
     def perplexity(self, text: Prompt, *, stride: int | None = None) -> Perplexity:
-        """How surprised the model is by `text`, of any length; see `edgelm.scoring.perplexity`."""
+        """How surprised the model is by `text`, of any length; see `edgelm.scoring.token_scores.perplexity`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.perplexity(session, self._encoder, text, stride)
+            return text_scores.perplexity(session, self._encoder, text, stride)
 
     def embed(self, text: Prompt, *, pooling: Pooling = "mean", normalize: bool = False) -> Vector:
-        """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.embed`."""
+        """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.token_scores.embed`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scoring.embed(session, self._encoder, text, pooling, normalize=normalize)
+            return text_scores.embed(session, self._encoder, text, pooling, normalize=normalize)
 
     def _task(self, prompt: Prompt, options: GenerationOptions) -> TextTask:
         return self._texts.task(prompt, self.generation_config.updated(dict(options)))
 
     def _either_cancel(self, options: GenerationOptions) -> EitherCancel:
         return EitherCancel(self.generation_config.updated(dict(options)).cancel)
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    shared_threads: bool = False,
+    prefix_cache_bytes: int = 0,
+    prefix: str | os.PathLike[str] | None = None,
+    batch_invariant: bool = False,
+) -> Model:
+    """Load a bundle.
+
+    Args:
+        path: the bundle's folder; None for the model embedded in the package.
+        device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
+        threads: CPU threads; None for all CPUs this process may use.
+        shared_threads: whether to run on threads that all models of the process share (all or none must): fewer
+            threads, but slower, and no use after a fork.
+        prefix_cache_bytes: a prompt that begins like an earlier one is computed from where they differ. The last
+            prompt is kept in any case, others while all take no more memory than this.
+        prefix: a file of keys and values to stand before every prompt (docs/embedding.md), instead of the one that
+            lies in the bundle, if any.
+        batch_invariant: whether `generate` computes as `generate_batch` and the scheduler do, to the same bits in
+            every recipe; a text alone is then slower (docs/embedding.md has by how much). CPU only.
+
+    Raises:
+        BundleError: the folder is no valid bundle, or its parts disagree.
+        DeviceError: ONNX Runtime is missing or the device cannot be used.
+        TokenizerError: the bundle's tokenizer cannot be read.
+        PrefixError: the prefix cannot be read, or was made for another model.
+        InsufficientMemoryError: the model would not fit into the memory this process may use.
+        ConfigError: `prefix_cache_bytes` is no number of bytes.
+    """
+    if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
+        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {prefix_cache_bytes!r}")
+    started = time.perf_counter()
+    bundle = Bundle.read(default_bundle_path() if path is None else path)
+    before = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
+    refuse_if_too_large(bundle, 0 if before is None else before.size_bytes)
+    tokenizer = Tokenizer.of_bundle(bundle)
+    config = GenerationConfig.of_bundle(bundle)
+    session = Session.open(
+        bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
+    )
+    seconds = time.perf_counter() - started
+    return Model(
+        bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes, prefix=before
+    )
+
+
+class LoadOptions(TypedDict):
+    """The options of `load`, which a pickled model carries."""
+
+    device: str
+    threads: int
+    shared_threads: bool
+    prefix_cache_bytes: int
+    prefix: str | None
+    batch_invariant: bool
+
+
+def loaded_as(path: str, options: LoadOptions, config: GenerationConfig) -> Model:
+    """What a pickled model becomes."""
+    model = load(path, **options)
+    model.generation_config = config
+    return model

@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgelm.draft_cost import OTHERS, DraftCost
-from edgelm.manifest import digest_of
+from edgelm.bundle.manifest import digest_of
+from edgelm.engine.draft_cost import OTHERS, DraftCost
+
+pytest_plugins = ["tests.build_side"]
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"

@@ -13,7 +13,7 @@ import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
 
-from edgelm_export import export as pipeline
+from edgelm_export import pipeline
 
 DATA = Path(__file__).parent / "data"
 BUNDLE = DATA / "tiny-gpt2"

@@ -12,6 +12,8 @@ import pytest
 import edgelm
 from tests.conftest import ROOT
 
+PACKAGES = ("edgelm", "edgelm_export", "edgelm_train", "edgelm_models")
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,12 +23,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_wheel_installs_three_packages_and_nothing_else(built: Path) -> None:
+def test_wheel_installs_four_packages_and_nothing_else(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = wheel.namelist()
         top = {name.split("/")[0] for name in names}
-        assert {name for name in top if not name.endswith(".dist-info")} == {"edgelm", "edgelm_export", "edgelm_models"}
-        for package in ("edgelm", "edgelm_export", "edgelm_models"):
+        assert {name for name in top if not name.endswith(".dist-info")} == set(PACKAGES)
+        for package in PACKAGES:
             assert f"{package}/py.typed" in names
         for file in ("bundle.json", "model.onnx", "model.onnx.data", "tokenizer.json", "README.md"):
             assert f"edgelm_models/stories-6m-int8/{file}" in names

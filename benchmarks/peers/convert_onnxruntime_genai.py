@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgelm.manifest import Graph
-from edgelm_export.calibrate import StoredGpt2
-from edgelm_export.checkpoint import load_checkpoint
-from edgelm_export.graph import write_graph
-from edgelm_export.quantize import FloatStored, Stored, block_size_for, quantize_blocks
-from edgelm_export.recipe import POSITION_TABLE, TOKEN_TABLE, fixed_recipe
-from edgelm_export.weights import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm.bundle.manifest import Graph
+from edgelm_export.graph.decoder import write_graph
+from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm_export.quantize.calibrate import StoredGpt2
+from edgelm_export.quantize.recipe import POSITION_TABLE, TOKEN_TABLE, fixed_recipe
+from edgelm_export.quantize.storage import FloatStored, Stored, block_size_for, quantize_blocks
+from edgelm_export.source.checkpoint import load_checkpoint
 
 BLOCK = 128
 """Larger than the 32 of genai's own model builder, and faster."""

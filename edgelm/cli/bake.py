@@ -7,7 +7,7 @@ import click
 
 from edgelm.cli.options import device_options, model_option
 from edgelm.errors import PrefixError
-from edgelm.kv_file import KvDtype
+from edgelm.reuse.kv_file import KvDtype
 
 
 @click.command(name="bake")
@@ -33,7 +33,7 @@ def command(
     """
     text = read_text(text_file)
 
-    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     load(model, device=device, threads=threads).save_prefix(output, text, dtype=dtype)
     click.echo(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB", err=True)

@@ -29,9 +29,9 @@ def command(
     """Measure prefill, first token, decode, load time and peak memory; medians over --runs, greedy."""
     import numpy as np
 
-    from edgelm.device import import_onnxruntime
-    from edgelm.loading import load
-    from edgelm.machine import cpu_name, system_name
+    from edgelm.engine.device import import_onnxruntime
+    from edgelm.engine.machine import cpu_name, system_name
+    from edgelm.model import load
 
     loaded = load(one_bundle(bundle, model), device=device, threads=threads)
     session, facts = loaded.session, loaded.bundle.manifest

@@ -7,7 +7,7 @@ import click
 
 from edgelm.cli.lines import answer_each, need_stdout
 from edgelm.cli.options import device_options, json_line, model_option, prefix_option
-from edgelm.scores import LengthNormalization
+from edgelm.scoring.results import LengthNormalization
 
 
 @click.command(name="choose")
@@ -53,7 +53,7 @@ def command(
             f"there is nothing to choose: give -o twice at least, got {len(texts)}", click.get_current_context()
         )
 
-    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads, prefix=prefix)
     by = cast("LengthNormalization", length_normalization)

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgelm.bundle import Bundle
-from edgelm.certificate import Certificate
+from edgelm.bundle.certificate import Certificate
+from edgelm.bundle.folder import Bundle
 from edgelm.cli.options import print_json
 from edgelm.errors import BundleError
 
 if TYPE_CHECKING:
-    from edgelm.graph_call import Logits
-    from edgelm.reference import Ids
+    from edgelm.bundle.reference import Ids
+    from edgelm.engine.call import Logits
 
 Row = tuple[str, object, object]
 NOT_KNOWN = "-"
@@ -114,9 +114,9 @@ def _agreement(one: Bundle, other: Bundle, threads: int | None) -> dict[str, flo
     """Run both on the reference tokens of the first; the second is judged as if the first were its source."""
     import math
 
-    from edgelm.comparison import compare_texts
-    from edgelm.reference import read_reference, rows_of
-    from edgelm.session import Session
+    from edgelm.bundle.reference import read_reference, rows_of
+    from edgelm.engine.session import Session
+    from edgelm.scoring.comparison import compare_texts
 
     sizes = [bundle.manifest.architecture for bundle in (one, other)]
     if sizes[0].vocab_size != sizes[1].vocab_size or _tokenizer_hash(one) != _tokenizer_hash(other):

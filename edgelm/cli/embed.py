@@ -6,7 +6,7 @@ import click
 
 from edgelm.cli.lines import answer_each, need_stdout
 from edgelm.cli.options import device_options, json_line, model_option, prefix_option
-from edgelm.scores import Pooling
+from edgelm.scoring.results import Pooling
 
 
 @click.command(name="embed")
@@ -43,7 +43,7 @@ def command(
     """
     need_stdout()
 
-    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads, prefix=prefix)
     by = cast("Pooling", pooling)

@@ -4,10 +4,10 @@ from dataclasses import asdict
 
 import click
 
-from edgelm.bundle import Bundle
-from edgelm.certificate import Quality
+from edgelm.bundle.certificate import Quality
+from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_json
-from edgelm.prefix_file import Prefix, baked_prefix, shortened
+from edgelm.reuse.prefix import Prefix, baked_prefix, shortened
 
 
 @click.command(name="info")
@@ -16,8 +16,6 @@ from edgelm.prefix_file import Prefix, baked_prefix, shortened
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as one JSON object.")
 def command(bundle: str | None, model: str | None, as_json: bool) -> None:
     """Show what a bundle is and what it lost."""
-    from edgelm.bundle_parts import default_bundle_path
-
     folder = one_bundle(bundle, model)
     opened = Bundle.read(default_bundle_path() if folder is None else folder)
     if as_json:

@@ -40,7 +40,7 @@ def command(
         raise click.UsageError("a text and --file are given; give one", click.get_current_context())
     whole = text if file is None else _read(file)
 
-    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads, prefix=prefix)
 

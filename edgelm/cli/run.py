@@ -13,10 +13,10 @@ from edgelm.cli.options import device_options, model_option, prefix_option, prin
 from edgelm.errors import PromptError
 
 if TYPE_CHECKING:
-    from edgelm.completion import Chunk, Stats
-    from edgelm.generation_options import GenerationOptions
+    from edgelm.decoding.generation_options import GenerationOptions
+    from edgelm.generation.results import Chunk, Stats
     from edgelm.model import Model
-    from edgelm.prompt_state import PromptState
+    from edgelm.reuse.state import PromptState
 
 
 @click.command(name="run", cls=GroupedCommand)
@@ -56,7 +56,7 @@ def command(
     text = _read_stdin() if prompt is None or prompt == "-" else prompt
     given = cast("GenerationOptions", given_options(options))
 
-    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads, prefix=prefix)
     kept = None if state is None or not os.path.lexists(state) else loaded.load_state(state)

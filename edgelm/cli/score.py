@@ -36,7 +36,7 @@ def command(
     """
     need_stdout()
 
-    from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
+    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
     loaded = load(model, device=device, threads=threads, prefix=prefix)
 

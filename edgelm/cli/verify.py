@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from edgelm.bundle import Bundle
+from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_json
 from edgelm.errors import BundleError
 
@@ -21,8 +21,6 @@ def command(bundle: str | None, model: str | None, hashes_only: bool, threads: i
     The digest, the size and the SHA-256 of every file come first. Then the bundle computes its reference tokens, and
     the results must be those of its certificate, within tolerances that are printed.
     """
-    from edgelm.bundle_parts import default_bundle_path
-
     folder = one_bundle(bundle, model)
     opened = Bundle.read(default_bundle_path() if folder is None else folder)
     total = opened.verify(lambda name, size: click.echo(f"hashing {name} ({size / 1e6:.1f} MB)", err=True))
@@ -46,10 +44,10 @@ def command(bundle: str | None, model: str | None, hashes_only: bool, threads: i
 
 def _measure(opened: Bundle, threads: int | None, content: dict[str, object], as_json: bool) -> list[str]:
     """Measure the bundle again, print or add to `content` what was found; returns what failed, in words."""
-    from edgelm.machine import cpu_name
-    from edgelm.reference import read_reference
-    from edgelm.remeasure import checks, drift, figures, observe_session
-    from edgelm.session import Session
+    from edgelm.bundle.reference import read_reference
+    from edgelm.engine.machine import cpu_name
+    from edgelm.engine.session import Session
+    from edgelm.scoring.verification import checks, drift, figures, observe_session
 
     facts, data = read_reference(opened)
     session = Session.open(opened, device="cpu", threads=threads)

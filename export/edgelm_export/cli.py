@@ -10,11 +10,11 @@ from typing import get_args
 
 import click
 
-from edgelm.certificate import Quality
+from edgelm.bundle.certificate import Quality
+from edgelm.bundle.manifest import FixedPrecision
 from edgelm.errors import ExportError
-from edgelm.kv_file import KvDtype
-from edgelm.manifest import FixedPrecision
-from edgelm_export.publish import check_output
+from edgelm.reuse.kv_file import KvDtype
+from edgelm_export.publish.folder import check_output
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -114,8 +114,8 @@ def command(
 
     progress = _Progress()
     progress.begin("loading torch, transformers and optimum")
-    from edgelm_export.budget import Budget
-    from edgelm_export.export import export
+    from edgelm_export.pipeline import export
+    from edgelm_export.quantize.budget import Budget
 
     try:
         exported = export(

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.manifest import FixedPrecision
 from edgelm.errors import ExportError
-from edgelm.manifest import FixedPrecision
-from edgelm.token_ids import PREFILL_CHUNK_TOKENS
-from edgelm_export.budget import (
+from edgelm.ids import PREFILL_CHUNK_TOKENS
+from edgelm_export.graph.writer import stored_bytes
+from edgelm_export.model.forward import Activation
+from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm_export.quantize.budget import (
     MARGIN,
     Budget,
     base_recipe,
@@ -22,13 +25,10 @@ from edgelm_export.budget import (
     mixed_recipe,
     plan,
 )
-from edgelm_export.calibrate import StoredGpt2, smooth, store
-from edgelm_export.checkpoint import Checkpoint
-from edgelm_export.forward import Activation
-from edgelm_export.onnx_writer import stored_bytes
-from edgelm_export.recipe import Recipe, fixed_recipe
-from edgelm_export.source_text import draw_texts
-from edgelm_export.weights import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm_export.quantize.calibrate import StoredGpt2, smooth, store
+from edgelm_export.quantize.recipe import Recipe, fixed_recipe
+from edgelm_export.source.checkpoint import Checkpoint
+from edgelm_export.source.drawn_text import draw_texts
 
 CALIBRATION_TOKENS = 8_192
 CALIBRATION_SEED = 1
@@ -131,8 +131,8 @@ def _room(budget: Budget, weights: Gpt2Weights, tokenizer_json: Path) -> tuple[f
 def _runtime_bytes(tokenizer_json: Path) -> int:
     """The memory of a process that has loaded the runtime and this tokenizer, but no graph."""
     code = (
-        "import sys, edgelm.session; from edgelm.device import import_onnxruntime; import_onnxruntime();"
-        "from edgelm.tokenizer import Tokenizer; from edgelm.memory import peak_rss_bytes;"
+        "import sys, edgelm.engine.session; from edgelm.engine.device import import_onnxruntime; import_onnxruntime();"
+        "from edgelm.text.tokenizer import Tokenizer; from edgelm.engine.memory import peak_rss_bytes;"
         "Tokenizer.from_json(open(sys.argv[1], encoding='utf-8').read()); print(peak_rss_bytes())"
     )
     command = [sys.executable, "-c", code, str(tokenizer_json)]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from edgelm.bundle import file_fact
+from edgelm.bundle.folder import file_fact
 from tests.conftest import edit_manifest
 
 Array = npt.NDArray[Any]

@@ -13,10 +13,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from edgelm.certificate import Certificate, Footprint
-from edgelm.manifest import FixedPrecision
-from edgelm.session import Session
-from edgelm_export.export import Exported, export
+from edgelm.bundle.certificate import Certificate, Footprint
+from edgelm.bundle.manifest import FixedPrecision
+from edgelm.engine.session import Session
+from edgelm_export.pipeline import Exported, export
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -215,9 +215,9 @@ class TinyExport:
                 self._sources[shape.name] = save_checkpoint(self._folder / f"checkpoint-{len(self._sources)}", shape)
             source, output = self._sources[shape.name], self._folder / f"bundle-{len(self._done)}"
             with (
-                mock.patch("edgelm_export.export.EVALUATION_TOKENS", self._tokens),
+                mock.patch("edgelm_export.pipeline.EVALUATION_TOKENS", self._tokens),
                 mock.patch("edgelm_export.fit.CALIBRATION_TOKENS", self._tokens),
-                mock.patch("edgelm_export.certificate.measure_footprint", lambda bundle: FOOTPRINT),
+                mock.patch("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT),
             ):
                 # Random weights are harder to quantize than trained ones; what is lost is judged by the tests.
                 exported = export(str(source), output, precision, accept_quality_loss=True)

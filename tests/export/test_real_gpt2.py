@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from benchmarks.published import PUBLISHED, read_published
-from edgelm.comparison import log_softmax
-from edgelm.tokenizer import Tokenizer
+from edgelm.scoring.comparison import log_softmax
+from edgelm.text.tokenizer import Tokenizer
 from tests.conftest import ROOT
 from tests.export.checkpoints import Ids, TorchModel
-from tests.export.test_hub import Hub, hub, hub_env
+from tests.export.source.test_hub import Hub, hub, hub_env
 
 __all__ = ["hub", "hub_env"]  # pytest finds fixtures by name
 

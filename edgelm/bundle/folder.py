@@ -1,0 +1,152 @@
+"""A bundle on disk: read, checked, hashed. What a bundle is: ``docs/bundle-format.md``."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
+from edgelm.errors import BundleError
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle folder whose manifest, file list, sizes and small files have been checked."""
+
+    path: Path
+    """The folder, absolute."""
+    manifest: Manifest
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "Bundle":
+        """Open the bundle in the folder `path`.
+
+        Checks the manifest and its digest, that exactly the listed files are there, their sizes, and the hashes
+        of all files but the weights (`verify` hashes those too).
+
+        Raises:
+            BundleError: the folder is missing, is no bundle, or differs from its manifest.
+        """
+        try:
+            folder = Path(path).absolute()
+            if not folder.is_dir():
+                raise BundleError(_no_folder(folder))
+            bundle = cls(folder, read_manifest(_read_manifest_file(folder)))
+            bundle._check_listing()
+            for name, fact in bundle.manifest.files.items():
+                if name != bundle.manifest.graph.weights_file:
+                    bundle._check_hash(name, fact)
+        except BundleError as error:
+            raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+            raise BundleError(f"cannot read the bundle {os.fspath(path)!r}: {_reason(error)}") from None
+        return bundle
+
+    def verify(self, progress: Callable[[str, int], None] | None = None) -> int:
+        """Hash every file, weights included; returns the number of bytes read.
+
+        Args:
+            progress: called with each file's name and size before it is read.
+
+        Raises:
+            BundleError: a file differs from what the manifest says.
+        """
+        total = 0
+        self._check_listing()
+        for name, fact in self.manifest.files.items():
+            if progress is not None:
+                progress(name, fact.size_bytes)
+            self._check_hash(name, fact)
+            total += fact.size_bytes
+        return total
+
+    def file(self, name: str) -> Path:
+        """The path of one of the bundle's files."""
+        return self.path / name
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all files together, the manifest included."""
+        return sum(f.size_bytes for f in self.manifest.files.values()) + self.file(MANIFEST_NAME).stat().st_size
+
+    def _check_listing(self) -> None:
+        listed = self.manifest.files
+        # Dot files (.gitattributes, .DS_Store) are never read and come and go with other tools.
+        present = {entry.name for entry in os.scandir(self.path) if not entry.name.startswith(".")}
+        for name in sorted(present - set(listed) - {MANIFEST_NAME}):
+            raise BundleError(f"the file {name!r} is not listed in {MANIFEST_NAME}; remove it")
+        for name, fact in listed.items():
+            if name not in present:
+                raise BundleError(f"the file {name!r} is missing; export or download the bundle again")
+            size = _regular_file_size(self.path / name)
+            if size != fact.size_bytes:
+                raise BundleError(
+                    f"{name!r} has {size:,} bytes instead of {fact.size_bytes:,}: it is truncated or altered; "
+                    "export or download the bundle again"
+                )
+
+    def _check_hash(self, name: str, fact: FileFact) -> None:
+        digest = hashlib.sha256()
+        with self.file(name).open("rb", buffering=0) as stream:
+            while block := stream.read(_READ_BYTES):
+                digest.update(block)
+        if digest.hexdigest() != fact.sha256:
+            raise BundleError(f"the content of {name!r} is not what {MANIFEST_NAME} says (SHA-256 differs)")
+
+
+def default_bundle_path() -> Path:
+    """The folder of the embedded default model.
+
+    Raises:
+        BundleError: this installation has no embedded model.
+    """
+    try:
+        folder: Path = import_module("edgelm_models").default_bundle_path()
+    except ModuleNotFoundError:
+        raise BundleError("this installation has no embedded model; name a bundle folder (-m/--model)") from None
+    return folder
+
+
+def file_fact(path: Path) -> FileFact:
+    """Size and SHA-256 of a file, as a manifest lists it."""
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileFact(path.stat().st_size, sha256)
+
+
+def _read_manifest_file(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    if not os.path.lexists(path):
+        hint = "it looks like a checkpoint: run `edgelm export` on it first" if _is_checkpoint(folder) else ""
+        raise BundleError(f"it holds no {MANIFEST_NAME}" + (f"; {hint}" if hint else ""))
+    size = _regular_file_size(path)
+    if size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST_NAME} has {size:,} bytes, more than {MAX_MANIFEST_BYTES:,}")
+    return path.read_bytes()
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+
+
+def _regular_file_size(path: Path) -> int:
+    info = path.lstat()
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "not a regular file"
+        raise BundleError(f"{path.name!r} is {kind}; a bundle holds real files only")
+    return info.st_size
+
+
+def _no_folder(folder: Path) -> str:
+    if folder.exists():
+        return "it is a file, not a bundle folder"
+    return "there is no such folder; make one with `edgelm export`, or leave the model out to use the embedded one"
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

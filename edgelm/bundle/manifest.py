@@ -1,0 +1,235 @@
+"""The content of ``bundle.json``: facts, so that the runtime never asks which architecture it is.
+
+``docs/bundle-format.md`` is the same page for people. ``null`` says "not known"; only fields whose default is None
+may be absent.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
+
+from edgelm.bundle.certificate import Certificate
+from edgelm.bundle.strict_json import Between, Bytes, Count, StrictJsonError, from_json, parse_json
+from edgelm.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+MAX_MANIFEST_BYTES = 4 * 2**20
+PREFIX_FEATURE = "prefix"
+PREFIX_FILE = "prefix.kv"
+"""Keys and values that stand before every prompt; the feature and the file come together."""
+VALUE_DIVISORS_FILE = "value_divisors.bin"
+"""What smoothing divided the values by: float32 (layers, H, p). A bundle may have none."""
+KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE})
+"""Names that `required_features` may hold; a bundle that needs another one needs a newer edgelm."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+FixedPrecision = Literal["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"]
+Precision = Literal[FixedPrecision, "mixed"]
+"""Names of recipes; "mixed" has its bits chosen matrix by matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Sizes the runtime needs to allocate and to refuse."""
+
+    num_layers: Annotated[int, Between(1, 1024)]
+    num_heads: Annotated[int, Between(1, 4096)]
+    head_dim: Annotated[int, Between(1, 4096)]
+    """Width of one cached head, zero padding included."""
+    hidden_size: Annotated[int, Between(1, 2**20)]
+    context_length: Annotated[int, Between(1, 2**20)]
+    vocab_size: Annotated[int, Between(1, 2**22)]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The graph's files and the names of its inputs and outputs; ``{layer}`` stands for 0, 1, 2, ..."""
+
+    file: str
+    weights_file: str
+    minimum_onnxruntime: str
+    devices: tuple[Literal["cpu", "cuda"], ...]
+    input_ids: str
+    position_ids: str
+    seqlens_k: str
+    total_sequence_length: str
+    query_seqlens: str
+    logits_index: str
+    logits: str
+    hidden_states: str
+    """The final norm's output, every new token's; a run that does not bind it pays nothing for it."""
+    hidden_states_dtype: Literal["float32", "float16"]
+    past_names: tuple[str, ...]
+    present_names: tuple[str, ...]
+    kv_layout: Literal["BHCD"]
+    """Cache axes: batch, heads, capacity, head_dim."""
+    kv_dtype: Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """How one weight matrix of the source was stored."""
+
+    name: str
+    shape: tuple[Count, ...]
+    format: Literal["float32", "float16", "int8_row", "block"]
+    bits: Annotated[int, Between(1, 32)]
+    block_size: Annotated[int, Between(16, 256)] | None
+    relative_error: Annotated[float, Between(0, 1e6)]
+    """Root mean square of (stored - source) / root mean square of source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The precision recipe, whole and per matrix."""
+
+    name: Precision
+    calibration_tokens: Count | None
+    """Tokens drawn from the source that smoothing and GPTQ saw; null where nothing was rounded to integers."""
+    matrices: tuple[Matrix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights came from."""
+
+    name: str
+    revision: str | None
+    license: str | None
+    architecture: str
+    parameters: Annotated[int, Between(1, 2**44)]
+    adapter: str | None = None
+    """The LoRA adapter that was merged into it, with its commit where it came from the hub."""
+    vocab_size: Count | None = None
+    """Tokens of the source; more than the architecture's where the vocabulary was pruned."""
+    body_sha256: str | None = None
+    """Of the weights but the token table and the head: what a learned prefix was learned with."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """Size and SHA-256 (hex) of one file of the bundle."""
+
+    size_bytes: Bytes
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All of ``bundle.json``."""
+
+    format_version: Annotated[int, Between(1, 10**6)]
+    required_features: tuple[str, ...]
+    created_by: str
+    architecture: Architecture
+    graph: Graph
+    recipe: Recipe
+    source: Source
+    certificate: Certificate | None
+    files: dict[str, FileFact] = field(default_factory=dict)
+    digest: str = ""
+
+    def sealed(self) -> "Manifest":
+        """The same manifest with its digest filled in."""
+        return replace(self, digest=digest_of(self._content()))
+
+    def to_json(self) -> str:
+        """The text of ``bundle.json``."""
+        return json.dumps(self._content(), indent=1, ensure_ascii=False) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        """As it is written: what is not known of the fields that may be absent is absent."""
+        content = asdict(self)
+        optional = {field.name for field in fields(Source) if field.default is None}
+        given = content["source"].items()
+        content["source"] = {name: value for name, value in given if value is not None or name not in optional}
+        return content
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of `content` without its digest: sorted keys, no spaces, UTF-8."""
+    body = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_manifest(text: bytes) -> Manifest:
+    """Read and check the text of ``bundle.json``.
+
+    Raises:
+        BundleError: a newer format or feature, an unknown, missing, mistyped or out-of-range field, a file name
+            that is not a plain name, or a digest that does not fit.
+    """
+    try:
+        content = parse_json(text)
+        if not isinstance(content, dict):
+            raise StrictJsonError("must be an object")
+        _check_version(content)
+        manifest = from_json(Manifest, content)
+        _check_digest(content)
+    except StrictJsonError as error:
+        raise BundleError(f"{MANIFEST_NAME} {error}") from None
+    _check_consistency(manifest)
+    return manifest
+
+
+def _check_version(content: dict[str, object]) -> None:
+    # Before everything else: a newer bundle must be told apart from a broken one.
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{MANIFEST_NAME} has format_version {version}, this edgelm reads up to {FORMAT_VERSION}: "
+            "needs a newer edgelm (pip install -U edgelm)"
+        )
+    features = content.get("required_features")
+    if isinstance(features, list):
+        for name in features:
+            if isinstance(name, str) and name not in KNOWN_FEATURES:
+                raise BundleError(
+                    f"the bundle uses {name[:60]!r}: needs edgelm newer than this one (pip install -U edgelm)"
+                )
+
+
+def _check_digest(content: dict[str, object]) -> None:
+    if content["digest"] != digest_of(content):
+        raise BundleError(
+            f"{MANIFEST_NAME} does not match its own digest: it was edited or damaged; export or download it again"
+        )
+
+
+def _check_consistency(manifest: Manifest) -> None:
+    names = list(manifest.files)
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST_NAME:
+            raise BundleError(f"{MANIFEST_NAME} names the file {name[:80]!r}, which is not a plain file name")
+        if not re.fullmatch(r"[0-9a-f]{64}", manifest.files[name].sha256):
+            raise BundleError(f"{MANIFEST_NAME}: files.{name}.sha256 is not 64 hexadecimal digits")
+    if len({name.lower() for name in names}) != len(names):
+        raise BundleError(f"{MANIFEST_NAME} names two files that differ only in upper and lower case")
+    if (PREFIX_FEATURE in manifest.required_features) != (PREFIX_FILE in manifest.files):
+        raise BundleError(
+            f"{MANIFEST_NAME} has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone"
+        )
+    graph = manifest.graph
+    for needed in (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json"):
+        if needed not in manifest.files:
+            raise BundleError(f"{MANIFEST_NAME} lists no file {needed[:80]!r}, which every bundle needs")
+    if len(graph.past_names) != 2 or len(graph.present_names) != 2:
+        raise BundleError(f"{MANIFEST_NAME}: graph.past_names and graph.present_names must name a key and a value")
+    if not re.fullmatch(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?", graph.minimum_onnxruntime):
+        raise BundleError(
+            f"{MANIFEST_NAME}: graph.minimum_onnxruntime must be like '1.32', got {graph.minimum_onnxruntime!r}"
+        )
+    certificate = manifest.certificate
+    if certificate is not None and certificate.reference.file not in manifest.files:
+        raise BundleError(
+            f"{MANIFEST_NAME} lists no file {certificate.reference.file[:80]!r}, its certificate's reference"
+        )
+    if certificate is not None and not certificate.texts:
+        raise BundleError(f"{MANIFEST_NAME}: certificate.texts is empty")
+    if not graph.devices:
+        raise BundleError(f"{MANIFEST_NAME}: graph.devices is empty")

@@ -1,0 +1,1 @@
+"""Logits become token ids: options, processors, sampling, searches, the loop. It knows neither text nor ONNX Runtime."""

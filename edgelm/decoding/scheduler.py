@@ -1,0 +1,234 @@
+"""Continuous batching: texts come, decode side by side, and leave when they are done. Ids only; no threads, no clock.
+
+Source: iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.decoding.request import Request, Step
+from edgelm.decoding.row import DecodingRow
+from edgelm.decoding.window import fitted
+from edgelm.engine.call import Logits
+from edgelm.engine.session import Session
+from edgelm.errors import ConfigError
+from edgelm.ids import PREFILL_CHUNK_TOKENS, Ids, as_ids, prompt_chunks, shared_tokens
+from edgelm.reuse.state import PromptState, most_shared
+
+DEFAULT_MAX_ROWS = 8
+
+Handle = int
+"""Names a submitted text; never used twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a step did for one text: a token, a reason to end, or an error, which is a text's last turn too."""
+
+    handle: Handle
+    step: Step | None
+    error: Exception | None = None
+    reused_tokens: int = 0
+    """Of a text's first token: how much of the prompt a state or a text before it had."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    handle: Handle
+    text: DecodingRow
+    prompt: npt.NDArray[np.int64]
+
+
+class Scheduler:
+    """Decodes up to `max_rows` texts at a time; more wait in the order they came.
+
+    A prompt is computed alone, by the same calls as everywhere, and then joins the batch, whose steps compute an even
+    number of rows. So a text's ids are the same, bit for bit, whatever else is submitted, before, beside or after it.
+    At most some 256 tokens of prompts are computed between two steps of the batch. Not for use by several threads
+    at a time.
+    """
+
+    def __init__(
+        self, session: Session, *, max_rows: int = DEFAULT_MAX_ROWS, states: Sequence[PromptState] = ()
+    ) -> None:
+        """Args: a session for the prompts, whose own tokens are forgotten; how many texts decode at a time; states
+        for prompts that begin like them.
+
+        Raises:
+            ConfigError: `max_rows` is out of range.
+        """
+        check_max_rows(max_rows)
+        session.reset()
+        self._session = session
+        self._states = states
+        self._held: Ids = ()  # the prompt whose first tokens the session holds
+        self._batch = session.ragged_batch(max_rows)
+        self._waiting: deque[_Waiting] = deque()
+        self._pieces: deque[npt.NDArray[np.int64]] = deque()  # of the first waiting prompt: what is left to compute
+        self._reused = 0  # how much of that prompt was there already
+        self._turns: list[Turn] = []  # of a step that is not finished: an error must not lose them
+        self._stepping = False
+        self._cancelled: list[Handle] = []  # by signals and processors during a step, until its end
+        self._rows: dict[Handle, int] = {}
+        self._texts: dict[Handle, DecodingRow] = {}
+        self._handles = 0
+
+    @property
+    def pending(self) -> int:
+        """How many texts are waiting or decoding, or have a turn to come: 0 when there is nothing to do."""
+        return len(self._waiting) + len(self._texts.keys() | {turn.handle for turn in self._turns})
+
+    def submit(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int, *, row: int = 0) -> Handle:
+        """Queue a text; the following steps have its turns.
+
+        Args:
+            row: which of `num_return_sequences` this is; each has random numbers of its own.
+
+        Raises:
+            PromptError: no ids, or unknown ones.
+            ContextError: the prompt is longer than the context.
+            ConfigError: an option cannot be used with this model, or not in a batch.
+        """
+        for name in ("num_beams", "penalty_alpha", "prompt_lookup_num_tokens"):
+            if getattr(config, name) not in (None, 1):
+                raise ConfigError(f"{name} works on one prompt at a time: drop it, or call generate for each prompt")
+        if config.context_overflow == "window":
+            raise ConfigError(
+                "context_overflow='window' works on one prompt at a time: use 'truncate', or call generate for each "
+                "prompt"
+            )
+        known = as_ids(prompt_ids, self._session.vocab_size).tolist()
+        kept, config = fitted(known, config, self._session.context_length)
+        request = Request.of(self._session, kept, config, seed)
+        self._handles += 1
+        self._waiting.append(_Waiting(self._handles, DecodingRow(request, row), request.prompt))
+        return self._handles
+
+    def cancel(self, handle: Handle) -> None:
+        """Forget a text; it has no more turns. One that is done already is no error.
+
+        Signals and processors may call this in the middle of a step.
+        """
+        if self._stepping:
+            self._cancelled.append(handle)
+        else:
+            self._forget(handle)
+
+    def _forget(self, handle: Handle) -> None:
+        if self._waiting and self._waiting[0].handle == handle:
+            self._pieces.clear()
+        self._waiting = deque(waiting for waiting in self._waiting if waiting.handle != handle)
+        self._turns = [turn for turn in self._turns if turn.handle != handle]
+        self._leave(handle)
+
+    def step(self) -> list[Turn]:
+        """Compute some of what waits, then a token of every text that decodes.
+
+        What fails in one text is its last turn. Where the step itself fails (no memory, a closed model) nothing is
+        lost: the next one goes on where this one stopped.
+
+        Raises:
+            ClosedError, ForkError, InsufficientMemoryError: as `Session.step`.
+        """
+        self._stepping = True
+        try:
+            self._admit()
+            self._decode()
+        finally:
+            self._stepping = False
+            while self._cancelled:
+                self._forget(self._cancelled.pop())
+        turns, self._turns = self._turns, []
+        return turns
+
+    def _admit(self) -> None:
+        left = PREFILL_CHUNK_TOKENS
+        while left > 0 and self._waiting and not self._batch.is_full:
+            first = self._waiting[0]
+            ending = _ending(first.handle, first.text)
+            if ending is not None:
+                self._next_waits()
+                self._turns.append(ending)
+                continue
+            if not self._pieces:
+                self._begin(first.prompt)
+            piece = self._pieces[0]
+            logits = self._session.step(piece)
+            self._pieces.popleft()
+            left -= len(piece)
+            if self._pieces:
+                continue
+            self._rows[first.handle] = self._session.copy_into(self._batch)
+            self._texts[first.handle] = first.text
+            self._next_waits()
+            self._choose(first.handle, logits, self._reused)
+
+    def _decode(self) -> None:
+        for handle, text in list(self._texts.items()):
+            ending = _ending(handle, text)
+            if ending is not None:
+                self._leave(handle)
+                self._turns.append(ending)
+        if not self._texts:
+            return
+        if not self._waiting:
+            self._close_gaps()
+        logits = self._batch.step({self._rows[handle]: int(text.ids[-1]) for handle, text in self._texts.items()})
+        for handle in list(self._texts):
+            self._choose(handle, logits[self._rows[handle]])
+
+    def _choose(self, handle: Handle, logits: Logits, reused_tokens: int = 0) -> None:
+        """The next token of a text. A caller's logits_processor may raise anything: it ends its own text only."""
+        try:
+            turn = Turn(handle, self._texts[handle].take(logits), reused_tokens=reused_tokens)
+        except Exception as error:
+            turn = Turn(handle, None, error)
+        self._turns.append(turn)
+        if turn.step is None or turn.step.finish_reason is not None:
+            self._leave(handle)
+
+    def _begin(self, prompt: npt.NDArray[np.int64]) -> None:
+        """Keep what the session has of `prompt`; the rest is to be computed."""
+        kept = shared_tokens(self._held[: self._session.position], prompt)
+        content, stored = most_shared(self._states, prompt.tolist())
+        if content is not None and stored > kept:
+            self._session.restore(content)
+            kept = stored
+        else:
+            self._session.rewind(self._session.position - kept)
+        self._held, self._reused = prompt, kept
+        self._pieces.extend(prompt_chunks(prompt[kept:]))
+
+    def _next_waits(self) -> None:
+        self._waiting.popleft()
+        self._pieces.clear()
+
+    def _leave(self, handle: Handle) -> None:
+        if handle in self._rows:
+            self._batch.leave(self._rows.pop(handle))
+            del self._texts[handle]
+
+    def _close_gaps(self) -> None:
+        while (moved := self._batch.moved_down()) is not None:
+            old, new = moved
+            self._rows = {handle: new if row == old else row for handle, row in self._rows.items()}
+
+
+def check_max_rows(max_rows: object) -> None:
+    """Raises ConfigError where `max_rows` is out of range."""
+    if isinstance(max_rows, bool) or not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
+        raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
+
+
+def _ending(handle: Handle, text: DecodingRow) -> Turn | None:
+    """The last turn of a text that is done before its next token is known; a caller's `cancel` may raise anything."""
+    try:
+        reason = text.reason_to_end()
+    except Exception as error:
+        return Turn(handle, None, error)
+    return None if reason is None else Turn(handle, Step(None, reason))

@@ -1,0 +1,1 @@
+"""Token ids become logits. The only room that imports ONNX Runtime."""

@@ -1,0 +1,180 @@
+"""How much memory a model takes, known before it is loaded, and how much this process may still take."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgelm.bundle.folder import Bundle
+from edgelm.errors import InsufficientMemoryError
+
+RUNTIME_BYTES = 16 << 20
+"""What a session of no weights takes, beside the imported libraries. Measured, as the share: docs/embedding.md."""
+PREPACKED_SHARE = 1.06
+"""ONNX Runtime copies weights into the order its kernels want; the pages of their file are not needed afterwards."""
+PREFILL_TOKENS = 256
+"""Activations are those of one piece of a prompt (`edgelm.ids.PREFILL_CHUNK_TOKENS`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """A model's memory, in bytes. The forecast is what it is expected to need, present is what is."""
+
+    weights_bytes: int
+    """The weights' file, mapped: the system may drop these pages, and they are not in the forecast."""
+    prepacked_bytes: int
+    """The weights as the kernels want them, made when the model is loaded."""
+    cache_bytes: int
+    """Keys and values of one text that fills the context; each text generated at the same time has its own."""
+    activation_bytes: int
+    """What computing a long prompt needs beside, once."""
+    prefix_bytes: int
+    """The keys and values that stand before every prompt, beside the copy in each text's cache."""
+    forecast_bytes: int
+    """What one text at a time needs, beside Python and the imported libraries."""
+    present_bytes: int
+    """Resident memory of this process now, everything in it; 0 where the system does not say."""
+
+    @classmethod
+    def of(cls, bundle: Bundle, prefix_bytes: int = 0) -> "ModelMemory":
+        """The forecast for a bundle, and a prefix of this size before every prompt; nothing is loaded."""
+        facts, graph = bundle.manifest.architecture, bundle.manifest.graph
+        weights = bundle.manifest.files[graph.weights_file].size_bytes
+        number_bytes = 2 if graph.kv_dtype == "float16" else 4
+        cache = 2 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length * number_bytes
+        # The widest at a time: 4 D of the feed-forward part, twice, and what attention holds beside.
+        tokens = min(PREFILL_TOKENS, facts.context_length)
+        activations = tokens * (16 * facts.hidden_size + facts.num_heads * facts.context_length) * 4
+        prepacked = math.ceil(weights * PREPACKED_SHARE)
+        forecast = RUNTIME_BYTES + prepacked + cache + activations + prefix_bytes
+        return cls(weights, prepacked, cache, activations, prefix_bytes, forecast, resident_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much memory this process may still take, and what says so."""
+
+    free_bytes: int
+    limit: str
+
+
+def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
+    """Refuse a bundle that cannot fit, with a prefix of this size, before its graph is loaded.
+
+    Raises:
+        InsufficientMemoryError: its forecast is more than what is left.
+    """
+    memory = ModelMemory.of(bundle, prefix_bytes)
+    for room in rooms():
+        # An address-space limit counts mapped files; the others only what cannot be dropped and read again.
+        needed = memory.forecast_bytes + (memory.weights_bytes if room.limit == "RLIMIT_AS" else 0)
+        if needed > room.free_bytes:
+            raise InsufficientMemoryError(
+                f"the model {bundle.path.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "
+                f"{_mb(room.free_bytes)} MB: free some, raise the limit, or use a bundle of fewer bits"
+            )
+
+
+def rooms() -> list[Room]:
+    """What each limit leaves: the cgroup's, RLIMIT_AS, and the machine's available memory; those that are known."""
+    found = [_cgroup_room(), _address_space_room(), _machine_room()]
+    return [room for room in found if room is not None]
+
+
+def _cgroup_room() -> Room | None:
+    """Version 2, then 1; pages of files that are read but not in use count as free."""
+    for folder, limit_name, used_name, idle in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = (folder / limit_name).read_text(encoding="ascii").strip()
+            if limit == "max":
+                return None
+            used = int((folder / used_name).read_text(encoding="ascii"))
+            lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            droppable = sum(int(line.split()[1]) for line in lines if line.split()[0] == idle)
+            return Room(int(limit) - used + droppable, "the cgroup's memory limit")
+        except (OSError, ValueError, IndexError):
+            continue
+    return None
+
+
+def _address_space_room() -> Room | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return Room(limit - pages * resource.getpagesize(), "RLIMIT_AS")
+
+
+def _machine_room() -> Room | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        return Room(facts["MemAvailable"] + facts.get("SwapFree", 0), "this machine's available memory")
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _mb(count: int) -> str:
+    return f"{max(0, count) / 1e6:,.0f}"
+
+
+def peak_rss_bytes() -> int:
+    """Most resident memory of this process so far; 0 where the system does not say."""
+    try:
+        # getrusage would also count the parent's memory before exec, on Linux.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    if sys.platform == "win32":
+        return _windows_peak_bytes()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _windows_peak_bytes() -> int:
+    if sys.platform != "win32":
+        return 0
+    import ctypes
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS of psapi.h
+        _fields_ = (
+            ("cb", wintypes.DWORD),
+            ("PageFaultCount", wintypes.DWORD),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            ("WorkingSetSize", ctypes.c_size_t),
+            ("QuotaPeakPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaPeakNonPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaNonPagedPoolUsage", ctypes.c_size_t),
+            ("PagefileUsage", ctypes.c_size_t),
+            ("PeakPagefileUsage", ctypes.c_size_t),
+        )
+
+    counters = Counters()
+    counters.cb = ctypes.sizeof(counters)
+    process = ctypes.windll.kernel32.GetCurrentProcess()
+    ok = ctypes.windll.psapi.GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
+    return int(counters.PeakWorkingSetSize) if ok else 0

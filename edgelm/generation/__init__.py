@@ -1,0 +1,1 @@
+"""A prompt becomes text and chunks of text, with statistics."""

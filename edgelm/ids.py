@@ -1,0 +1,70 @@
+"""Token ids as the runtime takes them: checked once, and a prompt's cut into the pieces that one call computes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.errors import PromptError
+
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+PREFILL_CHUNK_TOKENS = 256
+"""Longer prompts run in pieces of this size, which bounds the memory of activations."""
+
+
+def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Check token ids; returns int64 of shape (T,), T >= 1.
+
+    Raises:
+        PromptError: empty, not one-dimensional, not whole numbers, or outside 0 to `vocab_size` - 1.
+    """
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError):
+        raise PromptError("token ids must be a flat list of whole numbers") from None
+    if array.size == 0:
+        raise PromptError("there are no token ids; give at least one")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise PromptError(f"token ids must be a flat list of whole numbers, got {array.dtype} of shape {array.shape}")
+    low, high = array.min(), array.max()
+    if low < 0 or high >= vocab_size:
+        wrong = int(low if low < 0 else high)
+        raise PromptError(f"token id {wrong} is out of range: this model knows 0 to {vocab_size - 1}")
+    return array.astype(np.int64, copy=False)
+
+
+def prompt_chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """The pieces that one call each computes, of PREFILL_CHUNK_TOKENS."""
+    return cut(ids, PREFILL_CHUNK_TOKENS)
+
+
+def cut(ids: npt.NDArray[np.int64], piece_tokens: int) -> list[npt.NDArray[np.int64]]:
+    """Pieces of so many tokens; a single one left over joins the last piece. GroupQueryAttention has another kernel for
+    one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
+    starts = list(range(0, max(1, len(ids) - 1), piece_tokens))
+    return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
+
+
+LEAST_TOKENS = 2
+"""One token alone has another kernel, which differs in the last bits: a prompt is cut into pieces of two and more."""
+
+
+def common_prefix(first: Ids, second: Ids) -> int:
+    """How many tokens two texts begin with alike."""
+    most = min(len(first), len(second))
+    differing = np.flatnonzero(np.asarray(first[:most]) != np.asarray(second[:most]))
+    return int(differing[0]) if len(differing) else most
+
+
+def shared_tokens(held: Ids, prompt: Ids) -> int:
+    """How many tokens of `prompt` need not be computed, where `held` begins like it.
+
+    The last two always are: their logits are wanted. What was computed from a prompt of one token is never used.
+    """
+    most = min(len(held), len(prompt) - LEAST_TOKENS)
+    if most < LEAST_TOKENS:
+        return 0
+    same = common_prefix(held[:most], prompt[:most])
+    return same if same >= LEAST_TOKENS else 0

@@ -1,0 +1,76 @@
+"""Two models' logits on the same tokens: how far one is from the other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.engine.session import Session
+
+Logits = npt.NDArray[np.float32]
+
+SLICE_ROWS = 64
+"""Logits are turned into log-probabilities by so many rows at a time: float64 copies of (T, V) are large."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sums over predicted tokens of one text or many."""
+
+    tokens: int = 0
+    source_nats: float = 0.0
+    bundle_nats: float = 0.0
+    kl_nats: float = 0.0
+    same_top1: int = 0
+    max_abs_logit_difference: float = 0.0
+
+    def __add__(self, other: "Comparison") -> "Comparison":
+        return Comparison(
+            self.tokens + other.tokens,
+            self.source_nats + other.source_nats,
+            self.bundle_nats + other.bundle_nats,
+            self.kl_nats + other.kl_nats,
+            self.same_top1 + other.same_top1,
+            max(self.max_abs_logit_difference, other.max_abs_logit_difference),
+        )
+
+
+def compare_logits(source: Logits, bundle: Logits, targets: npt.NDArray[np.int64]) -> Comparison:
+    """Compare two models' logits (T, V) where token t predicts `targets[t]` (T,)."""
+    source_log, bundle_log = log_softmax(source), log_softmax(bundle)  # (T, V)
+    rows = np.arange(len(targets))
+    return Comparison(
+        tokens=len(targets),
+        source_nats=-float(source_log[rows, targets].sum()),
+        bundle_nats=-float(bundle_log[rows, targets].sum()),
+        kl_nats=float((np.exp(source_log) * (source_log - bundle_log)).sum()),
+        same_top1=int((source.argmax(axis=1) == bundle.argmax(axis=1)).sum()),
+        max_abs_logit_difference=float(np.abs(source - bundle).max()),
+    )
+
+
+def compare_texts(
+    reference: Callable[[npt.NDArray[np.int64]], Logits],
+    session: Session,
+    texts: Sequence[npt.NDArray[np.int64]],
+    progress: Callable[[float], None] = lambda share: None,
+) -> Comparison:
+    """Compare `reference` (ids (T,) to logits (T, V)) with the bundle's `session` over whole texts."""
+    total = Comparison()
+    for done, ids in enumerate(texts):
+        session.reset()
+        source, bundle = reference(ids), session.score(ids)  # (T, V)
+        for start in range(0, len(ids) - 1, SLICE_ROWS):
+            part = slice(start, min(start + SLICE_ROWS, len(ids) - 1))
+            total += compare_logits(source[part], bundle[part], ids[part.start + 1 : part.stop + 1])
+        progress((done + 1) / len(texts))
+    session.reset()
+    return total
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Log-probabilities (T, V) of logits (T, V), in nats."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    totals: npt.NDArray[np.float64] = np.exp(shifted).sum(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(totals), np.float64)

@@ -1,0 +1,163 @@
+"""Scores of token ids: how likely a session's model finds them. It knows no text.
+
+Shapes: T tokens, V vocabulary, D hidden size.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.decoding.logprobs import Logits, Logprobs, log_softmax, logprobs_of
+from edgelm.errors import ConfigError, ContextError, PromptError
+from edgelm.scoring.results import Perplexity, Pooling
+
+Ids = Sequence[int] | npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float32]
+
+_LOGITS_ROWS = 256
+"""Logits of this many tokens are computed at once: (256, 50257) are 51 MB. A multiple of 4, as prefill chunks."""
+
+
+class ScoringSession(Protocol):
+    """What scoring needs of a session; `edgelm.engine.session.Session` is one, a test's fake is another."""
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def position(self) -> int: ...
+
+    def step(self, ids: Ids) -> Logits: ...
+
+    def score(self, ids: Ids) -> Logits: ...
+
+    def step_hidden(self, ids: Ids) -> tuple[Logits, Vector]: ...
+
+    def rewind(self, count: int) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+def continuation_logprobs(session: ScoringSession, prompt: Ids, continuations: Sequence[Ids]) -> list[Logprobs]:
+    """The log-probability of every token of each continuation after `prompt`, (T,) each.
+
+    The prompt is computed once and rewound to for each continuation. The last token of each is never fed, so prompt
+    and continuation may have one token more than the context. The session must be empty, and is not afterwards.
+
+    Raises:
+        ContextError: the prompt and a continuation do not fit the context.
+    """
+    most = session.context_length + 1
+    longest = len(prompt) + max(map(len, continuations))
+    if longest > most:
+        raise ContextError(
+            f"prompt and continuation have {longest} tokens, but this model, with a context of "
+            f"{session.context_length}, scores {most} at most: shorten them"
+        )
+    logits = session.step(prompt)  # (V,)
+    end = session.position
+    found = []
+    for ids in continuations:
+        session.rewind(session.position - end)
+        found.append(_logprobs_after(session, logits, np.asarray(ids, np.int64)))
+    return found
+
+
+def _logprobs_after(session: ScoringSession, logits: Logits, ids: npt.NDArray[np.int64]) -> Logprobs:
+    """Log-probabilities (T,) of `ids` (T,) after what the session holds, whose last logits (V,) are given."""
+    parts = [logprobs_of(logits[None], ids[:1])]
+    for start in range(0, len(ids) - 1, _LOGITS_ROWS):
+        stop = min(start + _LOGITS_ROWS, len(ids) - 1)
+        parts.append(logprobs_of(session.score(ids[start:stop]), ids[start + 1 : stop + 1]))
+    return np.concatenate(parts)
+
+
+def option_scores(
+    logprobs: Sequence[float],
+    unconditional: Sequence[float] | None,
+    lengths: Sequence[int] | None,
+) -> tuple[list[float], list[float]]:
+    """Make the log-probabilities of several options comparable; returns their scores and their probabilities.
+
+    Args:
+        logprobs: of each option after the prompt, summed over its tokens.
+        unconditional: of each option after a neutral prompt; the score is then the pointwise mutual information
+            of option and prompt (Holtzman et al., arXiv 2104.08315).
+        lengths: of each option, to divide by.
+    """
+    scores = np.array(logprobs, np.float64)
+    if unconditional is not None:
+        scores = scores - np.array(unconditional, np.float64)
+    if lengths is not None:
+        scores = scores / np.array(lengths, np.float64)
+    return scores.tolist(), np.exp(log_softmax(scores)).tolist()
+
+
+def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> Perplexity:
+    """The exponential of the mean surprise of a text's tokens, for texts of any length.
+
+    Windows as long as the context begin every `stride` tokens; a window counts the tokens that the one before it did
+    not see. This is the recipe of transformers' documentation ("Perplexity of fixed-length models"), to the number:
+    like there, the mean over a window's n new tokens counts n - 1 times.
+
+    Args:
+        stride: half the context where not given. Smaller is slower and nearer the truth, for every token sees more
+            before it; 1 would count nothing but the first window.
+
+    Raises:
+        PromptError: fewer than two tokens.
+        ConfigError: `stride` is not from 2 to the context's length.
+    """
+    window = session.context_length
+    if stride is None:
+        stride = max(2, window // 2)
+    if not isinstance(stride, int) or isinstance(stride, bool) or not 2 <= stride <= window:
+        raise ConfigError(f"stride must be a whole number from 2 to {window}, this model's context, got {stride!r}")
+    if len(ids) < 2:
+        raise PromptError(f"the text has {len(ids)} token, and a perplexity needs 2 at least: give a longer text")
+    array = np.asarray(ids, np.int64)
+    nats, tokens, seen = 0.0, 0, 0
+    for begin in range(0, len(array), stride):
+        end = min(begin + window, len(array))
+        counted = end - seen - 1
+        if counted:
+            first = max(seen, begin + 1)  # a window's first token has nothing before it
+            session.reset()
+            logits = session.step(array[begin:first])  # (V,)
+            nats -= float(_logprobs_after(session, logits, array[first:end]).mean()) * counted
+            tokens += counted
+        seen = end
+        if end == len(array):
+            break
+    return Perplexity(math.exp(nats / tokens), tokens)
+
+
+def embed(session: ScoringSession, ids: Ids, pooling: Pooling = "mean", *, normalize: bool = False) -> Vector:
+    """The hidden states of a text as one vector, float32 (D,).
+
+    Args:
+        pooling: "mean" of all tokens, or the "last" token's, the only one that has seen the whole text.
+        normalize: whether to scale it to length 1.
+
+    Raises:
+        ContextError: the text is longer than the context.
+        ConfigError: `pooling` is unknown.
+    """
+    check_name("pooling", pooling, get_args(Pooling))
+    if len(ids) > session.context_length:
+        raise ContextError(
+            f"the text has {len(ids)} tokens, but this model's context holds {session.context_length}: shorten the text"
+        )
+    hidden = session.step_hidden(ids)[1].astype(np.float64)  # (T, D)
+    pooled = hidden.mean(axis=0) if pooling == "mean" else hidden[-1]  # (D,)
+    length = float(np.linalg.norm(pooled))
+    return np.asarray(pooled / length if normalize and length else pooled, np.float32)
+
+
+def check_name(option: str, value: object, known: Sequence[str]) -> None:
+    """Raises ConfigError where `value` is none of the `known` names."""
+    if value not in known:
+        raise ConfigError(f"{option} must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {value!r}")

@@ -1,0 +1,1 @@
+"""What a bundle lost against its source: measured, judged, written down."""

@@ -1,0 +1,170 @@
+"""The whole certificate of a finished draft: quality on every text, footprint, and the reference to measure again."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgelm.bundle.certificate import Certificate, Footprint, Quality, Reference
+from edgelm.bundle.folder import Bundle
+from edgelm.bundle.reference import ReferenceData, encode_reference, rounded
+from edgelm.engine.session import Session
+from edgelm.errors import ExportError
+from edgelm.scoring.comparison import Logits, compare_texts
+from edgelm.scoring.verification import drift, figures, observe, observe_session, source_perplexity
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.certify.judgement import GREEDY_PROMPTS, count_equal_greedy, judge, quality
+from edgelm_export.source.drawn_text import Text
+
+SourceLogits = Callable[[npt.NDArray[np.int64]], Logits]
+
+REFERENCE_NAME = "reference.bin"
+REFERENCE_TOKENS = 2_048
+"""At least one row that fills the context is taken too, so that every position is measured again."""
+MAX_REFERENCE_TOKENS = 16_384
+TOP_COUNT = 8
+MAX_EVAL_TEXT_BYTES = 64 * 2**20
+BENCH_RUNS = 3
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """A text to measure on."""
+
+    name: str
+    rows: Sequence[Text]
+
+
+def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, context_length: int) -> EvaluationText:
+    """A UTF-8 text file in windows of the context, as the model reads it: BOS first where it has one.
+
+    Raises:
+        ExportError: the file cannot be read, is no UTF-8 text, is too large, or has fewer than two tokens.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_EVAL_TEXT_BYTES:
+            raise ExportError(f"the --eval-text {str(path)!r} has {size:,} bytes, more than {MAX_EVAL_TEXT_BYTES:,}")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"the --eval-text {str(path)!r} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ExportError(f"cannot read the --eval-text {str(path)!r}: {error.strerror}") from None
+    start = [] if bos_token_id is None else [bos_token_id]
+    ids = np.array(start + list(tokenizer.encode(text, add_special_tokens=False)), np.int64)  # (T,)
+    rows = [row for row in np.split(ids, range(context_length, len(ids), context_length)) if len(row) >= 2]
+    if not rows:
+        raise ExportError(f"the --eval-text {str(path)!r} has fewer than two tokens: there is nothing to measure")
+    return EvaluationText(path.name, rows)
+
+
+def measure_quality(source: SourceLogits, session: Session, text: EvaluationText) -> Quality:
+    """What the bundle of `session` lost on one text."""
+    measured = compare_texts(source, session, text.rows)
+    greedy = count_equal_greedy(source, session, text.rows[:GREEDY_PROMPTS])
+    return quality(text.name, measured, greedy)
+
+
+def certify(
+    draft: Bundle,
+    limit: float | None,
+    source: SourceLogits,
+    source_parameters: int,
+    texts: Sequence[EvaluationText],
+    report: Callable[[str], None] = lambda stage: None,
+) -> Certificate:
+    """Measure a sealed draft, and write its reference file, which is to be sealed too.
+
+    Args:
+        limit: of the perplexity ratio; None for the recipe's own gate.
+        source: the reference's logits (T, V) of a text (T,).
+        source_parameters: how many numbers the source holds.
+        texts: first the one drawn from the source, which the gate judges.
+        report: called with the name of each stage as it begins.
+    """
+    report("measuring speed and memory in a process of its own")
+    footprint = measure_footprint(draft.path)
+    session = Session.open(draft, device="cpu")
+    measured: list[Quality] = []
+    for text in texts:
+        report(f"measuring the bundle against the reference on the text {text.name}")
+        measured.append(measure_quality(source, session, text))
+    report("writing the reference to measure it again with")
+    facts, data = make_reference(source, session, texts[0].rows)
+    (draft.path / REFERENCE_NAME).write_bytes(encode_reference(data))
+    gate, passed = judge(draft.manifest.recipe.name, measured[0], limit)
+    graph = draft.manifest.graph
+    return Certificate(
+        texts=tuple(measured),
+        gate=gate,
+        passed=passed,
+        weights_bytes=sum(draft.manifest.files[name].size_bytes for name in (graph.file, graph.weights_file)),
+        source_weights_bytes=4 * source_parameters,
+        footprint=footprint,
+        reference=facts,
+    )
+
+
+def measure_footprint(bundle: Path) -> Footprint:
+    """Speed and peak memory of the runtime alone: this process holds torch, so another one measures.
+
+    Raises:
+        ExportError: the bundle does not run there.
+    """
+    command = [sys.executable, "-m", "edgelm", "bench", str(bundle), "--device", "cpu", "--runs", str(BENCH_RUNS)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        raise ExportError(f"the finished bundle does not run: {done.stderr.strip() or done.returncode}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    return Footprint(**{field.name: result[field.name] for field in fields(Footprint)})
+
+
+def make_reference(source: SourceLogits, session: Session, rows: Sequence[Text]) -> tuple[Reference, ReferenceData]:
+    """The content of the reference file, with what the bundle of `session` gives on it here and now."""
+    vocab, context = session.vocab_size, session.context_length
+    ids = np.concatenate(rows)[: min(max(REFERENCE_TOKENS, context), MAX_REFERENCE_TOKENS)]  # (T,)
+    if len(ids) % context == 1:  # a row of one token predicts nothing
+        ids = ids[:-1]
+    row_tokens, top_count = min(context, len(ids)), min(TOP_COUNT, vocab)
+    top_ids = np.concatenate(
+        [_top(source(ids[at : at + row_tokens]), top_count) for at in range(0, len(ids), row_tokens)]
+    )  # (T, K)
+    draft = Reference(REFERENCE_NAME, len(ids), row_tokens, top_count, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    of_source = observe(draft, ids, top_ids, lambda row: [source(row)], vocab)
+    top, following = rounded(of_source.top), rounded(of_source.next)
+    unmeasured = ReferenceData(ids, top_ids, top, top, following, following, of_source.mean)
+    of_bundle = observe_session(draft, unmeasured, session)
+    # As it will be read back, so that the stated figures are those of the file.
+    data = replace(
+        unmeasured,
+        bundle_top=rounded(of_bundle.top),
+        bundle_next=rounded(of_bundle.next),
+        bundle_mean=of_bundle.mean.astype(np.float32).astype(np.float64),
+    )
+    found = figures(draft, data, of_bundle)
+    noise = drift(data, observe_session(draft, data, session, one_by_one=True))
+    facts = Reference(
+        file=REFERENCE_NAME,
+        tokens=len(ids),
+        row_tokens=row_tokens,
+        top_count=top_count,
+        source_perplexity=source_perplexity(draft, data),
+        perplexity_ratio=found.perplexity_ratio,
+        mean_kl_divergence=found.mean_kl_divergence,
+        top1_agreement=found.top1_agreement,
+        value_noise=noise.values,
+        mean_noise=noise.means,
+    )
+    return facts, data
+
+
+def _top(logits: Logits, count: int) -> npt.NDArray[np.int64]:
+    """The ids (T, K) of the largest logits of every row of (T, V), the largest first; the first of equals."""
+    chosen = np.sort(np.argpartition(-logits, count - 1, axis=1)[:, :count], axis=1)
+    order = np.argsort(-np.take_along_axis(logits, chosen, 1), axis=1, kind="stable")
+    return np.asarray(np.take_along_axis(chosen, order, 1), np.int64)

@@ -1,0 +1,1 @@
+"""Stored matrices become the lean ONNX graph."""

@@ -1,0 +1,1 @@
+"""An architecture's weights as plain arrays, and the function they compute."""

@@ -1,0 +1,228 @@
+"""The whole way from a checkpoint to a published bundle."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgelm import __version__
+from edgelm.bundle.certificate import Certificate
+from edgelm.bundle.folder import Bundle, file_fact
+from edgelm.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    PREFIX_FEATURE,
+    VALUE_DIVISORS_FILE,
+    FixedPrecision,
+    Manifest,
+    Matrix,
+    Recipe,
+    Source,
+)
+from edgelm.decoding.generation_config import GenerationConfig, config_from_file
+from edgelm.engine.device import default_threads
+from edgelm.errors import ConfigError, ExportError
+from edgelm.reuse.kv_file import KvDtype
+from edgelm_export.certify.certificate import EvaluationText, certify, read_eval_text
+from edgelm_export.certify.optimum_graph import Reference
+from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
+from edgelm_export.graph.decoder import write_graph
+from edgelm_export.model.gpt2 import Gpt2Weights
+from edgelm_export.publish.card import model_card
+from edgelm_export.publish.folder import folder_bytes, publish, workshop
+from edgelm_export.publish.prefix import plan_prefix
+from edgelm_export.quantize.budget import Budget, check_budget
+from edgelm_export.source.adapter import merge_adapter
+from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
+from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.fingerprint import body_sha256
+from edgelm_export.source.prune import FEATURE, prune_vocabulary
+
+EVALUATION_TOKENS = 10_000
+EVALUATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export."""
+
+    bundle: Bundle
+    certificate: Certificate
+    notes: tuple[str, ...]
+    """What the person should know: settings that were left out, for example."""
+
+
+def export(
+    source: str,
+    output: Path,
+    precision: FixedPrecision | Budget,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    vocabulary: Path | None = None,
+    prefix: Path | None = None,
+    prefix_dtype: KvDtype | None = None,
+    accept_quality_loss: bool = False,
+    eval_texts: Sequence[Path] = (),
+    report: Callable[[str], None] = lambda stage: None,
+) -> Exported:
+    """Turn the checkpoint `source` into a bundle in the folder `output`.
+
+    The bundle is built beside `output`, measured through the runtime against optimum's graph, and renamed into
+    place only when it is whole and has passed its gate: nothing half-written is ever seen there.
+
+    Args:
+        source: a folder in Hugging Face layout or a hub id.
+        output: a folder that does not exist yet, or is empty.
+        precision: a recipe's name, or a budget that a recipe of its own is made for.
+        revision: branch, tag or commit of a hub id.
+        adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
+        vocabulary: UTF-8 text; only the tokens it needs are kept, and those that spell everything else.
+        prefix: what stands before every prompt of the bundle: UTF-8 text, or a prefix file that was learned.
+        prefix_dtype: how the keys and values of such a text are stored; None for the cache's own, which is exact.
+        accept_quality_loss: publish also what missed its gate.
+        eval_texts: UTF-8 text files to measure on, beside the text drawn from the source.
+        report: called with the name of each stage as it begins.
+
+    Raises:
+        ExportError: the output is taken or not writable, the source cannot be exported, or the gate was missed.
+    """
+    torch.set_num_threads(default_threads())  # torch itself ignores a container's quota
+    output = Path(output).absolute()
+    with workshop(output) as (draft, scratch):
+        report(f"loading {source}")
+        checkpoint = load_checkpoint(source, revision)
+        if adapter is not None:
+            report(f"merging the adapter {adapter}")
+            checkpoint = merge_adapter(checkpoint, adapter)
+        if vocabulary is not None:
+            report(f"keeping the tokens that {vocabulary} needs")
+            checkpoint = prune_vocabulary(checkpoint, vocabulary)
+        before = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
+        settings, notes = _generation_settings(checkpoint)
+        config = checkpoint.model.config
+        bos = settings.get("bos_token_id")
+        given = [
+            read_eval_text(path, checkpoint.tokenizer, bos if isinstance(bos, int) else None, config.n_positions)
+            for path in eval_texts
+        ]
+        report("exporting the reference graph with optimum")
+        reference = Reference(checkpoint.model, scratch)
+        report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
+        texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
+        _write_papers(checkpoint, settings, draft)
+        if isinstance(precision, Budget):
+            prefix_bytes = 0 if before is None else before.size_bytes
+            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report, prefix_bytes)
+            notes += (given_up,)
+        else:
+            stored = store_as(checkpoint, precision, report)
+        report("writing the graph")
+        graph, matrices = write_graph(stored, draft)
+        recipe = Recipe(stored.recipe.name, CALIBRATION_TOKENS if stored.recipe.is_quantized else None, matrices)
+        _check_account(checkpoint, matrices)
+        _write_value_divisors(stored.source, draft)
+        draft_manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            required_features=(FEATURE,) if stored.source.architecture.vocab_size < checkpoint.vocab_size else (),
+            created_by=f"edgelm {__version__}",
+            architecture=stored.source.architecture,
+            graph=graph,
+            recipe=recipe,
+            source=Source(
+                checkpoint.name,
+                checkpoint.revision,
+                checkpoint.license,
+                type(checkpoint.model).__name__,
+                checkpoint.parameters,
+                adapter=checkpoint.adapter,
+                vocab_size=checkpoint.vocab_size,
+                body_sha256=body_sha256(checkpoint.model),
+            ),
+            certificate=None,
+        )
+        _seal(draft, draft_manifest)
+        drawn = EvaluationText(f"drawn from the source at temperature 1, seed {EVALUATION_SEED}", texts)
+        parameters = draft_manifest.source.parameters
+        limit = precision.max_perplexity_ratio if isinstance(precision, Budget) else None
+        measured = certify(Bundle.read(draft), limit, reference.logits, parameters, [drawn, *given], report)
+        if not (measured.passed or accept_quality_loss):
+            lost = measured.drawn
+            raise ExportError(
+                f"the {recipe.name} bundle missed its gate ({measured.gate}): perplexity ratio "
+                f"{lost.perplexity_ratio:.4f}, max |logit difference| {lost.max_abs_logit_difference:.2g}; "
+                "nothing was written; choose a finer precision or add --accept-quality-loss"
+            )
+        manifest, added = replace(draft_manifest, certificate=measured), None
+        if before is not None:
+            report(f"adding the prefix {prefix}")
+            _seal(draft, manifest)
+            added = before.write(draft, scratch)
+            manifest = replace(manifest, required_features=(*manifest.required_features, PREFIX_FEATURE))
+        if isinstance(precision, Budget):
+            check_budget(precision, folder_bytes(draft), measured.footprint.peak_rss_bytes)
+        card = model_card(manifest, measured, output.name, checkpoint.card, added)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        _seal(draft, manifest)
+        publish(draft, output)
+    return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
+
+
+def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None:
+    """Every matrix of the source must be in the account: none left out, none twice."""
+    state = checkpoint.model.state_dict()
+    expected = {name for name, tensor in state.items() if tensor.ndim == 2}
+    if state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr():
+        expected.remove("lm_head.weight")
+    stored = [matrix.name for matrix in matrices]
+    if len(stored) != len(set(stored)) or set(stored) != expected:
+        odd = sorted(expected.symmetric_difference(stored)) or stored
+        raise ExportError(f"the graph does not account for every weight matrix, for one {odd[0]!r}: please report this")
+
+
+def _write_value_divisors(weights: Gpt2Weights, draft: Path) -> None:
+    """How the values of a learned prefix become those of this bundle; nothing where smoothing left them alone."""
+    facts = weights.architecture
+    if any(layer.value_divisors is not None for layer in weights.layers):
+        ones = np.ones(facts.num_heads * facts.head_dim, np.float32)
+        divisors = [ones if layer.value_divisors is None else layer.value_divisors for layer in weights.layers]
+        (draft / VALUE_DIVISORS_FILE).write_bytes(np.stack(divisors).astype("<f4").tobytes())
+
+
+def _generation_settings(checkpoint: Checkpoint) -> tuple[dict[str, object], tuple[str, ...]]:
+    """What the bundle's ``generation_config.json`` will say, and what of the source's settings it cannot say."""
+    known = {field.name for field in fields(GenerationConfig)}
+    neutral = {"bos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+    settings: dict[str, object] = {}
+    notes: list[str] = []
+    vocab = checkpoint.model.config.vocab_size
+    for name, value in checkpoint.generation_settings.items():
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and any(isinstance(i, int) and not 0 <= i < vocab for i in ids):
+            notes.append(f"left out {name}={value}: the vocabulary ends at {vocab - 1}")
+        elif name in ("bos_token_id", "eos_token_id") or name in known:
+            settings[name] = value
+        elif name not in neutral and value is not None:
+            notes.append(f"left out the generation setting {name}={value!r}: this version has no such option")
+    try:
+        config_from_file(settings)
+    except ConfigError as error:
+        raise ExportError(f"the source's generation settings cannot be used: {error}") from None
+    return settings, tuple(notes)
+
+
+def _write_papers(checkpoint: Checkpoint, settings: dict[str, object], draft: Path) -> None:
+    checkpoint.tokenizer.save(draft)
+    (draft / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
+    (draft / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _seal(draft: Path, manifest: Manifest) -> None:
+    """Write ``bundle.json`` over whatever the folder holds."""
+    files = {path.name: file_fact(path) for path in sorted(draft.iterdir()) if path.name != MANIFEST_NAME}
+    text = replace(manifest, files=files).sealed().to_json()
+    (draft / MANIFEST_NAME).write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""A finished bundle becomes a folder: the model card, the prefix, the atomic rename."""

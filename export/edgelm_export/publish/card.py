@@ -1,0 +1,134 @@
+"""The bundle's README.md: a model card in the hub's form."""
+
+import json
+
+from edgelm.bundle.certificate import Certificate, Quality
+from edgelm.bundle.manifest import Manifest
+from edgelm.reuse.prefix import Prefix, shortened
+
+_BAR_CHARACTERS = 32
+_PRECISION_TEXT = {
+    "fp32": "32-bit floats, exact",
+    "fp16": "16-bit floats",
+    "int8": "8-bit weights and activations in blocks, token table and head too",
+    "w8a8": "8-bit weights and activations, one scale per token and per column; 8-bit token table and head",
+    "int4": "4-bit weights in blocks; 8-bit token table and head",
+    "int4-small": "4-bit weights in blocks, token table and head too",
+    "mixed": "4- and 8-bit weights, chosen matrix by matrix",
+}
+
+
+def model_card(
+    manifest: Manifest, certificate: Certificate, folder_name: str, source_card: str, prefix: Prefix | None = None
+) -> str:
+    """The text of the card; `source_card` is the source's own, quoted below ours; `prefix` the bundle's."""
+    source, recipe, c, made_on = manifest.source, manifest.recipe, certificate, certificate.footprint
+    # JSON strings are YAML strings: quoted, so that a name cannot end the front matter.
+    meta = ["library_name: edgelm", "pipeline_tag: text-generation", "tags: [edgelm, onnx, gpt2]"]
+    if source.license:
+        meta.append(f"license: {json.dumps(source.license)}")
+    if source.revision:  # it came from the hub
+        meta += [f"base_model: {json.dumps(source.name)}", "base_model_relation: quantized"]
+    quoted = f"\n## The source's own card\n\n{source_card}\n" if source_card else ""
+    return f"""---
+{chr(10).join(meta)}
+---
+
+# {source.name}, {recipe.name}
+
+An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters){_changes(manifest)}:
+{_PRECISION_TEXT[recipe.name]}. It runs without torch:
+
+```sh
+edgelm run -m {folder_name} "Once upon a time"
+```
+{_before(prefix)}
+## What it lost
+
+Measured against {source.name} in float32, through the runtime that ships:
+
+{_table(c)}
+
+{_chart(c)}
+
+Gate, on the first text: {c.gate}: **{"passed" if c.passed else "missed"}**.
+Every matrix with its bits and its error is listed in `bundle.json`. `edgelm verify {folder_name}` measures
+{c.reference.tokens:,} tokens again, on your machine and without torch, and fails if the weights were altered.
+
+On the machine that made it ({made_on.cpu}, {made_on.system}, {made_on.threads} threads): a prompt of
+{made_on.prompt_tokens} tokens at {made_on.prefill_tokens_per_second:.0f} tokens/s, then
+{made_on.decode_tokens_per_second:.0f} tokens/s, with {made_on.peak_rss_bytes / 1e6:.0f} MB of memory at most.
+{quoted}"""
+
+
+def _table(certificate: Certificate) -> str:
+    """A column a text."""
+    texts = certificate.texts
+    rows: list[tuple[str, list[str]]] = [
+        ("", [_cell(q.text) for q in texts]),
+        ("---", ["--:"] * len(texts)),
+        ("tokens", [f"{q.tokens:,}" for q in texts]),
+        ("perplexity of the source", [f"{q.source_perplexity:.4f}" for q in texts]),
+        ("perplexity of this bundle", [f"{q.bundle_perplexity:.4f} (× {q.perplexity_ratio:.4f})" for q in texts]),
+        ("mean KL divergence, nats", [f"{q.mean_kl_divergence:.6f}" for q in texts]),
+        ("same most likely token", [f"{q.top1_agreement:.2%}" for q in texts]),
+        (
+            "same greedy text",
+            [f"{q.greedy_tokens_equal} of {q.greedy_tokens_compared} tokens{_divergence(q)}" for q in texts],
+        ),
+        ("largest difference of a logit", [f"{q.max_abs_logit_difference:.2g}" for q in texts]),
+    ]
+    return "\n".join(f"| {name} | {' | '.join(cells)} |" for name, cells in rows)
+
+
+def _divergence(quality: Quality) -> str:
+    at = quality.greedy_first_divergence
+    return "" if at is None else f", the first text differs after {at}"
+
+
+def _chart(certificate: Certificate) -> str:
+    """Bars in a code block: readable as text, on the hub, everywhere."""
+    first, c = certificate.drawn, certificate
+    most_bytes, most_perplexity = (
+        max(c.weights_bytes, c.source_weights_bytes),
+        max(first.source_perplexity, first.bundle_perplexity),
+    )
+    lines = [
+        _bar("size        source", c.source_weights_bytes / most_bytes, f"{c.source_weights_bytes / 1e6:.1f} MB"),
+        _bar("            bundle", c.weights_bytes / most_bytes, f"{c.weights_bytes / 1e6:.1f} MB"),
+        _bar("perplexity  source", first.source_perplexity / most_perplexity, f"{first.source_perplexity:.2f}"),
+        _bar("            bundle", first.bundle_perplexity / most_perplexity, f"{first.bundle_perplexity:.2f}"),
+        _bar("same top token    ", first.top1_agreement, f"{first.top1_agreement:.1%}"),
+    ]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def _bar(label: str, share: float, value: str) -> str:
+    """A bar of eighths of a character."""
+    eighths = round(share * 8 * _BAR_CHARACTERS)
+    bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+    return f"{label}  {bar:<{_BAR_CHARACTERS}}  {value}"
+
+
+def _cell(text: str) -> str:
+    """A file's name must not end its cell of the table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _before(prefix: Prefix | None) -> str:
+    if prefix is None:
+        return ""
+    what = "learned by prefix-tuning" if prefix.text is None else f"of the text {shortened(_cell(prefix.text))}"
+    return f"""
+Before every prompt stand {prefix.tokens} tokens, {what}. Their keys and values lie in the bundle; nothing needs to
+compute them. What follows was measured without them.
+"""
+
+
+def _changes(manifest: Manifest) -> str:
+    """What was done to the source before its weights were stored."""
+    source, kept = manifest.source, manifest.architecture.vocab_size
+    text = f"\nwith the adapter **{source.adapter}** merged into it" if source.adapter else ""
+    if source.vocab_size and source.vocab_size > kept:
+        text += f",\nits vocabulary cut to the {kept:,} of {source.vocab_size:,} tokens that a domain needs"
+    return text

@@ -1,0 +1,79 @@
+"""The prefix of a bundle that is being made: a text to compute, or keys and values that were learned."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgelm.bundle.folder import Bundle
+from edgelm.bundle.manifest import PREFIX_FILE
+from edgelm.engine.session import Session
+from edgelm.errors import ExportError, PrefixError
+from edgelm.reuse.bake import bake
+from edgelm.reuse.kv_file import KvDtype
+from edgelm.reuse.prefix import PREFIX_MAGIC, Prefix, check_length, learned_for, read_prefix
+from edgelm.reuse.prompts import prompt_ids
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.model.gpt2 import HEAD_DIM_MULTIPLE
+from edgelm_export.source.checkpoint import Checkpoint
+from edgelm_export.source.fingerprint import body_sha256
+
+
+@dataclass(frozen=True)
+class PrefixPlan:
+    """What to put before every prompt of a bundle, checked before the bundle is made."""
+
+    file: Path
+    text: str | None
+    """None where `file` holds learned keys and values."""
+    dtype: KvDtype | None
+    size_bytes: int
+    """About what it will take on disk."""
+
+    def write(self, draft: Path, scratch: Path) -> Prefix:
+        """Add the prefix to the whole and sealed bundle in `draft`, which is to be sealed again.
+
+        Raises:
+            PrefixError: it does not fit.
+        """
+        bundle, made = Bundle.read(draft), scratch / PREFIX_FILE
+        if self.text is None:
+            shutil.copyfile(self.file, made)
+        else:
+            bake(Session.open(bundle, device="cpu"), Tokenizer.of_bundle(bundle), self.text, made, self.dtype)
+        prefix = read_prefix(made, bundle)
+        shutil.copyfile(made, draft / PREFIX_FILE)  # with the permissions of its neighbours
+        return prefix
+
+
+def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> PrefixPlan:
+    """Read `file`: UTF-8 text, all of it to the last byte, or a prefix file that was learned.
+
+    Args:
+        dtype: how a text's keys and values are stored; None for the cache's own.
+        checkpoint: as it will be exported.
+
+    Raises:
+        ExportError: it cannot be read, is no text, does not fit the checkpoint, or leaves no room in the context.
+    """
+    config = checkpoint.model.config
+    try:
+        content = file.read_bytes()
+        if content.startswith(PREFIX_MAGIC):
+            if dtype is not None:
+                raise ExportError(f"the prefix {str(file)!r} was learned and stays as it is: drop --prefix-dtype")
+            if learned_for(file) != body_sha256(checkpoint.model):
+                raise ExportError(f"the prefix {str(file)!r} was learned with other weights than {checkpoint.name!r}")
+            return PrefixPlan(file, None, None, len(content))
+        text = content.decode("utf-8")
+        ids = prompt_ids(checkpoint.tokenizer, text, "prefix")
+        check_length(len(ids), config.n_positions)
+    except OSError as error:
+        raise ExportError(f"cannot read the prefix {str(file)!r}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ExportError(f"the prefix {str(file)!r} is not UTF-8 text (at byte {error.start})") from None
+    except (PrefixError, ValueError) as error:
+        raise ExportError(f"cannot use the prefix {str(file)!r}: {error}") from None
+    number_bytes = 2 if dtype == "float16" else 4
+    head_dim = -(-config.n_embd // config.n_head // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+    numbers = len(ids) * 2 * config.n_layer * config.n_head * head_dim
+    return PrefixPlan(file, text, dtype, len(content) + 4 * len(ids) + numbers * number_bytes)

@@ -1,0 +1,1 @@
+"""Float weights become stored matrices of few bits."""

@@ -1,0 +1,1 @@
+"""Where a checkpoint comes from and what is done to it before it is exported."""

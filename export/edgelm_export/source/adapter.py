@@ -1,0 +1,168 @@
+"""LoRA adapters (Hu et al., arXiv 2106.09685) in peft's layout, merged into their base model before anything else.
+
+peft does the arithmetic. It drops what it does not expect and starts at random what is missing, each with a warning
+at most; here every weight of the adapter must find its place, and the merged model must compute what the unmerged did.
+"""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from edgelm.errors import ExportError
+from edgelm_export.source.checkpoint import Checkpoint, quiet_torch
+from edgelm_export.source.hub import first_line, locate, read_json
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The first that is there is read."""
+
+MERGE_TOLERANCE = 1e-3
+"""Largest difference of a logit that merging may make, relative to the largest logit."""
+
+_PASSED_ON = (
+    *("task_type", "target_modules", "exclude_modules", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias"),
+    *("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"),
+    *("layers_to_transform", "layers_pattern", "ensure_weight_tying"),
+)
+_WITHOUT_EFFECT = {  # on a trained adapter
+    *("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+    *("lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    *("megatron_core", "qalora_group_size", "runtime_config"),
+}
+_STARTS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
+    """The checkpoint with a LoRA adapter merged into its model.
+
+    Args:
+        adapter: a folder that peft wrote, or a hub id.
+
+    Raises:
+        ExportError: peft is missing; the adapter is no LoRA, uses what cannot be merged, is damaged, or was trained
+            on another base.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ExportError("--adapter needs peft; run: pip install 'edgelm[cpu,export]'")
+    folder, name, commit = locate(adapter, None, lambda names: {CONFIG, *WEIGHTS} & names, "LoRA adapter")
+    config = read_json(folder / CONFIG, "no adapter that peft wrote")
+    options = _options(config, name)
+    weights = _read_weights(folder, name)
+    with quiet_torch():
+        model = _merged(checkpoint, name, options, weights)
+    config_json = checkpoint.config_json
+    if not model.config.tie_word_embeddings:
+        config_json = json.dumps(json.loads(config_json) | {"tie_word_embeddings": False}, indent=2) + "\n"
+    notes = checkpoint.notes
+    base = str(config.get("base_model_name_or_path") or checkpoint.name)
+    if Path(base).name != Path(checkpoint.name).name:
+        notes += (f"the adapter {name!r} says it was trained on {base!r}, and was merged into {checkpoint.name!r}",)
+    return replace(
+        checkpoint,
+        model=model,
+        config_json=config_json,
+        adapter=f"{name}@{commit}" if commit else name,
+        notes=notes,
+    )
+
+
+def _options(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """What peft is told; anything that would be lost is refused."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ExportError(f"{name!r} is a {kind!r} adapter; edgelm merges LoRA adapters only")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ExportError(f"{name!r} is an adapter for the task {config['task_type']!r}, which generates no text")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_STARTS_THAT_CHANGE_THE_BASE):
+        raise ExportError(
+            f"{name!r} changed its base as it began (init_lora_weights {start!r}); save it as a plain LoRA with peft's "
+            "path_initial_model_for_weight_conversion"
+        )
+    odd = [key for key, value in config.items() if value and key not in _WITHOUT_EFFECT and key not in _PASSED_ON]
+    if odd:
+        raise ExportError(f"{name!r} uses {odd[0]} ({json.dumps(config[odd[0]])[:60]}), which edgelm cannot merge")
+    return {key: config[key] for key in _PASSED_ON if config.get(key) is not None}
+
+
+def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    path = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if path is None:
+        raise ExportError(f"{name!r} has no weights; looked for {' and '.join(WEIGHTS)}")
+    try:
+        weights = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except Exception as error:  # safetensors, torch and pickle each raise their own kinds
+        raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
+    bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ExportError(f"the weight {bad[0]!r} of {name!r} holds NaN or infinity: it is damaged")
+    return weights
+
+
+def _unpickle(path: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError("it holds something else than weights")
+    return content
+
+
+def _merged(checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
+    import peft
+
+    model = checkpoint.model
+    table = model.transformer.wte.weight
+    was_tied = model.lm_head.weight is table
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    ids = torch.arange(min(model.config.n_positions, 64))[None] * 7 % model.config.vocab_size  # (1, T)
+    try:
+        adapted = peft.PeftModel(model, peft.LoraConfig(**options, inference_mode=True)).eval()
+        wanted = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    except Exception as error:  # peft raises whatever its layers do
+        raise ExportError(f"the adapter {name!r} does not fit {checkpoint.name!r}: {first_line(error)}") from None
+    _check_weights(weights, wanted, adapted.state_dict(), f"the adapter {name!r} does not fit {checkpoint.name!r}")
+    try:
+        peft.set_peft_model_state_dict(adapted, weights)
+        with torch.no_grad():
+            before = adapted(input_ids=ids).logits
+            _untie(adapted, table)
+            merged = adapted.merge_and_unload(safe_merge=True).eval()
+            after = merged(input_ids=ids).logits
+    except Exception as error:
+        raise ExportError(f"the adapter {name!r} cannot be merged: {first_line(error)}") from None
+    if {key: value.shape for key, value in merged.state_dict().items()} != shapes or not torch.allclose(
+        after, before, rtol=0, atol=MERGE_TOLERANCE * max(1.0, float(before.abs().max()))
+    ):
+        raise ExportError(f"the adapter {name!r} cannot be merged: the merged model computes something else")
+    tied = was_tied and torch.equal(merged.lm_head.weight, merged.transformer.wte.weight)
+    if tied:
+        merged.lm_head.weight = merged.transformer.wte.weight
+    merged.config.tie_word_embeddings = tied
+    return merged
+
+
+def _check_weights(
+    weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], known: dict[str, torch.Tensor], misfit: str
+) -> None:
+    """Every weight of the adapter has a place in the model, and every place a weight, of the same shape."""
+    # A saved token table has its usual name in the model; it is no part of what an adapter must have.
+    places = known | wanted
+    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - places.keys())
+    if extra:
+        raise ExportError(f"{misfit}: it holds {len(extra)} weights without a place there, the first is {extra[0]!r}")
+    if missing:
+        raise ExportError(f"{misfit}: it lacks {len(missing)} weights, the first is {missing[0]!r}")
+    for key, value in weights.items():
+        if value.shape != places[key].shape:
+            raise ExportError(f"{misfit}: {key!r} has the shape {tuple(value.shape)}, not {tuple(places[key].shape)}")
+
+
+def _untie(adapted: Any, table: torch.Tensor) -> None:
+    """Give the head a copy of the tied table: what is merged into one of the two must not reach the other."""
+    for path, module in adapted.named_modules():
+        if "lm_head" in path.split(".") and module._parameters.get("weight") is table:
+            module.weight = torch.nn.Parameter(table.detach().clone(), requires_grad=False)

@@ -1,0 +1,101 @@
+"""Vocabulary pruning: a checkpoint that knows the tokens of a domain only, with the same logits for those.
+
+The model itself is pruned before everything else, so that the reference, the text that is drawn and the
+certificate are all about the tokens that are left.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgelm.errors import ExportError
+from edgelm_export.source.checkpoint import Checkpoint
+from edgelm_export.source.vocabulary import prune_tokenizer
+
+FEATURE = "pruned_vocabulary"
+"""What a bundle made of such a checkpoint names in `required_features`."""
+
+MAX_TEXT_BYTES = 2**28
+
+_LISTS = {"suppress_tokens", "begin_suppress_tokens"}
+_NESTED_LISTS = {"bad_words_ids"}
+_OTHER_IDS = ("sequence_bias", "logit_bias", "forced_decoder_ids", "force_words_ids")
+
+
+def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
+    """Keep the tokens that the text in `file` needs, and what it takes to spell every other text.
+
+    Args:
+        file: UTF-8 text of the domain.
+
+    Raises:
+        ExportError: the file cannot be read or is empty, or the tokenizer or a setting cannot be pruned.
+    """
+    text = _read_text(file)
+    config = json.loads(checkpoint.config_json)
+    size = checkpoint.model.config.vocab_size
+    loaded = checkpoint.model.config.to_dict()
+    needed = {i for settings in (config, loaded, checkpoint.generation_settings) for i in _single_ids(settings)}
+    needed = {i for i in needed if 0 <= i < size}
+    vocabulary = prune_tokenizer(checkpoint.tokenizer, text, needed)
+    new_ids = vocabulary.new_ids
+    _keep_rows(checkpoint.model, list(new_ids))
+    for name, value in _renumbered(loaded, new_ids).items():
+        if name.endswith("_token_id"):
+            setattr(checkpoint.model.config, name, value)
+    config = _renumbered(config, new_ids) | {"vocab_size": len(new_ids)}
+    return replace(
+        checkpoint,
+        tokenizer=vocabulary.tokenizer,
+        config_json=json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        generation_settings=_renumbered(checkpoint.generation_settings, new_ids),
+        notes=(*checkpoint.notes, f"{len(new_ids):,} of {size:,} tokens stayed"),
+    )
+
+
+def _read_text(file: Path) -> str:
+    try:
+        if file.is_file() and file.stat().st_size > MAX_TEXT_BYTES:
+            raise ExportError(f"the vocabulary file {str(file)!r} is larger than {MAX_TEXT_BYTES:,} bytes; give less")
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ExportError(f"cannot read the vocabulary file {str(file)!r}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ExportError(f"the vocabulary file {str(file)!r} is not UTF-8 text (at byte {error.start})") from None
+
+
+def _single_ids(settings: dict[str, Any]) -> list[int]:
+    """The ids that fields like ``eos_token_id`` name."""
+    found: list[int] = []
+    for name, value in settings.items():
+        if name.endswith("_token_id"):
+            found += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+    return found
+
+
+def _renumbered(settings: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
+    """A config with its ids renumbered; what was out of range before stays, and is out of range still."""
+    result = dict(settings)
+    for name, value in settings.items():
+        if name in _OTHER_IDS and value:
+            raise ExportError(f"--vocabulary cannot renumber the setting {name}; remove it from the source's files")
+        if name.endswith("_token_id"):
+            result[name] = [new_ids.get(i, i) for i in value] if isinstance(value, list) else new_ids.get(value, value)
+        elif name in _LISTS and value:  # what is gone need not be forbidden
+            result[name] = [new_ids[i] for i in value if i in new_ids]
+        elif name in _NESTED_LISTS and value:
+            result[name] = [[new_ids[i] for i in word] for word in value if new_ids.keys() >= set(word)]
+    return result
+
+
+def _keep_rows(model: Any, kept: list[int]) -> None:
+    """Cut the token table (V, D) and the head of a ``GPT2LMHeadModel``."""
+    table, head = model.transformer.wte, model.lm_head
+    tied = head.weight is table.weight
+    rows = torch.tensor(kept)
+    table.weight = torch.nn.Parameter(table.weight.detach()[rows])
+    head.weight = table.weight if tied else torch.nn.Parameter(head.weight.detach()[rows])
+    table.num_embeddings = head.out_features = model.config.vocab_size = len(kept)

@@ -1,0 +1,201 @@
+"""A tokenizer cut down to the tokens a domain needs; every string it could spell before it still spells.
+
+Text of the domain keeps its tokens; other text falls into smaller ones, down to bytes or characters.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgelm.errors import ExportError, TokenizerError
+from edgelm.text.tokenizer import Tokenizer
+
+_PIECE_CHARACTERS = 2**20
+_LINE_END = re.compile(r"\n(?=\S)")  # a cut here splits no token of the usual tokenizers
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is left of a tokenizer."""
+
+    tokenizer: Tokenizer
+    new_ids: dict[int, int]
+    """The new id of every old one that was kept, in the order 0, 1, 2, ..."""
+
+
+def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = ()) -> Vocabulary:
+    """Keep the tokens of `text`, those without which some string could not be spelt, and all added ones.
+
+    Byte-level and other BPE keep every token that no merge makes (the 256 bytes among them), and the merges whose
+    parts and results are kept, with all that leads to them: BPE always applies the earliest merge that fits, so the
+    text's own merges come in the same order as before. WordPiece and Unigram keep every single character, and what
+    holds a character that has no token of its own.
+
+    Args:
+        text: of the domain.
+        needed: ids to keep in any case, with or without a token: the ends of text that a config names.
+
+    Raises:
+        ExportError: the text is empty, the tokenizer is of a kind that could then not spell what it spelt before,
+            or the cut tokenizer does not encode the text as before.
+    """
+    if not text.strip():
+        raise ExportError("the vocabulary file is empty; give text of the domain")
+    try:
+        state = json.loads(tokenizer.to_json())
+    except TokenizerError as error:
+        raise ExportError(f"cannot prune this tokenizer: {error}") from None
+    pieces = list(_pieces(text))
+    encoded = [tokenizer.encode(piece) for piece in pieces]
+    model, added = state["model"], {token["id"]: token["content"] for token in state["added_tokens"]}
+    ids = {old: token for token, old in _ids_of(model).items()}
+    always = {token for old, token in ids.items() if old in set(needed) | set(_ids_in(state["post_processor"]))}
+    always |= set(added.values()) | {model.get("unk_token")}
+    used = {ids[old] for old in set().union(*encoded) if old in ids}
+    tokens = _spelling(model, used | (always & _ids_of(model).keys()))
+    # Added tokens that the model does not know get the ids after it, in their order, wherever they are read.
+    kept = sorted(old for old, token in ids.items() if token in tokens)
+    kept += sorted(added.keys() - ids.keys())
+    kept += sorted(set(needed) - set(kept))
+    new_ids = {old: new for new, old in enumerate(kept)}
+    pruned = _renumbered(state, tokens, new_ids)
+    for piece, before in zip(pieces, encoded, strict=True):
+        if pruned.encode(piece) != [new_ids[old] for old in before]:
+            raise ExportError("the pruned tokenizer does not encode the vocabulary file as before: please report this")
+    return Vocabulary(pruned, new_ids)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of about a million characters, for the tokenizer needs a hundred times their size."""
+    start = 0
+    while start < len(text):
+        cut = _LINE_END.search(text, start + _PIECE_CHARACTERS)
+        end = cut.end() if cut else len(text)
+        yield text[start:end]
+        start = end
+
+
+def _ids_of(model: dict[str, Any]) -> dict[str, int]:
+    """Token to id of a tokenizer.json's model, whatever its kind."""
+    vocab = model.get("vocab")
+    if model.get("type") == "Unigram":
+        return {piece: i for i, (piece, _score) in enumerate(model["vocab"])}
+    if model.get("type") not in _SPELLERS or not isinstance(vocab, dict):
+        raise ExportError(
+            f"cannot prune a {model.get('type')} tokenizer: it can spell a token that is gone in no other way; "
+            "byte-level and other BPE, WordPiece and Unigram can be pruned"
+        )
+    return vocab
+
+
+def _spelling(model: dict[str, Any], tokens: set[str]) -> set[str]:
+    """`tokens` with all that is needed to make them, and to spell whatever could be spelt before."""
+    return _SPELLERS[model["type"]](model, tokens)
+
+
+def _spell_bpe(model: dict[str, Any], tokens: set[str]) -> set[str]:
+    makers: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for left, right in _merges(model):
+        makers[_merge_result(model, left, right)].append((left, right))
+    kept = tokens | {token for token in model["vocab"] if token not in makers}
+    open_ends = list(kept)
+    while open_ends:
+        # Where several merges make a token, all are kept: which of them a word takes depends on the word.
+        parts = {part for pair in makers.get(open_ends.pop(), ()) for part in pair} - kept
+        kept |= parts
+        open_ends += parts
+    return kept
+
+
+def _spell_wordpiece(model: dict[str, Any], tokens: set[str]) -> set[str]:
+    vocab, prefix = model["vocab"], model["continuing_subword_prefix"]
+
+    def letters(token: str) -> list[str]:
+        inside = token.startswith(prefix) and token != prefix
+        first, *rest = list(token[len(prefix) :] if inside else token) or [""]
+        return [prefix + first if inside else first, *(prefix + letter for letter in rest)]
+
+    return tokens | {token for token in vocab if _is_atom(token, letters(token), vocab)}
+
+
+def _spell_unigram(model: dict[str, Any], tokens: set[str]) -> set[str]:
+    vocab = model["vocab"]
+    pieces = {piece for piece, _score in vocab}
+    # An unknown character costs a fixed amount more than the worst piece: that one stays, so that nothing shifts.
+    worst = min(vocab, key=lambda entry: entry[1])[0]
+    unknown = set() if model["unk_id"] is None else {vocab[model["unk_id"]][0]}
+    byte_pieces = {piece for piece in pieces if model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", piece)}
+    atoms = {piece for piece in pieces if _is_atom(piece, list(piece), pieces)}
+    return tokens | {worst} | unknown | byte_pieces | atoms
+
+
+def _is_atom(token: str, letters: list[str], vocab: Collection[str]) -> bool:
+    """Nothing else could spell this token: it is one letter, or holds one that has no token of its own."""
+    return len(letters) == 1 or any(letter not in vocab for letter in letters)
+
+
+_SPELLERS = {"BPE": _spell_bpe, "WordPiece": _spell_wordpiece, "Unigram": _spell_unigram}
+
+
+def _merges(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        yield left, right
+
+
+def _merge_result(model: dict[str, Any], left: str, right: str) -> str:
+    return left + right.removeprefix(model.get("continuing_subword_prefix") or "")
+
+
+def _ids_in(processor: Any) -> Iterator[int]:
+    """All token ids that a post-processor puts into texts."""
+    if isinstance(processor, dict) and "type" in processor:
+        for step in processor.get("processors", ()):
+            yield from _ids_in(step)
+        for token in (processor.get("special_tokens") or {}).values():
+            yield from token["ids"]
+        for name in ("sep", "cls"):
+            if name in processor:
+                yield processor[name][1]
+
+
+def _renumber_processor(processor: Any, new_ids: dict[int, int]) -> None:
+    if isinstance(processor, dict) and "type" in processor:
+        for step in processor.get("processors", ()):
+            _renumber_processor(step, new_ids)
+        for token in (processor.get("special_tokens") or {}).values():
+            token["ids"] = [new_ids[old] for old in token["ids"]]
+        for name in ("sep", "cls"):
+            if name in processor:
+                processor[name][1] = new_ids[processor[name][1]]
+
+
+def _renumbered(state: dict[str, Any], tokens: set[str], new_ids: dict[int, int]) -> Tokenizer:
+    """The tokenizer of `tokens`; `state`, a tokenizer.json, is changed for it."""
+    model = state["model"]
+    if model["type"] == "Unigram":
+        entries = model["vocab"]
+        unknown = model["unk_id"]
+        model["unk_id"] = None if unknown is None else new_ids[unknown]
+        model["vocab"] = [entry for entry in entries if entry[0] in tokens]
+    else:
+        model["vocab"] = {token: new_ids[old] for token, old in model["vocab"].items() if token in tokens}
+    if model["type"] == "BPE":
+        model["merges"] = [
+            [left, right]
+            for left, right in _merges(model)
+            if {left, right, _merge_result(model, left, right)} <= tokens
+        ]
+    for token in state["added_tokens"]:
+        token["id"] = new_ids[token["id"]]
+    _renumber_processor(state["post_processor"], new_ids)
+    if state["padding"] is not None:
+        state["padding"]["pad_id"] = new_ids.get(state["padding"]["pad_id"], 0)
+    wanted = _ids_of(model) | {token["content"]: token["id"] for token in state["added_tokens"]}
+    pruned = Tokenizer.from_json(json.dumps(state, ensure_ascii=False))
+    if any(pruned.token_id(token) != new for token, new in wanted.items()):
+        raise ExportError("the pruned tokenizer numbers its tokens in another way: please report this")
+    return pruned

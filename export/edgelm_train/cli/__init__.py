@@ -1,0 +1,1 @@
+"""The commands `edgelm pretrain`, `edgelm finetune` and `edgelm distill`."""

@@ -1,0 +1,1 @@
+"""Text files and records become token ids in batches."""

@@ -1,0 +1,1 @@
+"""What is trained: sizes, students, losses, adapters, prefixes."""

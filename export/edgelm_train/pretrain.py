@@ -1,0 +1,260 @@
+"""``edgelm pretrain``: text files become a tokenizer and a GPT-2 trained on them, in a Hugging Face folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from edgelm.errors import TrainingError
+from edgelm_train.data.bpe import load_bpe, save_bpe, train_bpe
+from edgelm_train.data.corpus import END_OF_TEXT, Corpus, read_corpus
+from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
+from edgelm_train.models.sizes import defaults_for, load_weights, named_config, shape_name
+from edgelm_train.pretrain_options import PretrainOptions
+from edgelm_train.run.curves import draw_curves
+from edgelm_train.run.folder import RUN_FOLDER, check_out, device_for, end_run, sha256_of_weights
+from edgelm_train.run.held_out import loss_in_windows
+from edgelm_train.run.loop import Outcome, Schedule, train
+from edgelm_train.run.micro_batches import free_bytes, parts_that_fit
+from edgelm_train.run.precision import fastest_precision
+from edgelm_train.run.record import RunRecord, refuse_changes
+from edgelm_train.run.report import CURVES_FILE, TrainingReport, draw_samples
+
+_SAMPLES, _SAMPLE_TOKENS = 3, 200
+_PASSES = 4
+_HOURS_USED = 0.9
+"""Of the time given: the schedule should reach its end within it, and optimizer and measurements take some too."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """How a call ended: with a report, or on a signal, to be resumed."""
+
+    report: TrainingReport | None
+    outcome: Outcome
+
+
+def pretrain(
+    files: Sequence[Path], out: Path, options: PretrainOptions, *, say: Callable[[str], None] = lambda line: None
+) -> Pretrained:
+    """Train a tokenizer and a GPT-2 on UTF-8 text files, or go on with the run in `out` that was not finished.
+
+    `out` then holds what ``edgelm export`` takes, with report.md, report.json and curves.svg. A resumed run gives the
+    same curve as one that was never interrupted, on the same machine with the same number of threads.
+
+    Args:
+        say: told in one line each what is going on.
+
+    Raises:
+        TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
+    """
+    started, folder = check_out(out), out / RUN_FOLDER
+    corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
+    config = _config(options)
+    recorded = {"data": corpus.sha256, **options.recorded(), "size": shape_name(config), "config": _fields(config)}
+    if options.start_from is not None:
+        recorded["weights"] = sha256_of_weights(options.start_from)
+    if started is not None:
+        refuse_changes(started, recorded, out)
+    tokenizer = _new_tokenizer(corpus, config, options) if started is None else load_bpe(folder / "tokenizer")
+    _fit_vocabulary(config, tokenizer, options)
+    training, held_out = pack(corpus.training, tokenizer), pack(corpus.held_out, tokenizer)
+    say(
+        f"{len(corpus.training):,} documents, {len(training):,} tokens of {config.vocab_size:,} to train on; "
+        f"{len(corpus.held_out):,} documents, {len(held_out):,} tokens held out"
+    )
+    if corpus.repeated:
+        say(f"{corpus.repeated:,} documents are the same as held-out ones and are not trained on")
+    model = _model(config, options)
+    record = started or RunRecord(recorded, _decide(model, len(training), options))
+    schedule, phases = _schedule(record, config, options)
+    refuse_too_little(
+        {"to train on": training, "held out": held_out},
+        max(phase.window for phase in phases),
+        "a size with a shorter context",
+    )
+    if started is None:  # nothing is written before all is known to fit
+        save_bpe(tokenizer, folder / "tokenizer")
+        record.write(folder)
+    say(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {schedule.steps:,} steps of "
+        f"{schedule.batch_tokens:,} tokens in {schedule.precision} on {model.device.type}"
+    )
+    stream = BatchStream(training, phases, schedule.batch_tokens, schedule.accumulate, options.seed)
+    outcome = train(
+        model,
+        stream,
+        lambda model: loss_in_windows(model, held_out.ids, phases[0].window).per_token,
+        folder,
+        schedule,
+        device=options.device,
+        say=say,
+    )
+    if outcome.ended == "signal":
+        return Pretrained(None, outcome)
+    report = _report(model, tokenizer, corpus, training, held_out, outcome, schedule, phases)
+    _save(model, tokenizer, out)
+    draw_curves({"": outcome.log}, schedule.batch_tokens, out / CURVES_FILE)
+    report.write(out)
+    end_run(folder)
+    return Pretrained(report, outcome)
+
+
+def _new_tokenizer(corpus: Corpus, config: Any, options: PretrainOptions) -> tokenizers.Tokenizer:
+    given = options.tokenizer or options.start_from
+    if given is not None:
+        return load_bpe(given)
+    return train_bpe(corpus.training, options.vocab_size or config.vocab_size)
+
+
+def _config(options: PretrainOptions) -> transformers.GPT2Config:
+    if options.start_from is None:
+        return named_config(options.size or "6M")
+    return named_config(str(options.start_from / "config.json"))
+
+
+def _fields(config: transformers.GPT2Config) -> str:
+    """All of a configuration, to tell one from another."""
+    fields = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
+    return json.dumps(fields, sort_keys=True)
+
+
+def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Tokenizer, options: PretrainOptions) -> None:
+    """Give a new model the tokenizer's tokens, and any model its <|endoftext|> to begin and end with."""
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if options.start_from is None:
+        config.vocab_size = tokens
+    elif tokens > config.vocab_size:
+        raise TrainingError(
+            f"the tokenizer of {options.start_from} knows {tokens} tokens, its model only {config.vocab_size}"
+        )
+    config.bos_token_id = config.eos_token_id = tokenizer.token_to_id(END_OF_TEXT)
+
+
+def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
+    device = device_for(options.device)
+    config.embd_pdrop = config.resid_pdrop = options.dropout
+    config.attn_pdrop = 0.0  # torch's fast attention on CPUs has no dropout
+    if config.activation_function == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel
+    config.use_cache = False
+    torch.manual_seed(options.seed)
+    if options.start_from is None:
+        model = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
+    else:
+        model = load_weights(options.start_from, config)
+        model.generation_config.bos_token_id = config.bos_token_id
+        model.generation_config.eos_token_id = config.eos_token_id
+    return model.to(device)
+
+
+def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[str, object]:
+    usual = defaults_for(model.config)
+    context = model.config.n_positions
+    window = max(2, context // 2) if options.short_windows else context
+    least = context * (options.accumulate or 1)
+    batch_tokens = options.batch_tokens or max(least, usual.batch_tokens // least * least)
+    if batch_tokens % least:
+        raise TrainingError(f"--batch-tokens must be a multiple of {least} (context x accumulate), got {batch_tokens}")
+    accumulate = options.accumulate or parts_that_fit(model.config, batch_tokens, free_bytes(model.device))
+    micro_tokens = batch_tokens // accumulate
+    fastest, seconds = fastest_precision(model, micro_tokens, window)
+    precision = fastest if options.precision == "auto" else options.precision
+    tokens = options.tokens
+    if tokens is None and options.hours is not None:
+        tokens = int(_HOURS_USED * options.hours * 3600 * micro_tokens / seconds[precision])
+    elif tokens is None:
+        tokens = _PASSES * training_tokens
+    return {
+        "precision": precision,
+        "seconds a micro-batch": seconds,
+        "batch_tokens": batch_tokens,
+        "accumulate": accumulate,
+        "steps": max(1, round(tokens / batch_tokens)),
+        "learning_rate": options.learning_rate or usual.learning_rate / (1 if options.optimizer == "muon" else 2),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _schedule(record: RunRecord, config: Any, options: PretrainOptions) -> tuple[Schedule, list[Phase]]:
+    decided: dict[str, Any] = dict(record.decided)
+    steps = decided["steps"]
+    short = round(steps * options.short_windows)
+    phases = [Phase(short, max(2, config.n_positions // 2)), Phase(steps - short, config.n_positions)]
+    schedule = Schedule(
+        steps=steps,
+        batch_tokens=decided["batch_tokens"],
+        learning_rate=decided["learning_rate"],
+        warmup_steps=round(steps * options.warmup),
+        weight_decay=options.weight_decay,
+        accumulate=decided["accumulate"],
+        optimizer=options.optimizer,
+        precision=decided["precision"],
+        seed=options.seed,
+        evaluate_every=max(1, steps // options.evaluations),
+        patience=options.patience or None,
+        keep=options.keep,
+        limit_seconds=None if options.hours is None else options.hours * 3600,
+    )
+    return schedule, [phase for phase in phases if phase.steps]
+
+
+def _report(
+    model: Any,
+    tokenizer: tokenizers.Tokenizer,
+    corpus: Corpus,
+    training: Packed,
+    held_out: Packed,
+    outcome: Outcome,
+    schedule: Schedule,
+    phases: Sequence[Phase],
+) -> TrainingReport:
+    windows = [phase.window for phase in phases]
+    losses = {window: loss_in_windows(model, held_out.ids, window) for window in windows}
+    seen = outcome.steps * schedule.batch_tokens
+    facts: dict[str, object] = {
+        "documents to train on": len(corpus.training),
+        "documents held out": len(corpus.held_out),
+        "documents left out as the same as held-out ones": corpus.repeated,
+        "characters to train on": corpus.training_characters,
+        "tokens to train on": len(training),
+        "tokens held out": len(held_out),
+        "characters a token": corpus.training_characters / len(training),
+        "held-out loss, nats a character": losses[windows[0]].per_token * len(held_out) / corpus.held_out_characters,
+        "vocabulary": model.config.vocab_size,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers, width, heads, context": ", ".join(
+            str(getattr(model.config, name)) for name in ("n_layer", "n_embd", "n_head", "n_positions")
+        ),
+        "ended": outcome.ended,
+        "steps": outcome.steps,
+        f"best step (the {schedule.keep} weights were kept)": outcome.best_step,
+        "tokens seen": seen,
+        "passes over the data": seen / len(training),
+        "seconds": outcome.seconds,
+        "tokens a second": seen / outcome.seconds,
+        "device, precision, threads": f"{model.device.type}, {schedule.precision}, {torch.get_num_threads()}",
+        "peak learning rate, weight decay, dropout": (
+            f"{schedule.learning_rate:g}, {schedule.weight_decay:g}, {model.config.resid_pdrop:g}"
+        ),
+    }
+    return TrainingReport(
+        facts=facts,
+        held_out={window: loss.per_token for window, loss in losses.items()},
+        training=loss_in_windows(model, training.ids[: len(held_out)], windows[0]).per_token,
+        samples=draw_samples(model, tokenizer, range(_SAMPLES), min(_SAMPLE_TOKENS, model.config.n_positions - 1)),
+        log=outcome.log,
+    )
+
+
+def _save(model: Any, tokenizer: tokenizers.Tokenizer, out: Path) -> None:
+    if model.config.activation_function == "gelu_pytorch_tanh":
+        model.config.activation_function = "gelu_new"  # the name every reader of GPT-2 knows
+    model.config.use_cache = model.generation_config.use_cache = True
+    model.save_pretrained(out)
+    save_bpe(tokenizer, out)

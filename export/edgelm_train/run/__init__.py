@@ -1,0 +1,1 @@
+"""One training run: the loop, what happens beside it, its folder and its report."""

@@ -1,0 +1,291 @@
+"""A training run by transformers' Trainer: optimizer steps over a stream of batches, measured on held-out text."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from edgelm.errors import TrainingError
+from edgelm_export.source.checkpoint import quiet_torch
+from edgelm_train.run.callbacks import Clock, ProgressBar, Stop
+from edgelm_train.run.json_file import write_json
+from edgelm_train.run.muon import MuonAdamW
+
+Precision = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "muon"]
+Batch = Mapping[str, Any]
+_MOST_LOGGED_STEPS = 2000
+_ENDED_FILE = "ended.json"
+_LOGGED = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the weights are changed."""
+
+    steps: int
+    batch_tokens: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    accumulate: int = 1
+    """Micro-batches an optimizer step adds up."""
+    final_learning_rate: float = 0.05
+    """Where the cosine ends, as a part of its peak."""
+    beta2: float = 0.95
+    clip_norm: float = 1.0
+    optimizer: OptimizerName = "adamw"
+    precision: Precision = "fp32"
+    seed: int = 0
+    evaluate_every: int = 0
+    """Steps between two measurements on held-out text; 0: only at the end."""
+    patience: int | None = None
+    """End after so many measurements in a row without a better one; None: never."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the model has in the end: the best measured ones, or the last."""
+    save_seconds: float = 240.0
+    limit_seconds: float | None = None
+
+    @property
+    def log_every(self) -> int:
+        """Steps whose losses are averaged into one point of the curve."""
+        return max(1, self.steps // _MOST_LOGGED_STEPS)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that ended, its model holding the weights to keep, or one that a signal ended before that."""
+
+    log: tuple[dict[str, Any], ...]
+    """Points of the curve: {"step", "loss", "learning_rate", "grad_norm"} or {"step", "eval_loss"}; losses in nats."""
+    steps: int
+    seconds: float
+    """Over all parts of the run."""
+    best_step: int
+    """Where the held-out loss was least."""
+    ended: Literal["complete", "early", "time", "signal"]
+    signal: int | None = None
+
+
+def train(
+    model: Any,
+    batches: Dataset[Batch],
+    measure: Callable[[Any], float],
+    folder: Path,
+    schedule: Schedule,
+    *,
+    device: str = "auto",
+    tensorboard: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Train `model` in place, from the last checkpoint in `folder` where there is one.
+
+    Args:
+        batches: one micro-batch an item, ``schedule.steps * schedule.accumulate`` of them, with "labels" (-100 is
+            ignored). The loss of a step is the mean over all its labels, whatever micro-batch they are in.
+        measure: the held-out loss of the model, in nats a token.
+        folder: for checkpoints and TensorBoard's event files.
+        say: told where the run is resumed.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+    """
+    stop = Stop()
+    clock = Clock(stop, schedule.log_every, schedule.save_seconds, schedule.limit_seconds, say)
+    callbacks: list[Any] = [clock, ProgressBar(schedule.batch_tokens), _Diverged()]
+    if schedule.patience is not None:
+        callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=schedule.patience))
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(folder)
+    before = _read_ended(folder) if checkpoint is not None else None
+    if checkpoint is not None and before is None:
+        say(f"resuming after step {checkpoint.name.removeprefix('checkpoint-')} of {schedule.steps}")
+    with quiet_torch():
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(folder, schedule, device, tensorboard),
+            train_dataset=batches,
+            eval_dataset=batches,  # must be given; measure() is what is called
+            callbacks=callbacks,
+        )
+        trainer.measure, trainer.clock = measure, clock
+        if schedule.optimizer == "muon":
+            trainer.optimizer = MuonAdamW(model, schedule.learning_rate, schedule.weight_decay, schedule.beta2)
+        trainer.remove_callback(transformers.PrinterCallback)
+        if before is not None:
+            trainer.take(folder / before.kept)
+            return before.outcome
+        try:
+            with stop.on_signals():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _disk_is_full(error):
+                raise
+            raise TrainingError(
+                f"cannot write a checkpoint into {folder}: the disk is full; free some of it and give the same command "
+                "again"
+            ) from None
+    state = trainer.state
+    ended: Literal["complete", "early", "time", "signal"] = "complete"
+    if stop.out_of_time:
+        ended = "time"
+    elif state.global_step < schedule.steps:
+        ended = "signal" if stop.signal is not None and not trainer.out_of_patience else "early"
+    outcome = Outcome(
+        log=tuple(
+            {name: entry[name] for name in _LOGGED if name in entry}
+            for entry in state.log_history
+            if "loss" in entry or "eval_loss" in entry
+        ),
+        steps=state.global_step,
+        seconds=clock.seconds,
+        best_step=state.best_global_step or state.global_step,
+        ended=ended,
+        signal=stop.signal,
+    )
+    if ended != "signal":
+        kept = state.best_model_checkpoint if schedule.keep == "best" else None
+        _Ended(replace(outcome, signal=None), Path(kept or f"checkpoint-{state.global_step}").name).write(folder)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What a run that needs no more steps left behind, for a call that was stopped later, before its report."""
+
+    outcome: Outcome
+    kept: str
+    """The checkpoint with the weights to keep."""
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / _ENDED_FILE, asdict(self))
+
+
+def _read_ended(folder: Path) -> _Ended | None:
+    try:
+        content = json.loads((folder / _ENDED_FILE).read_text(encoding="utf-8"))
+        outcome = Outcome(**{**content["outcome"], "log": tuple(content["outcome"]["log"])})
+        return _Ended(outcome, content["kept"]) if (folder / content["kept"]).is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """torch reports it as a RuntimeError of its archive's writer, safetensors in its message."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "inline_container" in str(error) or "No space left" in str(error)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that was written to its end: its trainer_state.json comes last."""
+    whole = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            whole[json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = (
+                checkpoint
+            )
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return whole[max(whole)] if whole else None
+
+
+def _arguments(folder: Path, schedule: Schedule, device: str, tensorboard: bool) -> Any:
+    every = schedule.evaluate_every or schedule.steps
+    # TrainingArguments of bf16 leave it there, and those of float32 would take it up in the same process.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        logging_dir=str(folder / "tensorboard"),
+        report_to=["tensorboard"] if tensorboard else [],
+        max_steps=schedule.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=schedule.accumulate,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": schedule.final_learning_rate},
+        warmup_steps=schedule.warmup_steps,
+        weight_decay=schedule.weight_decay,
+        adam_beta2=schedule.beta2,
+        max_grad_norm=schedule.clip_norm,
+        optim="adamw_torch_fused",
+        bf16=schedule.precision == "bf16",
+        use_cpu=device == "cpu" or (device == "auto" and not torch.cuda.is_available()),
+        seed=schedule.seed,
+        logging_steps=schedule.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=schedule.keep == "best",
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+
+
+class _Trainer(transformers.Trainer):  # type: ignore[misc]
+    """The Trainer, reading micro-batches by index and measuring as edgelm does."""
+
+    measure: Callable[[Any], float]
+    clock: Clock
+    control: Any
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # The log is kept in checkpoints, and so are the seconds.
+        super().log({**logs, "seconds": self.clock.seconds}, start_time)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether early stopping ended the run, whatever else did."""
+        return any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, transformers.EarlyStoppingCallback)
+        )
+
+    def take(self, checkpoint: Path) -> None:
+        """Load the weights of a checkpoint into the model."""
+        self._load_from_checkpoint(str(checkpoint), self.model)
+
+    def get_train_dataloader(self) -> Any:
+        batches = self.train_dataset
+        loader = DataLoader(batches, batch_size=1, sampler=SequentialSampler(batches), collate_fn=_only)
+        return self.accelerator.prepare(loader)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        metrics = {"eval_loss": self.measure(self.model)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Diverged(transformers.TrainerCallback):  # type: ignore[misc]
+    """Ends a run whose loss is no number any more."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        loss = logs.get("loss", 0.0)
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} at step {state.global_step}; start again with a smaller "
+                "--learning-rate, or more warm-up, and another --out"
+            )
+
+
+def _only(items: list[Batch]) -> dict[str, torch.Tensor]:
+    (item,) = items
+    return {name: torch.as_tensor(values) for name, values in item.items()}

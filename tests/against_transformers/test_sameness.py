@@ -1,0 +1,205 @@
+"""The same request gives the same numbers, bit for bit, whatever happens around it: DESIGN's promise, recipe by recipe.
+
+One-token steps are in it where a session is batch invariant, whatever the batch. A prompt taken one token at a time is
+not: one token has another kernel of attention than several (docs/quality.md has how often that matters).
+"""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from edgelm.bundle.manifest import FixedPrecision
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.decoding.loop import generate
+from edgelm.decoding.request import Step
+from edgelm.decoding.scheduler import Scheduler
+from edgelm.engine.session import Session
+from edgelm.model import load
+from tests.against_transformers.test_variants import QUANTIZED_SHAPES
+from tests.export.checkpoints import Ids, Logits, Shape, Tiny, TinyExport
+
+pytestmark = pytest.mark.export
+
+
+@pytest.fixture(scope="module", params=QUANTIZED_SHAPES, ids=lambda shape: shape.name)
+def shape(request: pytest.FixtureRequest) -> Shape:
+    found: Shape = request.param
+    return found
+
+
+@pytest.fixture(params=get_args(FixedPrecision))
+def tiny(request: pytest.FixtureRequest, shape: Shape, tiny_export: TinyExport) -> Tiny:
+    """A bundle of every recipe and every hard shape."""
+    return tiny_export(shape, request.param)
+
+
+def chunkings(length: int) -> list[list[int]]:
+    """Where to cut a text: pieces of 2, of 3 and 7, of random lengths; never a piece of 1."""
+    rng = np.random.default_rng(0)
+    found: list[list[int]] = [[]]
+    for low, high in [(2, 3), (3, 4), (7, 8), (2, 4), (2, 9), (2, 30), (2, 30)]:
+        cuts, at = [], 0
+        while (at := at + int(rng.integers(low, high))) <= length - 2:
+            cuts.append(at)
+        found.append(cuts)
+    return found
+
+
+def remembered(session: Session) -> list[Logits]:
+    """The keys and values of every layer up to the position."""
+    return [value.numpy()[:, :, : session.position].copy() for value in session._cache.values]
+
+
+def test_chunks_and_threads_change_no_bit(tiny: Tiny) -> None:
+    """Of the next token's logits, nor of all that is remembered."""
+    sessions = {threads: tiny.session(threads) for threads in (1, 2)}
+    for length in sorted({2, 3, 8, tiny.shape.context - 1, tiny.shape.context}):
+        ids = tiny.text()[:length]
+        sessions[1].reset()
+        logits, cache = sessions[1].step(ids), remembered(sessions[1])
+        for threads, session in sessions.items():
+            for cuts in chunkings(length):
+                where = f"{length} tokens, {threads} threads, cut at {cuts}"
+                session.reset()
+                found = [session.step(piece) for piece in np.split(ids, cuts)][-1]
+                assert np.array_equal(found, logits), where
+                assert all(map(np.array_equal, remembered(session), cache)), where
+
+
+def test_chunks_and_threads_change_no_bit_of_scores(tiny: Tiny) -> None:
+    ids = tiny.text()
+    whole = tiny.session().score(ids)
+    for session in (tiny.session(1), tiny.session(2)):
+        for cuts in chunkings(len(ids)):
+            session.reset()
+            pieces = np.concatenate([session.score(piece) for piece in np.split(ids, cuts)])
+            assert np.array_equal(pieces, whole), cuts
+
+
+def test_a_rewound_cache_is_as_good_as_new(tiny: Tiny) -> None:
+    """Other tokens were there, and more of them; a prefix was kept and fed on."""
+    ids, other = tiny.text(), tiny.text(1)
+    session = tiny.session()
+    wanted, cache = session.step(ids), remembered(session)
+    for kept in sorted({0, 2, 3, len(ids) // 2, len(ids) - 2}):
+        session.rewind(session.position - kept)
+        session.step(other[kept:])
+        session.rewind(session.position - kept)
+        assert np.array_equal(session.step(ids[kept:]), wanted), kept
+        assert all(map(np.array_equal, remembered(session), cache)), kept
+
+
+def test_interleaved_sessions_do_not_disturb_each_other(tiny: Tiny) -> None:
+    mine, other = tiny.session(), tiny.session().sibling()
+    siblings = [mine, mine.sibling(), mine.sibling()]
+    texts: list[Ids] = [tiny.text(seed) for seed in range(3)]
+    alone = [np.stack([other.step(piece) for piece in _fed(other, ids)]) for ids in texts]
+    together: list[list[Logits]] = [[], [], []]
+    for pieces in zip(*(_fed(session, ids) for session, ids in zip(siblings, texts, strict=True)), strict=True):
+        for found, session, piece in zip(together, siblings, pieces, strict=True):
+            found.append(session.step(piece))
+    for found, wanted in zip(together, alone, strict=True):
+        assert np.array_equal(np.stack(found), wanted)
+
+
+def _fed(session: Session, ids: Ids) -> list[Ids]:
+    """A prompt and then token by token, into an emptied cache."""
+    session.reset()
+    half = len(ids) // 2
+    return [ids[:half], *(ids[at : at + 1] for at in range(half, len(ids)))]
+
+
+def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
+    """Nor, in fp32 or where the session is batch invariant, on being in a batch: docs/decisions.md, Batches."""
+    half = tiny.shape.context // 2
+    texts = [tiny.text(seed)[: half + 1 - seed] for seed in range(6)]
+    greedy = GenerationConfig(max_new_tokens=half - 2, logprobs=2)
+
+    def steps_of_first(neighbours: int, rows: int, threads: int = 1) -> list[Step]:
+        scheduler, found = Scheduler(tiny.session(threads), max_rows=rows), list[Step]()
+        first = scheduler.submit(texts[0].tolist(), greedy, 0)
+        for seed in range(1, 1 + neighbours):
+            scheduler.submit(texts[seed].tolist(), GenerationConfig(max_new_tokens=3 * seed), 0)
+        while scheduler.pending:
+            found += [turn.step for turn in scheduler.step() if turn.handle == first and turn.step is not None]
+        return found
+
+    wanted = steps_of_first(0, 1)
+    assert len(wanted) == half - 1
+    for neighbours, rows in [(1, 2), (2, 3), (3, 4), (5, 6), (5, 2)]:
+        assert steps_of_first(neighbours, rows) == wanted, (neighbours, rows)
+    assert steps_of_first(5, 6, threads=2) == wanted
+    invariant = [tiny.session(threads, batch_invariant=True) for threads in (1, 2)]
+    for session in invariant if tiny.exported.bundle.manifest.recipe.name != "fp32" else [tiny.session(), *invariant]:
+        (single,) = (list(row) for row in generate(session, texts[0].tolist(), greedy, 0))
+        assert single == wanted
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_rows_of_beams_equal_single_runs_where_the_session_is_batch_invariant(rows: int, tiny: Tiny) -> None:
+    session, text = tiny.session(batch_invariant=True), tiny.text()
+    prompt, tokens = text[:4], np.stack([tiny.text(seed)[4:10] for seed in range(rows)], axis=1)  # (6, rows)
+    alone, caches = [], []
+    for row in range(rows):
+        session.reset()
+        session.step(prompt)
+        alone.append(np.stack([session.step(token) for token in tokens[:, row : row + 1]]))
+        caches.append([value[0] for value in remembered(session)])
+    session.reset()
+    session.step(prompt)
+    batch = session.batch(rows, 16)
+    assert np.array_equal(np.stack([batch.step(ids).copy() for ids in tokens], axis=1), alone)
+    for row, cache in enumerate(caches):
+        held = [value.numpy()[row, :, : batch.position] for value in batch._cache.values]
+        assert all(map(np.array_equal, held, cache))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_w8a8_rows_equal_single_runs_but_for_the_last_bits_of_the_head(
+    rows: int, shape: Shape, tiny_export: TinyExport
+) -> None:
+    """A token has its own scale, whatever is beside it; the head computes pairs of rows by another kernel."""
+    tiny = tiny_export(shape, "w8a8")
+    session, text = tiny.session(), tiny.text()
+    prompt, tokens = text[:4], np.stack([tiny.text(seed)[4:10] for seed in range(rows)], axis=1)  # (6, rows)
+    alone = []
+    for row in range(rows):
+        session.reset()
+        session.step(prompt)
+        alone.append(np.stack([session.step(token) for token in tokens[:, row : row + 1]]))
+    cache = remembered(session)  # of the last row, alone
+    session.reset()
+    session.step(prompt)
+    batch = session.batch(rows, 16)
+    for step, ids in enumerate(tokens):
+        found = batch.step(ids)
+        for row in range(rows):
+            assert np.abs(found[row] - alone[row][step]).max() <= 5e-5
+    for value, single in zip(batch._cache.values, cache, strict=True):
+        assert np.array_equal(value.numpy()[rows - 1, :, : batch.position], single[0])
+
+
+def test_interleaved_streams_give_the_text_they_give_alone(tiny: Tiny) -> None:
+    model = load(tiny.exported.bundle.path, device="cpu", threads=1)
+    prompts = [tiny.text(seed)[:4].tolist() for seed in range(2)]
+
+    def stream(prompt: list[int], seed: int) -> "list[int]":
+        chunks = model.stream(prompt, max_new_tokens=4, do_sample=True, seed=seed, eos_token_id=())
+        return [token for chunk in chunks for token in chunk.token_ids]
+
+    alone = [stream(prompt, seed) for seed, prompt in enumerate(prompts)]
+    open_streams = [
+        model.stream(prompt, max_new_tokens=4, do_sample=True, seed=seed, eos_token_id=())
+        for seed, prompt in enumerate(prompts)
+    ]
+    together: list[list[int]] = [[], []]
+    live = [0, 1]
+    while live:
+        for index in list(live):
+            chunk = next(open_streams[index], None)
+            if chunk is None:
+                live.remove(index)
+            else:
+                together[index] += chunk.token_ids
+    assert together == alone

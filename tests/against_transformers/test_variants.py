@@ -1,0 +1,140 @@
+"""Every kind of GPT-2 there is, by its config: the bundle computes what torch computes."""
+
+import numpy as np
+import pytest
+from transformers.activations import ACT2FN
+
+from edgelm.bundle.manifest import FixedPrecision
+from edgelm_export.graph.activations import ACTIVATIONS
+from tests.build_side import Report
+from tests.export.checkpoints import Logits, Shape, Tiny, TinyExport, greedy
+
+pytestmark = pytest.mark.export
+
+# optimum's export takes most of an export's time, so one shape shows several things; in test_activations.py each
+# activation stands alone.
+SHAPES = [
+    Shape(),
+    Shape(width=48, heads=3, layers=1, context=11, vocab=54, config={"activation_function": "gelu_10"}),  # head dim 16
+    Shape(width=20, heads=4, layers=3, context=11, vocab=3, tied=False),  # head dim 5, padded to 8
+    Shape(width=3, heads=3, context=8, vocab=54, config={"activation_function": "linear"}),  # head dim 1
+    Shape(width=320, heads=1, layers=1, context=8, config={"activation_function": "relu6"}),  # one large head
+    Shape(width=48, heads=4, config={"activation_function": "gelu"}),  # head dim 12, padded to 16
+    Shape(width=96, heads=12, tied=False, config={"activation_function": "gelu_pytorch_tanh"}),  # head dim 8
+    Shape(width=128, heads=2, layers=1, inner=200, config={"activation_function": "xielu"}),  # head dim 64
+    Shape(width=200, heads=10, context=8, vocab=54, inner=72, tied=False),  # head dim 20, padded to 24
+    Shape(width=16, heads=2, layers=1, context=8, vocab=300_000, config={"activation_function": "tanh"}),
+    Shape(width=96, heads=6, layers=3, config={"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu"}),
+    Shape(width=48, heads=6, config={"scale_attn_weights": False, "activation_function": "relu"}),
+    Shape(  # the two together, padded and untied
+        width=20,
+        heads=4,
+        layers=3,
+        tied=False,
+        config={"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False, "activation_function": "gelu"},
+    ),
+    Shape(
+        config={
+            "reorder_and_upcast_attn": True,
+            "scale_attn_by_inverse_layer_idx": True,
+            "activation_function": "laplace",
+        }
+    ),
+    Shape(layers=1, config={"layer_norm_epsilon": 1e-2, "activation_function": "mish"}),
+    Shape(width=20, heads=1, layers=1, vocab=54, context=8, config={"activation_function": "quick_gelu"}),
+    Shape(pruned_heads=((0, 2), ()), config={"activation_function": "leaky_relu"}),
+    Shape(dtype="float16", config={"activation_function": "prelu"}),
+    Shape(dtype="bfloat16", tied=False, config={"activation_function": "relu2"}),
+    Shape(stored="bin", config={"activation_function": "sigmoid"}),
+    Shape(stored="bin", dtype="float16", tied=False, config={"activation_function": "gelu_fast"}),
+    Shape(stored="sharded", config={"activation_function": "gelu_accurate"}),
+    Shape(stored="sharded-bin", tied=False, config={"activation_function": "gelu_python"}),
+    Shape(stored="hub", config={"activation_function": "gelu_python_tanh"}),
+    Shape(stored="double-heads", config={"activation_function": "swish"}),
+]
+
+
+def test_every_activation_of_transformers_is_in_some_shape() -> None:
+    assert {shape.config.get("activation_function", "gelu_new") for shape in SHAPES} == set(ACT2FN) == ACTIVATIONS
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: shape.name)
+def exact(request: pytest.FixtureRequest, tiny_export: TinyExport) -> Tiny:
+    """An fp32 bundle."""
+    return tiny_export(request.param, "fp32")
+
+
+def test_fp32_logits_equal_torch_at_every_position(exact: Tiny) -> None:
+    ids = exact.text()
+    wanted, found = exact.torch.logits(ids), exact.session().score(ids)
+    assert np.abs(wanted).max() > 1, "flat logits would test nothing"
+    assert np.abs(found - wanted).max() <= 1e-3
+    assert exact.certificate.passed
+
+
+def test_fp32_greedy_ids_equal_torch_to_the_end_of_the_context(exact: Tiny) -> None:
+    prompt = exact.text(1)[:3].tolist()
+    # The token after the last position is the last one that can be had; it is never fed.
+    new_tokens = exact.shape.context + 1 - len(prompt)
+    assert greedy(exact.session(), prompt, new_tokens) == exact.torch.greedy(prompt, new_tokens)
+
+
+def test_cached_decoding_equals_recomputation(exact: Tiny) -> None:
+    ids, session = exact.text(2), exact.session()
+    whole = session.score(ids)
+    session.reset()
+    one_by_one = np.stack([session.step([token]) for token in ids])
+    assert np.abs(one_by_one - whole).max() <= 1e-4
+    session.rewind(len(ids) - 2)
+    again = session.score(ids[2:])
+    assert np.abs(again - whole[2:]).max() <= 1e-4
+
+
+# Random weights, widths that no block divides, heads padded: the hard cases of the storage formats.
+QUANTIZED_SHAPES = [
+    Shape(width=128, heads=2, layers=2),
+    Shape(width=20, heads=4, layers=3, context=11, vocab=3, tied=False),
+    Shape(width=48, heads=4, config={"activation_function": "gelu"}),
+    Shape(width=200, heads=10, layers=2, context=64, vocab=54, inner=72, config={"activation_function": "relu2"}),
+]
+
+
+@pytest.fixture(scope="module", params=QUANTIZED_SHAPES, ids=lambda shape: shape.name)
+def shape(request: pytest.FixtureRequest) -> Shape:
+    found: Shape = request.param
+    return found
+
+
+def relative_difference(found: Logits, wanted: Logits) -> float:
+    """Root mean square of the difference over the spread of the wanted logits around their row's mean."""
+    spread = wanted - wanted.mean(axis=1, keepdims=True)
+    return float(np.sqrt(np.square(found - wanted).mean() / np.square(spread).mean()))
+
+
+# Rounding makes a relative error of step / sqrt(12) / deviation in every matrix, which add up in quadrature over the
+# 8 to 12 matrices on the way: 4 bits 9% each, 25 to 30% in all; 8 bits a sixteenth of that, and as much again for the
+# activations; 16-bit floats 2^-11 / sqrt(3) each. The limits are about twice what was measured on the worst shape.
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 0.004), ("int8", 0.08), ("int4", 0.7)])
+def test_quantized_logits_stay_near_torch(
+    shape: Shape, precision: FixedPrecision, limit: float, tiny_export: TinyExport, report: Report
+) -> None:
+    tiny = tiny_export(shape, precision)
+    ids = tiny.text()
+    found = tiny.session().score(ids)
+    assert np.isfinite(found).all()
+    difference = relative_difference(found, tiny.torch.logits(ids))
+    report(f"{shape.name} {precision}: relative difference of logits {difference:.4f}, limit {limit}")
+    assert difference <= limit
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "w8a8", "int4", "int4-small"])
+def test_quantized_decoding_stays_near_recomputation(
+    shape: Shape, tiny_export: TinyExport, precision: FixedPrecision
+) -> None:
+    # One token at a time takes another kernel of attention; rounding of activations amplifies its last bits.
+    tiny = tiny_export(shape, precision)
+    ids, session = tiny.text(2), tiny.session()
+    whole = session.score(ids)
+    session.reset()
+    one_by_one = np.stack([session.step([token]) for token in ids])
+    assert relative_difference(one_by_one, whole) <= 0.02

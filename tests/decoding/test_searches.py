@@ -1,0 +1,153 @@
+"""Searches on the tiny bundle against ids that the last transformers which hold them computed, and beams' own rules."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgelm import Bundle, ConfigError, Session
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.decoding.loop import generate
+from tests.conftest import DATA, TINY_BUNDLE, FakeSession
+
+GOLDEN = json.loads((DATA / "tiny-gpt2-searches.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Session:
+    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+
+
+def rows(session: Session, prompt: list[int], options: dict[str, Any]) -> list[list[int]]:
+    session.reset()
+    found = generate(session, prompt, GenerationConfig().updated(options), 0)
+    return [[step.token_id for step in steps if step.token_id is not None] for steps in found]
+
+
+@pytest.mark.parametrize("kind", ["groups", "contrastive"])
+def test_ids_are_those_of_the_last_transformers_that_had_the_method(tiny: Session, kind: str) -> None:
+    for case in GOLDEN[kind]["cases"]:
+        assert rows(tiny, case["prompt"], case["options"]) == case["rows"], case
+
+
+VOCAB = 12
+
+
+def likely_rows(seed: int) -> npt.NDArray[np.float32]:
+    return (np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * 2).astype(np.float32)
+
+
+def run(options: dict[str, Any], seed: int = 0, context: int = 100, **more: Any) -> list[tuple[list[int], str]]:
+    """Every row's tokens and reason, on a fake session."""
+    session = FakeSession(likely_rows(seed), context_length=context)
+    found: list[tuple[list[int], str]] = []
+    for steps in generate(session, [1, 2, 3], GenerationConfig().updated(options), seed, **more):
+        *tokens, last = list(steps)
+        assert last.token_id is None and last.finish_reason is not None
+        found.append(([step.token_id for step in tokens if step.token_id is not None], last.finish_reason))
+    return found
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "num_return_sequences": 3},
+    "filters": {"top_k": 9, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.99, "eta_cutoff": 1e-3, "top_n_sigma": 3.0},
+    "mirostat": {"mirostat_tau": 2.0},
+    "xtc": {"xtc_probability": 0.7},
+    "beams": {"num_beams": 4, "num_return_sequences": 4},
+    "beam sampling": {"num_beams": 4, "num_return_sequences": 2, "do_sample": True},
+    "groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_return_sequences": 3},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(6))
+def test_masked_tokens_never_appear(method: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    banned = {int(i) for i in rng.choice(VOCAB, 5, replace=False)}
+    pair = [int(i) for i in rng.choice(sorted(set(range(VOCAB)) - banned), 2)]
+    options = {"suppress_tokens": sorted(banned), "bad_words_ids": [pair], "max_new_tokens": 15}
+    for tokens, _ in run(METHODS[method] | options, seed):
+        assert len(tokens) == 15 and not banned & set(tokens)
+        assert all(two != tuple(pair) for two in itertools.pairwise([3, *tokens]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ends_for_the_right_reason(method: str) -> None:
+    common = METHODS[method]
+    assert {why for _, why in run(common | {"max_new_tokens": 5})} == {"length"}
+    assert {(len(t), why) for t, why in run(common | {"max_new_tokens": 50}, context=9)} == {(7, "context")}
+    assert {(len(t), why) for t, why in run(common | {"max_new_tokens": 0})} == {(0, "length")}
+    assert {(len(t), why) for t, why in run(common | {"max_new_tokens": 1})} == {(1, "length")}
+    everything = run(common | {"max_new_tokens": 60, "eos_token_id": [0, 4, 7]})
+    assert {why for _, why in everything} <= ({"eos", "length"} if method == "groups" else {"eos"})
+    assert all(not {0, 4, 7} & set(tokens) for tokens, _ in everything)
+    hours = iter(range(0, 10**6, 3600))
+    late = run(common | {"max_new_tokens": 50, "max_time": 7200.0}, clock=lambda: next(hours))
+    assert {why for _, why in late} == {"time"}
+    assert all(1 <= len(tokens) <= 3 for tokens, _ in late)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seed_gives_the_same_rows_again(method: str) -> None:
+    assert run(METHODS[method] | {"max_new_tokens": 12}, 3) == run(METHODS[method] | {"max_new_tokens": 12}, 3)
+
+
+def test_a_beam_ends_at_a_stop_string() -> None:
+    def ends(new: Sequence[int]) -> bool:
+        return list(new)[-2:] == [5, 5] or 6 in new
+
+    found = run({"num_beams": 5, "num_return_sequences": 5, "max_new_tokens": 30}, ends_text=ends)
+    assert any(why == "stop" for _, why in found)
+    for tokens, why in found:
+        assert why == ("stop" if ends(tokens) else "length")
+        assert not ends(tokens[:-1])
+
+
+def test_beams_find_likelier_texts() -> None:
+    """Beams find a text at least as likely as greedy decoding's, on these seeds."""
+    for seed in range(5):
+        rows = likely_rows(seed)
+        logs = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+
+        def likelihood(tokens: list[int], logs: npt.NDArray[np.float32] = logs) -> float:
+            return float(sum(logs[a, b] for a, b in itertools.pairwise([3, *tokens])))
+
+        greedy = run({"max_new_tokens": 8}, seed)[0][0]
+        best = run({"max_new_tokens": 8, "num_beams": 12}, seed)[0][0]
+        assert likelihood(best) >= likelihood(greedy) - 1e-5
+
+
+def test_beams_are_all_different() -> None:
+    found = run({"num_beams": 6, "num_return_sequences": 6, "max_new_tokens": 7})
+    assert len({tuple(tokens) for tokens, _ in found}) == 6
+
+
+def test_too_few_texts_to_return() -> None:
+    options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 2, "suppress_tokens": list(range(1, VOCAB))}
+    with pytest.raises(ConfigError, match=r"only 1 of num_return_sequences=4 continuations exist"):
+        run(options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ruling_everything_out_is_an_error_for_every_method(method: str) -> None:
+    with pytest.raises(ConfigError):
+        run(METHODS[method] | {"suppress_tokens": list(range(VOCAB)), "max_new_tokens": 5})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_custom_processors_see_the_text_so_far(method: str) -> None:
+    seen = []
+
+    def spy(ids: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        seen.append(ids.tolist())
+        return logits
+
+    run(METHODS[method] | {"logits_processor": spy, "max_new_tokens": 4})
+    assert all(ids[:3] == [1, 2, 3] for ids in seen)
+    assert {len(ids) for ids in seen} == {3, 4, 5, 6}

@@ -1,0 +1,98 @@
+"""Rows of a batch compute what they would compute alone."""
+
+import numpy as np
+import pytest
+
+from edgelm import Bundle, ContextError, PromptError, Session
+from tests.conftest import TINY_BUNDLE
+
+PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 9)]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Session:
+    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+
+
+def alone(session: Session, tokens: list[int]) -> np.ndarray:
+    """The logits after each of `tokens` that follow the prompt, one at a time."""
+    session.reset()
+    session.step(PROMPT)
+    return np.stack([session.step([token]) for token in tokens])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_rows_equal_single_runs_bit_for_bit(tiny: Session, rows: int) -> None:
+    tokens = np.random.default_rng(rows).integers(0, 300, (12, rows))
+    wanted = [alone(tiny, tokens[:, row].tolist()) for row in range(rows)]
+    tiny.reset()
+    tiny.step(PROMPT)
+    batch = tiny.batch(rows, 64)
+    for step, ids in enumerate(tokens):
+        found = batch.step(ids)
+        for row in range(rows):
+            assert np.array_equal(found[row], wanted[row][step])
+    assert batch.position == 21 and tiny.position == 9
+
+
+def test_reordered_rows_go_on_as_what_they_copied(tiny: Session) -> None:
+    rng = np.random.default_rng(5)
+    tiny.reset()
+    tiny.step(PROMPT)
+    batch, texts = tiny.batch(4, 64), [list[int]() for _ in range(4)]
+    for _ in range(15):
+        order = rng.integers(0, 4, 4) if rng.random() < 0.8 else np.full(4, rng.integers(4))
+        batch.reorder(order)
+        texts = [list(texts[row]) for row in order]
+        ids = rng.integers(0, 300, 4)
+        found = batch.step(ids).copy()
+        for row, token in enumerate(ids.tolist()):
+            texts[row].append(token)
+            assert np.array_equal(found[row], alone(tiny, texts[row])[-1])
+
+
+def test_hidden_states_come_with_the_logits(tiny: Session) -> None:
+    tiny.reset()
+    logits, hidden = tiny.step_hidden(PROMPT)
+    assert hidden.shape == (9, 32) and hidden.dtype == np.float32
+    tiny.reset()
+    assert np.array_equal(tiny.step(PROMPT), logits)
+    batch = tiny.batch(3, 64)
+    rows, states = batch.step_hidden([1, 2, 3])
+    assert rows.shape == (3, 300) and states.shape == (3, 32)
+    alone_logits, alone_hidden = tiny.step_hidden([2])
+    assert np.array_equal(rows[1], alone_logits)
+    assert np.array_equal(states[1], alone_hidden[0])
+
+
+def test_hidden_states_of_long_prompts_come_from_all_pieces(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.random.default_rng(1).integers(0, 300, 40)
+    tiny.reset()
+    whole = tiny.step_hidden(ids)
+    monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", 16)
+    tiny.reset()
+    pieces = tiny.step_hidden(ids)
+    assert all(map(np.array_equal, whole, pieces))
+
+
+def test_limits(tiny: Session) -> None:
+    tiny.reset()
+    tiny.step(PROMPT)
+    with pytest.raises(ContextError, match="room for 8 tokens cannot take over 9"):
+        tiny.batch(2, 8)
+    batch = tiny.batch(2, 10)
+    with pytest.raises(PromptError, match="a batch of 2 rows takes that many token ids"):
+        batch.step([1, 2, 3])
+    batch.step([1, 2])
+    with pytest.raises(ContextError, match="room for 10 tokens, and all are used"):
+        batch.step([1, 2])
+
+
+@pytest.mark.parametrize("ids", [[5, 99_999], [5, -1]])
+def test_unknown_ids_are_refused(ids: list[int]) -> None:
+    session = Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    session.step([1, 2])
+    batch = session.batch(2, 10)
+    with pytest.raises(PromptError, match="is out of range: this model knows 0 to 299"):
+        batch.step(ids)
+    assert batch.position == 2

@@ -1,0 +1,94 @@
+"""Memory that a load added, and its move into huge pages."""
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgelm.engine.graph import LONG_USE_RUNS, OpenGraph
+from edgelm.engine.huge_pages import HUGE_PAGE_BYTES, LoadedMemory, Range, ranges_without, whole_pages
+
+
+@pytest.mark.parametrize(
+    ("ranges", "others", "left"),
+    [
+        ([(0, 10)], [], [(0, 10)]),
+        ([(0, 10)], [(0, 10)], []),
+        ([(0, 10)], [(2, 4), (6, 7)], [(0, 2), (4, 6), (7, 10)]),
+        ([(5, 10), (20, 30)], [(0, 6), (8, 25)], [(6, 8), (25, 30)]),
+        ([(5, 10)], [(0, 5), (10, 20)], [(5, 10)]),
+        ([], [(0, 5)], []),
+    ],
+)
+def test_what_was_added(ranges: list[Range], others: list[Range], left: list[Range]) -> None:
+    assert ranges_without(ranges, others) == left
+
+
+def cut(edges: set[int]) -> list[Range]:
+    ordered = sorted(edges)
+    return list(zip(ordered[0::2], ordered[1::2], strict=False))
+
+
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+def test_what_was_added_is_a_difference_of_sets(mine: set[int], others: set[int]) -> None:
+    def numbers(ranges: list[Range]) -> set[int]:
+        return {number for start, stop in ranges for number in range(start, stop)}
+
+    left = ranges_without(cut(mine), cut(others))
+    assert numbers(left) == numbers(cut(mine)) - numbers(cut(others))
+    assert all(start < stop for start, stop in left)
+
+
+def test_only_pages_in_use_are_moved() -> None:
+    small = HUGE_PAGE_BYTES // 4
+    start = 10 * HUGE_PAGE_BYTES
+    resident = bytes([1, 1, 1, 1, 255, 1, 3, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1])
+    assert whole_pages(resident, start, small) == [
+        (start, start + 2 * HUGE_PAGE_BYTES),
+        (start + 3 * HUGE_PAGE_BYTES, start + 4 * HUGE_PAGE_BYTES),
+    ]
+
+
+def test_moving_changes_nothing_but_the_pages() -> None:
+    memory = LoadedMemory()
+    with memory.recorded():
+        array = np.arange(4 * HUGE_PAGE_BYTES // 8)
+        untouched = np.empty(8 * HUGE_PAGE_BYTES, np.uint8)
+    moved = memory.move_into_huge_pages()
+    assert 0 <= moved <= array.nbytes + HUGE_PAGE_BYTES
+    assert (array == np.arange(array.size)).all()
+    assert untouched.size
+    if not sys.platform.startswith("linux"):
+        assert moved == 0
+
+
+def test_nothing_recorded_nothing_moved() -> None:
+    assert LoadedMemory().move_into_huge_pages() == 0
+
+
+class Runs:
+    """An ``InferenceSession`` that only counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def io_binding(self) -> object:
+        return object()
+
+    def run_with_iobinding(self, binding: object) -> None:
+        self.count += 1
+
+
+def test_a_graph_settles_once_and_only_in_long_use() -> None:
+    settled: list[int] = []
+    runs = Runs()
+    graph = OpenGraph(lambda: runs, lambda: settled.append(runs.count))
+    binding = graph.io_binding()
+    for _ in range(LONG_USE_RUNS - 1):
+        graph.run_with_iobinding(binding)
+    assert settled == []
+    for _ in range(50):
+        graph.run_with_iobinding(binding)
+    assert settled == [LONG_USE_RUNS - 1]

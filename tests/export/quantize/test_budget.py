@@ -1,0 +1,128 @@
+"""Bits chosen matrix by matrix: the choice itself by hand, and a whole export inside limits no fixed recipe keeps."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgelm.errors import ExportError
+from edgelm_export.pipeline import export
+from edgelm_export.quantize.budget import Budget, Option, given_up, mixed_recipe, plan
+from edgelm_export.quantize.recipe import BLOCK4, BLOCK4_FINE, BLOCK8
+from tests.build_side import Report
+from tests.conftest import RunCommand
+from tests.export.checkpoints import Shape, save_checkpoint
+
+pytestmark = pytest.mark.export
+
+
+def option(size: int, loss: float) -> Option:
+    return Option(BLOCK4 if size < 50 else BLOCK8, size, size, loss)
+
+
+BY_HAND = {"a": [option(10, 0.9), option(20, 0.1)], "b": [option(10, 0.2), option(20, 0.1)]}
+
+
+def sizes(chosen: dict[str, Option]) -> dict[str, int]:
+    return {name: option.disk_bytes for name, option in chosen.items()}
+
+
+def test_the_best_step_is_taken_first() -> None:
+    assert sizes(plan(BY_HAND, 30, 100, 0)) == {"a": 20, "b": 10}
+
+
+def test_everything_that_fits_is_taken() -> None:
+    assert sizes(plan(BY_HAND, 40, 100, 0)) == {"a": 20, "b": 20}
+
+
+def test_what_is_good_enough_is_not_paid_for() -> None:
+    assert sizes(plan(BY_HAND, 100, 100, 0.31)) == {"a": 20, "b": 10}
+    assert sizes(plan(BY_HAND, 100, 100, 1.1)) == {"a": 10, "b": 10}
+
+
+def test_memory_limits_too() -> None:
+    assert sizes(plan(BY_HAND, 100, 30, 0)) == {"a": 20, "b": 10}
+
+
+def test_what_cannot_fit_is_refused_with_numbers() -> None:
+    with pytest.raises(ExportError, match=r"need at least 0\.0 MB of disk"):
+        plan(BY_HAND, 19, 100, 0)
+    with pytest.raises(ExportError, match="of memory"):
+        plan(BY_HAND, 100, 19, 0)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    losses=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6),
+    limit=st.integers(60, 1000),
+)
+def test_plans_fit_and_lose_no_more_than_the_smallest(losses: list[tuple[float, ...]], limit: int) -> None:
+    options = {
+        str(i): [option(size, loss) for size, loss in zip((10, 15, 25), several, strict=True)]
+        for i, several in enumerate(losses)
+    }
+    chosen = plan(options, limit, 10**9, 0)
+    assert sum(o.disk_bytes for o in chosen.values()) <= limit
+    assert sum(o.loss_nats for o in chosen.values()) <= sum(several[0].loss_nats for several in options.values())
+    if limit >= 25 * len(losses):
+        assert all(chosen[name].loss_nats == min(o.loss_nats for o in options[name]) for name in chosen)
+
+
+def test_what_was_given_up_is_said() -> None:
+    chosen = {"a": Option(BLOCK4, 1, 1, 0.02), "b": Option(BLOCK4_FINE, 1, 1, 0.01), "c": Option(BLOCK8, 1, 1, 0)}
+    line = given_up(chosen)
+    assert line.startswith(
+        "of 3 matrices 1 at 4 bits in blocks of 256, 1 at 4 bits in blocks of 32, 1 at 8 bits in blocks of 256;"
+    )
+    assert "x 1.0305" in line
+    assert "a costs most, 0.0200 nats at 4 bits" in line
+    assert mixed_recipe(chosen).storage["b"] == BLOCK4_FINE
+
+
+@pytest.mark.shared
+def test_a_budget_that_no_fixed_recipe_meets(
+    shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
+    # Of stories-6m int8 takes 6.8 MB, and int4 multiplies the perplexity by 1.003 to 1.004.
+    monkeypatch.setattr("edgelm_export.fit.CALIBRATION_TOKENS", 2_048)
+    monkeypatch.setattr("edgelm_export.fit.JUDGED_TOKENS", 1_024)
+    budget = Budget(max_disk_bytes=5_400_000, max_perplexity_ratio=1.0025)
+    exported = export(str(shared_folder / "checkpoints" / "stories-6m"), tmp_path / "out", budget)
+    bundle, lost = exported.bundle, exported.certificate
+    report(f"stories-6m within 5.4 MB and x 1.0025: {bundle.size_bytes:,} bytes; {exported.notes[-1]}")
+    assert lost.passed
+    assert bundle.size_bytes <= 5_400_000
+    assert bundle.manifest.recipe.name == "mixed"
+    assert len({(m.format, m.bits, m.block_size) for m in bundle.manifest.recipe.matrices}) >= 3
+
+
+@pytest.mark.parametrize("budget", [Budget(max_disk_bytes=1000), Budget(max_ram_bytes=1000)])
+def test_what_cannot_fit_is_refused_before_anything_is_measured(
+    budget: Budget, tmp_path: Path, few_tokens: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgelm_export.fit.measure_options", None)
+    source = save_checkpoint(tmp_path / "checkpoint", Shape(layers=1, context=16))
+    with pytest.raises(ExportError, match="need at least"):
+        export(str(source), tmp_path / "out", budget)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_limits_and_a_precision_exclude_each_other(edgelm_command: RunCommand) -> None:
+    result = edgelm_command("export", "x", "-o", "y", "--precision", "int4", "--max-disk", "80M")
+    assert result.status == 2
+    assert "--precision and limits" in result.one_line()
+
+
+@pytest.mark.parametrize("size", ["80X", "-5M", "0", "M", "nan", "1e9"])
+def test_sizes_that_are_none(edgelm_command: RunCommand, size: str) -> None:
+    result = edgelm_command("export", "x", "-o", "y", f"--max-disk={size}")
+    assert result.status == 2
+    assert "is not a size like 80M or 1.5G" in result.one_line()
+
+
+@pytest.mark.parametrize("ratio", ["1", "0.5", "nan", "1000", "-1"])
+def test_perplexity_limits_that_are_none(edgelm_command: RunCommand, ratio: str) -> None:
+    result = edgelm_command("export", "x", "-o", "y", f"--max-ppl={ratio}")
+    assert result.status == 2
+    assert "--max-ppl must be more than 1" in result.one_line()

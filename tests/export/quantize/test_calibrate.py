@@ -1,0 +1,141 @@
+"""Smoothing, the forward pass for calibration, and storing layer by layer."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgelm_export.model.forward import Gpt2Forward
+from edgelm_export.model.gpt2 import Array, Gpt2Weights, Linear, Norm, collect_weights
+from edgelm_export.quantize.calibrate import SAMPLE_TOKENS, smooth, store
+from edgelm_export.quantize.recipe import BLOCK4, fixed_recipe
+from edgelm_export.quantize.smooth import best_factors, fold_norm, fold_values
+from edgelm_export.quantize.storage import INT8_ROW
+from edgelm_export.source.drawn_text import draw_texts
+from tests.export.checkpoints import Ids, Logits, Shape, TorchModel, save_checkpoint
+
+pytestmark = pytest.mark.export
+
+SHAPES = [
+    Shape(),
+    Shape(width=48, heads=4, tied=False, config={"activation_function": "gelu"}),  # heads padded from 12 to 16
+    Shape(width=96, heads=6, layers=3, inner=72, config={"scale_attn_by_inverse_layer_idx": True}),
+]
+
+
+def activations(model: Any) -> list[Any]:
+    return [block.mlp.act for block in model.transformer.h]
+
+
+def log_probabilities(weights: Gpt2Weights, model: Any, rows: Ids) -> Logits:
+    forward = Gpt2Forward(weights, activations(model))
+    x = forward.embed(rows)
+    for index, layer in enumerate(weights.layers):
+        x = forward.layer(index, layer, x)
+    found: Logits = forward.log_probabilities(forward.final(x)).numpy()
+    return found
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: shape.name)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return TorchModel(save_checkpoint(tmp_path / "m", request.param)).model.requires_grad_(False)
+
+
+def test_forward_computes_what_transformers_does(model: Any) -> None:
+    rows = np.random.default_rng(0).integers(0, 300, (10, 64))  # more rows than go at once
+    wanted = torch.log_softmax(model(torch.from_numpy(rows)).logits, -1).numpy()
+    assert np.abs(log_probabilities(collect_weights(model), model, rows) - wanted).max() <= 1e-4
+
+
+def with_outliers(weights: Gpt2Weights, factor: float = 30) -> Gpt2Weights:
+    """The same function with a few loud channels in every LayerNorm."""
+    layers = []
+    for layer in weights.layers:
+        loud = np.ones(len(layer.attention_norm.weight), np.float32)
+        loud[::11] = 1 / factor
+        attention_norm, qkv = fold_norm(layer.attention_norm, layer.qkv, loud)
+        mlp_norm, mlp_in = fold_norm(layer.mlp_norm, layer.mlp_in, loud)
+        layers.append(replace(layer, attention_norm=attention_norm, qkv=qkv, mlp_norm=mlp_norm, mlp_in=mlp_in))
+    return replace(weights, layers=tuple(layers))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_smoothing_keeps_the_function_and_undoes_outliers(model: Any, precision: Any) -> None:
+    plain = collect_weights(model)
+    loud, recipe = with_outliers(plain), fixed_recipe(precision, plain)
+    rows = np.stack(draw_texts(model, 1000, 1))
+    smoothed = smooth(loud, recipe, activations(model), rows)
+    before, after = log_probabilities(plain, model, rows), log_probabilities(smoothed, model, rows)
+    assert np.abs(before - after).max() <= 1e-3
+    for layer, outliers in zip(smoothed.layers, loud.layers, strict=True):
+        for norm, old in (
+            (layer.attention_norm, outliers.attention_norm),
+            (layer.mlp_norm, outliers.mlp_norm),
+        ):
+            assert spread(norm.weight) < 0.5 * spread(old.weight)
+
+
+def spread(values: Array) -> float:
+    magnitudes = np.abs(values)
+    return float(magnitudes.max() / np.median(magnitudes))
+
+
+def test_values_fold_through_attention(model: Any) -> None:
+    weights = collect_weights(model)
+    rows = np.random.default_rng(0).integers(0, 300, (2, 32))
+    layer = weights.layers[0]
+    factors = np.random.default_rng(1).uniform(0.1, 10, len(layer.attention_out.weight)).astype(np.float32)
+    qkv, out = fold_values(layer.qkv, layer.attention_out, factors)
+    folded = replace(weights, layers=(replace(layer, qkv=qkv, attention_out=out), *weights.layers[1:]))
+    before, after = log_probabilities(weights, model, rows), log_probabilities(folded, model, rows)
+    assert np.abs(before - after).max() <= 1e-3
+    assert not np.array_equal(qkv.weight, layer.qkv.weight)
+
+
+def test_fold_norm_by_hand() -> None:
+    norm = Norm(np.array([2, 4], np.float32), np.array([1, 3], np.float32))
+    linear = Linear("w", np.array([[1, 2], [3, 4]], np.float32), np.array([5, 6], np.float32))
+    folded, other = fold_norm(norm, linear, np.array([2, 0.5], np.float32))
+    assert folded.weight.tolist() == [1, 8]
+    assert folded.bias.tolist() == [0.5, 6]
+    assert other.weight.tolist() == [[2, 4], [1.5, 2]]
+    assert other.bias.tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("storage", [INT8_ROW, BLOCK4])
+def test_factors_lower_the_error_and_leave_unused_channels_alone(storage: Any) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(64, 48)).astype(np.float32)
+    inputs = rng.normal(size=(SAMPLE_TOKENS, 64)).astype(np.float32)
+    inputs[:, 3] *= 100
+    weight[3] /= 100
+    inputs[:, 7] = 0
+    factors = best_factors(weight, torch.from_numpy(inputs), storage)
+    assert np.isfinite(factors).all()
+    assert (factors > 0).all()
+    others = np.delete(factors, [3, 7])
+    assert factors[3] > 3 * others.max()
+
+
+def test_even_channels_are_left_alone() -> None:
+    weight, inputs = np.eye(32, dtype=np.float32), torch.eye(32)
+    assert best_factors(weight, inputs, INT8_ROW) == pytest.approx(np.ones(32))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"])
+def test_stored_matrices_stand_for_the_weights(model: Any, precision: Any) -> None:
+    weights = collect_weights(model)
+    recipe = fixed_recipe(precision, weights)
+    rows = np.stack(draw_texts(model, 500, 1)) if recipe.is_quantized else None
+    stored = store(weights, recipe, activations(model), rows)
+    assert set(stored.stored) == set(recipe.storage)
+    for name, matrix in stored.stored.items():
+        assert matrix.storage.format == recipe.storage[name].format
+    judged = np.random.default_rng(0).integers(0, 300, (4, 64))
+    source = log_probabilities(weights, model, judged)
+    difference = np.abs(log_probabilities(stored.restored, model, judged) - source).mean()
+    most = {"fp32": 0.0, "fp16": 0.005, "int8": 0.1, "w8a8": 0.1, "int4": 1.0, "int4-small": 1.5}
+    assert difference <= most[precision]

@@ -1,0 +1,148 @@
+"""A prompt that begins like an earlier one is computed from where they differ, and nothing else changes."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import edgelm
+from edgelm import Bundle, Completion, Model, Session
+from edgelm.ids import shared_tokens
+from edgelm.reuse.pool import SessionPool
+from tests.conftest import TINY_BUNDLE
+
+PROMPT = list(range(20, 50))
+
+
+@pytest.fixture
+def model() -> Model:
+    return edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+
+
+def fresh(prompt: list[int], **options: Any) -> Completion:
+    return edgelm.load(TINY_BUNDLE, device="cpu", threads=1).generate(prompt, **options)
+
+
+def test_two_tokens_are_always_left_and_two_always_shared() -> None:
+    assert shared_tokens([1, 2, 3, 4], [1, 2, 3, 4]) == 2
+    assert shared_tokens([1, 2, 3, 4], [1, 2, 3, 4, 5, 6]) == 4
+    assert shared_tokens([1, 2, 3, 9], [1, 2, 3, 4, 5, 6]) == 3
+    assert shared_tokens([1, 9, 3], [1, 2, 3, 4, 5]) == shared_tokens([], [1, 2, 3]) == 0
+    assert shared_tokens([1], [1, 2, 3, 4]) == shared_tokens([1, 2, 3], [1, 2, 3]) == 0
+
+
+@given(st.lists(st.integers(0, 2), max_size=9), st.lists(st.integers(0, 2), max_size=9))
+def test_what_is_shared_is_shared(held: list[int], prompt: list[int]) -> None:
+    count = shared_tokens(held, prompt)
+    assert held[:count] == prompt[:count]
+    assert count == 0 or 2 <= count <= len(prompt) - 2
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"temperature": 2.0, "seed": 1, "num_return_sequences": 2}])
+def test_a_shared_beginning_is_not_computed_again(model: Model, options: dict[str, Any]) -> None:
+    options = {**options, "max_new_tokens": 8}
+    model.generate(PROMPT, **options)
+    other = [*PROMPT[:20], 7, 8, 9]
+    found = model.generate(other, **options)
+    assert found.stats.reused_tokens == 20
+    assert found.choices == fresh(other, **options).choices
+    assert model.generate(other, **options).stats.reused_tokens == 21
+    model.forget()
+    again = model.generate(other, **options)
+    assert again.stats.reused_tokens == 0 and again.choices == found.choices
+
+
+def test_tokens_that_came_one_at_a_time_are_computed_again(model: Model) -> None:
+    first = model.generate(PROMPT[:10], max_new_tokens=20, eos_token_id=(), logprobs=1)
+    longer = [*PROMPT[:10], *first.choices[0].token_ids]
+    found = model.generate(longer, max_new_tokens=5, logprobs=1)
+    assert found.stats.reused_tokens == 10
+    assert found.choices == fresh(longer, max_new_tokens=5, logprobs=1).choices
+
+
+def test_searches_and_scores_are_not_disturbed(model: Model) -> None:
+    wanted = fresh(PROMPT, max_new_tokens=5, penalty_alpha=0.5, top_k=3).choices
+    score = model.score(PROMPT[:10], PROMPT[10:])
+    model.generate(PROMPT, max_new_tokens=5)
+    assert model.score(PROMPT[:10], PROMPT[10:]) == score
+    model.generate(PROMPT, max_new_tokens=5)
+    assert model.generate(PROMPT, max_new_tokens=5, penalty_alpha=0.5, top_k=3).choices == wanted
+
+
+def test_the_limit_bounds_what_is_kept(session: Session) -> None:
+    def use(pool: SessionPool, first: int) -> int:
+        with pool.borrowed([first, *PROMPT]) as (lent, reused):
+            lent.step([first, *PROMPT][reused:])
+            return reused
+
+    small = SessionPool(session)
+    assert [use(small, first) for first in (0, 1, 0, 0)] == [0, 0, 0, 29]
+    assert small.idle_bytes == 31 * session.bytes_per_token
+    large = SessionPool(session, limit_bytes=3 * 31 * session.bytes_per_token)
+    assert [use(large, first) for first in (0, 1, 2, 0, 1, 2)] == [0, 0, 0, 29, 29, 29]
+    assert [use(large, first) for first in (3, 0, 1)] == [0, 0, 0], "the one used least lately goes first"
+    assert large.idle_bytes == 3 * 31 * session.bytes_per_token
+
+
+def test_threads_may_share_a_pool() -> None:
+    model = edgelm.load(TINY_BUNDLE, device="cpu", threads=1, prefix_cache_bytes=10**6)
+    rng = np.random.default_rng(0)
+    prompts = [[*PROMPT[: int(cut)], *rng.integers(0, 300, 6).tolist()] for cut in rng.integers(0, 30, 8)]
+    wanted = [fresh(prompt, max_new_tokens=10, logprobs=1).choices for prompt in prompts]
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for place in np.random.default_rng(seed).integers(0, 8, 20).tolist():
+            if model.generate(prompts[place], max_new_tokens=10, logprobs=1).choices != wanted[place]:
+                wrong.append(place)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_the_limit_counts_what_was_rewound(session: Session) -> None:
+    pool = SessionPool(session, limit_bytes=100 * session.bytes_per_token)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step([*PROMPT, 1, 2, 3])
+        lent.rewind(3)
+    assert pool.idle_bytes == (len(PROMPT) + 3) * session.bytes_per_token
+
+
+def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(session: Session) -> None:
+    pool = SessionPool(session, limit_bytes=2 * 31 * session.bytes_per_token)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+    for _ in range(20):
+        with pool.borrowed() as (lent, _):
+            lent.step(PROMPT[:20])
+    assert pool.idle_bytes == (len(PROMPT) + 20) * session.bytes_per_token
+    with pool.borrowed([*PROMPT, 5, 6]) as (_, reused):
+        assert reused == len(PROMPT)
+
+
+def test_a_models_session_is_nobody_elses() -> None:
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
+        wanted = model.generate(PROMPT, max_new_tokens=9).choices
+        model.session.step(PROMPT)
+        model.session.begin_after(model.session.remembered(20))
+        for _ in range(2):
+            model.forget()
+            assert model.generate(PROMPT, max_new_tokens=9).choices == wanted
+
+
+@pytest.mark.parametrize("limit", ["x", None, -1, 1.5, True])
+def test_the_limit_is_checked(limit: Any) -> None:
+    with pytest.raises(edgelm.ConfigError, match="prefix_cache_bytes must be a whole number from 0"):
+        edgelm.load(TINY_BUNDLE, prefix_cache_bytes=limit)

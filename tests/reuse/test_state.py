@@ -1,0 +1,155 @@
+"""Saved prompts: as good as computed ones, or refused in one sentence."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgelm
+from edgelm import Model, PromptError, StateError
+from edgelm.bundle.folder import default_bundle_path
+from tests.conftest import TINY_BUNDLE, RunCommand
+
+PROMPT = list(range(20, 50))
+
+
+@pytest.fixture
+def model() -> Model:
+    return edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+
+
+@pytest.fixture
+def saved(model: Model, tmp_path: Path) -> Path:
+    model.save_state(tmp_path / "state", PROMPT)
+    return tmp_path / "state"
+
+
+@pytest.mark.parametrize("bundle", [TINY_BUNDLE, default_bundle_path()])
+def test_a_restored_state_changes_no_bit(bundle: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 12, "logprobs": 3, "do_sample": False}
+    first, second, third = (edgelm.load(bundle, device="cpu", threads=1) for _ in range(3))
+    first.save_state(tmp_path / "state", PROMPT)
+    assert second.load_state(tmp_path / "state").ids == tuple(PROMPT)
+    for prompt, reused in [([*PROMPT, 7, 8], 30), (PROMPT, 28), ([*PROMPT[:12], 5, 6, 7], 12), ([9, 8, 7], 0)]:
+        third.forget()
+        found = second.generate(prompt, **options)
+        assert found.stats.reused_tokens == reused
+        assert found.choices == third.generate(prompt, **options).choices
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_state_serves_every_session_until_it_is_forgotten(model: Model, saved: Path) -> None:
+    model.load_state(saved)
+    streams = [model.stream([*PROMPT, 60 + i, 61], max_new_tokens=4) for i in range(3)]
+    for stream in streams:
+        next(stream)
+    assert [list(stream)[-1].stats.reused_tokens for stream in streams] == [30, 30, 30]  # type: ignore[union-attr]
+    model.forget()
+    assert model.generate(PROMPT, max_new_tokens=2).stats.reused_tokens == 0
+
+
+def test_batches_start_from_it_too(model: Model, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[*PROMPT, 7, 8, 9], [1, 2, 3], [*PROMPT[:20], 4, 5]]
+    wanted = [completion.choices for completion in model.generate_batch(prompts, max_new_tokens=4, logprobs=1)]
+    computed: list[int] = []
+    step = edgelm.Session.step
+
+    def counted(session: edgelm.Session, ids: Any) -> Any:
+        computed.append(len(ids))
+        return step(session, ids)
+
+    monkeypatch.setattr(edgelm.Session, "step", counted)
+    model.load_state(saved)
+    found = model.generate_batch(prompts, max_new_tokens=4, logprobs=1)
+    assert [completion.choices for completion in found] == wanted
+    assert computed == [3, 3, 2]
+
+
+def test_float16_is_half_as_large(model: Model, saved: Path, tmp_path: Path) -> None:
+    model.save_state(tmp_path / "half", PROMPT, dtype="float16")
+    assert 0.4 < (tmp_path / "half").stat().st_size / saved.stat().st_size < 0.6
+    half, whole = model.load_state(tmp_path / "half").content, model.load_state(saved).content
+    assert np.allclose(half, whole, atol=1e-2) and not np.array_equal(half, whole)
+    assert model.generate([*PROMPT, 1, 2], max_new_tokens=2).stats.reused_tokens == 30
+
+
+def test_a_state_is_replaced_whole_or_not_at_all(model: Model, saved: Path) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(PromptError):
+        model.save_state(saved, [1, 999])
+    with pytest.raises(OSError):
+        model.save_state(saved / "below" / "a file", PROMPT)
+    assert saved.read_bytes() == before
+    model.save_state(saved, [*PROMPT, 3])
+    assert len(model.load_state(saved).ids) == 31
+
+
+def header_changed(content: bytes, **changes: object) -> bytes:
+    (length,) = struct.unpack_from("<I", content, 8)
+    header = json.dumps({**json.loads(content[12 : 12 + length]), **changes}).encode()
+    return content[:8] + struct.pack("<I", len(header)) + header + content[12 + length :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda c: b"", "it is no state of a prompt"),
+        (lambda c: b"PK" + c[2:], "it is no state of a prompt"),
+        (lambda c: c[:8] + b"\xff" * 4 + c[12:], "its header is damaged"),
+        (lambda c: c[:20], "its header is not"),
+        (lambda c: c[:-1], "bytes instead of"),
+        (lambda c: c + b"x", "bytes instead of"),
+        (lambda c: c[:-5] + b"\x01" + c[-4:], "its content is damaged"),
+        (lambda c: header_changed(c, digest="0" * 64), "it was made with another bundle"),
+        (lambda c: header_changed(c, tokens=31), "bytes instead of"),
+        (lambda c: header_changed(c, tokens=65), "more than the context holds"),
+        (lambda c: header_changed(c, tokens=0), "its header tokens"),
+        (lambda c: header_changed(c, dtype="float64"), "its header dtype"),
+        (lambda c: header_changed(c, format_version=2), "this edgelm reads 1"),
+        (lambda c: header_changed(c, more=1), "its header"),
+    ],
+)
+def test_damaged_files_are_refused(model: Model, saved: Path, damage: Any, words: str) -> None:
+    saved.write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(StateError, match=words) as refused:
+        model.load_state(saved)
+    assert str(saved) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_missing_files_are_refused(model: Model, tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path, "a\0b"):
+        with pytest.raises(StateError, match="cannot read the state"):
+            model.load_state(path)
+
+
+def test_the_command_creates_extends_and_keeps(edgelm_command: RunCommand, tmp_path: Path) -> None:
+    def run(prompt: str) -> tuple[str, str, int]:
+        done = edgelm_command("run", "--greedy", "-n", "6", "--stats", "--state", "kept", prompt)
+        assert done.status == 0, done.stderr
+        plain = edgelm_command("run", "--greedy", "-n", "6", prompt)
+        assert done.stdout == plain.stdout
+        return done.stdout, done.stderr, (tmp_path / "kept").stat().st_size
+
+    _, said, size = run("Once upon a time there was a girl")
+    assert "reused" not in said
+    _, said, longer = run("Once upon a time there was a girl who had a dog")
+    assert "reused" in said and longer > size
+    _, said, same = run("Once upon a time there was a girl")
+    assert "reused" in said and same == longer
+    _, said, same = run("Once upon a time there was no king")
+    assert "reused" in said and "does not go on from what 'kept' holds" in said and same == longer
+    (tmp_path / "kept").write_bytes(b"x")
+    refused = edgelm_command("run", "--state", "kept", "Hi")
+    assert refused.status == 1 and "it is no state of a prompt" in refused.one_line()
+
+
+def test_a_prompt_that_was_cut_has_no_state(edgelm_command: RunCommand, tmp_path: Path) -> None:
+    long = "Once upon a time there was a dog. " * 100
+    done = edgelm_command("run", "-n", "2", "--context-overflow", "truncate", "--state", "kept", long)
+    assert (
+        done.status == 0 and done.stderr == "edgelm: the prompt is longer than the context, so its state is not kept\n"
+    )
+    assert not (tmp_path / "kept").exists()
