@@ -1,7 +1,7 @@
-"""The content of ``bundle.json``: facts, so that the runtime never asks which architecture it is.
+"""The content of ``bundle.json``: facts, so that the runtime never asks which architecture it runs.
 
-``docs/bundle-format.md`` is the same page for people. ``null`` says "not known"; only fields whose default is None
-may be absent.
+``docs/bundle-format.md`` describes the same fields for people. ``null`` means "not known". Only fields whose default
+is None may be absent.
 """
 
 import hashlib
@@ -14,65 +14,76 @@ from edgelm.bundle.certificate import Certificate
 from edgelm.bundle.strict_json import Between, Bytes, Count, StrictJsonError, from_json, parse_json
 from edgelm.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
 PREFIX_FEATURE = "prefix"
-PREFIX_FILE = "prefix.kv"
-"""Keys and values that stand before every prompt; the feature and the file come together."""
+PREFIX_FILE = "prefix.safetensors"
+"""Keys and values that stand before every prompt. A bundle has both the feature and the file, or neither."""
 VALUE_DIVISORS_FILE = "value_divisors.bin"
-"""What smoothing divided the values by: float32 (layers, H, p). A bundle may have none."""
+"""The factors by which smoothing divided the values, float32 (layers, H, D). Only smoothed bundles have this file."""
 KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE})
-"""Names that `required_features` may hold; a bundle that needs another one needs a newer edgelm."""
+"""Names that this version knows in `required_features`. A bundle with any other name needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 FixedPrecision = Literal["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"]
 Precision = Literal[FixedPrecision, "mixed"]
-"""Names of recipes; "mixed" has its bits chosen matrix by matrix."""
+"""Names of recipes. In "mixed" the bits were chosen matrix by matrix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Sizes the runtime needs to allocate and to refuse."""
+    """Sizes from which the runtime allocates memory and refuses what does not fit."""
 
     num_layers: Annotated[int, Between(1, 1024)]
     num_heads: Annotated[int, Between(1, 4096)]
+    """Heads of the queries."""
+    num_key_value_heads: Annotated[int, Between(1, 4096)]
+    """Heads of the keys and values, as cached."""
     head_dim: Annotated[int, Between(1, 4096)]
     """Width of one cached head, zero padding included."""
+    source_head_dim: Annotated[int, Between(1, 4096)]
+    """Width of one head in the source, without padding."""
+    cache_values_per_token: Annotated[int, Between(2, 2**32)]
+    """How many numbers a token takes in the cache: the keys and the values of all layers."""
     hidden_size: Annotated[int, Between(1, 2**20)]
+    widest_activation: Annotated[int, Between(1, 2**24)]
+    """How many numbers the widest activation has for each token; usually the inner width of the feed-forward part."""
     context_length: Annotated[int, Between(1, 2**20)]
     vocab_size: Annotated[int, Between(1, 2**22)]
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The graph's files and the names of its inputs and outputs; ``{layer}`` stands for 0, 1, 2, ..."""
+    """The graph's files and the names of its inputs and outputs. ``{layer}`` stands for 0, 1, 2, ..."""
 
     file: str
     weights_file: str
     minimum_onnxruntime: str
     devices: tuple[Literal["cpu", "cuda"], ...]
     input_ids: str
-    position_ids: str
+    position_ids: str | None
+    """null where the graph takes no positions as an input."""
     seqlens_k: str
     total_sequence_length: str
     query_seqlens: str
     logits_index: str
     logits: str
     hidden_states: str
-    """The final norm's output, every new token's; a run that does not bind it pays nothing for it."""
-    hidden_states_dtype: Literal["float32", "float16"]
+    """Output of the final norm for every new token. A run that does not bind this output computes nothing for it."""
+    dtype: Literal["float32", "float16"]
+    """Type of the activations, and of `hidden_states`."""
     past_names: tuple[str, ...]
     present_names: tuple[str, ...]
     kv_layout: Literal["BHCD"]
-    """Cache axes: batch, heads, capacity, head_dim."""
+    """Axes of the cache: batch, heads, capacity, head_dim."""
     kv_dtype: Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """How one weight matrix of the source was stored."""
+    """How one weight matrix of the source is stored."""
 
     name: str
     shape: tuple[Count, ...]
@@ -80,16 +91,16 @@ class Matrix:
     bits: Annotated[int, Between(1, 32)]
     block_size: Annotated[int, Between(16, 256)] | None
     relative_error: Annotated[float, Between(0, 1e6)]
-    """Root mean square of (stored - source) / root mean square of source."""
+    """Root mean square of (stored - source), divided by the root mean square of source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The precision recipe, whole and per matrix."""
+    """The precision recipe: its name and how each matrix is stored."""
 
     name: Precision
     calibration_tokens: Count | None
-    """Tokens drawn from the source that smoothing and GPTQ saw; null where nothing was rounded to integers."""
+    """Tokens drawn from the source that smoothing and GPTQ saw; null where no matrix was rounded to integers."""
     matrices: tuple[Matrix, ...]
 
 
@@ -103,11 +114,11 @@ class Source:
     architecture: str
     parameters: Annotated[int, Between(1, 2**44)]
     adapter: str | None = None
-    """The LoRA adapter that was merged into it, with its commit where it came from the hub."""
+    """The LoRA adapter that was merged into the source; name@commit where the adapter came from the hub."""
     vocab_size: Count | None = None
-    """Tokens of the source; more than the architecture's where the vocabulary was pruned."""
+    """Vocabulary size of the source; larger than the architecture's where the vocabulary was pruned."""
     body_sha256: str | None = None
-    """Of the weights but the token table and the head: what a learned prefix was learned with."""
+    """Hash of all weights except the token table and the head. A learned prefix fits every bundle with this hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,7 @@ class Manifest:
     digest: str = ""
 
     def sealed(self) -> "Manifest":
-        """The same manifest with its digest filled in."""
+        """A copy of the manifest with its digest filled in."""
         return replace(self, digest=digest_of(self._content()))
 
     def to_json(self) -> str:
@@ -142,7 +153,7 @@ class Manifest:
         return json.dumps(self._content(), indent=1, ensure_ascii=False) + "\n"
 
     def _content(self) -> dict[str, Any]:
-        """As it is written: what is not known of the fields that may be absent is absent."""
+        """The fields as written: an optional field that is None is left out."""
         content = asdict(self)
         optional = {field.name for field in fields(Source) if field.default is None}
         given = content["source"].items()
@@ -161,8 +172,8 @@ def read_manifest(text: bytes) -> Manifest:
     """Read and check the text of ``bundle.json``.
 
     Raises:
-        BundleError: a newer format or feature, an unknown, missing, mistyped or out-of-range field, a file name
-            that is not a plain name, or a digest that does not fit.
+        BundleError: the format or a feature is newer than this version; a field is unknown, missing, mistyped or out
+            of range; a file name is not a plain name; or the digest does not match.
     """
     try:
         content = parse_json(text)
@@ -178,12 +189,17 @@ def read_manifest(text: bytes) -> Manifest:
 
 
 def _check_version(content: dict[str, object]) -> None:
-    # Before everything else: a newer bundle must be told apart from a broken one.
+    # This check comes first, because a newer bundle must be told apart from a broken one.
     version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
             f"{MANIFEST_NAME} has format_version {version}, this edgelm reads up to {FORMAT_VERSION}: "
             "needs a newer edgelm (pip install -U edgelm)"
+        )
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise BundleError(
+            f"{MANIFEST_NAME} has format_version {version}, which this edgelm no longer reads (it reads "
+            f"{FORMAT_VERSION}): export the checkpoint again"
         )
     features = content.get("required_features")
     if isinstance(features, list):
@@ -214,7 +230,17 @@ def _check_consistency(manifest: Manifest) -> None:
         raise BundleError(
             f"{MANIFEST_NAME} has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone"
         )
-    graph = manifest.graph
+    facts, graph = manifest.architecture, manifest.graph
+    if facts.source_head_dim > facts.head_dim:
+        raise BundleError(
+            f"{MANIFEST_NAME}: architecture.source_head_dim is {facts.source_head_dim}, more than the cache's head_dim "
+            f"of {facts.head_dim}"
+        )
+    if facts.num_heads % facts.num_key_value_heads:
+        raise BundleError(
+            f"{MANIFEST_NAME}: architecture.num_heads is {facts.num_heads}, which is not a multiple of "
+            f"num_key_value_heads, {facts.num_key_value_heads}"
+        )
     for needed in (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json"):
         if needed not in manifest.files:
             raise BundleError(f"{MANIFEST_NAME} lists no file {needed[:80]!r}, which every bundle needs")

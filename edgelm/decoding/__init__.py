@@ -1,1 +1,1 @@
-"""Logits become token ids: options, processors, sampling, searches, the loop. It knows neither text nor ONNX Runtime."""
+"""Logits become token ids: options, processors, sampling, searches, loop. It knows neither text nor ONNX Runtime."""

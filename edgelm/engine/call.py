@@ -57,7 +57,7 @@ class KvCache:
         dtype = np.dtype(graph.bundle.manifest.graph.kv_dtype)
         # The padding of a chunk that ends at the last position wants room too.
         rows = batch + self.spare_rows
-        shape = (rows, facts.num_heads, capacity + ROW_GROUP, facts.head_dim)  # (B, H, C, p)
+        shape = (rows, facts.num_key_value_heads, capacity + ROW_GROUP, facts.head_dim)  # (B, H, C, p)
         make = graph.onnxruntime.OrtValue
         self._onnxruntime = graph.onnxruntime
         self._whole: npt.NDArray[Any] | None = None
@@ -165,17 +165,18 @@ class GraphCall:
         self._total_sequence_length = np.zeros((), np.int32)
         self._logits: Logits = np.empty((padded_rows, facts.vocab_size), np.float32)  # (N, V)
         hidden_shape = (rows, padded_tokens, facts.hidden_size) if hidden else (0, 0, 0)
-        self._hidden = np.empty(hidden_shape, np.dtype(graph.hidden_states_dtype))  # (B, T, D)
+        self._hidden = np.empty(hidden_shape, np.dtype(graph.dtype))  # (B, T, D)
         first, last = batch * new_tokens - logit_rows, rows * new_tokens - 1
         wanted = np.arange(first, first + padded_rows)  # (N,)
         self._inputs = {
             graph.input_ids: self._input_ids,
-            graph.position_ids: self._position_ids,
             graph.seqlens_k: self._seqlens_k,
             graph.total_sequence_length: self._total_sequence_length,
             graph.query_seqlens: np.full(rows, padded_tokens, np.int32),  # (B,) valid ids of each row
             graph.logits_index: np.minimum(wanted, last).astype(np.int64),  # (N,)
         }
+        if graph.position_ids is not None:
+            self._inputs[graph.position_ids] = self._position_ids
         ort_value = loaded.onnxruntime.OrtValue.ortvalue_from_numpy
         self._binding.bind_ortvalue_output(graph.logits, ort_value(self._logits))
         if hidden:

@@ -41,10 +41,10 @@ class ModelMemory:
         facts, graph = bundle.manifest.architecture, bundle.manifest.graph
         weights = bundle.manifest.files[graph.weights_file].size_bytes
         number_bytes = 2 if graph.kv_dtype == "float16" else 4
-        cache = 2 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length * number_bytes
-        # The widest at a time: 4 D of the feed-forward part, twice, and what attention holds beside.
+        cache = facts.cache_values_per_token * facts.context_length * number_bytes
+        # Four copies of the widest activation at once (inputs and outputs of two nodes), and the scores of attention.
         tokens = min(PREFILL_TOKENS, facts.context_length)
-        activations = tokens * (16 * facts.hidden_size + facts.num_heads * facts.context_length) * 4
+        activations = tokens * (4 * facts.widest_activation + facts.num_heads * facts.context_length) * 4
         prepacked = math.ceil(weights * PREPACKED_SHARE)
         forecast = RUNTIME_BYTES + prepacked + cache + activations + prefix_bytes
         return cls(weights, prepacked, cache, activations, prefix_bytes, forecast, resident_bytes())

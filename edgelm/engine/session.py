@@ -115,9 +115,8 @@ class Session:
     @property
     def bytes_per_token(self) -> int:
         """What a token takes in the cache."""
-        facts = self.bundle.manifest.architecture
-        itemsize = np.dtype(self.bundle.manifest.graph.kv_dtype).itemsize
-        return 2 * facts.num_layers * facts.num_heads * facts.head_dim * itemsize
+        manifest = self.bundle.manifest
+        return manifest.architecture.cache_values_per_token * np.dtype(manifest.graph.kv_dtype).itemsize
 
     @property
     def draft_cost(self) -> DraftCost:

@@ -14,16 +14,17 @@ def check_signature(bundle: Bundle, ort_session: Any) -> None:
     """
     facts, graph = bundle.manifest.architecture, bundle.manifest.graph
     layers = range(facts.num_layers)
-    cache = [facts.num_heads, None, facts.head_dim]  # axis 0 is the batch, None stands for any size
+    cache = [facts.num_key_value_heads, None, facts.head_dim]  # axis 0 is the batch, None stands for any size
     inputs: dict[str, list[int | None]] = {
         graph.input_ids: [None],
-        graph.position_ids: [None],
         graph.seqlens_k: [],
         graph.query_seqlens: [],
         graph.total_sequence_length: [],
         graph.logits_index: [],
         **{name.replace("{layer}", str(i)): cache for name in graph.past_names for i in layers},
     }
+    if graph.position_ids is not None:
+        inputs[graph.position_ids] = [None]
     outputs: dict[str, list[int | None]] = {
         graph.logits: [facts.vocab_size],
         graph.hidden_states: [None, facts.hidden_size],

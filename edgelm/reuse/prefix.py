@@ -251,8 +251,8 @@ def _write(
 def _payload_bytes(header: _Header, manifest: Manifest) -> int:
     """The length a header says, once it fits the bundle."""
     facts, source = manifest.architecture, manifest.source
-    head_dim = facts.head_dim if header.kind == "text" else facts.hidden_size // facts.num_heads
-    of_bundle = facts.num_layers, facts.num_heads, head_dim
+    head_dim = facts.head_dim if header.kind == "text" else facts.source_head_dim
+    of_bundle = facts.num_layers, facts.num_key_value_heads, head_dim
     if (header.num_layers, header.num_heads, header.head_dim) != of_bundle:
         raise KvFileError(f"it was made for a model of other sizes ({header.source!r}), not for {source.name!r}")
     if header.kind == "text" and header.made_for != graph_identity(manifest):
@@ -286,7 +286,7 @@ def _value_divisors(bundle: Bundle) -> KeysValues | None:
             return None
         raise KvFileError("this bundle does not say how its values were scaled: export it again")
     divisors = np.frombuffer(bundle.file(VALUE_DIVISORS_FILE).read_bytes(), "<f4")
-    shape = facts.num_layers, facts.num_heads, 1, facts.head_dim
+    shape = facts.num_layers, facts.num_key_value_heads, 1, facts.head_dim
     if divisors.size != np.prod(shape) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
         raise KvFileError(f"the bundle's {VALUE_DIVISORS_FILE} is damaged")
     return divisors.reshape(shape)

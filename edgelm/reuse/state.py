@@ -103,4 +103,4 @@ def most_shared(states: Iterable[PromptState], prompt: Sequence[int]) -> tuple[K
 
 def _shape(header: _Header, manifest: Manifest) -> tuple[int, int, int, int]:
     facts = manifest.architecture
-    return 2 * facts.num_layers, facts.num_heads, header.tokens, facts.head_dim
+    return 2 * facts.num_layers, facts.num_key_value_heads, header.tokens, facts.head_dim

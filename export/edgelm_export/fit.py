@@ -118,7 +118,7 @@ def _room(budget: Budget, weights: Gpt2Weights, tokenizer_json: Path) -> tuple[f
         papers += tokenizer_json.stat().st_size
         disk = budget.max_disk_bytes - floats - papers
     if budget.max_ram_bytes is not None:
-        kv = 2 * 4 * facts.num_layers * facts.num_heads * facts.head_dim * facts.context_length
+        kv = 4 * facts.cache_values_per_token * facts.context_length
         width = 3 * facts.num_heads * facts.head_dim + weights.layers[0].mlp_in.weight.shape[1] + 4 * facts.hidden_size
         chunk = 4 * min(PREFILL_CHUNK_TOKENS, facts.context_length) * width
         # The table is mapped beside its packed form, and once more in memory while it is packed.

@@ -440,7 +440,7 @@ def test_values_are_scaled_as_the_bundle_scales_its_own(learned: Pair) -> None:
 
 
 def add_to_bundle(bundle: Path, prefix: Path) -> None:
-    add_file(bundle, "prefix.kv", prefix.read_bytes())
+    add_file(bundle, "prefix.safetensors", prefix.read_bytes())
     edit_manifest(bundle, lambda m: m.update(required_features=["prefix"]))
 
 
@@ -455,10 +455,10 @@ def test_a_bundle_brings_its_own(tiny: Pair, tiny_copy: Path, tmp_path: Path) ->
     baked.save_prefix(tmp_path / "other", "and then the end")  # the graph is the same: so fits
     other = loaded(tiny_copy, prefix=tmp_path / "other")
     assert generated(other) == generated(plain, "and then the endThe dog")
-    content = bytearray((tiny_copy / "prefix.kv").read_bytes())
+    content = bytearray((tiny_copy / "prefix.safetensors").read_bytes())
     content[-3] ^= 1
-    (tiny_copy / "prefix.kv").write_bytes(content)
-    with pytest.raises(BundleError, match=r"content of 'prefix\.kv' is not what"):
+    (tiny_copy / "prefix.safetensors").write_bytes(content)
+    with pytest.raises(BundleError, match=r"content of 'prefix\.safetensors' is not what"):
         loaded(tiny_copy)
 
 

@@ -37,7 +37,7 @@ def write_graph(model: StoredGpt2, folder: Path) -> tuple[Graph, tuple[Matrix, .
         logits_index="logits_index",
         logits="logits",
         hidden_states="hidden_states",
-        hidden_states_dtype="float16" if half else "float32",
+        dtype="float16" if half else "float32",
         past_names=("past_key_values.{layer}.key", "past_key_values.{layer}.value"),
         present_names=("present.{layer}.key", "present.{layer}.value"),
         kv_layout="BHCD",
@@ -63,6 +63,7 @@ class _Body:
     def write(self) -> None:
         weights, names, node = self._weights, self._facts, self._node
         tokens = self._products.token_lookup(names.input_ids, weights.token_table, "tokens")  # (B, T, D)
+        assert names.position_ids is not None  # GPT-2 takes positions as an input
         positions = self._products.position_lookup(names.position_ids, weights.position_table, "positions")  # (B, T, D)
         normed, residual = self._add_and_norm(tokens, positions, weights.layers[0].attention_norm, "h.0.attn_norm")
         for index, layer in enumerate(weights.layers):
@@ -148,7 +149,7 @@ def _signature(weights: Gpt2Weights, facts: Graph) -> tuple[list[Any], list[Any]
     ]
     outputs = [
         info(facts.logits, TensorProto.FLOAT, ["rows", sizes.vocab_size]),
-        info(facts.hidden_states, types[facts.hidden_states_dtype], hidden),
+        info(facts.hidden_states, types[facts.dtype], hidden),
         *caches(facts.present_names),
     ]
     return inputs, outputs

@@ -122,8 +122,12 @@ def collect_weights(model: Any) -> Gpt2Weights:
         architecture=Architecture(
             num_layers=config.n_layer,
             num_heads=heads,
+            num_key_value_heads=heads,
             head_dim=padded,
+            source_head_dim=head_dim,
+            cache_values_per_token=2 * config.n_layer * heads * padded,
             hidden_size=config.n_embd,
+            widest_activation=max(3 * heads * padded, config.n_inner or 4 * config.n_embd),
             context_length=config.n_positions,
             vocab_size=table.shape[0],
         ),

@@ -232,7 +232,7 @@ def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: FixedPrec
     assert any(name in node.input for node in graph.node)
     (output,) = (output for output in graph.output if output.name == name)
     element = onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
-    assert element == bundle.manifest.graph.hidden_states_dtype
+    assert element == bundle.manifest.graph.dtype
 
 
 # The model card

@@ -181,7 +181,7 @@ def test_float16_and_budgets(tmp_path: Path) -> None:
     prefix = load(made.bundle.path, device="cpu").prefix
     assert prefix is not None
     numbers = prefix.content.size
-    assert 2 * numbers < made.bundle.manifest.files["prefix.kv"].size_bytes < 2 * numbers + 1000
+    assert 2 * numbers < made.bundle.manifest.files["prefix.safetensors"].size_bytes < 2 * numbers + 1000
     modes = {path.stat().st_mode for path in made.bundle.path.iterdir()}
     assert len(modes) == 1, "who may read the bundle may read its prefix"
 
