@@ -16,7 +16,7 @@ import numpy as np
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.reference import read_reference
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.scoring.verification import Check, checks, drift, figures, observe_session
 from tests.export.alterations import (
     Array,
@@ -41,7 +41,7 @@ def measure(bundle: Path) -> list[Check]:
     """What `edgelm verify` compares."""
     opened = Bundle.read(bundle)
     facts, data = read_reference(opened)
-    observed = observe_session(facts, data, Session.open(opened, device="cpu"))
+    observed = observe_session(facts, data, Graph.open(opened, device="cpu").session())
     return checks(facts, data, figures(facts, data, observed), drift(data, observed))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.bundle.folder import Bundle
+from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 
 ROUNDS, STEPS = 15, 32
@@ -46,7 +47,7 @@ def read_seconds(parts: list[npt.NDArray[np.int64]]) -> float:
 
 def measure(bundle: Path, context: int, threads: int) -> str:
     """A row of the table."""
-    session = Session.open(Bundle.read(bundle), device="cpu", threads=threads)
+    session = Graph.open(Bundle.read(bundle), device="cpu", threads=threads).session()
     size = step_bytes(session, context + STEPS // 2)
     parts = np.array_split(np.ones(size // 8, np.int64), threads)
     prompt = random.Random(0).choices(range(session.vocab_size), k=context)

@@ -1,14 +1,26 @@
 """Token ids as the runtime takes them: checked once, and a prompt's cut into the pieces that one call computes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from edgelm.errors import PromptError
 
-Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+"""Token ids as a caller may pass them, (T,)."""
+IdArray: TypeAlias = npt.NDArray[np.int64]
+"""Checked token ids, int64 (T,)."""
+Logits: TypeAlias = npt.NDArray[np.float32]
+"""(V,) of one position, or (N, V) of N positions."""
+Hidden: TypeAlias = npt.NDArray[np.float32]
+"""Hidden states (T, E): the output of the final norm."""
+KeysValues: TypeAlias = npt.NDArray[Any]
+"""Keys and values (2·layers, H, T, D) of the cache's float type: each layer's keys, then its values."""
+Indices: TypeAlias = npt.NDArray[np.integer[Any]]
+"""Places in an array, such as rows of a batch."""
+Ids = TokenIds
 
 PREFILL_CHUNK_TOKENS = 256
 """Longer prompts run in pieces of this size, which bounds the memory of activations."""

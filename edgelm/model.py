@@ -1,22 +1,24 @@
-"""The public way in: a bundle, a tokenizer and a session joined into a `Model`."""
+"""The public door: `load` joins a bundle's graph, tokenizer and defaults into a `Model`."""
 
 import os
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from functools import partial
+from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.generation_options import GenerationOptions
 from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
+from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
 from edgelm.errors import ConfigError
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
-from edgelm.generation.run import TextGeneration, TextTask
+from edgelm.generation.run import TextRun
+from edgelm.generation.text_generation import TextGeneration
 from edgelm.reuse.bake import bake
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
 from edgelm.reuse.pool import SessionPool
@@ -32,40 +34,56 @@ from edgelm.text.tokenizer import Tokenizer
 class Model:
     """Text in, text out.
 
-    Every generation runs in a cache of its own, so one model serves several threads, several open streams and several
-    tasks. `session` is the caller's, for stepping by hand, in one thread at a time. A model is pickled as its path,
-    and works on in a forked child. ``with`` closes it.
+    Every generation runs in a cache of its own, so one model serves several threads, open streams and tasks. A model is
+    pickled as its path, and goes on working in a forked child. ``with`` closes it.
+
+    Attributes:
+        bundle: the bundle that was loaded.
+        graph: the loaded graph, which the model owns.
+        tokenizer: the bundle's tokenizer.
+        prefix: keys and values that stand before every prompt; None for no prefix.
+        generation_config: defaults of every generation, from the bundle's ``generation_config.json``.
+        load_seconds: how long loading took.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        graph: Graph,
         tokenizer: Tokenizer,
-        session: Session,
         generation_config: GenerationConfig | None = None,
         *,
         load_seconds: float = 0.0,
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
     ) -> None:
-        """Args are finished parts; `load` builds them."""
-        self.bundle, self.tokenizer = bundle, tokenizer
-        self.prefix = prefix
-        """What stands before every prompt."""
+        """Join finished parts; `load` builds them.
+
+        Args:
+            graph: the loaded graph; the model closes it.
+            tokenizer: the tokenizer of the graph's bundle.
+            generation_config: defaults of every generation.
+            load_seconds: how long loading took, for the statistics.
+            prefix_cache_bytes: memory for the caches of earlier prompts; see `load`.
+            prefix: keys and values that stand before every prompt.
+        """
+        self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
         self.generation_config = generation_config or GenerationConfig()
-        """Defaults of every generation, from the bundle's ``generation_config.json``."""
         self.load_seconds = load_seconds
-        always = None if prefix is None or prefix.text is None else PromptState(prefix.ids, prefix.content)
-        if prefix is not None and always is None:
-            session.begin_after(prefix.content)
-        # The caller's own: the pool's sessions are siblings of another one.
-        self.session = session.sibling()
-        if always is not None:  # prompts begin with its ids, so their sessions with nothing
-            self.session.begin_after(always.content)
-        self._sessions = SessionPool(session, prefix_cache_bytes, always)
         self._encoder = PromptEncoder(tokenizer, prefix)
-        self._texts = TextGeneration(self._encoder, self._sessions, session.context_length, load_seconds)
+        learned, text_state = None, None
+        if prefix is not None and prefix.text is None:
+            learned = prefix.content
+        elif prefix is not None:  # prompts begin with the prefix's own ids, so sessions begin with nothing
+            text_state = PromptState(prefix.ids, prefix.content)
+        self._sessions = SessionPool(graph, learned, limit_bytes=prefix_cache_bytes, permanent=text_state)
+        context_length = self.bundle.manifest.architecture.context_length - self._encoder.learned_tokens
+        self._texts = TextGeneration(self._encoder, self._sessions, context_length, load_seconds)
         self._workers = Workers()
+
+    @cached_property
+    def session(self) -> Session:
+        """The caller's own session, behind the prefix, for stepping by hand in one thread at a time."""
+        return self.graph.session(None if self.prefix is None else self.prefix.content)
 
     def __enter__(self) -> Self:
         self._sessions.check_open()
@@ -75,17 +93,15 @@ class Model:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        from edgelm.model import LoadOptions, loaded_as  # which imports this module
-
+        """A pickle holds the path and the options of `load`; earlier prompts and states stay behind."""
         options = LoadOptions(
-            device=str(self.session.device),
-            threads=self.session.threads,
-            shared_threads=self.session.shared_threads,
+            device=str(self.graph.device),
+            threads=self.graph.threads,
+            shared_threads=self.graph.shared_threads,
             prefix_cache_bytes=self._sessions.limit_bytes,
             prefix=None if self.prefix is None else os.fspath(self.prefix.path),
-            batch_invariant=self.session.batch_invariant,
+            batch_invariant=self.graph.batch_invariant,
         )
-        # Prompts and states are not carried.
         return loaded_as, (os.fspath(self.bundle.path), options, self.generation_config)
 
     @property
@@ -113,8 +129,8 @@ class Model:
             ConfigError: an option is unknown, out of range or contradicts another.
             ClosedError: the model is closed, or was closed meanwhile.
         """
-        task = self._task(prompt, options)
-        return self._texts.completion(task, self._texts.stream(task))
+        run = self._run(prompt, options)
+        return run.completion(self._texts.stream(run))
 
     def generate_batch(
         self,
@@ -184,7 +200,7 @@ class Model:
 
         Raises: as `generate`, before the first chunk.
         """
-        return self._texts.stream(self._task(prompt, options))
+        return self._texts.stream(self._run(prompt, options))
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """As `generate`, without holding up the event loop; cancelling the task stops it within one token.
@@ -193,10 +209,10 @@ class Model:
         """
         cancel = self._either_cancel(options)
         pool = self._workers.pool()
-        task = await call_in_thread(pool, partial(self._task, prompt, options | {"cancel": cancel}))
-        async with aclosing(stream_in_thread(partial(self._texts.stream, task), cancel, pool)) as stream:
+        run = await call_in_thread(pool, partial(self._run, prompt, options | {"cancel": cancel}))
+        async with aclosing(stream_in_thread(partial(self._texts.stream, run), cancel, pool)) as stream:
             chunks = [chunk async for chunk in stream]
-        return self._texts.completion(task, chunks)
+        return run.completion(chunks)
 
     def astream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> AsyncGenerator[Chunk, None]:
         """As `stream`, for ``async for``; cancelling the task, or ``aclose()``, stops it within one token.
@@ -253,8 +269,8 @@ class Model:
         with self._sessions.borrowed() as (session, _):
             return text_scores.embed(session, self._encoder, text, pooling, normalize=normalize)
 
-    def _task(self, prompt: Prompt, options: GenerationOptions) -> TextTask:
-        return self._texts.task(prompt, self.generation_config.updated(dict(options)))
+    def _run(self, prompt: Prompt, options: GenerationOptions) -> TextRun:
+        return self._texts.run(prompt, self.generation_config.updated(dict(options)))
 
     def _either_cancel(self, options: GenerationOptions) -> EitherCancel:
         return EitherCancel(self.generation_config.updated(dict(options)).cancel)
@@ -297,17 +313,15 @@ def load(
         raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {prefix_cache_bytes!r}")
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
-    before = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
-    refuse_if_too_large(bundle, 0 if before is None else before.size_bytes)
+    kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
+    refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
     tokenizer = Tokenizer.of_bundle(bundle)
     config = GenerationConfig.of_bundle(bundle)
-    session = Session.open(
+    graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )
     seconds = time.perf_counter() - started
-    return Model(
-        bundle, tokenizer, session, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes, prefix=before
-    )
+    return Model(graph, tokenizer, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes, prefix=kept)
 
 
 class LoadOptions(TypedDict):

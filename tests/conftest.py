@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from edgelm.bundle.manifest import digest_of
-from edgelm.engine.draft_cost import OTHERS, DraftCost
+from edgelm.engine.call import OTHER_DRAFTS, DraftCost
 
 pytest_plugins = ["tests.build_side"]
 
@@ -38,7 +38,7 @@ class FakeSession:
 
     @property
     def draft_cost(self) -> DraftCost:
-        return OTHERS
+        return OTHER_DRAFTS
 
     @property
     def vocab_size(self) -> int:

@@ -228,14 +228,16 @@ def test_threads_may_share_a_model(model: Model) -> None:
 
 
 def test_parts_can_be_fakes(model: Model) -> None:
-    class Fake(FakeSession):
-        vocab_size = 300
-        prefix = None
+    class FakePooledSession(FakeSession):
+        prefix, high_water_tokens, bytes_per_token = None, 0, 1
 
-        def sibling(self) -> "Fake":
-            return Fake(self.rows)
+    class FakeGraph:
+        bundle = model.bundle
 
-    fake = Model(model.bundle, model.tokenizer, Fake(counting_rows(300)), GenerationConfig(max_new_tokens=3))  # type: ignore[arg-type]
+        def session(self, prefix: None) -> FakeSession:
+            return FakePooledSession(counting_rows(300))
+
+    fake = Model(FakeGraph(), model.tokenizer, GenerationConfig(max_new_tokens=3))  # type: ignore[arg-type]
     assert fake.generate([10]).choices[0].token_ids == (11, 12, 13)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgelm.bundle.manifest import Graph
+from edgelm.bundle.manifest import GraphFacts
 from edgelm_export.graph.decoder import write_graph
 from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
 from edgelm_export.quantize.calibrate import StoredGpt2
@@ -41,7 +41,7 @@ def store_in_blocks(weights: Gpt2Weights, bits: int) -> StoredGpt2:
     return StoredGpt2(fixed_recipe("int4", weights), weights, weights, stored)
 
 
-def take_genai_inputs(file: Path, facts: Graph, vocabulary: int) -> None:
+def take_genai_inputs(file: Path, facts: GraphFacts, vocabulary: int) -> None:
     """Have the graph derive from `attention_mask` (B, P + T) and `input_ids` (B, T) what edgelm's runtime gives it.
 
     Logits become those of each row's last position, (B, 1, V).
@@ -97,7 +97,7 @@ def take_genai_inputs(file: Path, facts: Graph, vocabulary: int) -> None:
     onnx.checker.check_model(str(file))
 
 
-def genai_config(weights: Gpt2Weights, facts: Graph) -> dict[str, object]:
+def genai_config(weights: Gpt2Weights, facts: GraphFacts) -> dict[str, object]:
     """`genai_config.json`: type "decoder", whose past and present share a buffer."""
     sizes = weights.architecture
     past, present = (

@@ -55,7 +55,7 @@ class Architecture:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class GraphFacts:
     """The graph's files and the names of its inputs and outputs. ``{layer}`` stands for 0, 1, 2, ..."""
 
     file: str
@@ -137,7 +137,7 @@ class Manifest:
     required_features: tuple[str, ...]
     created_by: str
     architecture: Architecture
-    graph: Graph
+    graph: GraphFacts
     recipe: Recipe
     source: Source
     certificate: Certificate | None

@@ -12,7 +12,7 @@ from edgelm.errors import BundleError
 
 if TYPE_CHECKING:
     from edgelm.bundle.reference import Ids
-    from edgelm.engine.call import Logits
+    from edgelm.ids import Logits
 
 Row = tuple[str, object, object]
 NOT_KNOWN = "-"
@@ -115,7 +115,7 @@ def _agreement(one: Bundle, other: Bundle, threads: int | None) -> dict[str, flo
     import math
 
     from edgelm.bundle.reference import read_reference, rows_of
-    from edgelm.engine.session import Session
+    from edgelm.engine.graph import Graph
     from edgelm.scoring.comparison import compare_texts
 
     sizes = [bundle.manifest.architecture for bundle in (one, other)]
@@ -127,7 +127,7 @@ def _agreement(one: Bundle, other: Bundle, threads: int | None) -> dict[str, flo
     facts, data = read_reference(one)
     context = min(size.context_length for size in sizes)
     texts = [part for row in rows_of(facts, data.ids) for part in _windows(row, context)]
-    first, second = (Session.open(bundle, device="cpu", threads=threads) for bundle in (one, other))
+    first, second = (Graph.open(bundle, device="cpu", threads=threads).session() for bundle in (one, other))
 
     def logits(ids: "Ids") -> "Logits":
         first.reset()

@@ -45,12 +45,12 @@ def command(bundle: str | None, model: str | None, hashes_only: bool, threads: i
 def _measure(opened: Bundle, threads: int | None, content: dict[str, object], as_json: bool) -> list[str]:
     """Measure the bundle again, print or add to `content` what was found; returns what failed, in words."""
     from edgelm.bundle.reference import read_reference
+    from edgelm.engine.graph import Graph
     from edgelm.engine.machine import cpu_name
-    from edgelm.engine.session import Session
     from edgelm.scoring.verification import checks, drift, figures, observe_session
 
     facts, data = read_reference(opened)
-    session = Session.open(opened, device="cpu", threads=threads)
+    session = Graph.open(opened, device="cpu", threads=threads).session()
     click.echo(f"measuring on {facts.tokens:,} tokens", err=True)
     observed = observe_session(facts, data, session)
     found = figures(facts, data, observed)

@@ -12,7 +12,7 @@ import numpy as np
 from edgelm.decoding.logits_processors import Ids, Row
 from edgelm.decoding.request import DecodingSession, Step
 from edgelm.decoding.row import DecodingRow
-from edgelm.engine.draft_cost import DraftCost
+from edgelm.engine.call import DraftCost
 
 NGRAM_SIZES = (3, 2)
 """How many last tokens must have appeared before, the longest first."""

@@ -10,7 +10,7 @@ import numpy as np
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.logits_processors import Ids, LogitsProcessor, Row, process, processors_of
 from edgelm.decoding.logprobs import IdLogprob
-from edgelm.engine.draft_cost import DraftCost
+from edgelm.engine.call import DraftCost
 from edgelm.errors import ContextError, DeviceError
 from edgelm.ids import cut
 

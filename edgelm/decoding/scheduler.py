@@ -14,10 +14,10 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import Request, Step
 from edgelm.decoding.row import DecodingRow
 from edgelm.decoding.window import fitted
-from edgelm.engine.call import Logits
+from edgelm.engine.batch import IDLE_TOKEN
 from edgelm.engine.session import Session
 from edgelm.errors import ConfigError
-from edgelm.ids import PREFILL_CHUNK_TOKENS, Ids, as_ids, prompt_chunks, shared_tokens
+from edgelm.ids import PREFILL_CHUNK_TOKENS, Ids, Logits, as_ids, prompt_chunks, shared_tokens
 from edgelm.reuse.state import PromptState, most_shared
 
 DEFAULT_MAX_ROWS = 8
@@ -67,7 +67,7 @@ class Scheduler:
         self._session = session
         self._states = states
         self._held: Ids = ()  # the prompt whose first tokens the session holds
-        self._batch = session.ragged_batch(max_rows)
+        self._batch = session.empty_batch(max_rows)
         self._waiting: deque[_Waiting] = deque()
         self._pieces: deque[npt.NDArray[np.int64]] = deque()  # of the first waiting prompt: what is left to compute
         self._reused = 0  # how much of that prompt was there already
@@ -178,7 +178,10 @@ class Scheduler:
             return
         if not self._waiting:
             self._close_gaps()
-        logits = self._batch.step({self._rows[handle]: int(text.ids[-1]) for handle, text in self._texts.items()})
+        ids = [IDLE_TOKEN] * (max(self._rows.values()) + 1)
+        for handle, text in self._texts.items():
+            ids[self._rows[handle]] = int(text.ids[-1])
+        logits = self._batch.step(ids)
         for handle in list(self._texts):
             self._choose(handle, logits[self._rows[handle]])
 

@@ -9,7 +9,7 @@ import numpy as np
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.logits_processors import Ids, Row
 from edgelm.decoding.request import DecodingBatch, DecodingSession
-from edgelm.engine.draft_cost import DraftCost
+from edgelm.engine.call import DraftCost
 from edgelm.errors import ConfigError
 
 ENDLESS = 2**31 - 1

@@ -1,73 +1,153 @@
-"""Several continuations of one text in one batch: beams, or candidates that compete for a place.
+"""Texts that decode side by side, one in each row of a cache.
 
-Shapes: B rows, D hidden size, V vocabulary.
+Shapes: B rows in use, E hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from edgelm.engine.call import GraphCall, Hidden, KvCache, LoadedGraph, Logits, Places
+from edgelm.engine.cache import Cache, LoadedGraph, new_cache, whole_groups
+from edgelm.engine.call import GraphCall
 from edgelm.errors import ContextError, PromptError
-from edgelm.ids import as_ids
+from edgelm.ids import Hidden, Indices, Logits, TokenIds, as_ids
+
+IDLE_TOKEN = 0
+"""The token to feed to a row without a text. Nobody reads what it computes."""
 
 
-class BatchSession:
-    """B rows of the same length, each with a cache of its own.
+class Batch:
+    """Up to `rows` texts of any lengths. Texts come (`admit`), grow by one token a step, and leave.
 
-    A row computes what it would compute alone: in fp32 and where the session is batch invariant the same bits, and
-    elsewhere up to the last bits of other kernels.
-
-    Not for use by several threads at a time.
+    With `whole_groups_only` every step computes an even number of rows: then a text computes the same bits whichever
+    texts are beside it. Without, it computes just the rows in use, which is faster for a fixed odd number of rows, and
+    rows may differ from a text alone in the last bits. Not for use by several threads at a time.
     """
 
-    def __init__(self, graph: LoadedGraph, prefix: KvCache, position: int, rows: int, capacity: int) -> None:
-        """Args: a cache of one row whose first `position` tokens all `rows` begin with, and room for all tokens."""
+    def __init__(self, graph: LoadedGraph, rows: int, capacity: int, *, whole_groups_only: bool = True) -> None:
+        """Make an empty batch.
+
+        Args:
+            graph: the loaded graph.
+            rows: maximum number of texts.
+            capacity: cache length of each row, in tokens.
+            whole_groups_only: whether steps compute whole row groups.
+        """
         self._graph = graph
-        self._rows = rows
         self._capacity = capacity
-        self._cache = KvCache(graph, rows, capacity)
-        self._cache.copy_rows(prefix, np.zeros(rows, np.intp), np.arange(rows), 0, position)
-        self._position = self._shared = position
-        self._calls: dict[bool, GraphCall] = {}
+        self._row_limit = rows
+        self._even = whole_groups_only
+        self._cache = new_cache(graph, self._padded(rows), capacity)
+        self._lengths: list[int | None] = []  # tokens of each row; None where a row has no text
+        self._shared = 0  # leading tokens that all rows have in common
+        self._calls: dict[tuple[int, bool], GraphCall] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row has a text."""
+        return len(self._lengths) - self._lengths.count(None) >= self._row_limit
 
     @property
     def position(self) -> int:
-        """How many tokens each row holds."""
-        return self._position
+        """Tokens in the longest row."""
+        return max((length for length in self._lengths if length is not None), default=0)
 
-    def step(self, ids: Sequence[int] | Places) -> Logits:
-        """Append one token to each row, (B,); returns the logits (B, V), which the next step overwrites.
+    def fill(self, source: Cache, length: int) -> None:
+        """Make every row of this empty batch a copy of the first `length` tokens of a cache of one row."""
+        rows = self._row_limit
+        self._cache.copy_rows(source, np.zeros(rows, np.intp), np.arange(rows), 0, length)
+        self._lengths = [length] * rows
+        self._shared = length
+
+    def admit(self, source: Cache, length: int) -> int:
+        """Copy the first `length` tokens of a cache of one row into a free row; returns that row.
 
         Raises:
-            PromptError: not one id for each row, or an unknown one.
-            ContextError: there is no room.
+            ContextError: every row has a text.
         """
-        return self._run(ids, hidden=False).logits
+        if self.is_full:
+            raise ContextError(f"all {self._row_limit} rows of the batch are taken")
+        if None in self._lengths:
+            row = self._lengths.index(None)
+            self._lengths[row] = length
+        else:
+            row = len(self._lengths)
+            self._lengths.append(length)
+        self._cache.copy_rows(source, np.zeros(1, np.intp), np.array([row]), 0, length)
+        self._shared = 0
+        return row
 
-    def step_hidden(self, ids: Sequence[int] | Places) -> tuple[Logits, Hidden]:
-        """The same, with the hidden states (B, D) of the tokens."""
-        call = self._run(ids, hidden=True)
-        return call.logits, call.hidden
+    def leave(self, row: int) -> None:
+        """Free `row`, because its text is finished."""
+        self._lengths[row] = None
+        while self._lengths and self._lengths[-1] is None:
+            self._lengths.pop()
 
-    def reorder(self, rows: Sequence[int] | Places) -> None:
-        """Row i becomes a copy of what row `rows[i]` holds, (B,); what all rows share is not touched."""
+    def moved_down(self) -> tuple[int, int] | None:
+        """Move the last text into a gap, where a step then computes fewer rows.
+
+        Returns:
+            The text's old and new row; None where nothing was moved.
+        """
+        gaps = self._lengths.count(None)
+        if self._padded(len(self._lengths) - gaps) == self._padded(len(self._lengths)):
+            return None
+        last, gap = len(self._lengths) - 1, self._lengths.index(None)
+        length = self._lengths[last]
+        assert length is not None  # `leave` removes rows without a text from the end
+        self._cache.copy_rows(self._cache, np.array([last]), np.array([gap]), 0, length)
+        self._lengths[gap] = length
+        self.leave(last)
+        return last, gap
+
+    def reorder(self, rows: Sequence[int] | Indices) -> None:
+        """Make row i a copy of row `rows[i]`, (B,). All rows must have the same length."""
         source = np.asarray(rows)
-        changed = np.flatnonzero(source != np.arange(self._rows))
-        if len(changed) and self._shared < self._position:
-            self._cache.copy_rows(self._cache, source[changed], changed, self._shared, self._position)
+        position = self.position
+        changed = np.flatnonzero(source != np.arange(len(source)))
+        if len(changed) and self._shared < position:
+            self._cache.copy_rows(self._cache, source[changed], changed, self._shared, position)
         if (source == source[0]).all():
-            self._shared = self._position
+            self._shared = position
 
-    def _run(self, ids: Sequence[int] | Places, *, hidden: bool) -> GraphCall:
+    def step(self, ids: TokenIds) -> Logits:
+        """Append one token to each row.
+
+        Args:
+            ids: a token for each row in use, (B,); IDLE_TOKEN for a row without a text.
+
+        Returns:
+            The logits (B, V), in a buffer that the next step overwrites.
+
+        Raises:
+            PromptError: the number of ids is not B, or an id is unknown.
+            ContextError: a row has no room for another token.
+        """
+        return self._run(ids, hidden=False)[0]
+
+    def step_hidden(self, ids: TokenIds) -> tuple[Logits, Hidden]:
+        """Like `step`, with the hidden states of the tokens, (B, E)."""
+        logits, call = self._run(ids, hidden=True)
+        return logits, call.hidden[: len(logits)]
+
+    def _run(self, ids: TokenIds, *, hidden: bool) -> tuple[Logits, GraphCall]:
         array = as_ids(ids, self._graph.bundle.manifest.architecture.vocab_size)
-        if len(array) != self._rows:
-            raise PromptError(f"a batch of {self._rows} rows takes that many token ids, got {len(array)}")
-        if self._position >= self._capacity:
+        rows = len(self._lengths)
+        if len(array) != rows:
+            raise PromptError(f"a batch of {rows} rows takes that many token ids, got {len(array)}")
+        if self.position >= self._capacity:
             raise ContextError(f"the batch has room for {self._capacity} tokens, and all are used")
-        if hidden not in self._calls:
-            self._calls[hidden] = GraphCall(self._graph, self._cache, self._rows, 1, self._rows, hidden=hidden)
-        call = self._calls[hidden]
-        call.run(array[:, None], self._position)
-        self._position += 1
-        return call
+        computed = self._padded(rows) if self._graph.device.kind == "cpu" else self._cache.rows
+        tokens = np.full((computed, 1), IDLE_TOKEN, np.int64)
+        tokens[:rows, 0] = array
+        past = np.zeros(computed, np.int64)
+        past[:rows] = [length or 0 for length in self._lengths]
+        if (computed, hidden) not in self._calls:
+            self._calls[computed, hidden] = GraphCall(self._graph, self._cache, computed, 1, computed, hidden=hidden)
+        call = self._calls[computed, hidden]
+        logits = call.run(tokens, past)[:rows]
+        self._lengths = [None if length is None else length + 1 for length in self._lengths]
+        return logits, call
+
+    def _padded(self, rows: int) -> int:
+        return whole_groups(max(2, rows)) if self._even else rows

@@ -1,8 +1,6 @@
-"""Where to run: which ONNX Runtime package is there, which provider to use, how many threads."""
+"""Where a graph runs: the installed ONNX Runtime package, its provider, its threads, its session options."""
 
-import math
 import os
-import platform
 import re
 import threading
 from dataclasses import dataclass
@@ -11,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgelm.bundle.manifest import Graph
-from edgelm.engine.graph import OpenGraph
-from edgelm.engine.huge_pages import LoadedMemory
-from edgelm.errors import BundleError, DeviceError, EdgelmError, ForkError
+from edgelm.bundle.manifest import GraphFacts
+from edgelm.engine.fork import watch_forks
+from edgelm.engine.machine import int8_products_may_saturate
+from edgelm.errors import DeviceError, ForkError
 
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
 
@@ -64,11 +62,11 @@ def require_version(installed: str, minimum: str) -> None:
         )
 
 
-def choose_device(request: str, graph: Graph, onnxruntime: ModuleType) -> Device:
-    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device this bundle and this machine have.
+def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> Device:
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that this bundle and this machine can use.
 
-    "auto" is CUDA where the bundle and the installed package can use it, otherwise the CPU. An explicit device
-    never falls back.
+    "auto" is CUDA where the bundle and the installed package can use it, otherwise the CPU. An explicit device never
+    falls back.
 
     Raises:
         DeviceError: the name is unknown, the bundle does not run there, or the installed package lacks CUDA.
@@ -95,51 +93,31 @@ def choose_device(request: str, graph: Graph, onnxruntime: ModuleType) -> Device
     return Device("cuda", int(match[1]) if match else 0)
 
 
-def create_inference_session(
+def open_inference_session(
     model_path: Path, device: Device, threads: int, onnxruntime: ModuleType, *, shared_threads: bool = False
-) -> OpenGraph:
-    """Load the graph at `model_path` on `device`: an ``onnxruntime.InferenceSession`` that outlives no close or fork.
+) -> Any:
+    """Load the graph at `model_path`; returns an ``onnxruntime.InferenceSession``.
 
     Raises:
-        DeviceError: CUDA was asked for and did not load, or the process's other models do not fit
-            `shared_threads`.
-        BundleError: ONNX Runtime refuses the graph.
+        DeviceError: CUDA was asked for and did not load, or the process's other models do not fit `shared_threads`.
+        Exception: ONNX Runtime refuses the graph.
     """
-    memory = LoadedMemory()
-
-    def open_session() -> Any:
-        try:
-            with memory.recorded():
-                return _inference_session(model_path, device, threads, onnxruntime, shared_threads)
-        except EdgelmError:
-            raise
-        except Exception as error:  # ORT's own exceptions share no base class but Exception
-            reason = (str(error).splitlines() or ["no reason given"])[0]
-            name, folder = model_path.name, str(model_path.parent)
-            raise BundleError(f"ONNX Runtime cannot load {name!r} of {folder!r}: {reason}") from None
-
-    return OpenGraph(open_session, memory.move_into_huge_pages if device.kind == "cpu" else None)
-
-
-def _inference_session(
-    model_path: Path, device: Device, threads: int, onnxruntime: ModuleType, shared_threads: bool
-) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    set_threads(options, threads, onnxruntime, shared=shared_threads)
-    # Its key collides between prefill and decode, which then allocates the prefill's peak at every step.
+    _threads_of_process.apply(options, threads, onnxruntime, shared=shared_threads)
+    # Prefill and decode share a key of memory patterns, so each decode step would allocate the prefill's peak.
     options.enable_mem_pattern = False
-    # Long enough to span a step's Python; ORT's default, far longer, slows everything else on a shared machine.
+    # Long enough to span a step's Python. The default is far longer and slows everything else on a shared machine.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "500")
-    if _int8_products_may_saturate():
-        # Exact, but it copies every int8 weight to uint8 and is slower: only where it must be.
+    if int8_products_may_saturate():
+        # Exact, but it copies every int8 weight to uint8 and is slower, so it is set only where it must be.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if device.kind == "cpu":
         return onnxruntime.InferenceSession(
             os.fspath(model_path),
             options,
             providers=["CPUExecutionProvider"],
-            # What it makes of Add and LayerNormalization takes three times as long as the two do.
+            # The fusion of Add and LayerNormalization takes three times as long as the two nodes do.
             disabled_optimizers=["SkipLayerNormFusion"],
         )
     if hasattr(onnxruntime, "preload_dlls"):
@@ -149,7 +127,7 @@ def _inference_session(
         options,
         providers=[("CUDAExecutionProvider", {"device_id": str(device.index)}), "CPUExecutionProvider"],
     )
-    # ORT falls back to the CPU on its own; asked-for CUDA that did not load must be an error.
+    # ONNX Runtime falls back to the CPU on its own. CUDA that was asked for and did not load must be an error.
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise DeviceError(
             f"cannot use device '{device}': the CUDA provider did not load (is there a GPU, a driver, and the CUDA "
@@ -158,72 +136,49 @@ def _inference_session(
     return session
 
 
-def default_threads() -> int:
-    """The CPUs this process may use: its affinity, limited by its cgroup's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpus()
-    return max(1, min(allowed, math.ceil(quota)) if quota else allowed)
+class _ProcessThreads:
+    """The threads that all models of a process share, if any. ONNX Runtime makes them once and for all sessions."""
+
+    def __init__(self) -> None:
+        self._count: int | None = None
+        self._stayed_in_parent = False
+        self._lock = threading.Lock()
+        watch_forks(self)
+
+    def apply(self, options: Any, threads: int, onnxruntime: ModuleType, *, shared: bool) -> None:
+        """Let a session with these ``SessionOptions`` run on `threads` threads of its own, or on the shared ones.
+
+        Raises:
+            DeviceError: this process shares threads, and the session is not to share them, or with another number.
+            ForkError: the parent of this process shared threads, which stayed there.
+        """
+        with self._lock:
+            if shared and self._count is None:
+                onnxruntime.set_global_thread_pool_sizes(threads, 1)
+                self._count = threads
+            count = self._count
+        if count is None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+            return
+        if self._stayed_in_parent:
+            raise ForkError(
+                "this process was forked from one whose models share threads: use spawn, or load after the fork"
+            )
+        if not shared or count != threads:
+            raise DeviceError(
+                f"the models of this process share {count} threads: load all of them with shared_threads=True and "
+                f"threads={count}"
+            )
+        options.use_per_session_threads = False
+
+    def after_fork(self) -> None:
+        self._stayed_in_parent = self._count is not None
+        self._lock = threading.Lock()
 
 
-def _int8_products_may_saturate() -> bool:
-    """x86 CPUs without VNNI add u8 x s8 products in 16 bits; True too where nobody says which CPU this is."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="ascii"), re.MULTILINE)
-    except (OSError, ValueError):
-        return True
-    return flags is None or not {"avx512_vnni", "avx_vnni"} & set(flags[1].split())
-
-
-def _cgroup_cpus() -> float | None:
-    """CPUs granted by the cgroup (v2, then v1), None where unlimited or not Linux."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
-        return quota_us / int((folder / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+_threads_of_process = _ProcessThreads()
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-_made: tuple[int, int] | None = None  # in which process, and how many: ONNX Runtime makes them once and for all
-_making = threading.Lock()
-
-
-def set_threads(options: Any, threads: int, onnxruntime: ModuleType, *, shared: bool) -> None:
-    """Let a session of these ``SessionOptions`` run on threads of its own, or on those the process shares.
-
-    Raises:
-        DeviceError: this process shares threads, and the session is not to, or with another number of them.
-        ForkError: the parent of this process shared threads, which stayed there.
-    """
-    global _made
-    with _making:
-        if shared and _made is None:
-            onnxruntime.set_global_thread_pool_sizes(threads, 1)
-            _made = (os.getpid(), threads)
-        made = _made
-    if made is None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        return
-    process, count = made
-    if process != os.getpid():
-        raise ForkError(
-            "this process was forked from one whose models share threads: use spawn, or load after the fork"
-        )
-    if not shared or count != threads:
-        raise DeviceError(
-            f"the models of this process share {count} threads: load all of them with shared_threads=True and "
-            f"threads={count}"
-        )
-    options.use_per_session_threads = False

@@ -1,87 +1,178 @@
-"""How long a loaded graph lives: until it is closed, and never beyond a fork. A late use is a named error, no crash.
+"""A bundle's graph in ONNX Runtime: opened once, run by many sessions, closed and forked as a whole.
 
-ONNX Runtime itself crashes when a session is destroyed while it runs, and hangs in a forked child: its threads were
-not copied, and both a run and the session's end wait for them (microsoft/onnxruntime issues 24601, 21812, 9800).
+ONNX Runtime crashes when a session is destroyed while it runs, and hangs in a forked child (`edgelm.engine.fork`). Here
+a late use is a named error instead.
 """
 
-import os
+import ctypes
 import threading
 import weakref
-from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Literal
 
-from edgelm.errors import ClosedError, ForkError, InsufficientMemoryError
+import numpy.typing as npt
+
+from edgelm.bundle.folder import Bundle
+from edgelm.engine.cache import Binding
+from edgelm.engine.device import (
+    Device,
+    choose_device,
+    import_onnxruntime,
+    open_inference_session,
+    require_version,
+)
+from edgelm.engine.fork import watch_forks
+from edgelm.engine.huge_pages import LoadedMemory
+from edgelm.engine.machine import default_threads
+from edgelm.engine.session import Session
+from edgelm.errors import BundleError, ClosedError, DeviceError, EdgelmError, ForkError, InsufficientMemoryError
+from edgelm.ids import KeysValues
 
 GraphState = Literal["open", "closed", "forked"]
 
 LONG_USE_RUNS = 32
-"""A command that writes one token never pays for what only many repay."""
+"""After this many runs the weights move into huge pages. A command that writes one token never pays for the move."""
+
+_MESSAGES = {
+    "closed": "the model is closed: load it again",
+    "forked": "this session was made before the process forked, and its threads stayed behind: generate with the "
+    "model, which opens a session of its own, or make one with Session.sibling()",
+}
 
 
-class OpenGraph:
-    """An ``onnxruntime.InferenceSession`` that several threads may run, close and fork; the same interface.
+class Graph:
+    """The loaded graph of a bundle. Several threads may use it, close it and fork.
 
-    Args:
-        open_session: makes the ``InferenceSession``; called once more in a forked child, when that needs it.
-        settle: called once the session has run LONG_USE_RUNS times: for what takes time and pays in the long run.
+    Attributes:
+        bundle: the bundle that the graph belongs to.
+        device: where the graph runs.
+        threads: number of CPU threads.
+        shared_threads: whether all models of the process share these threads.
+        batch_invariant: whether single tokens are computed as in a batch, to the same bits.
+        onnxruntime: the module ``onnxruntime``.
     """
 
-    def __init__(self, open_session: Callable[[], Any], settle: Callable[[], object] | None = None) -> None:
-        self._open_session = open_session
-        self._settle = settle
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int,
+        onnxruntime: ModuleType,
+        *,
+        shared_threads: bool = False,
+        batch_invariant: bool = False,
+    ) -> None:
+        """Load the graph with finished choices; `open` makes and checks them.
+
+        Raises:
+            BundleError: ONNX Runtime refuses the graph, or the graph differs from the manifest.
+            DeviceError: CUDA does not load, or the process's other models do not fit `shared_threads`.
+        """
+        self.bundle, self.device, self.threads, self.onnxruntime = bundle, device, threads, onnxruntime
+        self.shared_threads, self.batch_invariant = shared_threads, batch_invariant
+        self._memory = LoadedMemory()
         self._runs = 0
-        self._ort_session: Any | None = open_session()
         self._closed = False
         self._bindings: weakref.WeakSet[GraphBinding] = weakref.WeakSet()
         self._running: list[int] = []  # the thread of each call that is computing
         self._changed = threading.Condition()
-        _open_graphs.add(self)
+        self._ort_session: Any | None = self._load()
+        _check_signature(bundle, self._ort_session)
+        watch_forks(self)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        shared_threads: bool = False,
+        batch_invariant: bool = False,
+    ) -> "Graph":
+        """Load the graph of `bundle`.
+
+        Args:
+            bundle: the bundle.
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            threads: number of CPU threads; None for all CPUs that this process may use.
+            shared_threads: whether to run on threads that all models of the process share. Either all models of a
+                process share threads or no model does.
+            batch_invariant: whether to compute single tokens as a batch does: slower, to the same bits; CPU only.
+
+        Raises:
+            DeviceError: ONNX Runtime is missing or too old; the device cannot be used, or not by a `batch_invariant`
+                graph; or the process's other models do not fit `shared_threads`.
+            BundleError: ONNX Runtime refuses the graph, or the graph differs from the manifest.
+        """
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
+            raise DeviceError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
+        for name, value in (("shared_threads", shared_threads), ("batch_invariant", batch_invariant)):
+            if not isinstance(value, bool):
+                raise DeviceError(f"{name} must be True or False, got {value!r}")
+        onnxruntime = import_onnxruntime()
+        require_version(onnxruntime.__version__, bundle.manifest.graph.minimum_onnxruntime)
+        place = choose_device(device, bundle.manifest.graph, onnxruntime)
+        if batch_invariant and place.kind != "cpu":
+            raise DeviceError(
+                f"batch_invariant works on the CPU only, not on {place}: give device='cpu', or leave it out"
+            )
+        return cls(
+            bundle,
+            place,
+            threads or default_threads(),
+            onnxruntime,
+            shared_threads=shared_threads,
+            batch_invariant=batch_invariant,
+        )
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
 
-    def get_inputs(self) -> Any:
-        """As ``InferenceSession.get_inputs``."""
-        return self._session().get_inputs()
+    def session(self, prefix: KeysValues | None = None) -> Session:
+        """A session with an empty cache of its own.
 
-    def get_outputs(self) -> Any:
-        """As ``InferenceSession.get_outputs``."""
-        return self._session().get_outputs()
+        Args:
+            prefix: keys and values that stand before every text of the session; see `Session.begin_after`.
 
-    def get_providers(self) -> Any:
-        """As ``InferenceSession.get_providers``."""
-        return self._session().get_providers()
+        Raises:
+            ClosedError: the graph is closed.
+            ContextError: the prefix leaves no room.
+            InsufficientMemoryError: there is no memory for another cache.
+        """
+        return Session(self, prefix)
 
-    def io_binding(self) -> "GraphBinding":
-        """As ``InferenceSession.io_binding``.
+    def new_binding(self) -> "GraphBinding":
+        """A binding of inputs and outputs that ends with this graph.
 
         Raises:
             ClosedError: the graph is closed.
         """
-        binding = GraphBinding(self._session().io_binding())
+        binding = GraphBinding(self._open_session().io_binding())
         self._bindings.add(binding)
         return binding
 
-    def run_with_iobinding(self, binding: "GraphBinding") -> None:
-        """As ``InferenceSession.run_with_iobinding``; the GIL is released while it computes.
+    def run(self, binding: Binding) -> None:
+        """Compute what `binding` binds; the GIL is released meanwhile.
 
         Raises:
             ClosedError: the graph is closed.
             ForkError: the binding was made before this process was forked.
             InsufficientMemoryError: there is no memory for the activations.
         """
+        assert isinstance(binding, GraphBinding)
         with self._changed:
-            session, bound = self._session(), binding.inner
+            ort_session, io_binding = self._open_session(), binding.io_binding
             self._running.append(threading.get_ident())
             self._runs += 1
-            settle = self._settle if self._runs == LONG_USE_RUNS else None
+            long_in_use = self._runs == LONG_USE_RUNS
         try:
-            if settle is not None:
-                settle()
-            session.run_with_iobinding(bound)
-        except Exception as error:  # ORT's own exceptions share no base class but Exception
+            if long_in_use and self.device.kind == "cpu":
+                self._memory.move_into_huge_pages()
+            ort_session.run_with_iobinding(io_binding)
+        except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
             if "allocate memory" in str(error) or "bad_alloc" in str(error):
                 raise InsufficientMemoryError(
                     "there is no memory left to compute on: give shorter prompts, generate fewer texts at a time, or "
@@ -94,7 +185,10 @@ class OpenGraph:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Free the graph once the calls that other threads are computing, a token or a chunk each, are done."""
+        """Free the graph once the calls of other threads, a token or a chunk each, are finished.
+
+        Later uses raise ClosedError. Closing twice is no error.
+        """
         with self._changed:
             self._closed = True
             for binding in list(self._bindings):
@@ -103,16 +197,8 @@ class OpenGraph:
             self._changed.wait_for(lambda: not set(self._running) - {threading.get_ident()})
             self._ort_session = None
 
-    def _session(self) -> Any:
-        with self._changed:
-            if self._closed:
-                raise ClosedError(_MESSAGES["closed"])
-            if self._ort_session is None:  # in a forked child
-                self._ort_session = self._open_session()
-            return self._ort_session
-
-    def _after_fork(self) -> None:
-        """In the child: leave alone what waits for threads that are not there."""
+    def after_fork(self) -> None:
+        """In a forked child: never touch again what waits for threads that stayed behind."""
         for binding in list(self._bindings):
             binding.end("forked")
         self._bindings = weakref.WeakSet()
@@ -123,67 +209,112 @@ class OpenGraph:
             self._ort_session = None
             self._runs = 0
 
+    def _load(self) -> Any:
+        """An ``onnxruntime.InferenceSession`` of the graph."""
+        path = self.bundle.file(self.bundle.manifest.graph.file)
+        try:
+            with self._memory.recorded():
+                return open_inference_session(
+                    path, self.device, self.threads, self.onnxruntime, shared_threads=self.shared_threads
+                )
+        except EdgelmError:
+            raise
+        except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            raise BundleError(f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {reason}") from None
+
+    def _open_session(self) -> Any:
+        """The ``onnxruntime.InferenceSession``, made again where a forked child needs one."""
+        with self._changed:
+            if self._closed:
+                raise ClosedError(_MESSAGES["closed"])
+            if self._ort_session is None:  # in a forked child
+                self._ort_session = self._load()
+            return self._ort_session
+
 
 class GraphBinding:
     """An ``onnxruntime.IOBinding`` that ends with its graph."""
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
+    def __init__(self, io_binding: Any) -> None:
+        self._io_binding = io_binding
         self._state: GraphState = "open"
 
     @property
-    def inner(self) -> Any:
+    def io_binding(self) -> Any:
         """The ``IOBinding``.
 
         Raises:
-            ClosedError, ForkError: it has ended.
+            ClosedError, ForkError: the binding has ended.
         """
-        inner = self._inner
+        io_binding = self._io_binding
         if self._state == "closed":
             raise ClosedError(_MESSAGES["closed"])
         if self._state == "forked":
             raise ForkError(_MESSAGES["forked"])
-        return inner
+        return io_binding
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
         """As ``IOBinding.bind_ortvalue_input``."""
-        self.inner.bind_ortvalue_input(name, value)
+        self.io_binding.bind_ortvalue_input(name, value)
 
     def bind_ortvalue_output(self, name: str, value: Any) -> None:
         """As ``IOBinding.bind_ortvalue_output``."""
-        self.inner.bind_ortvalue_output(name, value)
+        self.io_binding.bind_ortvalue_output(name, value)
 
-    def bind_cpu_input(self, name: str, array: Any) -> None:
+    def bind_cpu_input(self, name: str, array: npt.NDArray[Any]) -> None:
         """As ``IOBinding.bind_cpu_input``."""
-        self.inner.bind_cpu_input(name, array)
+        self.io_binding.bind_cpu_input(name, array)
 
     def end(self, state: GraphState) -> None:
-        """Let go of the ``IOBinding``; what uses it from now on gets the error of `state`."""
+        """Let go of the ``IOBinding``. Later uses raise the error of `state`."""
         self._state = state
         if state == "forked":
-            _keep_forever(self._inner)
-        self._inner = None
+            _keep_forever(self._io_binding)
+        self._io_binding = None
 
 
-_MESSAGES = {
-    "closed": "the model is closed: load it again",
-    "forked": "this session was made before the process forked, and its threads stayed behind: generate with the "
-    "model, which opens a session of its own, or make one with Session.sibling()",
-}
-_open_graphs: weakref.WeakSet[OpenGraph] = weakref.WeakSet()
-
-
-def _keep_forever(thing: Any) -> None:
+def _keep_forever(thing: object) -> None:
     """Never destroy `thing`, not even at exit."""
-    import ctypes
-
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-def _after_fork_in_child() -> None:
-    for graph in list(_open_graphs):
-        graph._after_fork()
+def _check_signature(bundle: Bundle, ort_session: Any) -> None:
+    """Compare the graph's inputs, outputs and sizes with those that the manifest states.
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    Raises:
+        BundleError: they differ.
+    """
+    facts, graph = bundle.manifest.architecture, bundle.manifest.graph
+    layers = range(facts.num_layers)
+    cache = [facts.num_key_value_heads, None, facts.head_dim]  # axis 0 is the batch; None stands for any size
+    inputs: dict[str, list[int | None]] = {
+        graph.input_ids: [None],
+        graph.seqlens_k: [],
+        graph.query_seqlens: [],
+        graph.total_sequence_length: [],
+        graph.logits_index: [],
+        **{name.replace("{layer}", str(i)): cache for name in graph.past_names for i in layers},
+    }
+    if graph.position_ids is not None:
+        inputs[graph.position_ids] = [None]
+    outputs: dict[str, list[int | None]] = {
+        graph.logits: [facts.vocab_size],
+        graph.hidden_states: [None, facts.hidden_size],
+        **{name.replace("{layer}", str(i)): cache for name in graph.present_names for i in layers},
+    }
+    for kind, stated, nodes in (
+        ("inputs", inputs, ort_session.get_inputs()),
+        ("outputs", outputs, ort_session.get_outputs()),
+    ):
+        if {node.name for node in nodes} != set(stated):
+            raise BundleError(f"the graph {graph.file!r} has other {kind} than bundle.json states")
+        for node in nodes:
+            sizes = node.shape[1:]
+            if len(sizes) != len(stated[node.name]) or any(
+                expected is not None and isinstance(size, int) and size != expected
+                for size, expected in zip(sizes, stated[node.name], strict=True)
+            ):
+                raise BundleError(
+                    f"{node.name!r} of the graph has the shape {node.shape}, which differs from what bundle.json states"
+                )

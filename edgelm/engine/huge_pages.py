@@ -1,5 +1,5 @@
-"""A loaded graph's memory in huge pages (Linux): decoding reads all of it for every token, in pages of 4 KB as the
-allocator gives them it waits for address translation. Measured in docs/performance.md.
+"""The memory of a loaded graph in huge pages (Linux). Decoding reads all weights for every token, and in pages of 4 KB
+it waits for address translation. Measured in docs/performance.md.
 """
 
 import logging
@@ -14,28 +14,31 @@ logger = logging.getLogger(__name__)
 HUGE_PAGE_BYTES = 2 * 2**20
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MADV_COLLAPSE = 25
-"""Since Linux 6.1: copies into huge pages now, where MADV_HUGEPAGE would wait for a kernel thread to pass by."""
+"""Since Linux 6.1. It copies into huge pages at once; MADV_HUGEPAGE would wait for a kernel thread."""
 
 Range = tuple[int, int]
-"""From an address to another, bytes."""
+"""First address, and the address behind the last byte."""
 
 
 class LoadedMemory:
-    """What memory of the process a load has added."""
+    """The memory that loading a graph added to the process."""
 
     def __init__(self) -> None:
         self._added: list[Range] = []
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """What is added inside is meant, and nothing else."""
-        before = _private_ranges()
+        """Record the memory that is added inside this context."""
+        earlier = _private_ranges()
         yield
-        self._added = ranges_without(_private_ranges(), before)
+        self._added = ranges_without(_private_ranges(), earlier)
 
     def move_into_huge_pages(self) -> int:
-        """Move what is in use of it, and fills huge pages, into such pages; returns how many bytes. It takes some
-        milliseconds per 100 MB, and no memory; nothing happens where the system has or wants no huge pages."""
+        """Move the recorded memory that is in use and fills whole huge pages; returns the number of bytes moved.
+
+        It takes a few milliseconds per 100 MB, and no memory. Nothing happens where the system has no huge pages, or
+        where its administrator forbids them.
+        """
         if not self._added or not _huge_pages_wanted():
             return 0
         moved = _collapse(self._added)
@@ -44,7 +47,7 @@ class LoadedMemory:
 
 
 def ranges_without(ranges: list[Range], others: list[Range]) -> list[Range]:
-    """What of `ranges` is in none of `others`; both sorted and without overlap."""
+    """The parts of `ranges` that lie outside all of `others`. Both are sorted and without overlap."""
     left = []
     for start, stop in ranges:
         for other_start, other_stop in others:
@@ -59,10 +62,12 @@ def ranges_without(ranges: list[Range], others: list[Range]) -> list[Range]:
 
 
 def whole_pages(resident: bytes, start: int, small_page_bytes: int) -> list[Range]:
-    """Ranges of huge pages that are resident altogether.
+    """Ranges of huge pages whose small pages are all resident.
 
     Args:
-        resident: a byte for each small page from address `start`, a multiple of the huge page; bit 0 tells.
+        resident: a byte for each small page; bit 0 tells whether the page is resident.
+        start: address of the first page, a multiple of the huge page's size.
+        small_page_bytes: size of a small page.
     """
     count = HUGE_PAGE_BYTES // small_page_bytes
     found: list[Range] = []
@@ -77,7 +82,7 @@ def whole_pages(resident: bytes, start: int, small_page_bytes: int) -> list[Rang
 
 
 def _private_ranges() -> list[Range]:
-    """The process's anonymous, writable, private memory, sorted; none elsewhere than on Linux."""
+    """The process's anonymous, writable, private memory, sorted; empty on other systems than Linux."""
     if not sys.platform.startswith("linux"):
         return []
     ranges = []
@@ -94,7 +99,7 @@ def _private_ranges() -> list[Range]:
 
 
 def _huge_pages_wanted() -> bool:
-    """Whether whoever runs the machine allows huge pages to those who ask."""
+    """Whether the administrator allows huge pages to programs that ask for them."""
     try:
         return "[never]" not in _SETTING.read_text(encoding="ascii")
     except OSError:
@@ -114,7 +119,7 @@ def _collapse(ranges: list[Range]) -> int:
             continue
         resident = (ctypes.c_ubyte * ((stop - start) // small_page_bytes))()
         if libc.mincore(address(start), size(stop - start), resident):
-            continue  # freed meanwhile
+            continue  # freed in the meantime
         for whole_start, whole_stop in whole_pages(bytes(resident), start, small_page_bytes):
             whole = whole_stop - whole_start
             if libc.madvise(address(whole_start), size(whole), _MADV_COLLAPSE) == 0:

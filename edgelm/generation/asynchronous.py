@@ -1,12 +1,12 @@
-"""Generation for asyncio: each token is computed in a thread, so that the event loop never waits for one."""
+"""Generation for asyncio: each token is computed in a worker thread, so the event loop never waits for a token."""
 
-import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from edgelm.decoding.generation_config import Cancel
+from edgelm.engine.fork import watch_forks
 from edgelm.generation.results import Chunk
 
 if TYPE_CHECKING:
@@ -15,45 +15,50 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 WORKER_THREADS = 4
-"""Every token is a job of its own, so more open streams than threads take turns; one long prompt holds one thread."""
+"""Each token is a job of its own, so more open streams than threads take turns. A long prompt holds one thread."""
 
 
 class EitherCancel:
-    """Set by `set`, or where another signal is."""
+    """A cancel signal that is set by `set`, or together with the caller's signal."""
 
-    def __init__(self, other: Cancel | None) -> None:
-        self._other = other
+    def __init__(self, callers: Cancel | None) -> None:
+        self._callers = callers
         self._set = False
 
     def set(self) -> None:
         self._set = True
 
     def is_set(self) -> bool:
-        """Whether either is."""
-        return self._set or (self._other is not None and self._other.is_set())
+        """Whether either signal is set."""
+        return self._set or (self._callers is not None and self._callers.is_set())
 
 
 class Workers:
-    """A model's worker threads, started when first needed; a forked child gets threads of its own."""
+    """A model's worker threads, started when first needed. A forked child starts threads of its own."""
 
     def __init__(self) -> None:
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        watch_forks(self)
 
     def pool(self) -> ThreadPoolExecutor:
-        """The threads of this process; they end when nobody holds the pool any more."""
-        found = self._pool
-        if found is None or found[0] != os.getpid():
-            found = self._pool = (os.getpid(), ThreadPoolExecutor(WORKER_THREADS, "edgelm"))
-        return found[1]
+        """The worker threads; they end once nobody holds the pool any more."""
+        pool = self._pool
+        if pool is None:
+            pool = self._pool = ThreadPoolExecutor(WORKER_THREADS, "edgelm")
+        return pool
 
     def release(self) -> None:
-        """Let the threads end once open streams are done."""
+        """Let the threads end once open streams have ended."""
+        self._pool = None
+
+    def after_fork(self) -> None:
+        """In a forked child: the threads stayed behind."""
         self._pool = None
 
 
 async def call_in_thread(pool: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
-    """``function()``, computed in `pool`."""
-    import asyncio  # 30 ms of imports that nobody else needs
+    """Compute ``function()`` in `pool`."""
+    import asyncio  # takes 30 ms, and only asynchronous callers need it
 
     return await asyncio.get_running_loop().run_in_executor(pool, function)
 
@@ -61,10 +66,10 @@ async def call_in_thread(pool: ThreadPoolExecutor, function: Callable[[], Result
 async def stream_in_thread(
     begin: Callable[[], Iterator[Chunk]], cancel: EitherCancel, pool: ThreadPoolExecutor
 ) -> AsyncGenerator[Chunk, None]:
-    """The chunks of ``begin()``, computed in `pool` as they are asked for.
+    """Yield the chunks of ``begin()``, each computed in `pool` when it is asked for.
 
-    Cancelling the task that waits, or closing this iterator, sets `cancel` and waits for the token that is being
-    computed; the session is free then.
+    Cancelling the waiting task, or closing this iterator, sets `cancel` and waits for the token that is being computed.
+    Then the session is free.
     """
     import asyncio
 
@@ -89,12 +94,12 @@ async def stream_in_thread(
 
 
 def _close_after(chunks: Iterator[Chunk], turn: "asyncio.Future[Chunk | None]") -> None:
-    turn.exception()  # looked at, or asyncio complains that nobody did
+    turn.exception()  # asyncio complains about exceptions that nobody looks at
     _close(chunks)
 
 
 def _close(chunks: Iterator[Chunk]) -> None:
-    """Give the generator's session back."""
+    """Close the generator, which gives its session back."""
     close = getattr(chunks, "close", None)
     if close is not None:
         close()

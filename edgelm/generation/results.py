@@ -9,51 +9,51 @@ from edgelm.scoring.results import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a generation cost. The rate leaves the first token out: it belongs to the prompt."""
+    """What a generation cost. The rate leaves the first token out, because that token belongs to the prompt."""
 
     prompt_tokens: int
     prefill_seconds: float
     """From the call to the first token: the prompt's forward pass and the first choice."""
     new_tokens: int
-    """Tokens drawn, over all rows; those of a stop string count too."""
+    """Tokens generated, over all rows. Tokens of a stop string count too."""
     decode_seconds: float
-    """From the first token of each row to its last; of beam search, all its time after the prompt."""
+    """From the first token to the last. Beam search: the time of the whole search after the prompt."""
     tokens_per_second: float
-    """(new tokens - rows) / `decode_seconds`; 0 where there is nothing to divide."""
+    """(`new_tokens` - rows) / `decode_seconds`; 0 where there is nothing to divide."""
     load_seconds: float
     """How long the model took to load."""
     peak_rss_bytes: int
-    """Most resident memory of this process so far; 0 where the system does not say."""
+    """Largest resident memory of this process so far; 0 where the system does not tell."""
     dropped_tokens: int = 0
-    """Tokens of the prompt that `context_overflow` left out; `prompt_tokens` are the others."""
+    """Tokens of the prompt that `context_overflow` left out. `prompt_tokens` does not count them."""
     reencoded_tokens: int = 0
-    """Tokens that `context_overflow="window"` computed again, over all rows."""
+    """Tokens that ``context_overflow="window"`` computed again, over all rows."""
     reencode_seconds: float = 0.0
-    """The time that took, a part of `decode_seconds`."""
+    """Time spent on `reencoded_tokens`, a part of `decode_seconds`."""
     reused_tokens: int = 0
-    """Tokens of the prompt that were not computed again: an earlier call or a state had them."""
+    """Tokens of the prompt that were not computed, because an earlier call or a state had computed them."""
     drafted_tokens: int = 0
     """Tokens that `prompt_lookup_num_tokens` drafted."""
     accepted_tokens: int = 0
-    """Drafted tokens that came true."""
+    """Drafted tokens that the model confirmed."""
     prefix_tokens: int = 0
-    """Tokens of the prefix that stands before the prompt; `prompt_tokens` and `reused_tokens` do not count them."""
+    """Tokens of the prefix before the prompt. `prompt_tokens` and `reused_tokens` do not count them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed text: whole characters. The last chunk of each row carries its finish reason."""
+    """A piece of a streamed text, in whole characters. The last chunk of each row carries its finish reason."""
 
     text: str
     token_ids: tuple[int, ...]
-    """The tokens this text completes."""
+    """The tokens that this text completes."""
     index: int
-    """Which of `num_return_sequences` rows."""
+    """Row of the text, from 0 to `num_return_sequences` - 1."""
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
-    """On the very last chunk only."""
+    """Only the very last chunk has stats."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
-    """Of `token_ids`, where the option `logprobs` is given."""
+    """Log-probabilities of `token_ids`, where the option `logprobs` is given."""
 
     def __str__(self) -> str:
         return self.text
@@ -67,19 +67,19 @@ class Choice:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None = None
-    """Of `token_ids`, where the option `logprobs` is given."""
+    """Log-probabilities of `token_ids`, where the option `logprobs` is given."""
 
     @classmethod
     def of_chunks(cls, chunks: Sequence[Chunk]) -> "Choice":
         """Join the chunks of one row; the last one has the finish reason."""
         reason = chunks[-1].finish_reason
         assert reason is not None
-        found = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+        logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
         return cls(
             "".join(chunk.text for chunk in chunks),
             tuple(token for chunk in chunks for token in chunk.token_ids),
             reason,
-            None if chunks[-1].logprobs is None else tuple(found),
+            None if chunks[-1].logprobs is None else tuple(logprobs),
         )
 
 
@@ -90,18 +90,18 @@ class Completion:
     prompt: str
     choices: tuple[Choice, ...]
     seed: int | None
-    """The seed that repeats this result; None when greedy."""
+    """The seed that repeats this result; None where no token was drawn at random."""
     stats: Stats
 
     @classmethod
     def of_chunks(cls, prompt: str, chunks: Iterable[Chunk], seed: int | None) -> "Completion":
-        """Join what a stream gave, whole."""
+        """Join all chunks of a stream."""
         rows: dict[int, list[Chunk]] = {}
         stats: Stats | None = None
         for chunk in chunks:
             rows.setdefault(chunk.index, []).append(chunk)
             stats = chunk.stats or stats
-        assert stats is not None  # the last chunk always carries them
+        assert stats is not None  # the last chunk always carries stats
         return cls(prompt, tuple(Choice.of_chunks(rows[index]) for index in sorted(rows)), seed, stats)
 
     @property

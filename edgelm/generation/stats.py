@@ -1,67 +1,77 @@
-"""How long a generation takes."""
+"""How long a generation takes, and how many tokens it makes in that time."""
 
 import time
 from collections.abc import Iterator
 
 from edgelm.decoding.request import Step
-from edgelm.engine.memory import peak_rss_bytes
-from edgelm.generation.results import Stats
 
 
-class GenerationClock:
-    """Times the tokens of a generation; the pauses its caller makes between tokens do not count.
+class Meter:
+    """Times the tokens of one prompt, of all its rows together.
 
-    Args:
-        searching: whether all tokens come at the end of a search, which counts as their decoding.
+    Time counts while steps are computed. What happens between two steps that `timed` passes on does not count: the
+    pauses that the caller makes, and turning tokens into text.
     """
 
     def __init__(self, *, searching: bool) -> None:
-        self._searching = searching
-        self._started = time.perf_counter()
-        self._prefill_seconds = 0.0
-        self._decode_seconds = 0.0
-        self._tokens = 0
-        self._rows = 0
-        self._drafted = 0
-        self._accepted = 0
+        """Start the clock.
 
-    def row_begins(self) -> None:
-        """The prompt is computed, and so are the rows before."""
-        if self._searching and self._prefill_seconds == 0.0:
-            self._prefill_seconds = time.perf_counter() - self._started
+        Args:
+            searching: whether all tokens come at the end of a search. The whole search then counts as decoding.
+        """
+        self._searching = searching
+        self._paused_seconds = 0.0
+        self._pause_began: float | None = None
+        self._started = time.perf_counter()
+        self._first_step: float | None = None
+        self._first_token = self._last_token = 0.0
+        self._rows: set[int] = set()  # rows with a token
+        self.new_tokens = self.drafted_tokens = self.accepted_tokens = 0
 
     def timed(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps of one row, unchanged."""
-        first = True
+        """The steps of one row, unchanged; only the time that each of them takes counts."""
         while True:
-            before = time.perf_counter()
+            if self._pause_began is not None:
+                self._paused_seconds += time.perf_counter() - self._pause_began
+                self._pause_began = None
             step = next(steps, None)
-            now = time.perf_counter()
+            self._pause_began = time.perf_counter()
             if step is None:
                 return
-            if self._prefill_seconds == 0.0:
-                self._prefill_seconds = now - self._started
-            if step.token_id is not None:
-                self._tokens += 1
-                first = first and not self._searching
-                self._rows += first
-                self._decode_seconds += 0.0 if first else now - before
-                first = False
-            self._drafted += step.drafted
-            self._accepted += step.was_drafted
             yield step
 
-    def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
-        counted = self._tokens - self._rows
-        rate = counted / self._decode_seconds if counted and self._decode_seconds else 0.0
-        return Stats(
-            prompt_tokens=prompt_tokens,
-            prefill_seconds=self._prefill_seconds,
-            new_tokens=self._tokens,
-            decode_seconds=self._decode_seconds,
-            tokens_per_second=rate,
-            load_seconds=load_seconds,
-            peak_rss_bytes=peak_rss_bytes(),
-            drafted_tokens=self._drafted,
-            accepted_tokens=self._accepted,
-        )
+    def prompt_is_computed(self) -> None:
+        """Note that the prompt is computed and a search begins."""
+        if self._searching and self._first_step is None:
+            self._first_step = self._first_token = self._now()
+
+    def count(self, row: int, step: Step) -> None:
+        """Count a step of `row`, which was computed just now."""
+        now = self._now()
+        if self._first_step is None:
+            self._first_step = self._first_token = now
+        if step.token_id is not None:
+            self._last_token = now
+            self._rows.add(row)
+            self.new_tokens += 1
+        self.drafted_tokens += step.drafted
+        self.accepted_tokens += step.was_drafted
+
+    @property
+    def prefill_seconds(self) -> float:
+        """From the start to the first step."""
+        return (self._now() if self._first_step is None else self._first_step) - self._started
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first token to the last; of a search, all its time."""
+        return max(0.0, self._last_token - self._first_token)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The rate without each row's first token, which belongs to the prompt; of a search, with all tokens."""
+        counted = self.new_tokens if self._searching else self.new_tokens - len(self._rows)
+        return counted / self.decode_seconds if counted and self.decode_seconds else 0.0
+
+    def _now(self) -> float:
+        return (self._pause_began or time.perf_counter()) - self._paused_seconds

@@ -18,8 +18,8 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from edgelm.bundle.strict_json import Count, StrictJsonError, from_json, parse_json
-from edgelm.engine.call import KeysValues
 from edgelm.errors import ConfigError
+from edgelm.ids import KeysValues
 
 KvDtype = Literal["float32", "float16"]
 

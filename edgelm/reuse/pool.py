@@ -1,16 +1,15 @@
-"""Sessions lent to one generation each, until the graph is closed; what they remember of prompts is used again."""
+"""Sessions lent to one generation each. What they remember of prompts is used again."""
 
-import os
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from edgelm.engine.call import KeysValues
+from edgelm.engine.fork import watch_forks
+from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.errors import ClosedError
-from edgelm.ids import LEAST_TOKENS, shared_tokens
+from edgelm.ids import LEAST_TOKENS, KeysValues, shared_tokens
 from edgelm.reuse.state import PromptState, most_shared
 
 
@@ -23,49 +22,64 @@ class _Idle:
 
 
 class SessionPool:
-    """Lends each generation a session that holds as much of its prompt as is there. Threads may share it.
+    """Lends each generation a session that already holds as much of its prompt as possible. Threads may share a pool.
 
-    Only tokens of prompts are kept for others: those that came one at a time differ in the last bits from what a
-    prompt makes of the same tokens, and results must not depend on what was computed before. A forked child keeps the
-    states and makes sessions of its own. All sessions begin behind the prefix of the first.
+    Only tokens of prompts are kept. A token that came alone differs in the last bits from the same token inside a
+    prompt, and results must not depend on what was computed before. A forked child keeps the states and makes new
+    sessions.
     """
 
-    def __init__(self, first: Session, limit_bytes: int = 0, always: PromptState | None = None) -> None:
-        """Args: a session of the graph; how much memory idle sessions may hold, one of which is kept in any case; a
-        state that is never forgotten."""
-        self._first = first
-        self._always = [] if always is None else [always]
+    def __init__(
+        self,
+        graph: Graph,
+        prefix: KeysValues | None = None,
+        *,
+        limit_bytes: int = 0,
+        permanent: PromptState | None = None,
+    ) -> None:
+        """Make a pool without sessions.
+
+        Args:
+            graph: the loaded graph, which `close` closes.
+            prefix: keys and values that stand before every text of every session.
+            limit_bytes: memory that idle sessions may hold. One idle session is kept even if it holds more.
+            permanent: a state that `forget` does not forget.
+        """
+        self._graph = graph
+        self._prefix = prefix
+        self._permanent = [] if permanent is None else [permanent]
         self.limit_bytes = limit_bytes
-        """How much memory idle sessions may hold."""
+        """Memory that idle sessions may hold."""
         self.closed = False
         """Whether `close` was called."""
-        self._lock = threading.RLock()  # a signal handler may close the model while its own thread holds it
-        self._idle: list[_Idle] = []  # the one used last at the end
+        self._lock = threading.RLock()  # a signal handler may close the model while its own thread holds the lock
+        self._idle: list[_Idle] = []  # the session used last stands at the end
         self._states: list[PromptState] = []
-        _pools.add(self)
+        self._forks = 0  # how many forks lie between this process and the one that made the pool
+        watch_forks(self)
 
     @property
     def idle_bytes(self) -> int:
-        """Memory of idle sessions' caches."""
+        """Memory that the caches of idle sessions take."""
         with self._lock:
             return self._bytes(self._idle)
 
     @property
     def states(self) -> list[PromptState]:
-        """What was added and not forgotten, and what never is."""
+        """The permanent state, and the states that were added and not forgotten."""
         with self._lock:
-            return [*self._always, *self._states]
+            return [*self._permanent, *self._states]
 
     def add(self, state: PromptState) -> None:
-        """Keep a state for every prompt that begins like it; one that it goes on from is dropped.
+        """Keep `state` for every prompt that begins with its tokens. States that it extends are dropped.
 
         Raises:
             ClosedError: the pool is closed.
         """
         self.check_open()
         with self._lock:
-            others = [old for old in self._states if old.ids != state.ids[: len(old.ids)]]
-            self._states = [*others, state]
+            kept = [old for old in self._states if old.ids != state.ids[: len(old.ids)]]
+            self._states = [*kept, state]
 
     def forget(self) -> None:
         """Forget prompts and states."""
@@ -76,10 +90,10 @@ class SessionPool:
             del self._idle[1:]
 
     def close(self) -> None:
-        """Close the graph, once the calls that other threads are computing are done; forget everything."""
+        """Forget everything, and close the graph once the calls of other threads are finished."""
         self.closed = True
         self._idle, self._states = [], []
-        self._first.close()
+        self._graph.close()
 
     def check_open(self) -> None:
         """Raises ClosedError where `close` was called."""
@@ -88,11 +102,12 @@ class SessionPool:
 
     @contextmanager
     def borrowed(self, prompt: Sequence[int] = (), *, keep: bool = True) -> Iterator[tuple[Session, int]]:
-        """A session that holds the first n tokens of `prompt` and nothing else, and n.
+        """Lend a session that holds the first n tokens of `prompt` and no others; yields the session and n.
 
-        Whoever gives tokens gives the rest of them first, two or more at a time.
+        Feed the rest of the prompt first, at least two tokens per call.
 
         Args:
+            prompt: token ids of the prompt.
             keep: whether the session will still begin with `prompt` when it comes back.
 
         Raises:
@@ -100,9 +115,10 @@ class SessionPool:
             InsufficientMemoryError: there is no room for another cache.
         """
         self.check_open()
-        process = os.getpid()
-        found, content, reused = self._take(prompt)
-        idle = found or _Idle(self._first.sibling())
+        forks = self._forks
+        idle, content, reused = self._take(prompt)
+        if idle is None:
+            idle = _Idle(self._graph.session(self._prefix))
         session = idle.session
         if content is not None:
             session.restore(content)
@@ -111,32 +127,37 @@ class SessionPool:
         try:
             yield session, reused
         finally:
-            if os.getpid() == process:  # else it is from before a fork
+            if self._forks == forks:  # a session from before a fork is of no use
                 self._take_back(idle, prompt if keep else ())
 
     def _take(self, prompt: Sequence[int]) -> tuple[_Idle | None, KeysValues | None, int]:
-        """An idle session, None for a new one; what it has to be given first; how much of the prompt it holds then."""
+        """Choose a session for `prompt`.
+
+        Returns:
+            An idle session, or None for a new one; keys and values to restore in it first, if any; and how many tokens
+            of the prompt it holds then.
+        """
         with self._lock:
-            kept = self._idle  # `close` leaves this list alone
+            kept = self._idle  # `close` replaces this list and does not change it
             best = max(kept, key=lambda idle: shared_tokens(idle.prompt, prompt), default=None)
             reused = 0 if best is None else shared_tokens(best.prompt, prompt)
-            content, stored = most_shared([*self._always, *self._states], prompt)
+            content, stored = most_shared([*self._permanent, *self._states], prompt)
             if stored <= reused and best is not None and reused:
                 kept.remove(best)
                 return best, None, reused
-            # One that remembers nothing, or a new one where there is room for both, or the one used least lately.
+            # Prefer a session that remembers nothing, then a new one if both fit, then the least recently used one.
             empty = next((idle for idle in kept if not idle.prompt), None)
             if empty is not None:
                 kept.remove(empty)
                 return empty, content, stored
-            if kept and self._bytes(kept) + len(prompt) * self._first.bytes_per_token > self.limit_bytes:
+            if kept and self._bytes(kept) + len(prompt) * kept[0].session.bytes_per_token > self.limit_bytes:
                 return kept.pop(0), content, stored
             return None, content, stored
 
     def _take_back(self, idle: _Idle, prompt: Sequence[int]) -> None:
         session, held = idle.session, idle.session.position
-        if session.prefix is not self._first.prefix:
-            session.begin_after(self._first.prefix)
+        if session.prefix is not self._prefix:
+            session.begin_after(self._prefix)
             held = 0
         idle.prompt = tuple(prompt[:held]) if len(prompt) >= LEAST_TOKENS else ()
         with self._lock:
@@ -148,21 +169,10 @@ class SessionPool:
             self._idle = []
 
     def _bytes(self, kept: list[_Idle]) -> int:
-        return sum(idle.session.most_tokens for idle in kept) * self._first.bytes_per_token
+        return sum(idle.session.high_water_tokens * idle.session.bytes_per_token for idle in kept)
 
-    def _after_fork(self) -> None:
-        """In the child: the sessions' threads stayed behind, and another thread may have held the lock."""
+    def after_fork(self) -> None:
+        """In a forked child: another thread may have held the lock, and the sessions' threads stayed behind."""
+        self._forks += 1
         self._lock = threading.RLock()
         self._idle = []
-
-
-_pools: weakref.WeakSet[SessionPool] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -21,9 +21,8 @@ import numpy as np
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import PREFIX_FILE, VALUE_DIVISORS_FILE, Manifest
 from edgelm.bundle.strict_json import Bytes, Count
-from edgelm.engine.call import KeysValues
 from edgelm.errors import PrefixError
-from edgelm.ids import LEAST_TOKENS
+from edgelm.ids import LEAST_TOKENS, KeysValues
 from edgelm.reuse.kv_file import (
     KvDtype,
     KvFileError,

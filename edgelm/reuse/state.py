@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgelm.bundle.manifest import Manifest
-from edgelm.engine.call import KeysValues
 from edgelm.errors import StateError
-from edgelm.ids import shared_tokens
+from edgelm.ids import KeysValues, shared_tokens
 from edgelm.reuse.kv_file import (
     KvDtype,
     KvFileError,

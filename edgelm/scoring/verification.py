@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from edgelm.bundle.certificate import Reference
 from edgelm.bundle.reference import LogProbabilities, ReferenceData, rounded, rows_of
-from edgelm.engine.call import Logits
 from edgelm.engine.session import Session
+from edgelm.ids import Logits
 from edgelm.scoring.comparison import SLICE_ROWS, log_softmax
 
 NOISE_FACTOR = 1.5

@@ -23,7 +23,7 @@ from edgelm.bundle.manifest import (
     Source,
 )
 from edgelm.decoding.generation_config import GenerationConfig, config_from_file
-from edgelm.engine.device import default_threads
+from edgelm.engine.machine import default_threads
 from edgelm.errors import ConfigError, ExportError
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.certify.certificate import EvaluationText, certify, read_eval_text

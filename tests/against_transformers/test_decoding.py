@@ -18,6 +18,7 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import DecodingSession
 from edgelm.decoding.sampling import beam_uniforms, candidates, draw, draw_without_replacement, filters_of, uniform
+from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm_export.pipeline import export
 from tests.export.checkpoints import Shape, TinyExport
@@ -190,7 +191,7 @@ def test_the_same_ids_as_transformers(tiny_export: TinyExport, kind: str) -> Non
 def test_the_same_ids_on_a_trained_model(shared_folder: Path, tmp_path: Path) -> None:
     checkpoint = shared_folder / "checkpoints" / "stories-6m"
     bundle = export(str(checkpoint), tmp_path / "stories", "fp32").bundle
-    session = Session.open(bundle, device="cpu", threads=1)
+    session = Graph.open(bundle, device="cpu", threads=1).session()
     model = transformers.GPT2LMHeadModel.from_pretrained(checkpoint, attn_implementation="eager").eval()
     for kind in KINDS:
         check(model, session, kind, 6, seed=1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgelm.bundle.certificate import Reference
 from edgelm.bundle.folder import Bundle, default_bundle_path, file_fact
 from edgelm.bundle.reference import ReferenceData, encode_reference, read_reference
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.errors import BundleError
 from edgelm.scoring.verification import Check, Drift, Figures, checks, drift, figures, observe, observe_session
 from tests.conftest import ROOT, TINY_BUNDLE, RunCommand, edit_manifest
@@ -121,7 +121,7 @@ def test_a_reference_that_was_made_anew_must_fit_the_manifest(tiny_copy: Path) -
     data.source_next[1] -= 1.0
     write_reference(tiny_copy, encode_reference(data))
     facts, data = read_reference(Bundle.read(tiny_copy))
-    observed = observe_session(facts, data, Session.open(bundle, device="cpu", threads=1))
+    observed = observe_session(facts, data, Graph.open(bundle, device="cpu", threads=1).session())
     made = checks(facts, data, figures(facts, data, observed), drift(data, observed))
     assert [check.name for check in made if not check.passed] == ["source's perplexity"]
 

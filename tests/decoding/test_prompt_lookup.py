@@ -13,7 +13,7 @@ from edgelm import ConfigError, GenerationConfig, Model
 from edgelm.decoding.loop import generate
 from edgelm.decoding.prompt_lookup import FIRST_CREDIT, LOSS_SHARE, MOST_CREDIT, PromptLookup, continuation
 from edgelm.decoding.request import Step
-from edgelm.engine.draft_cost import FOUR_BITS, OTHERS, DraftCost, draft_cost
+from edgelm.engine.call import FOUR_BIT_DRAFTS, OTHER_DRAFTS, DraftCost, draft_cost
 from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows, flat_rows
 
 
@@ -58,38 +58,38 @@ def widths(drafts: PromptLookup, comes_true: list[int]) -> list[int]:
 
 def test_the_width_follows_success() -> None:
     """After one right guess, which costs nothing."""
-    assert widths(PromptLookup(8, FOUR_BITS), [9, 9, 9, 9, 3, 9, 9]) == [0, 2, 4, 8, 8, 3, 6]
-    assert widths(PromptLookup(1, FOUR_BITS), [9, 9, 9]) == [0, 1, 1]
-    assert PromptLookup(8, FOUR_BITS).draft(ids(5, 5, 5), 0) == []
+    assert widths(PromptLookup(8, FOUR_BIT_DRAFTS), [9, 9, 9, 9, 3, 9, 9]) == [0, 2, 4, 8, 8, 3, 6]
+    assert widths(PromptLookup(1, FOUR_BIT_DRAFTS), [9, 9, 9]) == [0, 1, 1]
+    assert PromptLookup(8, FOUR_BIT_DRAFTS).draft(ids(5, 5, 5), 0) == []
 
 
 def test_guesses_that_are_wrong_cost_nothing() -> None:
-    assert widths(PromptLookup(8, FOUR_BITS), [0] * 50) == [0] * 50
+    assert widths(PromptLookup(8, FOUR_BIT_DRAFTS), [0] * 50) == [0] * 50
 
 
 def test_drafts_that_fail_become_rare() -> None:
     """Here every guess is right and every draft is wrong: the worst case."""
-    drafts, tried = PromptLookup(8, FOUR_BITS), []
+    drafts, tried = PromptLookup(8, FOUR_BIT_DRAFTS), []
     for step in range(1000):
         draft = drafts.draft(ids(*[5] * 9), 100)
         drafts.learn([6] if draft else [5])
         tried += [step] if draft else []
     assert tried[:3] == [1, 4, 80]
-    assert len(tried) <= 2 + 1000 * LOSS_SHARE / FOUR_BITS.of(1)
+    assert len(tried) <= 2 + 1000 * LOSS_SHARE / FOUR_BIT_DRAFTS.of(1)
 
 
 def test_a_draft_costs_most_where_weights_have_four_bits() -> None:
     recipe = edgelm.Bundle.read(TINY_BUNDLE).manifest.recipe
-    assert draft_cost(recipe) == OTHERS
+    assert draft_cost(recipe) == OTHER_DRAFTS
     some = replace(recipe, matrices=(*recipe.matrices, replace(recipe.matrices[0], bits=4)))
-    assert draft_cost(some) == FOUR_BITS
-    assert [FOUR_BITS.affordable(credit) for credit in (0, 0.7, 0.8, 1.19, 1.2, 4)] == [0, 0, 1, 1, 2, 9]
-    assert all(FOUR_BITS.affordable(FOUR_BITS.of(n)) == n for n in range(1, 65))
+    assert draft_cost(some) == FOUR_BIT_DRAFTS
+    assert [FOUR_BIT_DRAFTS.affordable(credit) for credit in (0, 0.7, 0.8, 1.19, 1.2, 4)] == [0, 0, 1, 1, 2, 9]
+    assert all(FOUR_BIT_DRAFTS.affordable(FOUR_BIT_DRAFTS.of(n)) == n for n in range(1, 65))
 
 
 @given(
     most=st.integers(1, 64),
-    cost=st.sampled_from([FOUR_BITS, OTHERS]),
+    cost=st.sampled_from([FOUR_BIT_DRAFTS, OTHER_DRAFTS]),
     turns=st.lists(st.tuples(st.booleans(), st.integers(0, 64)), min_size=1, max_size=300),
 )
 def test_what_drafts_lose_is_bounded(most: int, cost: DraftCost, turns: list[tuple[bool, int]]) -> None:

@@ -19,6 +19,7 @@ from edgelm.bundle.folder import default_bundle_path
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
 from edgelm.decoding.scheduler import Handle, Scheduler
+from edgelm.engine.graph import Graph
 from tests.conftest import TINY_BUNDLE
 
 Tokens = list[int | None]
@@ -26,12 +27,12 @@ Tokens = list[int | None]
 
 @pytest.fixture(scope="module")
 def tiny() -> Session:
-    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    return Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
 
 
 @pytest.fixture(scope="module")
 def int8() -> Session:
-    return Session.open(Bundle.read(default_bundle_path()), device="cpu", threads=1)
+    return Graph.open(Bundle.read(default_bundle_path()), device="cpu", threads=1).session()
 
 
 def config(**options: Any) -> GenerationConfig:

@@ -12,6 +12,7 @@ import pytest
 from edgelm import Bundle, ConfigError, Session
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.loop import generate
+from edgelm.engine.graph import Graph
 from tests.conftest import DATA, TINY_BUNDLE, FakeSession
 
 GOLDEN = json.loads((DATA / "tiny-gpt2-searches.json").read_text(encoding="utf-8"))
@@ -19,7 +20,7 @@ GOLDEN = json.loads((DATA / "tiny-gpt2-searches.json").read_text(encoding="utf-8
 
 @pytest.fixture(scope="module")
 def tiny() -> Session:
-    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    return Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
 
 
 def rows(session: Session, prompt: list[int], options: dict[str, Any]) -> list[list[int]]:

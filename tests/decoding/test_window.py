@@ -9,7 +9,7 @@ import edgelm
 from edgelm import ConfigError, ContextError, Model
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.window import WindowSession, fitted
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from tests.conftest import TINY_BUNDLE, FakeSession, RunCommand, counting_rows
 
 
@@ -132,7 +132,7 @@ def test_a_window_gives_what_encoding_its_text_anew_gives(model: Model) -> None:
         model.generate(prompt, context_overflow="window", pinned_tokens=pinned, **options).choices[0].token_ids
     )
     text = prompt + found
-    session = Session.open(edgelm.Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    session = Graph.open(edgelm.Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
     session.step(prompt[:pinned] + text[context - kept : context])
     after = []
     for token in text[context : context + 7]:

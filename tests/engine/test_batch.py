@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edgelm import Bundle, ContextError, PromptError, Session
+from edgelm.engine.graph import Graph
 from tests.conftest import TINY_BUNDLE
 
 PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 9)]
@@ -11,7 +12,7 @@ PROMPT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 9)]
 
 @pytest.fixture(scope="module")
 def tiny() -> Session:
-    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    return Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
 
 
 def alone(session: Session, tokens: list[int]) -> np.ndarray:
@@ -90,7 +91,7 @@ def test_limits(tiny: Session) -> None:
 
 @pytest.mark.parametrize("ids", [[5, 99_999], [5, -1]])
 def test_unknown_ids_are_refused(ids: list[int]) -> None:
-    session = Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    session = Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
     session.step([1, 2])
     batch = session.batch(2, 10)
     with pytest.raises(PromptError, match="is out of range: this model knows 0 to 299"):

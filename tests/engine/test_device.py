@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from edgelm import Bundle, DeviceError
-from edgelm.engine.device import Device, choose_device, create_inference_session, default_threads, require_version
+from edgelm.engine.device import Device, choose_device, open_inference_session, require_version
+from edgelm.engine.machine import default_threads
 from tests.conftest import TINY_BUNDLE
 
 CPU_GRAPH = Bundle.read(TINY_BUNDLE).manifest.graph
@@ -55,7 +56,7 @@ def test_cuda_that_does_not_load_is_an_error() -> None:
         InferenceSession=lambda *args, **kw: SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]),
     )
     with pytest.raises(DeviceError, match="cannot use device 'cuda:0': the CUDA provider did not load"):
-        create_inference_session(TINY_BUNDLE / "model.onnx", Device("cuda"), 1, fake)  # type: ignore[arg-type]
+        open_inference_session(TINY_BUNDLE / "model.onnx", Device("cuda"), 1, fake)  # type: ignore[arg-type]
 
 
 def test_versions_compare_as_numbers() -> None:
@@ -68,9 +69,9 @@ def test_versions_compare_as_numbers() -> None:
 
 def test_default_threads_are_what_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr("edgelm.engine.device._cgroup_cpus", lambda: 1.5)
+    monkeypatch.setattr("edgelm.engine.machine._cgroup_cpus", lambda: 1.5)
     assert default_threads() == 2
-    monkeypatch.setattr("edgelm.engine.device._cgroup_cpus", lambda: None)
+    monkeypatch.setattr("edgelm.engine.machine._cgroup_cpus", lambda: None)
     assert default_threads() == 4
-    monkeypatch.setattr("edgelm.engine.device._cgroup_cpus", lambda: 0.1)
+    monkeypatch.setattr("edgelm.engine.machine._cgroup_cpus", lambda: 0.1)
     assert default_threads() == 1

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgelm.engine.graph import LONG_USE_RUNS, OpenGraph
+from edgelm import Bundle
+from edgelm.engine.graph import LONG_USE_RUNS, Graph
 from edgelm.engine.huge_pages import HUGE_PAGE_BYTES, LoadedMemory, Range, ranges_without, whole_pages
+from tests.conftest import TINY_BUNDLE
 
 
 @pytest.mark.parametrize(
@@ -68,27 +70,12 @@ def test_nothing_recorded_nothing_moved() -> None:
     assert LoadedMemory().move_into_huge_pages() == 0
 
 
-class Runs:
-    """An ``InferenceSession`` that only counts."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def io_binding(self) -> object:
-        return object()
-
-    def run_with_iobinding(self, binding: object) -> None:
-        self.count += 1
-
-
-def test_a_graph_settles_once_and_only_in_long_use() -> None:
+def test_a_graph_settles_once_and_only_in_long_use(monkeypatch: pytest.MonkeyPatch) -> None:
     settled: list[int] = []
-    runs = Runs()
-    graph = OpenGraph(lambda: runs, lambda: settled.append(runs.count))
-    binding = graph.io_binding()
-    for _ in range(LONG_USE_RUNS - 1):
-        graph.run_with_iobinding(binding)
-    assert settled == []
-    for _ in range(50):
-        graph.run_with_iobinding(binding)
-    assert settled == [LONG_USE_RUNS - 1]
+    runs = 0
+    monkeypatch.setattr(LoadedMemory, "move_into_huge_pages", lambda self: settled.append(runs))
+    session = Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
+    for runs in range(LONG_USE_RUNS + 50):
+        assert settled == ([] if runs < LONG_USE_RUNS else [LONG_USE_RUNS - 1])
+        session.step([1])
+        session.rewind(1)

@@ -171,7 +171,7 @@ def test_a_cache_is_not_shared_with_a_forked_child(model: Model) -> None:
     model.session.rewind(1)
     child = os.fork()
     if child == 0:
-        model.session._cache._whole[:] = 0  # type: ignore[index]
+        model.session._cache._array[:] = 0  # type: ignore[attr-defined]
         os._exit(0)
     os.waitpid(child, 0)
     assert (model.session.step([4]) == expected).all()

@@ -8,8 +8,9 @@ import pytest
 
 from edgelm import Bundle, ContextError, DeviceError, PromptError, Session
 from edgelm.bundle.folder import default_bundle_path
-from edgelm.engine import session as session_module
+from edgelm.engine import graph as graph_module
 from edgelm.engine.device import Device
+from edgelm.engine.graph import Graph
 from edgelm.ids import prompt_chunks
 from tests.conftest import TINY_BUNDLE
 
@@ -18,12 +19,12 @@ TEXT = [int(i) for i in np.random.default_rng(0).integers(0, 300, 40)]
 
 @pytest.fixture(scope="module")
 def tiny() -> Session:
-    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+    return Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
 
 
 @pytest.fixture(scope="module")
 def int8() -> Session:
-    return Session.open(Bundle.read(default_bundle_path()), device="cpu", threads=1)
+    return Graph.open(Bundle.read(default_bundle_path()), device="cpu", threads=1).session()
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +179,7 @@ def test_an_odd_chunk_fits_at_the_end_of_the_context(int8: Session) -> None:
 
 def test_int8_is_the_same_bit_for_bit_on_any_number_of_threads(int8: Session) -> None:
     expected = int8.score(TEXT)
-    two = Session.open(int8.bundle, device="cpu", threads=2)
+    two = Graph.open(int8.bundle, device="cpu", threads=2).session()
     assert np.array_equal(two.score(TEXT), expected)
 
 
@@ -194,13 +195,13 @@ def test_chunks_never_end_in_a_single_token(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, 5000])
 def test_threads_are_checked(threads: Any) -> None:
     with pytest.raises(DeviceError, match="threads must be a whole number from 1 to 1024"):
-        Session.open(Bundle.read(TINY_BUNDLE), threads=threads)
+        Graph.open(Bundle.read(TINY_BUNDLE), threads=threads).session()
 
 
 def test_batch_invariance_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "choose_device", lambda *_: Device("cuda", 1))
+    monkeypatch.setattr(graph_module, "choose_device", lambda *_: Device("cuda", 1))
     with pytest.raises(DeviceError, match="works on the CPU only, not on cuda:1"):
-        Session.open(Bundle.read(TINY_BUNDLE), batch_invariant=True)
+        Graph.open(Bundle.read(TINY_BUNDLE), batch_invariant=True).session()
 
 
 def test_caches_are_freed_with_their_session(tiny: Session) -> None:
@@ -221,7 +222,7 @@ def test_caches_are_freed_with_their_session(tiny: Session) -> None:
 @pytest.mark.parametrize("bundle", [TINY_BUNDLE, default_bundle_path()])
 def test_no_chunk_ends_in_a_tile_of_one_token(bundle: Path) -> None:
     """Attention computes queries in tiles of twice the head's width, and a tile of one token by another kernel."""
-    session = Session.open(Bundle.read(bundle), device="cpu", threads=1)
+    session = Graph.open(Bundle.read(bundle), device="cpu", threads=1).session()
     tile = 2 * session.bundle.manifest.architecture.head_dim
     for length in (tile + 1, tile + 3, 2 * tile + 1, 2 * tile + 8):
         ids = np.random.default_rng(length).integers(0, session.vocab_size, length)
@@ -240,6 +241,6 @@ def test_switches_and_devices_are_checked() -> None:
     wrong: Any = "no"
     for name in ("batch_invariant", "shared_threads"):
         with pytest.raises(DeviceError, match=f"{name} must be True or False, got 'no'"):
-            Session.open(bundle, **{name: wrong})
+            Graph.open(bundle, **{name: wrong}).session()
     with pytest.raises(DeviceError, match="device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got None"):
-        Session.open(bundle, device=None)  # type: ignore[arg-type]
+        Graph.open(bundle, device=None).session()  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.bundle.certificate import Certificate, Footprint
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm_export.pipeline import Exported, export
 
@@ -188,7 +189,9 @@ class Tiny:
 
     def session(self, threads: int = 1, *, batch_invariant: bool = False) -> Session:
         """The bundle's graph, loaded anew."""
-        return Session.open(self.exported.bundle, device="cpu", threads=threads, batch_invariant=batch_invariant)
+        return Graph.open(
+            self.exported.bundle, device="cpu", threads=threads, batch_invariant=batch_invariant
+        ).session()
 
     def text(self, seed: int = 0) -> Ids:
         """Random ids that fill the context."""

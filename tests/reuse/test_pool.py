@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgelm
-from edgelm import Bundle, Completion, Model, Session
+from edgelm import Bundle, Completion, Model
+from edgelm.engine.graph import Graph
 from edgelm.ids import shared_tokens
 from edgelm.reuse.pool import SessionPool
 from tests.conftest import TINY_BUNDLE
@@ -23,8 +24,8 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def session() -> Session:
-    return Session.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
+def graph() -> Graph:
+    return Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1)
 
 
 def fresh(prompt: list[int], **options: Any) -> Completion:
@@ -77,19 +78,21 @@ def test_searches_and_scores_are_not_disturbed(model: Model) -> None:
     assert model.generate(PROMPT, max_new_tokens=5, penalty_alpha=0.5, top_k=3).choices == wanted
 
 
-def test_the_limit_bounds_what_is_kept(session: Session) -> None:
+def test_the_limit_bounds_what_is_kept(graph: Graph) -> None:
+    bytes_per_token = graph.session().bytes_per_token
+
     def use(pool: SessionPool, first: int) -> int:
         with pool.borrowed([first, *PROMPT]) as (lent, reused):
             lent.step([first, *PROMPT][reused:])
             return reused
 
-    small = SessionPool(session)
+    small = SessionPool(graph)
     assert [use(small, first) for first in (0, 1, 0, 0)] == [0, 0, 0, 29]
-    assert small.idle_bytes == 31 * session.bytes_per_token
-    large = SessionPool(session, limit_bytes=3 * 31 * session.bytes_per_token)
+    assert small.idle_bytes == 31 * bytes_per_token
+    large = SessionPool(graph, limit_bytes=3 * 31 * bytes_per_token)
     assert [use(large, first) for first in (0, 1, 2, 0, 1, 2)] == [0, 0, 0, 29, 29, 29]
     assert [use(large, first) for first in (3, 0, 1)] == [0, 0, 0], "the one used least lately goes first"
-    assert large.idle_bytes == 3 * 31 * session.bytes_per_token
+    assert large.idle_bytes == 3 * 31 * bytes_per_token
 
 
 def test_threads_may_share_a_pool() -> None:
@@ -112,22 +115,24 @@ def test_threads_may_share_a_pool() -> None:
     assert not wrong
 
 
-def test_the_limit_counts_what_was_rewound(session: Session) -> None:
-    pool = SessionPool(session, limit_bytes=100 * session.bytes_per_token)
+def test_the_limit_counts_what_was_rewound(graph: Graph) -> None:
+    bytes_per_token = graph.session().bytes_per_token
+    pool = SessionPool(graph, limit_bytes=100 * bytes_per_token)
     with pool.borrowed(PROMPT) as (lent, _):
         lent.step([*PROMPT, 1, 2, 3])
         lent.rewind(3)
-    assert pool.idle_bytes == (len(PROMPT) + 3) * session.bytes_per_token
+    assert pool.idle_bytes == (len(PROMPT) + 3) * bytes_per_token
 
 
-def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(session: Session) -> None:
-    pool = SessionPool(session, limit_bytes=2 * 31 * session.bytes_per_token)
+def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(graph: Graph) -> None:
+    bytes_per_token = graph.session().bytes_per_token
+    pool = SessionPool(graph, limit_bytes=2 * 31 * bytes_per_token)
     with pool.borrowed(PROMPT) as (lent, _):
         lent.step(PROMPT)
     for _ in range(20):
         with pool.borrowed() as (lent, _):
             lent.step(PROMPT[:20])
-    assert pool.idle_bytes == (len(PROMPT) + 20) * session.bytes_per_token
+    assert pool.idle_bytes == (len(PROMPT) + 20) * bytes_per_token
     with pool.borrowed([*PROMPT, 5, 6]) as (_, reused):
         assert reused == len(PROMPT)
 

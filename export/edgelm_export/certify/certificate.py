@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgelm.bundle.certificate import Certificate, Footprint, Quality, Reference
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.reference import ReferenceData, encode_reference, rounded
+from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.errors import ExportError
 from edgelm.scoring.comparison import Logits, compare_texts
@@ -89,7 +90,7 @@ def certify(
     """
     report("measuring speed and memory in a process of its own")
     footprint = measure_footprint(draft.path)
-    session = Session.open(draft, device="cpu")
+    session = Graph.open(draft, device="cpu").session()
     measured: list[Quality] = []
     for text in texts:
         report(f"measuring the bundle against the reference on the text {text.name}")

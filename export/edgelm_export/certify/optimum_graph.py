@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from optimum.exporters.onnx import onnx_export_from_model
 
-from edgelm.engine.device import default_threads, import_onnxruntime
+from edgelm.engine.device import import_onnxruntime
+from edgelm.engine.machine import default_threads
 from edgelm.errors import ExportError
 from edgelm_export.source.checkpoint import quiet_torch
 

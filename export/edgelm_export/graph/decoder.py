@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from edgelm.bundle.manifest import Graph, Matrix
+from edgelm.bundle.manifest import GraphFacts, Matrix
 from edgelm_export.graph.activations import write_activation
 from edgelm_export.graph.products import Products
 from edgelm_export.graph.writer import CONTRIB, GraphWriter
@@ -21,10 +21,10 @@ from edgelm_export.quantize.storage import FLOAT16
 MINIMUM_ONNXRUNTIME = "1.32"
 
 
-def write_graph(model: StoredGpt2, folder: Path) -> tuple[Graph, tuple[Matrix, ...]]:
+def write_graph(model: StoredGpt2, folder: Path) -> tuple[GraphFacts, tuple[Matrix, ...]]:
     """Write ``model.onnx`` and ``model.onnx.data`` into `folder`; returns their facts and the account of matrices."""
     half = model.stored[POSITION_TABLE].storage == FLOAT16
-    facts = Graph(
+    facts = GraphFacts(
         file="model.onnx",
         weights_file="model.onnx.data",
         minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
@@ -53,7 +53,7 @@ def write_graph(model: StoredGpt2, folder: Path) -> tuple[Graph, tuple[Matrix, .
 class _Body:
     """Writes the nodes in the order a token passes them."""
 
-    def __init__(self, weights: Gpt2Weights, facts: Graph, writer: GraphWriter, products: Products) -> None:
+    def __init__(self, weights: Gpt2Weights, facts: GraphFacts, writer: GraphWriter, products: Products) -> None:
         self._weights = weights
         self._facts = facts
         self._writer = writer
@@ -123,7 +123,7 @@ class _Body:
         return self._writer.weight(name, array.astype(self._products.dtype))
 
 
-def _signature(weights: Gpt2Weights, facts: Graph) -> tuple[list[Any], list[Any]]:
+def _signature(weights: Gpt2Weights, facts: GraphFacts) -> tuple[list[Any], list[Any]]:
     """The graph's inputs and outputs with their types and shapes."""
     sizes = weights.architecture
     types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}

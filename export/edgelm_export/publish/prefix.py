@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import PREFIX_FILE
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError, PrefixError
 from edgelm.reuse.bake import bake
 from edgelm.reuse.kv_file import KvDtype
@@ -39,7 +39,7 @@ class PrefixPlan:
         if self.text is None:
             shutil.copyfile(self.file, made)
         else:
-            bake(Session.open(bundle, device="cpu"), Tokenizer.of_bundle(bundle), self.text, made, self.dtype)
+            bake(Graph.open(bundle, device="cpu").session(), Tokenizer.of_bundle(bundle), self.text, made, self.dtype)
         prefix = read_prefix(made, bundle)
         shutil.copyfile(made, draft / PREFIX_FILE)  # with the permissions of its neighbours
         return prefix

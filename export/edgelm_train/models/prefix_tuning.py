@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgelm.engine.call import KeysValues
+from edgelm.ids import KeysValues
 from edgelm.reuse.prefix import write_learned_prefix
 from edgelm_export.source.checkpoint import Checkpoint, quiet_torch
 from edgelm_export.source.fingerprint import body_sha256

@@ -14,7 +14,7 @@ import pytest
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.bundle.reference import read_reference, rounded
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
 from edgelm.model import load
 from edgelm.scoring.comparison import log_softmax
@@ -51,7 +51,7 @@ def measured_again(bundle: Path, threads: int = 2) -> list[Check]:
     opened = Bundle.read(bundle)
     opened.verify()
     facts, data = read_reference(opened)
-    observed = observe_session(facts, data, Session.open(opened, device="cpu", threads=threads))
+    observed = observe_session(facts, data, Graph.open(opened, device="cpu", threads=threads).session())
     return checks(facts, data, figures(facts, data, observed), drift(data, observed))
 
 

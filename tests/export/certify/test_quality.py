@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgelm.bundle.manifest import FixedPrecision
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.model import Model, load
 from edgelm.scoring.comparison import Comparison, compare_texts
 from edgelm.text.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ def test_perplexity_with_outliers(
     stories_logits: Callable[[Ids], Logits],
     report: Report,
 ) -> None:
-    session = Session.open(make_bundle(str(outlier_checkpoint), precision).bundle, device="cpu")
+    session = Graph.open(make_bundle(str(outlier_checkpoint), precision).bundle, device="cpu").session()
     half = stories[: len(stories) // 2]
     measured = compare_texts(stories_logits, session, half)
     report(show(f"stories-6m with outliers {precision}", measured))

@@ -10,7 +10,7 @@ import transformers
 
 from edgelm import ExportError, Model, PrefixError
 from edgelm.bundle.manifest import FixedPrecision
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.model import load
 from edgelm.reuse.prefix import write_learned_prefix
 from edgelm.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def test_a_baked_text_is_the_text_before_the_prompt(precision: FixedPrecision, t
     assert baked.bundle.manifest.required_features == ("prefix",)
     assert "Before every prompt stand" in baked.bundle.file("README.md").read_text(encoding="utf-8")
     bundle = baked.bundle
-    with_text = Model(bundle, Tokenizer.of_bundle(bundle), Session.open(bundle, device="cpu", threads=1))
+    with_text = Model(Graph.open(bundle, device="cpu", threads=1), Tokenizer.of_bundle(bundle))
     model = load(bundle.path, device="cpu", threads=1)
     assert model.prefix is not None and model.prefix.text == TEXT
     for prompt in ("Q: tea?", "x", "\n"):

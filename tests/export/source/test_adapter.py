@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
 from edgelm_export.pipeline import export
 from edgelm_export.source.adapter import merge_adapter
@@ -109,7 +109,7 @@ def test_untied_base(tmp_path: Path) -> None:
 def test_exported_bundle_computes_what_peft_computes(kind: str, base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(base, tmp_path / "adapter", **KINDS[kind])
     exported = export(str(base), tmp_path / "out", "fp32", adapter=str(adapter))
-    session = Session.open(exported.bundle, device="cpu", threads=1)
+    session = Graph.open(exported.bundle, device="cpu", threads=1).session()
     assert np.abs(session.score(IDS) - unmerged_logits(base, adapter)).max() <= 1e-3
     model = merged(base, adapter).model
     with torch.no_grad():

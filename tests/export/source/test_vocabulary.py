@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
 from edgelm.model import load
 from edgelm.text.tokenizer import Tokenizer
@@ -222,7 +222,7 @@ def test_logits_of_what_stays_are_those_of_the_whole_model(tied: bool, tmp_path:
     assert new.encode("the cat sat on the mat then another cat") == [vocabulary.new_ids[i] for i in ids]
     whole = TorchModel(source)
     wanted = whole.logits(ids)[:, list(vocabulary.new_ids)]
-    session = Session.open(exported.bundle, device="cpu", threads=1)
+    session = Graph.open(exported.bundle, device="cpu", threads=1).session()
     assert np.abs(session.score(np.array([vocabulary.new_ids[i] for i in ids])) - wanted).max() <= 1e-4
     with torch.no_grad():
         exact = kept.model(torch.tensor([[vocabulary.new_ids[i] for i in ids]])).logits[0].numpy()

@@ -1,0 +1,182 @@
+"""Generation with text on both ends: prompts become runs, and runs are decoded one by one or side by side."""
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.decoding.generation_options import GenerationOptions
+from edgelm.decoding.loop import generate
+from edgelm.decoding.scheduler import Handle, Scheduler, check_max_rows
+from edgelm.decoding.window import WindowSession, behind_prefix, fitted
+from edgelm.errors import ConfigError, ContextError, PromptError
+from edgelm.generation.results import Chunk, Completion
+from edgelm.generation.run import TextRun
+from edgelm.reuse.pool import SessionPool
+from edgelm.reuse.prompts import Prompt, PromptEncoder
+
+Item = TypeVar("Item")
+
+
+class TextGeneration:
+    """Runs prompts in sessions of a pool. Several threads may call it at the same time."""
+
+    def __init__(self, encoder: PromptEncoder, sessions: SessionPool, context_length: int, load_seconds: float) -> None:
+        """Join finished parts.
+
+        Args:
+            encoder: turns prompts into token ids.
+            sessions: lends the sessions.
+            context_length: tokens that a session holds behind a learned prefix.
+            load_seconds: how long the model took to load, for the statistics.
+        """
+        self._encoder = encoder
+        self._sessions = sessions
+        self._context_length = context_length
+        self._load_seconds = load_seconds
+        self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
+
+    def run(self, prompt: Prompt, config: GenerationConfig) -> TextRun:
+        """Check a prompt and fit it into the context.
+
+        Raises:
+            PromptError: the prompt is empty, no text, or holds an unknown token id.
+            ContextError: the prompt does not fit behind the prefix.
+            ConfigError: `pinned_tokens` is more than half the context, or `max_length` less than the prompt.
+        """
+        if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
+            config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
+        seed = secrets.randbits(63) if config.seed is None else config.seed
+        ids = self._encoder.ids(prompt)
+        prefix_tokens, learned_tokens = self._encoder.prefix_tokens(ids), self._encoder.learned_tokens
+        prefix, own, room = ids[:prefix_tokens], ids[prefix_tokens:], self._context_length - prefix_tokens
+        kept, config = fitted(own, config, room)
+        if prefix_tokens + learned_tokens and len(kept) > room:
+            raise ContextError(
+                f"the prompt has {len(kept)} tokens, but behind its prefix of {prefix_tokens + learned_tokens} this "
+                f"model's context holds {room}: shorten the prompt, or set context_overflow to 'truncate' or 'window'"
+            )
+        if prefix_tokens:
+            config.new_token_limit(len(kept))  # refuses a max_length by the prompt's own length
+        if prefix_tokens or config.context_overflow == "truncate":
+            config = behind_prefix(config, prefix_tokens)  # nothing is left to cut
+        return TextRun(
+            self._encoder.tokenizer,
+            prompt,
+            prefix + kept,
+            config,
+            seed,
+            prefix_tokens=prefix_tokens,
+            learned_tokens=learned_tokens,
+            dropped_tokens=len(own) - len(kept),
+            load_seconds=self._load_seconds,
+        )
+
+    def stream(self, run: TextRun) -> Iterator[Chunk]:
+        """Decode the rows of `run` one after another; yields their chunks.
+
+        Raises:
+            ContextError, ConfigError, ClosedError: as `Model.generate`.
+        """
+        run.begin()
+        config, windowed = run.config, run.config.context_overflow == "window"
+        # A window forgets its prompt. Contrastive search needs the hidden states of the whole text, which are not kept.
+        known = () if config.penalty_alpha is not None else run.ids
+        with self._sessions.borrowed(known, keep=not windowed) as (session, reused):
+            run.reused_tokens = reused
+            run.window = WindowSession(session, config.pinned_tokens, run.ids[:reused]) if windowed else None
+            decoder = run.window or session
+            rows = generate(decoder, run.ids, config, run.seed, reused=reused, ends_text=run.ends_text)
+            for row, steps in enumerate(rows):
+                run.meter.prompt_is_computed()
+                for step in run.meter.timed(steps):
+                    chunk = run.push(row, step)
+                    if chunk is not None:
+                        yield chunk
+                        if chunk.finish_reason is not None:
+                            break
+
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        common: GenerationConfig,
+        each: Sequence[GenerationOptions] | None,
+        max_rows: int,
+    ) -> list[Completion]:
+        """Decode all prompts side by side.
+
+        Args:
+            prompts: texts or token ids.
+            common: options of all prompts.
+            each: options of each prompt, over `common`.
+            max_rows: how many rows decode at a time.
+
+        Raises: as `Model.generate_batch`.
+        """
+        check_max_rows(max_rows)
+        if isinstance(prompts, str):
+            raise PromptError("prompts must be a list, got one text: call generate for it")
+        prompts = _listed(prompts, "prompts must be a list of texts or of token ids")
+        own = (
+            [GenerationOptions() for _ in prompts] if each is None else _listed(each, "each must be a list of options")
+        )
+        if not all(isinstance(options, Mapping) for options in own):
+            raise ConfigError("each must hold the options of every prompt as a dict")
+        if len(own) != len(prompts):
+            raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
+        runs = [self.run(p, common.updated(dict(options))) for p, options in zip(prompts, own, strict=True)]
+        rows = sum(run.config.num_return_sequences for run in runs)
+        with self._sessions.borrowed() as (session, _):
+            scheduler = Scheduler(session, max_rows=min(max_rows, max(1, rows)), states=self._sessions.states)
+            chunks = _decode_together(scheduler, runs)
+        return [run.completion(found) for run, found in zip(runs, chunks, strict=True)]
+
+    def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
+        """The token ids at which DRY ends a repetition: the given ids, and every token that holds a given text."""
+        if breakers not in self._breaker_ids:
+            texts = [breaker for breaker in breakers if isinstance(breaker, str)]
+            ids = {breaker for breaker in breakers if isinstance(breaker, int)}
+            tokenizer = self._encoder.tokenizer
+            for token in range(tokenizer.vocab_size):
+                text = tokenizer.decode([token])
+                if any(breaker in text for breaker in texts):
+                    ids.add(token)
+            self._breaker_ids[breakers] = tuple(sorted(ids))
+        return self._breaker_ids[breakers]
+
+
+def _decode_together(scheduler: Scheduler, runs: Sequence[TextRun]) -> list[list[Chunk]]:
+    """Decode all rows of all `runs` to their ends; returns the chunks of each run.
+
+    Raises:
+        PromptError, ContextError, ConfigError: as `Scheduler.submit`, before anything is computed.
+        ClosedError: the graph is closed.
+        Exception: whatever the first text to fail raises.
+    """
+    owners: dict[Handle, tuple[int, int]] = {}
+    for index, run in enumerate(runs):
+        run.begin()
+        for row in range(run.config.num_return_sequences):
+            owners[scheduler.submit(run.ids, run.config, run.seed, row=row)] = index, row
+    chunks: list[list[Chunk]] = [[] for _ in runs]
+    while scheduler.pending:
+        for turn in scheduler.step():
+            index, row = owners[turn.handle]
+            if turn.step is None:
+                assert turn.error is not None  # a turn has a step or an error
+                raise turn.error
+            if turn.step.token_id is not None and not runs[index].meter.new_tokens:
+                runs[index].reused_tokens = turn.reused_tokens
+            chunk = runs[index].push(row, turn.step)
+            if chunk is not None:
+                chunks[index].append(chunk)
+                if chunk.finish_reason is not None:
+                    scheduler.cancel(turn.handle)
+    return chunks
+
+
+def _listed(values: Iterable[Item], expected: str) -> list[Item]:
+    try:
+        return list(values)
+    except TypeError:
+        raise PromptError(f"{expected}, got {type(values).__name__}") from None
