@@ -31,13 +31,11 @@ def whole_groups(rows: int) -> int:
 
 
 class Binding(Protocol):
-    """The part of ``onnxruntime.IOBinding`` that edgelm uses; `edgelm.engine.graph.GraphBinding` is one."""
+    """Inputs and outputs of one call; `edgelm.engine.graph.GraphBinding` is one."""
 
-    def bind_ortvalue_input(self, name: str, value: Any) -> None: ...
-
-    def bind_ortvalue_output(self, name: str, value: Any) -> None: ...
-
-    def bind_cpu_input(self, name: str, array: npt.NDArray[Any]) -> None: ...
+    @property
+    def io_binding(self) -> Any:
+        """The ``onnxruntime.IOBinding``."""
 
 
 class LoadedGraph(Protocol):
@@ -69,9 +67,8 @@ class LoadedGraph(Protocol):
 class Cache(ABC):
     """Keys and values of B rows in every layer, as a list of OrtValues (B, H, C, D): key 0, value 0, key 1, ..."""
 
-    def __init__(self, rows: int, values: list[Any]) -> None:
-        self.rows = rows
-        self.values = values
+    rows: int
+    values: list[Any]
 
     @abstractmethod
     def first_rows(self, count: int) -> list[Any]:
@@ -96,7 +93,7 @@ class HostCache(Cache):
     def __init__(self, onnxruntime: ModuleType, layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._make_value = onnxruntime.OrtValue.ortvalue_from_numpy
         self._array = untouched_zeros((2 * layers, *shape), dtype)  # (2·layers, B, H, C, D)
-        super().__init__(shape[0], [self._make_value(part) for part in self._array])
+        self.rows, self.values = shape[0], [self._make_value(part) for part in self._array]
 
     def first_rows(self, count: int) -> list[Any]:
         return self.values if count == self.rows else [self._make_value(part[:count]) for part in self._array]
@@ -119,7 +116,8 @@ class DeviceCache(Cache):
         self, onnxruntime: ModuleType, device: Device, layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> None:
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-        super().__init__(shape[0], [make(shape, dtype.type, device.kind, device.index) for _ in range(2 * layers)])
+        self.rows = shape[0]
+        self.values = [make(shape, dtype.type, device.kind, device.index) for _ in range(2 * layers)]
 
     def first_rows(self, count: int) -> list[Any]:
         return self.values  # a device has no views: every call computes all rows

@@ -60,21 +60,22 @@ class GraphCall:
         if names.position_ids is not None:
             self._inputs[names.position_ids] = self._position_ids
         self._binding = graph.new_binding()
+        io_binding = self._binding.io_binding
         ort_value = graph.onnxruntime.OrtValue.ortvalue_from_numpy
-        self._binding.bind_ortvalue_output(names.logits, ort_value(self._logits))
+        io_binding.bind_ortvalue_output(names.logits, ort_value(self._logits))
         if hidden:
-            self._binding.bind_ortvalue_output(names.hidden_states, ort_value(self._hidden))
+            io_binding.bind_ortvalue_output(names.hidden_states, ort_value(self._hidden))
         values = cache.first_rows(rows)
         for layer in range(facts.num_layers):
             for part in range(2):
                 value = values[2 * layer + part]
-                self._binding.bind_ortvalue_input(names.past_names[part].replace("{layer}", str(layer)), value)
-                self._binding.bind_ortvalue_output(names.present_names[part].replace("{layer}", str(layer)), value)
+                io_binding.bind_ortvalue_input(names.past_names[part].replace("{layer}", str(layer)), value)
+                io_binding.bind_ortvalue_output(names.present_names[part].replace("{layer}", str(layer)), value)
         # On the CPU a bound OrtValue is a view of its array, so it is bound once. Elsewhere binding copies.
         self._bound_once = graph.device.kind == "cpu"
         if self._bound_once:
             for name, array in self._inputs.items():
-                self._binding.bind_ortvalue_input(name, ort_value(array))
+                io_binding.bind_ortvalue_input(name, ort_value(array))
 
     @property
     def hidden(self) -> Hidden:
@@ -104,7 +105,7 @@ class GraphCall:
         self._total_sequence_length[...] = longest + new_tokens + self._padding
         if not self._bound_once:
             for name, array in self._inputs.items():
-                self._binding.bind_cpu_input(name, array)
+                self._binding.io_binding.bind_cpu_input(name, array)
         self._graph.run(self._binding)
         return self._logits[: self._logit_rows]
 

@@ -10,8 +10,6 @@ import weakref
 from types import ModuleType
 from typing import Any, Literal
 
-import numpy.typing as npt
-
 from edgelm.bundle.folder import Bundle
 from edgelm.engine.cache import Binding
 from edgelm.engine.device import (
@@ -242,29 +240,17 @@ class GraphBinding:
 
     @property
     def io_binding(self) -> Any:
-        """The ``IOBinding``.
+        """The ``onnxruntime.IOBinding``.
 
         Raises:
             ClosedError, ForkError: the binding has ended.
         """
-        io_binding = self._io_binding
+        io_binding = self._io_binding  # read first, because another thread may end the binding meanwhile
         if self._state == "closed":
             raise ClosedError(_MESSAGES["closed"])
         if self._state == "forked":
             raise ForkError(_MESSAGES["forked"])
         return io_binding
-
-    def bind_ortvalue_input(self, name: str, value: Any) -> None:
-        """As ``IOBinding.bind_ortvalue_input``."""
-        self.io_binding.bind_ortvalue_input(name, value)
-
-    def bind_ortvalue_output(self, name: str, value: Any) -> None:
-        """As ``IOBinding.bind_ortvalue_output``."""
-        self.io_binding.bind_ortvalue_output(name, value)
-
-    def bind_cpu_input(self, name: str, array: npt.NDArray[Any]) -> None:
-        """As ``IOBinding.bind_cpu_input``."""
-        self.io_binding.bind_cpu_input(name, array)
 
     def end(self, state: GraphState) -> None:
         """Let go of the ``IOBinding``. Later uses raise the error of `state`."""

@@ -36,9 +36,14 @@ class Session:
         self.bundle, self.device, self.threads = graph.bundle, graph.device, graph.threads
         self.shared_threads, self.batch_invariant = graph.shared_threads, graph.batch_invariant
         facts = self.bundle.manifest.architecture
+        self.vocab_size = facts.vocab_size
+        """V: token ids are 0 to V - 1."""
+        self.context_length = facts.context_length
+        """C: how many tokens the cache can hold behind the prefix."""
         # A batch invariant session computes single tokens in a whole row group, beside rows that nobody reads.
         self._cache = new_cache(graph, ROW_GROUP if graph.batch_invariant else 1, facts.context_length)
-        self._prefix: KeysValues | None = None
+        self.prefix: KeysValues | None = None
+        """Keys and values that stand before every text here; see `begin_after`."""
         self._base = self._position = 0  # cache positions where texts begin and where the next token goes
         self._high_water_tokens = 0
         self._short_calls = {1: self._call(1, 1)}
@@ -46,24 +51,9 @@ class Session:
             self.begin_after(prefix)
 
     @property
-    def vocab_size(self) -> int:
-        """V: token ids are 0 to V - 1."""
-        return self.bundle.manifest.architecture.vocab_size
-
-    @property
-    def context_length(self) -> int:
-        """C: how many tokens the cache can hold behind the prefix."""
-        return self.bundle.manifest.architecture.context_length - self._base
-
-    @property
     def position(self) -> int:
         """P: how many tokens the cache holds behind the prefix."""
         return self._position - self._base
-
-    @property
-    def prefix(self) -> KeysValues | None:
-        """Keys and values that stand before every text here; see `begin_after`."""
-        return self._prefix
 
     @property
     def high_water_tokens(self) -> int:
@@ -87,7 +77,7 @@ class Session:
         Raises:
             ClosedError: the graph is closed.
         """
-        return Session(self._graph, self._prefix)
+        return Session(self._graph, self.prefix)
 
     def begin_after(self, prefix: KeysValues | None) -> None:
         """Forget all tokens, and begin every text behind `prefix` from now on.
@@ -105,9 +95,9 @@ class Session:
             raise ContextError(f"a prefix of {tokens} tokens leaves no room in a context of {context}")
         if prefix is not None:
             self._cache.write(0, 0, prefix)
-        self._prefix = prefix
+        self.prefix = prefix
         self._move_to(tokens)
-        self._base = tokens
+        self._base, self.context_length = tokens, context - tokens
 
     def step(self, ids: TokenIds) -> Logits:
         """Append `ids` (T,) to the cache; returns the logits of the last position, float32 (V,), the caller's own.

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.request import EndsText, Step
+from edgelm.decoding.request import Step
 from edgelm.decoding.window import WindowSession
 from edgelm.engine.memory import peak_rss_bytes
 from edgelm.generation.results import Chunk, Completion, Stats
@@ -100,28 +100,21 @@ class TextRun:
         text = prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
         return Completion.of_chunks(text, chunks, self.seed if self.config.do_sample else None)
 
-    @property
-    def ends_text(self) -> EndsText | None:
-        """Whether new tokens complete a stop string: beam search asks this for each beam. None where nobody asks."""
-        if not self.config.stop_strings or self.config.num_beams == 1:
-            return None
-
-        def ends(new: Sequence[int]) -> bool:
-            text = self._text_behind(self.ids[-1:])
-            for token in new:
-                text.push(token)
-            return text.stopped
-
-        return ends
+    def ends_text(self, new_ids: Sequence[int]) -> bool:
+        """Whether `new_ids` complete a stop string: beam search asks this for each beam."""
+        text = self._text_behind(self.ids[-1:])
+        for token in new_ids:
+            text.push(token)
+        return text.stopped
 
     def _stats(self) -> Stats:
-        meter, window = self.meter, self.window
+        meter, rates, window = self.meter, self.meter.rates(), self.window
         return Stats(
             prompt_tokens=len(self.ids) - self._prefix_tokens,
-            prefill_seconds=meter.prefill_seconds,
+            prefill_seconds=rates.prefill_seconds,
             new_tokens=meter.new_tokens,
-            decode_seconds=meter.decode_seconds,
-            tokens_per_second=meter.tokens_per_second,
+            decode_seconds=rates.decode_seconds,
+            tokens_per_second=rates.tokens_per_second,
             load_seconds=self._load_seconds,
             peak_rss_bytes=peak_rss_bytes(),
             dropped_tokens=self._dropped_tokens,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from edgelm.decoding.request import Step
 
@@ -57,21 +58,24 @@ class Meter:
         self.drafted_tokens += step.drafted
         self.accepted_tokens += step.was_drafted
 
-    @property
-    def prefill_seconds(self) -> float:
-        """From the start to the first step."""
-        return (self._now() if self._first_step is None else self._first_step) - self._started
-
-    @property
-    def decode_seconds(self) -> float:
-        """From the first token to the last; of a search, all its time."""
-        return max(0.0, self._last_token - self._first_token)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The rate without each row's first token, which belongs to the prompt; of a search, with all tokens."""
+    def rates(self) -> "Rates":
+        """The figures so far."""
+        first_step = self._now() if self._first_step is None else self._first_step
+        decode_seconds = max(0.0, self._last_token - self._first_token)
         counted = self.new_tokens if self._searching else self.new_tokens - len(self._rows)
-        return counted / self.decode_seconds if counted and self.decode_seconds else 0.0
+        rate = counted / decode_seconds if counted and decode_seconds else 0.0
+        return Rates(first_step - self._started, decode_seconds, rate)
 
     def _now(self) -> float:
         return (self._pause_began or time.perf_counter()) - self._paused_seconds
+
+
+class Rates(NamedTuple):
+    """What a `Meter` measured."""
+
+    prefill_seconds: float
+    """From the start to the first step."""
+    decode_seconds: float
+    """From the first token to the last; of a search, all its time."""
+    tokens_per_second: float
+    """Without each row's first token, which belongs to the prompt; of a search, with all tokens."""

@@ -85,8 +85,10 @@ class TextGeneration:
         with self._sessions.borrowed(known, keep=not windowed) as (session, reused):
             run.reused_tokens = reused
             run.window = WindowSession(session, config.pinned_tokens, run.ids[:reused]) if windowed else None
-            decoder = run.window or session
-            rows = generate(decoder, run.ids, config, run.seed, reused=reused, ends_text=run.ends_text)
+            decoder, asks = run.window or session, config.stop_strings and config.num_beams > 1
+            rows = generate(
+                decoder, run.ids, config, run.seed, reused=reused, ends_text=run.ends_text if asks else None
+            )
             for row, steps in enumerate(rows):
                 run.meter.prompt_is_computed()
                 for step in run.meter.timed(steps):
