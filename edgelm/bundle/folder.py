@@ -1,4 +1,4 @@
-"""A bundle on disk: read, checked, hashed. What a bundle is: ``docs/bundle-format.md``."""
+"""A bundle on disk: read, checked, hashed. ``docs/bundle-format.md`` describes the format."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle folder whose manifest, file list, sizes and small files have been checked."""
+    """A bundle folder. Its manifest, its file list, all sizes and the hashes of its small files have been checked."""
 
     path: Path
     """The folder, absolute."""
@@ -26,8 +26,11 @@ class Bundle:
     def read(cls, path: str | os.PathLike[str]) -> "Bundle":
         """Open the bundle in the folder `path`.
 
-        Checks the manifest and its digest, that exactly the listed files are there, their sizes, and the hashes
-        of all files but the weights (`verify` hashes those too).
+        This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, and the
+        hashes of all files except the weights. `verify` hashes the weights too.
+
+        Args:
+            path: the folder.
 
         Raises:
             BundleError: the folder is missing, is no bundle, or differs from its manifest.
@@ -48,10 +51,10 @@ class Bundle:
         return bundle
 
     def verify(self, progress: Callable[[str, int], None] | None = None) -> int:
-        """Hash every file, weights included; returns the number of bytes read.
+        """Hash every file, weights included; returns the total number of bytes.
 
         Args:
-            progress: called with each file's name and size before it is read.
+            progress: called with the name and the size in bytes of each file before it is read.
 
         Raises:
             BundleError: a file differs from what the manifest says.
@@ -66,17 +69,17 @@ class Bundle:
         return total
 
     def file(self, name: str) -> Path:
-        """The path of one of the bundle's files."""
+        """The path of the bundle's file `name`."""
         return self.path / name
 
     @property
     def size_bytes(self) -> int:
-        """The size of all files together, the manifest included."""
+        """Total size of all files, the manifest included."""
         return sum(f.size_bytes for f in self.manifest.files.values()) + self.file(MANIFEST_NAME).stat().st_size
 
     def _check_listing(self) -> None:
         listed = self.manifest.files
-        # Dot files (.gitattributes, .DS_Store) are never read and come and go with other tools.
+        # Other tools write dot files (.gitattributes, .DS_Store). They are never read.
         present = {entry.name for entry in os.scandir(self.path) if not entry.name.startswith(".")}
         for name in sorted(present - set(listed) - {MANIFEST_NAME}):
             raise BundleError(f"the file {name!r} is not listed in {MANIFEST_NAME}; remove it")

@@ -1,10 +1,10 @@
 """The reference file: tokens, and the log-probabilities that source and bundle gave them when the bundle was made.
 
-Little-endian arrays one after the other, without a header: every size follows from ``bundle.json``, so the file has
-exactly one right length. T tokens, K the source's likeliest tokens at a position, V vocabulary:
+The file holds little-endian arrays without a header. Every size follows from ``bundle.json``, so the file has exactly
+one right length. T tokens, K likeliest tokens of the source at a position, V vocabulary:
 
     ids          (T,)    uint16, or uint32 where V > 65,536
-    top_ids      (T, K)  the same; the source's likeliest first
+    top_ids      (T, K)  the type of ids; the source's likeliest token first
     source_top   (T, K)  uint16: negative log-probability in 1/1024 nat, capped at 65,535 (64 nats)
     bundle_top   (T, K)  uint16: of the same tokens
     source_next  (T,)    uint16: of the next token of the row; 0 at a row's end
@@ -32,7 +32,7 @@ _CAP = 65_535
 
 @dataclass(frozen=True, slots=True)
 class ReferenceData:
-    """The content of a reference file; log-probabilities in nats."""
+    """The content of a reference file. Log-probabilities are in nats."""
 
     ids: Ids  # (T,)
     top_ids: Ids  # (T, K)
@@ -44,10 +44,11 @@ class ReferenceData:
 
 
 def read_reference(bundle: Bundle) -> tuple[Reference, ReferenceData]:
-    """The reference of a bundle, with what ``bundle.json`` says of it.
+    """Read the reference of `bundle`; returns its facts from ``bundle.json`` and its content.
 
     Raises:
-        BundleError: the bundle has none, or it is not of the stated size, or holds an id outside the vocabulary.
+        BundleError: the bundle has no reference; or the file has another size than stated, an id outside the
+            vocabulary, or a NaN or infinity.
     """
     if bundle.manifest.certificate is None:
         raise BundleError(
@@ -72,12 +73,12 @@ def read_reference(bundle: Bundle) -> tuple[Reference, ReferenceData]:
         at += count * dtype.itemsize
         arrays[name] = _decoded(name, stored)
     if max(arrays["ids"].max(), arrays["top_ids"].max()) >= vocab or not np.isfinite(arrays["bundle_mean"]).all():
-        raise BundleError(f"{facts.file!r} holds a token id outside the vocabulary, or a number that is none")
+        raise BundleError(f"{facts.file!r} holds a token id outside the vocabulary, or a NaN or infinity")
     return facts, ReferenceData(**arrays)
 
 
 def encode_reference(data: ReferenceData) -> bytes:
-    """The bytes of a reference file."""
+    """The bytes of a reference file with the content `data`."""
     return b"".join(
         _encoded(name, getattr(data, name)).astype(dtype).tobytes()
         for name, dtype in _types(len(data.bundle_mean)).items()
@@ -85,13 +86,13 @@ def encode_reference(data: ReferenceData) -> bytes:
 
 
 def rows_of(facts: Reference, ids: Ids) -> Iterator[Ids]:
-    """The rows that `ids` (T,) are cut into, each to be fed into an empty cache."""
+    """The rows of the reference tokens `ids` (T,). Each is to be fed into an empty cache."""
     for start in range(0, len(ids), facts.row_tokens):
         yield ids[start : start + facts.row_tokens]
 
 
 def rounded(log_probabilities: LogProbabilities) -> LogProbabilities:
-    """As they come back from a reference file."""
+    """Log-probabilities as they come back from a reference file."""
     return _decoded("source_top", _encoded("source_top", log_probabilities))
 
 

@@ -1,7 +1,7 @@
-"""JSON read into frozen dataclasses, refusing anything ambiguous.
+"""JSON read into frozen dataclasses. Anything ambiguous is refused, so what is accepted has exactly one meaning.
 
-No duplicate keys, no NaN or Infinity, no unknown or missing fields, no bool where an int is meant,
-every number and every length bounded. What this module accepts has exactly one meaning.
+Refused are duplicate keys, NaN and Infinity, unknown and missing fields, and a bool where an int is meant. Every number
+and every length is bounded.
 """
 
 import json
@@ -18,12 +18,12 @@ MAX_NUMBER = 2**53  # JSON readers in other languages keep integers exact up to 
 
 
 class StrictJsonError(ValueError):
-    """The text is not JSON, or its content is not what was asked for."""
+    """The text is not JSON, or its content does not fit the dataclass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Bounds of a number, as metadata of ``Annotated[int, Between(1, 9)]``."""
+    """Bounds of a number, both included; metadata as in ``Annotated[int, Between(1, 9)]``."""
 
     low: float
     high: float
@@ -37,7 +37,8 @@ def parse_json(text: bytes) -> object:
     """Parse UTF-8 JSON strictly.
 
     Raises:
-        StrictJsonError: not UTF-8, not JSON, nested too deeply, a duplicate key, NaN or Infinity.
+        StrictJsonError: the text is not UTF-8, is not JSON, is nested too deeply, or holds a duplicate key, NaN or
+            Infinity.
     """
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
@@ -54,12 +55,17 @@ def parse_json(text: bytes) -> object:
 
 
 def from_json(cls: type[T], value: object, where: str = "") -> T:
-    """Build the dataclass `cls` from parsed JSON; every field must be there and no other.
+    """Build the dataclass `cls` from parsed JSON. Every field must be there, and no other field.
 
     A field whose default is None may be absent.
 
+    Args:
+        cls: the dataclass.
+        value: parsed JSON.
+        where: name of `value`, for messages.
+
     Raises:
-        StrictJsonError: naming the field as ``where.field`` and what is wrong with it.
+        StrictJsonError: a field is missing, unknown, mistyped or out of bounds; the message names it.
     """
     return cast(T, _convert(cls, value, where, None))
 

@@ -1,4 +1,4 @@
-"""How much memory a model takes, known before it is loaded, and how much this process may still take."""
+"""How much memory a model will take, how much this process takes, and how much more it may take."""
 
 import math
 import sys
@@ -9,35 +9,35 @@ from edgelm.bundle.folder import Bundle
 from edgelm.errors import InsufficientMemoryError
 
 RUNTIME_BYTES = 16 << 20
-"""What a session of no weights takes, beside the imported libraries. Measured, as the share: docs/embedding.md."""
+"""Memory of a loaded graph without weights, beyond the imported libraries. Measured: docs/embedding.md."""
 PREPACKED_SHARE = 1.06
-"""ONNX Runtime copies weights into the order its kernels want; the pages of their file are not needed afterwards."""
+"""ONNX Runtime copies the weights into the order that its kernels need. The file's pages are not needed afterwards."""
 PREFILL_TOKENS = 256
-"""Activations are those of one piece of a prompt (`edgelm.ids.PREFILL_CHUNK_TOKENS`)."""
+"""Activations exist for one chunk of a prompt at a time (`edgelm.ids.PREFILL_CHUNK_TOKENS`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """A model's memory, in bytes. The forecast is what it is expected to need, present is what is."""
+    """A model's memory, in bytes: the forecast before it is loaded, and what the process takes now."""
 
     weights_bytes: int
-    """The weights' file, mapped: the system may drop these pages, and they are not in the forecast."""
+    """Size of the weights file. It is mapped, so the system may drop its pages; the forecast does not count them."""
     prepacked_bytes: int
-    """The weights as the kernels want them, made when the model is loaded."""
+    """The weights in the order that the kernels need, made when the model is loaded."""
     cache_bytes: int
-    """Keys and values of one text that fills the context; each text generated at the same time has its own."""
+    """Keys and values of one text that fills the context. Each text generated at the same time takes this much."""
     activation_bytes: int
-    """What computing a long prompt needs beside, once."""
+    """Activations of a long prompt, once for all texts."""
     prefix_bytes: int
-    """The keys and values that stand before every prompt, beside the copy in each text's cache."""
+    """The prefix's keys and values, beside the copy in each text's cache."""
     forecast_bytes: int
-    """What one text at a time needs, beside Python and the imported libraries."""
+    """Memory for one text at a time, beyond Python and the imported libraries."""
     present_bytes: int
-    """Resident memory of this process now, everything in it; 0 where the system does not say."""
+    """Resident memory of the whole process now; 0 where the system does not tell."""
 
     @classmethod
     def of(cls, bundle: Bundle, prefix_bytes: int = 0) -> "ModelMemory":
-        """The forecast for a bundle, and a prefix of this size before every prompt; nothing is loaded."""
+        """Forecast the memory of `bundle` with a prefix of `prefix_bytes` before every prompt. Nothing is loaded."""
         facts, graph = bundle.manifest.architecture, bundle.manifest.graph
         weights = bundle.manifest.files[graph.weights_file].size_bytes
         number_bytes = 2 if graph.kv_dtype == "float16" else 4
@@ -52,21 +52,25 @@ class ModelMemory:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much memory this process may still take, and what says so."""
+    """How much more memory this process may take, and the limit that says so."""
 
     free_bytes: int
     limit: str
 
 
 def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
-    """Refuse a bundle that cannot fit, with a prefix of this size, before its graph is loaded.
+    """Refuse a bundle that does not fit into memory, before its graph is loaded.
+
+    Args:
+        bundle: the bundle.
+        prefix_bytes: size of the prefix before every prompt.
 
     Raises:
-        InsufficientMemoryError: its forecast is more than what is left.
+        InsufficientMemoryError: the forecast exceeds what a limit leaves.
     """
     memory = ModelMemory.of(bundle, prefix_bytes)
     for room in rooms():
-        # An address-space limit counts mapped files; the others only what cannot be dropped and read again.
+        # RLIMIT_AS counts mapped files. The other limits count only memory that cannot be dropped and read again.
         needed = memory.forecast_bytes + (memory.weights_bytes if room.limit == "RLIMIT_AS" else 0)
         if needed > room.free_bytes:
             raise InsufficientMemoryError(
@@ -76,13 +80,13 @@ def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
 
 
 def rooms() -> list[Room]:
-    """What each limit leaves: the cgroup's, RLIMIT_AS, and the machine's available memory; those that are known."""
+    """What each known limit leaves: the cgroup's, RLIMIT_AS, and the machine's available memory."""
     found = [_cgroup_room(), _address_space_room(), _machine_room()]
     return [room for room in found if room is not None]
 
 
 def _cgroup_room() -> Room | None:
-    """Version 2, then 1; pages of files that are read but not in use count as free."""
+    """The cgroup's limit, version 2, then 1. Cached file pages that are not in use count as free."""
     for folder, limit_name, used_name, idle in (
         (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -129,7 +133,7 @@ def _mb(count: int) -> str:
 
 
 def peak_rss_bytes() -> int:
-    """Most resident memory of this process so far; 0 where the system does not say."""
+    """Largest resident memory of this process so far; 0 where the system does not tell."""
     try:
         # getrusage would also count the parent's memory before exec, on Linux.
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
@@ -145,7 +149,7 @@ def peak_rss_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now; 0 where the system does not say."""
+    """Resident memory of this process now; 0 where the system does not tell."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
