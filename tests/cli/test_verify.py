@@ -99,7 +99,7 @@ def test_numbers_that_are_none_are_refused(tiny_copy: Path) -> None:
     _, data = read_reference(Bundle.read(tiny_copy))
     data.bundle_mean[0] = np.nan
     write_reference(tiny_copy, encode_reference(data))
-    with pytest.raises(BundleError, match="a number that is none"):
+    with pytest.raises(BundleError, match="a NaN or infinity"):
         read_reference(Bundle.read(tiny_copy))
 
 
