@@ -24,7 +24,7 @@ from benchmarks.machine import machine_facts
 from benchmarks.make_gpt2 import add_shape_options, shape_of
 from benchmarks.prepare import DEFAULT_WORK, model_folder
 from edgelm.model import Model
-from edgelm.reuse.prompts import Prompt
+from edgelm.text.prompts import Prompt
 
 RECIPES = ("int8", "int4")
 ROWS = 8

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from edgelm.generation.results import Choice, Chunk, Completion, Stats
     from edgelm.model import Model, load
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
-    from edgelm.text.tokenizer import StreamDecoder, Tokenizer
+    from edgelm.text.stream_decoder import StreamDecoder
+    from edgelm.text.tokenizer import Tokenizer
 
 _MODULE_OF = {
     "Bundle": "bundle.folder",
@@ -61,7 +62,7 @@ _MODULE_OF = {
     "Session": "engine.session",
     "StateError": "errors",
     "Stats": "generation.results",
-    "StreamDecoder": "text.tokenizer",
+    "StreamDecoder": "text.stream_decoder",
     "TokenLogprob": "scoring.results",
     "TokenLogprobs": "scoring.results",
     "Tokenizer": "text.tokenizer",

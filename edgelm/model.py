@@ -23,11 +23,12 @@ from edgelm.reuse.bake import bake
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
 from edgelm.reuse.pool import SessionPool
 from edgelm.reuse.prefix import Prefix, baked_prefix, learned_sha256, read_prefix
-from edgelm.reuse.prompts import Prompt, PromptEncoder
+from edgelm.reuse.prompts import PromptEncoder
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection
 from edgelm.scoring.token_scores import Vector
+from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
 
 

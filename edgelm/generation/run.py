@@ -9,9 +9,9 @@ from edgelm.decoding.window import WindowSession
 from edgelm.engine.memory import peak_rss_bytes
 from edgelm.generation.results import Chunk, Completion, Stats
 from edgelm.generation.stats import Meter
-from edgelm.reuse.prompts import Prompt
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import TokenLogprobs
+from edgelm.text.prompts import Prompt
 from edgelm.text.stop_strings import TextStream
 from edgelm.text.tokenizer import Tokenizer
 

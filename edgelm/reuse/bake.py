@@ -6,7 +6,7 @@ from edgelm.engine.session import Session
 from edgelm.errors import PrefixError, PromptError
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
 from edgelm.reuse.prefix import check_length, write_text_prefix
-from edgelm.reuse.prompts import prompt_ids
+from edgelm.text.prompts import prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 
 

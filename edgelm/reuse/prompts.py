@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 
 from edgelm.engine.session import Session
-from edgelm.errors import PromptError
-from edgelm.ids import LEAST_TOKENS, as_ids, common_prefix
+from edgelm.ids import LEAST_TOKENS, common_prefix
 from edgelm.reuse.prefix import Prefix
+from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
 
 
 class PromptEncoder:
@@ -55,21 +53,3 @@ class PromptEncoder:
             return ids
         session.begin_after(self._prefix.content[:, :, :count])
         return ids[count:]
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, name: str = "prompt") -> list[int]:
-    """The token ids of a text, or of a list of them after a check.
-
-    Raises:
-        PromptError: it is empty, neither text nor ids, or holds an unknown id; `name` is what it is called.
-    """
-    if not isinstance(prompt, str):
-        if isinstance(prompt, bytes) or not hasattr(prompt, "__len__"):
-            raise PromptError(f"the {name} must be a text or a list of token ids, got {type(prompt).__name__}")
-        return [int(i) for i in as_ids(prompt, tokenizer.vocab_size)]
-    if not prompt:
-        raise PromptError(f"the {name} is empty: give some text")
-    ids = tokenizer.encode_prompt(prompt)
-    if not ids:
-        raise PromptError(f"the {name} has no tokens in this model's vocabulary: give some other text")
-    return ids

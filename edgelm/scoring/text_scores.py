@@ -14,7 +14,7 @@ from edgelm.decoding.logprobs import IdLogprob, Logprobs
 from edgelm.engine.session import Session
 from edgelm.errors import PromptError
 from edgelm.ids import common_prefix
-from edgelm.reuse.prompts import Prompt, PromptEncoder, prompt_ids
+from edgelm.reuse.prompts import PromptEncoder
 from edgelm.scoring.results import (
     LengthNormalization,
     Option,
@@ -28,6 +28,7 @@ from edgelm.scoring.results import (
 from edgelm.scoring.token_scores import Vector, check_name, continuation_logprobs, option_scores
 from edgelm.scoring.token_scores import embed as embed_ids
 from edgelm.scoring.token_scores import perplexity as perplexity_of_ids
+from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 
 

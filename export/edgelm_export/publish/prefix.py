@@ -11,7 +11,7 @@ from edgelm.errors import ExportError, PrefixError
 from edgelm.reuse.bake import bake
 from edgelm.reuse.kv_file import KvDtype
 from edgelm.reuse.prefix import PREFIX_MAGIC, Prefix, check_length, learned_for, read_prefix
-from edgelm.reuse.prompts import prompt_ids
+from edgelm.text.prompts import prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.gpt2 import HEAD_DIM_MULTIPLE
 from edgelm_export.source.checkpoint import Checkpoint

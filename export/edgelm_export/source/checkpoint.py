@@ -16,17 +16,9 @@ from edgelm.errors import ExportError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.graph.activations import ACTIVATIONS, widen_activation
 from edgelm_export.source.hub import first_line, locate, read_json
+from edgelm_export.source.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 _MAX_CARD_CHARACTERS = 100_000
-_TOKENIZER_FILES = {
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-}
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,8 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     _refuse_unsupported(config, name)
     model = _load_model(folder, name)
     try:
-        tokenizer = Tokenizer.from_folder(folder)
+        with quiet_torch():
+            tokenizer = load_tokenizer(folder)
     except TokenizerError as error:
         raise ExportError(f"{name!r} has no usable tokenizer: {error}") from None
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -114,7 +107,7 @@ def _files_to_fetch(names: set[str]) -> set[str]:
     weights = {name for name in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
     if not weights:
         weights = {n for n in names if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?", n)}
-    return {"README.md", "config.json", "generation_config.json"} | _TOKENIZER_FILES | weights
+    return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | weights
 
 
 def _card(folder: Path) -> tuple[str | None, str]:

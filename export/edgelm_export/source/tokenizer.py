@@ -1,0 +1,160 @@
+"""A checkpoint's tokenizer files become one finished tokenizer.json; transformers does it, and no foreign code runs.
+
+transformers turns vocab.json with merges.txt, vocab.txt (WordPiece) or a sentencepiece model into a tokenizer of the
+`tokenizers` library, and settles all that tokenizer_config.json and its neighbours say. The runtime reads the result.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+from edgelm.errors import ExportError, TokenizerError
+from edgelm.text.tokenizer import Tokenizer, rust_errors
+from edgelm_export.source.hub import read_json
+
+MAX_FILE_BYTES = 64 * 2**20
+
+_SENTENCEPIECE = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model")
+# Each tuple of files is a whole vocabulary, with the tokenizer class of a folder that names none.
+_VOCABULARIES = {
+    ("tokenizer.json",): "PreTrainedTokenizer",
+    ("vocab.json", "merges.txt"): "GPT2Tokenizer",
+    ("vocab.txt",): "BertTokenizer",
+} | {(name,): "" for name in _SENTENCEPIECE}
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+TOKENIZER_FILES = frozenset(_SETTINGS).union(*_VOCABULARIES)
+"""Names of the files that decide how a checkpoint's tokenizer works."""
+
+# Settings that lead to code, or to files inside or outside the folder.
+_POINTERS = ("auto_map", "fast_tokenizer_files", "tokenizer_file", "vocab_file", "merges_file", "init_inputs")
+
+# No text is empty or begins with a space, because transformers' slow and fast GPT-2 differ there on add_prefix_space.
+_SAMPLES = (
+    "Hello, world! The river isn't here.",
+    "two  spaces,\ta tab and a line end\n\n",
+    "don't can't we've I'm they're it's he'll",
+    "Déjà vu: Straße, naïve, jalapeño, CAFÉ",
+    "今天天气很好，我们去公园散步。",
+    "日本語のテキスト、한국어 텍스트",
+    "Привет, мир! Γειά σου",
+    "1234 5,678.90 (a+b)*c == d[0] # {x: 'y'}",
+    "🎉 emoji 👩‍👧 flag 🇨🇳",
+)
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """Finish the tokenizer of a checkpoint, as transformers' fast tokenizer understands its files.
+
+    Code of the folder (`auto_map`) never runs, and settings that point to further files are ignored. A tokenizer that
+    had to be converted must give the ids of transformers' slow tokenizer for a set of sample texts.
+
+    Args:
+        folder: a local folder with a tokenizer.json, a vocab.json and merges.txt, a vocab.txt or a sentencepiece model.
+
+    Raises:
+        TokenizerError: the folder has no tokenizer, a file is damaged or larger than 64 MB, transformers cannot load
+            the tokenizer, or the conversion changes the ids of a text.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise TokenizerError(f"{folder} is not a folder; give the folder that holds tokenizer.json")
+    files = _checked_files(folder)
+    settings = _settings(folder, files)
+    # transformers gets a folder of its own, which holds nothing but files that are known.
+    with (
+        tempfile.TemporaryDirectory() as clean,
+        rust_errors(
+            TokenizerError, f"transformers cannot load the tokenizer of {folder}", "correct or download its files"
+        ),
+    ):
+        for name in files - {"config.json"}:
+            shutil.copyfile(folder / name, Path(clean, name))
+        Path(clean, "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        fast = _from_pretrained(clean, use_fast=True)
+        if not fast.is_fast:
+            raise TokenizerError(
+                f"transformers has no fast tokenizer for the class {settings['tokenizer_class']!r} of {folder}; "
+                "convert it to a tokenizer.json"
+            )
+        if "tokenizer.json" not in files:
+            _compare(fast, _from_pretrained(clean, use_fast=False), folder)
+        return Tokenizer(fast.backend_tokenizer, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
+
+
+def _checked_files(folder: Path) -> set[str]:
+    """Return the names of the tokenizer files in `folder`, after a check of kind and size."""
+    files = {name for name in TOKENIZER_FILES if os.path.lexists(folder / name)}
+    for name in sorted(files):
+        path = folder / name
+        if not path.is_file():  # a pipe or a device could keep the reader waiting forever
+            raise TokenizerError(f"{path} is not a file; put a regular file there")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise TokenizerError(f"{path} is larger than {MAX_FILE_BYTES} bytes; no tokenizer file needs that much")
+    return files
+
+
+def _settings(folder: Path, files: set[str]) -> dict[str, Any]:
+    """Return tokenizer_config.json without pointers to code and files, and with the name of a tokenizer class."""
+    try:
+        # Every file is read here, because transformers does not name a damaged one.
+        content = {name: read_json(folder / name) for name in (*_SETTINGS, "vocab.json") if name in files}
+    except ExportError as error:
+        raise TokenizerError(f"{error}; download it again") from None
+    config, model = content.get("tokenizer_config.json", {}), content.get("config.json", {})
+    settings = {key: value for key, value in config.items() if key not in _POINTERS}
+    settings["tokenizer_class"] = _class_name(folder, files, config, model)
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, list):  # transformers 5 writes a list, transformers 4 reads an object
+        settings["extra_special_tokens"] = {f"extra_{i}_token": token for i, token in enumerate(extra)}
+    return settings
+
+
+def _class_name(folder: Path, files: set[str], config: dict[str, Any], model: dict[str, Any]) -> str:
+    """Return the name of transformers' slow tokenizer class: as stated, of the model type, or of the files."""
+    vocabulary = next((names for names in _VOCABULARIES if files.issuperset(names)), None)
+    if vocabulary is None:
+        raise TokenizerError(
+            f"{folder} has no tokenizer; looked for tokenizer.json, or vocab.json with merges.txt, or vocab.txt, or a "
+            "sentencepiece model such as spiece.model; give the folder that has them"
+        )
+    if vocabulary[0] in _SENTENCEPIECE and find_spec("sentencepiece") is None:
+        raise TokenizerError(
+            f"reading {folder / vocabulary[0]} needs the package sentencepiece; install it, or convert the tokenizer "
+            "to a tokenizer.json"
+        )
+    stated = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if stated is None:
+        slow, fast = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")), (None, None))
+        # Chinese GPT-2 models often hold BERT's vocab.txt alone: the files know better than the model type.
+        if _VOCABULARIES[vocabulary] != "BertTokenizer" or slow != "GPT2Tokenizer":
+            stated = slow or fast
+    if stated == "TokenizersBackend":  # transformers 5 calls the class of a tokenizer.json alone so
+        stated = "PreTrainedTokenizer"
+    name = stated or _VOCABULARIES[vocabulary]
+    if not isinstance(name, str) or not name:
+        raise TokenizerError(
+            f"{folder} names no tokenizer class for {vocabulary[0]} (tokenizer_class is {str(stated)[:80]!r}); "
+            "set it in tokenizer_config.json"
+        )
+    return name.removesuffix("Fast")
+
+
+def _from_pretrained(folder: str, *, use_fast: bool) -> Any:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=use_fast)
+
+
+def _compare(fast: Any, slow: Any, folder: Path) -> None:
+    for text in _SAMPLES:
+        converted, original = fast(text).input_ids, slow(text).input_ids
+        if converted != original:
+            raise TokenizerError(
+                f"the converted tokenizer of {folder} differs from the original: {text!r} becomes {converted[:20]} "
+                f"instead of {original[:20]}; give a tokenizer.json that is equal to the original"
+            )
