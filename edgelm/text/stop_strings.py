@@ -1,4 +1,4 @@
-"""From a stream of tokens to a stream of text: whole characters only, and never a part of a stop string."""
+"""A stream of token ids becomes a stream of text: whole characters only, and never a part of a stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Decoder(Protocol):
-    """What this module needs of `edgelm.text.tokenizer.StreamDecoder`."""
+    """The part of `edgelm.text.stream_decoder.StreamDecoder` that this module needs."""
 
     def push(self, token_id: int) -> str: ...
 
@@ -15,36 +15,43 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """Text that is certain now, and the tokens it completes."""
+    """Text that is certain now, and the ids of the tokens whose text it completes."""
 
     text: str
     token_ids: tuple[int, ...]
 
 
 class TextStream:
-    """Joins a stream decoder with stop strings that may begin and end anywhere inside tokens."""
+    """Finds stop strings, which may begin and end anywhere inside tokens, in the text of a stream decoder."""
 
     def __init__(self, decoder: Decoder, stop_strings: Sequence[str] = ()) -> None:
+        """Begin a text.
+
+        Args:
+            decoder: turns ids into text; it must be at the beginning of a text.
+            stop_strings: each of them ends the text and is not part of it.
+        """
         self.stopped = False
-        """True once a stop string was found; what follows is not wanted."""
+        """True once a stop string was found; the stream takes no tokens after it."""
         self._decoder = decoder
         self._stop_strings = stop_strings
         self._held = ""  # text that may be the beginning of a stop string
-        self._decoded_end = 0  # characters decoded so far, held ones included
-        self._emitted_end = 0
-        self._released_end = 0  # where the text of the last token handed out ended
-        self._waiting: list[tuple[int, int]] = []  # tokens not handed out yet, with the end of their text
-        self._whole = 0  # how many of them end where a character ends
+        # Positions in the whole text, in characters.
+        self._decoded_end = 0  # end of the decoded text, held text included
+        self._emitted_end = 0  # end of the text handed out
+        self._released_end = 0  # end of the last token handed out
+        self._waiting: list[tuple[int, int]] = []  # tokens not handed out yet, each with the end of its text
+        self._whole = 0  # number of waiting tokens up to the last one that ends with a character
 
     def push(self, token_id: int) -> TextPiece:
-        """Add a token; the piece may be empty."""
+        """Add a token and return the piece it makes certain, which may be empty."""
         text = self._decoder.push(token_id)
         self._decoded_end += len(text)
         self._waiting.append((token_id, self._decoded_end))
         return self._advance(text, bool(text))
 
     def finish(self) -> TextPiece:
-        """The rest of the text, an unfinished character as U+FFFD; call it once, not after a stop."""
+        """Return the rest of the text, an unfinished character as U+FFFD; call it once, and not after a stop."""
         text = self._decoder.flush()
         self._decoded_end += len(text)
         piece = self._advance(text, True)
@@ -58,18 +65,18 @@ class TextStream:
         if at_character_end:
             self._whole = len(self._waiting)
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stop_strings) if at >= 0]
-        if found:
+        stops = [start for start in map(self._held.find, self._stop_strings) if start >= 0]
+        if stops:
             self.stopped = True
-            sure = min(found)
+            certain = min(stops)
         else:
-            sure = len(self._held) - self._possible_stop()
-        emitted, self._held = self._held[:sure], self._held[sure:]
-        self._emitted_end += sure
+            certain = len(self._held) - self._possible_stop()
+        emitted, self._held = self._held[:certain], self._held[certain:]
+        self._emitted_end += certain
         ready = 0
         while ready < self._whole and self._waiting[ready][1] <= self._emitted_end:
             ready += 1
-        # Tokens without text of their own are part of the character that follows them.
+        # A token without text of its own belongs to the character that follows it.
         ends = [self._released_end, *(end for _, end in self._waiting[:ready])]
         while ready and ends[ready] == ends[ready - 1]:
             ready -= 1
@@ -81,7 +88,7 @@ class TextStream:
         return TextPiece(emitted, tokens)
 
     def _possible_stop(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Return the length of the longest ending of the held text that is the beginning of a stop string."""
         longest = min(len(self._held), max(map(len, self._stop_strings), default=1) - 1)
         for length in range(longest, 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop_strings):

@@ -15,7 +15,6 @@ takes hundreds of microseconds.
 """
 
 import codecs
-import json
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -46,18 +45,25 @@ class StreamDecoder:
     The texts of all `push` calls and of `flush` join to `Tokenizer.decode` of the same ids.
     """
 
-    def __init__(self, token_of: Callable[[int], str | None], decoder: Any, *, clean_up: bool) -> None:
-        """Follow one decoder.
+    def __init__(
+        self,
+        token_of: Callable[[int], str | None],
+        join: Callable[[list[str]], str],
+        decoder: dict[str, Any],
+        *,
+        clean_up: bool,
+    ) -> None:
+        """Follow one decoder of the `tokenizers` library.
 
         Args:
             token_of: returns the token of an id, or None for an id without text; it raises PromptError for an id
                 outside the vocabulary.
-            decoder: a `tokenizers` decoder, or None for tokens joined by spaces.
+            join: the decoder itself, from tokens to text.
+            decoder: the decoder's entry in tokenizer.json; {} where tokens are joined by spaces.
             clean_up: whether the text gets transformers' clean_up_tokenization.
         """
-        self._token_of, self._clean_up = token_of, clean_up
-        self._join: Callable[[list[str]], str] = " ".join if decoder is None else decoder.decode
-        self._kind = _kind(part_state(decoder))
+        self._token_of, self._join, self._clean_up = token_of, join, clean_up
+        self._kind = _kind(decoder)
         self._restart()
 
     def _restart(self) -> None:
@@ -74,7 +80,7 @@ class StreamDecoder:
         into U+FFFD. A decoder of an unusual kind (CTC, BPE with word endings) makes nothing certain before `flush`.
 
         Raises:
-            PromptError: the id is outside the vocabulary.
+            PromptError: the id is outside the vocabulary, or the tokenizer cannot decode its token.
         """
         token = self._token_of(token_id)
         return "" if token is None else self._clean(self._certain_text(token), last=False)
@@ -117,11 +123,6 @@ class StreamDecoder:
             self._unclean[i] = rest[cut:]
             text = new.join([*done, rest[:cut]])
         return text
-
-
-def part_state(part: Any) -> dict[str, Any]:
-    """Return what tokenizer.json says of one part of a tokenizer (its decoder, ...); {} where the part is None."""
-    return {} if part is None else dict(json.loads(part.__getstate__()))
 
 
 def _kind(state: dict[str, Any]) -> Kind:

@@ -18,7 +18,7 @@ from tokenizers import decoders
 
 from edgelm.bundle.folder import Bundle
 from edgelm.errors import BundleError, EdgelmError, PromptError, TokenizerError
-from edgelm.text.stream_decoder import CLEAN_UP, StreamDecoder, part_state
+from edgelm.text.stream_decoder import CLEAN_UP, StreamDecoder
 
 # The clean-up as decoder steps, with which a tokenizer.json alone can carry it.
 _CLEAN_UP_STEPS: list[dict[str, Any]] = [{"type": "Fuse"}]
@@ -41,7 +41,7 @@ class Tokenizer:
         with rust_errors(TokenizerError, "the tokenizer's parts cannot be read", "give a tokenizers.Tokenizer"):
             backend.no_truncation()
             backend.no_padding()
-            decoder = part_state(backend.decoder)
+            decoder = _part_state(backend.decoder)
             steps = decoder.get("decoders", [])
             if len(steps) == len(_CLEAN_UP_STEPS) + 1 and steps[1:] == _CLEAN_UP_STEPS:
                 # to_json wrote the clean-up as decoder steps; taken out of the decoder, streams can follow it.
@@ -49,10 +49,10 @@ class Tokenizer:
                 inner = decoders.Fuse()  # any decoder: __setstate__ gives it the kind that the state names
                 inner.__setstate__(json.dumps(decoder).encode())
                 backend.decoder = inner
-            self._closing = _closing_tokens(part_state(backend.post_processor))
+            self._closing = _closing_tokens(_part_state(backend.post_processor))
             self._size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
             self._special = _skipped_tokens(backend)
-        self._backend, self._clean_up = backend, clean_up_tokenization_spaces
+        self._backend, self._decoder, self._clean_up = backend, decoder, clean_up_tokenization_spaces
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -136,7 +136,7 @@ class Tokenizer:
     def stream(self, *, skip_special_tokens: bool = False) -> "StreamDecoder":
         """Return a decoder for ids that come one by one; its texts join to `decode` of these ids and this option."""
         token_of = partial(self._token, skip_special_tokens=skip_special_tokens)
-        return StreamDecoder(token_of, self._backend.decoder, clean_up=self._clean_up)
+        return StreamDecoder(token_of, self._join, self._decoder, clean_up=self._clean_up)
 
     def token_id(self, token: str) -> int | None:
         """Return the id of exactly this token, or None; PromptError where `token` is not a str."""
@@ -198,6 +198,11 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(self._check_id(token_id))
         return None if skip_special_tokens and token in self._special else token
 
+    def _join(self, tokens: list[str]) -> str:
+        decoder = self._backend.decoder
+        with rust_errors(PromptError, "the tokenizer cannot decode these ids", "give ids that this model produced"):
+            return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+
 
 @contextmanager
 def rust_errors(error: type[EdgelmError], what: str, advice: str) -> Iterator[None]:
@@ -215,6 +220,11 @@ def rust_errors(error: type[EdgelmError], what: str, advice: str) -> Iterator[No
     except BaseException as exc:
         reason = (str(exc) or type(exc).__name__).splitlines()[0][:200]
         raise error(f"{what} ({reason}); {advice}") from None
+
+
+def _part_state(part: Any) -> dict[str, Any]:
+    """Return the entry of one part (decoder, post-processor) in tokenizer.json; {} for a missing part."""
+    return {} if part is None else dict(json.loads(part.__getstate__()))
 
 
 def _closing_tokens(state: dict[str, Any]) -> int:

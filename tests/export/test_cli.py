@@ -11,7 +11,7 @@ import pytest
 
 from edgelm.bundle.folder import Bundle
 from edgelm.model import load
-from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.source.tokenizer import load_tokenizer
 from tests.conftest import CommandResult, RunCommand
 from tests.export.checkpoints import Shape, TinyExport, edit_json, save_checkpoint
 
@@ -164,7 +164,7 @@ def test_same_source_gives_the_same_bytes(exported: CommandResult, folder: Path,
 def test_vocabulary_larger_than_the_tokenizer(tiny_export: TinyExport) -> None:
     # Vocabularies are often padded (50,257 to 50,304); random weights do choose ids that stand for nothing.
     model = load(tiny_export(Shape(), "fp32").exported.bundle.path, device="cpu")
-    size = Tokenizer.from_folder(model.bundle.path).vocab_size
+    size = load_tokenizer(model.bundle.path).vocab_size
     assert size < model.session.vocab_size == model.tokenizer.vocab_size
     choice = model.generate([290, 1, 2], max_new_tokens=60, eos_token_id=(), temperature=5.0, seed=0).choices[0]
     assert max(choice.token_ids) >= size

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.published import PUBLISHED, read_published
 from edgelm.scoring.comparison import log_softmax
-from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.source.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.export.checkpoints import Ids, TorchModel
 from tests.export.source.test_hub import Hub, hub, hub_env
@@ -33,7 +33,7 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self.torch = TorchModel(folder)
-        self.tokenizer = Tokenizer.from_folder(folder)
+        self.tokenizer = load_tokenizer(folder)
 
     def ids(self, text: str) -> Ids:
         return np.array(self.tokenizer.encode(text), np.int64)

@@ -7,10 +7,13 @@ import os
 import random
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import DecodeStream
 
 from edgelm.text.stop_strings import TextStream
 from edgelm.text.tokenizer import Tokenizer
-from tests.conftest import DATA, TINY_BUNDLE
+from tests.conftest import TINY_BUNDLE
+from tests.text.goldens import finished
 
 STREAMS = int(os.environ.get("EDGELM_STREAMS", "3000"))
 PIECES = [
@@ -31,7 +34,9 @@ PIECES = [
 def tokenizers() -> dict[str, Tokenizer]:
     return {
         "tiny": Tokenizer.from_json((TINY_BUNDLE / "tokenizer.json").read_text(encoding="utf-8")),
-        "byte_bpe": Tokenizer.from_json((DATA / "tokenizers/byte_bpe_json/tokenizer.json").read_text(encoding="utf-8")),
+        "byte_bpe": finished("bpe-json"),
+        "byte_fallback": finished("byte-fallback"),
+        "wordpiece": finished("chinese"),
     }
 
 
@@ -77,3 +82,51 @@ def test_a_stop_string_is_found_across_any_token_border(name: str) -> None:
             found += stream.finish().text
         assert stream.stopped
         assert found == text[: text.find(stop)]
+
+
+def test_byte_fallback_streams_with_every_token_that_ends_a_run() -> None:
+    tokenizer = finished("byte-fallback")
+    stream = tokenizer.stream(skip_special_tokens=True)
+    pieces = [stream.push(token) for token in tokenizer.encode("The river 今天 isn't 🎉 here.")]
+    assert next(filter(None, pieces)) == "The"
+    assert "".join(pieces) == "The river 今天 isn't 🎉 here." and stream.flush() == ""
+    assert "🎉 " in pieces
+    assert [stream.push(token) for token in byte_tokens(tokenizer, "天".encode())] == ["", "", ""]
+    assert stream.flush() == "天"
+
+
+def byte_tokens(tokenizer: Tokenizer, data: bytes) -> list[int]:
+    ids = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in data]
+    return [token_id for token_id in ids if token_id is not None]
+
+
+def test_a_wrong_byte_spoils_its_whole_run() -> None:
+    tokenizer = finished("byte-fallback")
+    word = tokenizer.encode("the", add_special_tokens=False)
+    ids = [*word, *byte_tokens(tokenizer, b"A\xff\xe4\xbd\xa0"), *word, *byte_tokens(tokenizer, b"\xf0\x9f")]
+    stream = tokenizer.stream()
+    assert (
+        "".join(map(stream.push, ids)) + stream.flush()
+        == tokenizer.decode(ids)
+        == "the" + "\ufffd" * 5 + " the\ufffd\ufffd"
+    )
+
+
+def decode_stream(tokenizer: Tokenizer, ids: list[int]) -> list[str | None]:
+    backend, stream = Backend.from_str(tokenizer.to_json()), DecodeStream(skip_special_tokens=False)
+    return [stream.step(backend, token_id) for token_id in ids]
+
+
+def test_decode_stream_waits_for_the_end_of_replacement_characters() -> None:
+    """The reasons why edgelm.text.stream_decoder does not use tokenizers' DecodeStream; see its docstring."""
+    tokenizer = finished("bpe-json")
+    ids = tokenizer.encode("\ufffd" * 50)
+    assert decode_stream(tokenizer, ids) == [None] * len(ids)
+    assert "".join(map(tokenizer.stream().push, ids)) == "\ufffd" * 50
+
+
+def test_decode_stream_fails_on_a_wrong_byte() -> None:
+    tokenizer = finished("byte-fallback")
+    ids = [*byte_tokens(tokenizer, b"A\xff"), *tokenizer.encode("the", add_special_tokens=False)]
+    with pytest.raises(Exception, match="prefix"):
+        decode_stream(tokenizer, ids)

@@ -67,24 +67,20 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         raise TokenizerError(f"{folder} is not a folder; give the folder that holds tokenizer.json")
     files = _checked_files(folder)
     settings = _settings(folder, files)
-    # transformers gets a folder of its own, which holds nothing but files that are known.
+    what = f"the tokenizer of {folder} ({', '.join(sorted(files))})"
+    # transformers gets a folder of its own, which holds only files that are known.
     with (
         tempfile.TemporaryDirectory() as clean,
-        rust_errors(
-            TokenizerError, f"transformers cannot load the tokenizer of {folder}", "correct or download its files"
-        ),
+        rust_errors(TokenizerError, f"transformers cannot load {what}", "correct these files or download them again"),
     ):
         for name in files - {"config.json"}:
             shutil.copyfile(folder / name, Path(clean, name))
         Path(clean, "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         fast = _from_pretrained(clean, use_fast=True)
         if not fast.is_fast:
-            raise TokenizerError(
-                f"transformers has no fast tokenizer for the class {settings['tokenizer_class']!r} of {folder}; "
-                "convert it to a tokenizer.json"
-            )
+            raise TokenizerError(f"transformers has no fast version of {what}; give a tokenizer.json")
         if "tokenizer.json" not in files:
-            _compare(fast, _from_pretrained(clean, use_fast=False), folder)
+            _compare(fast, _from_pretrained(clean, use_fast=False), what)
         return Tokenizer(fast.backend_tokenizer, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
 
 
@@ -124,11 +120,6 @@ def _class_name(folder: Path, files: set[str], config: dict[str, Any], model: di
             f"{folder} has no tokenizer; looked for tokenizer.json, or vocab.json with merges.txt, or vocab.txt, or a "
             "sentencepiece model such as spiece.model; give the folder that has them"
         )
-    if vocabulary[0] in _SENTENCEPIECE and find_spec("sentencepiece") is None:
-        raise TokenizerError(
-            f"reading {folder / vocabulary[0]} needs the package sentencepiece; install it, or convert the tokenizer "
-            "to a tokenizer.json"
-        )
     stated = config.get("tokenizer_class") or model.get("tokenizer_class")
     if stated is None:
         slow, fast = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")), (None, None))
@@ -143,6 +134,10 @@ def _class_name(folder: Path, files: set[str], config: dict[str, Any], model: di
             f"{folder} names no tokenizer class for {vocabulary[0]} (tokenizer_class is {str(stated)[:80]!r}); "
             "set it in tokenizer_config.json"
         )
+    if vocabulary[0] in _SENTENCEPIECE and find_spec("sentencepiece") is None:
+        raise TokenizerError(
+            f"reading {folder / vocabulary[0]} needs the package sentencepiece: pip install 'edgelm[export]'"
+        )
     return name.removesuffix("Fast")
 
 
@@ -150,11 +145,11 @@ def _from_pretrained(folder: str, *, use_fast: bool) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=use_fast)
 
 
-def _compare(fast: Any, slow: Any, folder: Path) -> None:
+def _compare(fast: Any, slow: Any, what: str) -> None:
     for text in _SAMPLES:
         converted, original = fast(text).input_ids, slow(text).input_ids
         if converted != original:
             raise TokenizerError(
-                f"the converted tokenizer of {folder} differs from the original: {text!r} becomes {converted[:20]} "
-                f"instead of {original[:20]}; give a tokenizer.json that is equal to the original"
+                f"transformers' conversion changes {what}: {text!r} becomes {converted[:20]} instead of "
+                f"{original[:20]}; give a tokenizer.json"
             )

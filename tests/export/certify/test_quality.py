@@ -16,10 +16,10 @@ from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.graph import Graph
 from edgelm.model import Model, load
 from edgelm.scoring.comparison import Comparison, compare_texts
-from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.certify.optimum_graph import Reference
 from edgelm_export.pipeline import Exported, export
 from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.tokenizer import load_tokenizer
 from tests.build_side import Report
 from tests.export.checkpoints import Ids, Logits, TorchModel, greedy
 
@@ -67,7 +67,7 @@ def stories(shared_folder: Path) -> list[Ids]:
     """The held-out stories of stories-6m, in windows of its context."""
     text = (shared_folder / "data" / "tinystories_slice.txt").read_text(encoding="utf-8")
     parts = [story for part in text.split("<|endoftext|>") if (story := part.strip())][:HELD_OUT_STORIES]
-    tokenizer = Tokenizer.from_folder(shared_folder / "checkpoints" / "stories-6m")
+    tokenizer = load_tokenizer(shared_folder / "checkpoints" / "stories-6m")
     ids = np.array([token for story in parts for token in (0, *tokenizer.encode(story))], np.int64)
     assert len(ids) == HELD_OUT_TOKENS
     return np.split(ids, range(512, len(ids), 512))

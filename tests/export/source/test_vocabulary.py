@@ -22,6 +22,7 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.pipeline import export
 from edgelm_export.source.checkpoint import load_checkpoint
 from edgelm_export.source.prune import FEATURE, prune_vocabulary
+from edgelm_export.source.tokenizer import load_tokenizer
 from edgelm_export.source.vocabulary import Vocabulary, prune_tokenizer
 from tests.conftest import RunCommand
 from tests.export.checkpoints import Shape, TorchModel, edit_json, greedy, save_checkpoint
@@ -163,7 +164,7 @@ def test_merges_are_closed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tinystories_slice.txt", "tinyshakespeare.txt"])
 @pytest.mark.shared
 def test_the_real_tokenizer_of_gpt2(name: str, shared_folder: Path) -> None:
-    tokenizer = Tokenizer.from_folder(shared_folder / "data" / "gpt2_tokenizer")
+    tokenizer = load_tokenizer(shared_folder / "data" / "gpt2_tokenizer")
     text = (shared_folder / "data" / name).read_text(encoding="utf-8")[:400_000]
     vocabulary = prune_tokenizer(tokenizer, text, {50256})
     assert 3_000 < len(vocabulary.new_ids) < 15_000
@@ -214,7 +215,7 @@ def test_logits_of_what_stays_are_those_of_the_whole_model(tied: bool, tmp_path:
     source = checkpoint_with_words(tmp_path / "checkpoint", tied=tied)
     exported = export(str(source), tmp_path / "out", "fp32", vocabulary=domain)
     assert exported.certificate.passed
-    old, new = Tokenizer.from_folder(source), Tokenizer.from_folder(tmp_path / "out")
+    old, new = load_tokenizer(source), load_tokenizer(tmp_path / "out")
     kept = prune_vocabulary(load_checkpoint(str(source)), domain)
     vocabulary = prune_tokenizer(old, DOMAIN, {old.vocab_size + 3})
     assert kept.model.config.vocab_size == len(vocabulary.new_ids) == new.vocab_size + 1  # the pad id has no token
@@ -239,7 +240,7 @@ def test_the_bundle_says_it(tmp_path: Path, domain: Path, edgelm_command: RunCom
     source = checkpoint_with_words(tmp_path / "checkpoint")
     out = tmp_path / "out"
     exported = export(str(source), out, "int8", vocabulary=domain, accept_quality_loss=True)
-    manifest, old = exported.bundle.manifest, Tokenizer.from_folder(source)
+    manifest, old = exported.bundle.manifest, load_tokenizer(source)
     assert manifest.required_features == (FEATURE,)
     kept, size = manifest.architecture.vocab_size, old.vocab_size + 4
     assert manifest.source.vocab_size == size
@@ -281,7 +282,7 @@ def test_files_that_are_refused(tmp_path: Path, domain: Path) -> None:
 
 def test_lists_of_ids_are_renumbered(tmp_path: Path, domain: Path) -> None:
     source = checkpoint_with_words(tmp_path / "checkpoint")
-    old = Tokenizer.from_folder(source)
+    old = load_tokenizer(source)
     end, gone = old.token_id("<|end|>"), old.token_id("Ġmatters")
     assert end is not None
     edit_json(source / "generation_config.json", suppress_tokens=[gone, end], bad_words_ids=[[gone, end], [end, end]])

@@ -7,6 +7,7 @@ import pytest
 
 from edgelm.errors import ConfigError, TrainingError
 from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.source.tokenizer import load_tokenizer
 from edgelm_train.data.examples import Example, Examples, Task, encode_example, pad, read_examples
 from edgelm_train.data.template import Template
 from tests.export.checkpoints import save_tokenizer
@@ -21,7 +22,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """One token a letter: a is 0, b is 1."""
     folder = tmp_path_factory.mktemp("letters")
     save_tokenizer(folder, 54)
-    return Tokenizer.from_folder(folder)
+    return load_tokenizer(folder)
 
 
 @pytest.mark.parametrize(

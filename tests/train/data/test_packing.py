@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgelm.errors import TrainingError
-from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.source.tokenizer import load_tokenizer
 from edgelm_train.data.bpe import encode, load_bpe, save_bpe, train_bpe
 from edgelm_train.data.packing import IGNORED, BatchStream, Packed, Phase, pack
 
@@ -28,7 +28,7 @@ def test_the_vocabulary_is_learned_and_read_back_by_all(tmp_path: Path) -> None:
     assert tokenizer.token_to_id("<|endoftext|>") == 0
     assert len(encode(tokenizer, DOCUMENTS[0])) < len(DOCUMENTS[0]) / 2
     assert transformers.AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
-    assert Tokenizer.from_folder(tmp_path).encode(text) == ids
+    assert load_tokenizer(tmp_path).encode(text) == ids
     assert load_bpe(tmp_path).decode(ids, skip_special_tokens=False) == text
 
 
