@@ -2,7 +2,8 @@
 
     python -m benchmarks.against_optimum
 
-Prints a Markdown table and, as its last line, one JSON object. Progress goes to stderr.
+Prints a Markdown table, and one JSON object as its last line. Progress goes to stderr. The first run makes the models,
+which takes minutes.
 """
 
 import argparse
@@ -22,15 +23,22 @@ from benchmarks.rounds import Case, Worker, measured, run_rounds, started_worker
 
 
 def make_models(work: Path, shape: Shape) -> None:
+    """Make the missing models of `shape` under `work`, in a process of its own."""
     sizes = [f"--{name}={getattr(shape, name)}" for name in Shape.__slots__]
     command = [sys.executable, "-m", "benchmarks.prepare", "--work", str(work), *sizes]
     if subprocess.run(command, env=ENVIRONMENT).returncode:
-        raise SystemExit("making the models failed; its reason is above")
+        raise SystemExit("the models could not be made; the reason stands above")
 
 
 def _parsed_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure edgelm beside optimum and transformers.")
-    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="keeps the models; %(default)s")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=DEFAULT_WORK,
+        metavar="DIR",
+        help="folder that keeps the models; default %(default)s",
+    )
     parser.add_argument("--rounds", type=int, default=11, metavar="N", help="after the warm-up; default %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine; default %(default)s")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="default %(default)s")
@@ -38,7 +46,7 @@ def _parsed_options() -> argparse.Namespace:
     add_shape_options(parser)
     options = parser.parse_args()
     if options.rounds < 1 or options.prompt_tokens < 1 or options.new_tokens < 2:
-        parser.error("it takes a round, a prompt token and two new tokens at least")
+        parser.error("--rounds and --prompt-tokens must be at least 1, and --new-tokens at least 2")
     if options.prompt_tokens + options.new_tokens > options.context:
         parser.error(f"{options.prompt_tokens} + {options.new_tokens} tokens do not fit a context of {options.context}")
     return options
@@ -55,13 +63,13 @@ def main() -> None:
             print(f"loading {name}", file=sys.stderr)
             folder = model_folder(options.work, shape, engine.model)
             workers.append(stack.enter_context(started_worker(name, engine.loader, folder, options.threads)))
-        others = run_rounds(workers, [case], shape.vocabulary, options.rounds)
+        other_cpus = run_rounds(workers, [case], shape.vocabulary, options.rounds)
         results = {worker.name: measured(worker, case) for worker in workers}
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **{name: value for name, value in vars(options).items() if name != "work"},
         "machine": machine_facts(),
-        "mean_cpus_busy_with_other_processes": round(sum(others) / len(others), 3),
+        "mean_cpus_busy_with_other_processes": round(sum(other_cpus) / len(other_cpus), 3),
         "baseline": BASELINE,
         "engines": as_json(results, BASELINE),
     }

@@ -1,8 +1,8 @@
-"""What `edgelm verify` makes of weights that were altered, hashes and digest fixed up.
+"""Whether `edgelm verify` notices altered weights after hashes and digest were updated to match them.
 
     python -m benchmarks.altered_weights BUNDLE [BUNDLE ...]
 
-Prints a Markdown table per bundle, a row an alteration, and, as its last line, one JSON object.
+Prints a Markdown table for each bundle, one row for each alteration, and one JSON object as its last line.
 """
 
 import argparse
@@ -14,11 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm.bundle.folder import Bundle
-from edgelm.bundle.reference import read_reference
-from edgelm.engine.graph import Graph
-from edgelm.scoring.verification import Check, checks, drift, figures, observe_session
-from tests.export.alterations import (
+from benchmarks.alterations import (
     Array,
     alter,
     low_bits_flipped,
@@ -28,17 +24,21 @@ from tests.export.alterations import (
     two_rows_swapped,
     zeroed,
 )
+from edgelm.bundle.folder import Bundle
+from edgelm.bundle.reference import read_reference
+from edgelm.engine.session import Session
+from edgelm.scoring.verification import Check, checks, drift, figures, observe_session
 
 Change = Callable[[Array], Array]
 
 
 def last_bits_moved(array: Array) -> Array:
-    """By a millionth: no alteration to be found, but what another CPU's arithmetic may do."""
+    """All values times 1 + 2^-20. Another CPU's arithmetic may differ as much, so this must pass."""
     return array * np.float32(1 + 2**-20)
 
 
 def measure(bundle: Path) -> list[Check]:
-    """What `edgelm verify` compares."""
+    """The checks that `edgelm verify` makes."""
     opened = Bundle.read(bundle)
     facts, data = read_reference(opened)
     observed = observe_session(facts, data, Graph.open(opened, device="cpu").session())
@@ -46,7 +46,10 @@ def measure(bundle: Path) -> list[Check]:
 
 
 def alterations(bundle: Path) -> Iterator[tuple[str, list[str], Change]]:
-    """Names, tensors and changes: of all matrices, of the token table, of the first and the last layer."""
+    """Label, names of the tensors and change of each alteration.
+
+    Altered are all matrices together, the token table, and each matrix of the first and of the last layer.
+    """
     tensors = {tensor.name: tensor for tensor in stored_tensors(bundle)}
     integers = [name for name, tensor in tensors.items() if tensor.dtype.kind in "iu" and len(tensor.shape) > 1]
     yield "LayerNorm weights moved by 2^-20", [n for n in tensors if n.endswith("norm.weight")][:1], last_bits_moved

@@ -1,7 +1,9 @@
-"""How much of the memory's bandwidth decoding uses: ``python -m benchmarks.bandwidth BUNDLE...``.
+"""How much of the memory's bandwidth decoding uses.
 
-A step reads every product's weights once, and the keys and values of all tokens before it. Beside it, in turns, as many
-threads sum up a buffer of the same size.
+    python -m benchmarks.bandwidth BUNDLE [BUNDLE ...]
+
+A step reads the weights of every product once, and the keys and values of all earlier tokens. In turns with the steps,
+the same number of threads sums up a buffer of the same size. Prints a Markdown table.
 """
 
 import argparse
@@ -22,7 +24,7 @@ ROUNDS, STEPS = 15, 32
 
 
 def step_bytes(session: Session, context: int) -> int:
-    """What a step after `context` tokens reads: the weights file, but for tables only looked up, and the cache."""
+    """Bytes that a step after `context` tokens reads: the weights of all products, and the keys and values."""
     manifest = session.bundle.manifest
     weights = manifest.files[manifest.graph.weights_file].size_bytes
     looked_up = ["transformer.wpe.weight"]
@@ -35,7 +37,7 @@ def step_bytes(session: Session, context: int) -> int:
 
 
 def read_seconds(parts: list[npt.NDArray[np.int64]]) -> float:
-    """How long it takes to read all parts, one thread each."""
+    """Seconds to sum up all parts, one thread for each part."""
     threads = [threading.Thread(target=part.sum) for part in parts]
     started = time.perf_counter()
     for thread in threads:
@@ -46,8 +48,17 @@ def read_seconds(parts: list[npt.NDArray[np.int64]]) -> float:
 
 
 def measure(bundle: Path, context: int, threads: int) -> str:
-    """A row of the table."""
-    session = Graph.open(Bundle.read(bundle), device="cpu", threads=threads).session()
+    """Measure one bundle.
+
+    Args:
+        bundle: folder of the bundle.
+        context: tokens in the cache before the first measured step.
+        threads: threads of the session and of the reading.
+
+    Returns:
+        A row of the table.
+    """
+    session = Session.open(Bundle.read(bundle), device="cpu", threads=threads)
     size = step_bytes(session, context + STEPS // 2)
     parts = np.array_split(np.ones(size // 8, np.int64), threads)
     prompt = random.Random(0).choices(range(session.vocab_size), k=context)
@@ -69,9 +80,9 @@ def measure(bundle: Path, context: int, threads: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Decoding's share of the memory's bandwidth.")
+    parser = argparse.ArgumentParser(description="Measure which share of the memory's bandwidth decoding uses.")
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
-    parser.add_argument("--context", type=int, default=128, metavar="N", help="tokens before; default %(default)s")
+    parser.add_argument("--context", type=int, default=128, metavar="N", help="cached tokens; default %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default %(default)s")
     options = parser.parse_args()
     print("| bundle | MB a step | ms a step | decoding GB/s | buffer GB/s | share |\n|---|--:|--:|--:|--:|--:|")

@@ -1,8 +1,9 @@
-"""Beam search: edgelm beside optimum, the same beams on the same random weights of GPT-2's shape, interleaved.
+"""Beam search of edgelm beside optimum's, on the same random weights of GPT-2's shape, in one interleaved run.
 
     python -m benchmarks.beams
 
-Prints a Markdown table of whole calls, prompt included, and as its last line one JSON object.
+Prints a Markdown table of the seconds of whole calls, prompt included, and one JSON object as its last line. The first
+run makes the models, which takes minutes.
 """
 
 import argparse
@@ -23,13 +24,19 @@ COMPARED = ("edgelm int8", "edgelm int4", BASELINE)
 
 
 def call_seconds(worker: Worker, case: Case) -> list[float]:
-    """Of each round."""
+    """Seconds of the whole call in each round."""
     return [answer["prefill_seconds"] + answer["decode_seconds"] for answer in worker.answers[case]]
 
 
 def _parsed_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure beam search beside optimum's.")
-    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="keeps the models; %(default)s")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=DEFAULT_WORK,
+        metavar="DIR",
+        help="folder that keeps the models; default %(default)s",
+    )
     parser.add_argument("--num-beams", type=int, default=4, metavar="N", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="after the warm-up; default %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine; default %(default)s")
@@ -50,7 +57,7 @@ def main() -> None:
             print(f"loading {name}", file=sys.stderr)
             folder = model_folder(options.work, shape, ENGINES[name].model)
             workers.append(stack.enter_context(started_worker(name, ENGINES[name].loader, folder, options.threads)))
-        others = run_rounds(workers, [case], shape.vocabulary, options.rounds)
+        other_cpus = run_rounds(workers, [case], shape.vocabulary, options.rounds)
         seconds = {worker.name: call_seconds(worker, case) for worker in workers}
         peaks = {worker.name: worker.answers[case][-1]["peak_bytes"] for worker in workers}
     print(f"| engine, {options.num_beams} beams | seconds (min-max) | x {BASELINE} | peak MB |\n|---|--:|--:|--:|")
@@ -63,7 +70,7 @@ def main() -> None:
     facts = {
         **{name: value for name, value in vars(options).items() if name != "work"},
         "machine": machine_facts(),
-        "mean_cpus_busy_with_other_processes": round(sum(others) / len(others), 3),
+        "mean_cpus_busy_with_other_processes": round(sum(other_cpus) / len(other_cpus), 3),
         "seconds": seconds,
         "ratios": ratios,
         "peak_bytes": peaks,

@@ -220,7 +220,8 @@ def download(url: str, path: Path) -> None:
                 raise DataError(f"{url} is larger than the limit of {MAX_BYTES:,} bytes")
             shutil.copyfileobj(response, file)
     except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        is_http = isinstance(error, urllib.error.HTTPError)
+        reason = error.reason if isinstance(error, urllib.error.URLError) and not is_http else error
         raise DataError(f"cannot download {url}: {reason}") from None
 
 

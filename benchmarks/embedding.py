@@ -1,9 +1,10 @@
-"""Batches, restored states and prompt lookup on random weights of GPT-2's shape, each beside doing without.
+"""Batches, restored states and prompt lookup, each compared with generating without it.
 
     python -m benchmarks.embedding [--work DIR]
 
-Run `python -m benchmarks.prepare` first. Prints Markdown tables of medians over interleaved rounds, in brackets the
-least and the most, and as its last line one JSON object. Progress goes to stderr. Nothing is downloaded.
+Run `python -m benchmarks.prepare` first: it makes the models, which have random weights of GPT-2's shape. Prints
+Markdown tables of medians over interleaved rounds, with minimum and maximum in brackets, and one JSON object as its
+last line. Progress goes to stderr. Nothing is downloaded.
 """
 
 import argparse
@@ -38,18 +39,18 @@ Times = dict[str, list[float]]
 
 
 def measured(ways: dict[str, Callable[[], float]], rounds: int) -> Times:
-    """What each way gives in each round after a warm-up."""
-    found: Times = {name: [] for name in ways}
+    """The value of each way in each round; the first round is a warm-up and does not count."""
+    values: Times = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
             value = way()
             if number:
-                found[name].append(value)
-    return found
+                values[name].append(value)
+    return values
 
 
 def batch_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[], float]]:
-    """Decoded tokens a second: of one text, and of `ROWS` texts together; and the same of whole calls."""
+    """Tokens per second: decoding one text, decoding 1 to `ROWS` texts together, and in whole calls."""
     vocabulary = model.session.vocab_size
     lengths = np.linspace(PROMPT_TOKENS // 2, PROMPT_TOKENS * 3 // 2, ROWS).astype(int)
     prompts: list[Prompt] = [rng.integers(0, vocabulary, n).tolist() for n in lengths]
@@ -101,7 +102,7 @@ def batch_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[],
 
 
 def state_ways(model: Model, rng: np.random.Generator, folder: Path) -> dict[str, Callable[[], float]]:
-    """Milliseconds to the first token of a prompt that goes on from `STATE_TOKENS` tokens."""
+    """Milliseconds to the first new token of a prompt whose first `STATE_TOKENS` tokens were seen earlier."""
     prefix = rng.integers(0, model.session.vocab_size, STATE_TOKENS).tolist()
     prompt = [*prefix, 5, 6, 7, 8]
     for name in ("float32", "float16"):
@@ -124,51 +125,51 @@ def state_ways(model: Model, rng: np.random.Generator, folder: Path) -> dict[str
         "computed": lambda: first_token(lambda: None),
         "state read from a file, float32": lambda: first_token(lambda: model.load_state(folder / "float32")),
         "state read from a file, float16": lambda: first_token(lambda: model.load_state(folder / "float16")),
-        "prefix of the call before": reused,
+        "prefix of the previous call": reused,
     }
 
 
 def lookup_ways(model: Model, rng: np.random.Generator) -> dict[str, Callable[[], float]]:
-    """Decoded tokens a second of a text whose drafts come true always, or never, by what they are made of.
+    """Tokens per second of decoding with drafts that are always accepted, never accepted, or looked up.
 
-    The text is the one that plain decoding gave, forced: logits of random weights are so nearly tied that the last
-    bits, which computing several tokens at once changes, would lead elsewhere.
+    A processor forces the text that plain decoding gave. Without it, checking several tokens at once would change the
+    last bits of the logits, and those of random weights are so close together that another text would follow.
     """
     prompt = rng.integers(0, model.session.vocab_size, PROMPT_TOKENS).tolist()
-    told = [*prompt, *model.generate(prompt, max_new_tokens=2 * NEW_TOKENS, do_sample=False).choices[0].token_ids]
+    expected = [*prompt, *model.generate(prompt, max_new_tokens=2 * NEW_TOKENS, do_sample=False).choices[0].token_ids]
 
     def forced(ids: Any, logits: Any) -> Any:
-        logits[told[len(ids)]] = FORCED_LOGIT
+        logits[expected[len(ids)]] = FORCED_LOGIT
         return logits
 
     def rate(width: int | None, guess: Callable[[Any, int], list[int]] | None = None) -> float:
         model.forget()
         options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "logits_processor": forced}
         with mock.patch("edgelm.decoding.prompt_lookup.continuation", guess) if guess else mock.patch("os.sep", "/"):
-            found = model.generate(prompt, prompt_lookup_num_tokens=width, **options)
-        return found.stats.tokens_per_second
+            completion = model.generate(prompt, prompt_lookup_num_tokens=width, **options)
+        return completion.stats.tokens_per_second
 
     def right(ids: Any, count: int) -> list[int]:
-        return told[len(ids) : len(ids) + max(1, count)]
+        return expected[len(ids) : len(ids) + max(1, count)]
 
     def wrong(ids: Any, count: int) -> list[int]:
         return [(token + 1) % model.session.vocab_size for token in right(ids, count)]
 
-    def treacherous(ids: Any, count: int) -> list[int]:
+    def right_if_single(ids: Any, count: int) -> list[int]:
         return wrong(ids, count) if count > 1 else right(ids, count)
 
     return {
         "no drafts": lambda: rate(None),
-        **{f"all come true, width {width}": lambda width=width: rate(width, right) for width in WIDTHS},  # type: ignore[misc]
-        "none comes true": lambda: rate(8, wrong),
-        "guesses come true, drafts never": lambda: rate(8, treacherous),
-        "looked up in its own text": lambda: rate(8),
+        **{f"all drafts accepted, width {width}": lambda width=width: rate(width, right) for width in WIDTHS},  # type: ignore[misc]
+        "no draft accepted": lambda: rate(8, wrong),
+        "single guesses accepted, drafts never": lambda: rate(8, right_if_single),
+        "drafts looked up in the text": lambda: rate(8),
     }
 
 
 def story_facts(rounds: int) -> dict[str, dict[str, float]]:
-    """How often drafts come true in stories of the embedded model, and what that gains."""
-    model, found = edgelm.load(device="cpu", threads=2), dict[str, dict[str, float]]()
+    """How often drafts are accepted in stories of the embedded model, and the speed that gains."""
+    model, facts = edgelm.load(device="cpu", threads=2), dict[str, dict[str, float]]()
     for name, prompt in (("repetitive", REPETITIVE), ("ordinary", ORDINARY)):
         for kind, sampling in (("greedy", {"do_sample": False}), ("sampled", {"temperature": 0.8, "top_p": 0.95})):
             options: dict[str, Any] = {**sampling, "max_new_tokens": 200, "eos_token_id": ()}
@@ -179,16 +180,16 @@ def story_facts(rounds: int) -> dict[str, dict[str, float]]:
                 fast = model.generate(prompt, **options, seed=seed, prompt_lookup_num_tokens=8).stats
                 drafted, accepted = drafted + fast.drafted_tokens, accepted + fast.accepted_tokens
                 ratios.append(fast.tokens_per_second / plain.tokens_per_second)
-            found[f"{name}, {kind}"] = {
+            facts[f"{name}, {kind}"] = {
                 "drafted_per_100_tokens": 100 * drafted / (200 * rounds),
                 "accepted_share": accepted / drafted if drafted else 0.0,
                 "speed": median(ratios),
             }
-    return found
+    return facts
 
 
 def table(title: str, unit: str, results: dict[str, Times]) -> str:
-    """A row a way; the ratios are medians over the rounds, to the first way."""
+    """A Markdown table with a row for each way. `x` is the median over the rounds of the ratio to the first way."""
     rows = [f"| {title} | {' | '.join(f'{recipe} {unit} | x' for recipe in results)} |"]
     rows.append("|---" * (1 + 2 * len(results)) + "|")
     for name in next(iter(results.values())):
@@ -203,7 +204,9 @@ def table(title: str, unit: str, results: dict[str, Times]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure batches, restored states and prompt lookup.")
-    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="has the models; %(default)s")
+    parser.add_argument(
+        "--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="has the models; default %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="after the warm-up; default %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default %(default)s")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
@@ -227,7 +230,7 @@ def main() -> None:
     print(table(f"first token after {STATE_TOKENS} known tokens", "ms", results["state"]), end="\n\n")
     print(table("prompt lookup", "tokens/s", results["lookup"]), end="\n\n")
     stories = story_facts(options.rounds)
-    print("| stories-6m int8, width 8 | drafted per 100 tokens | came true | speed x |\n|---|---|---|---|")
+    print("| stories-6m int8, width 8 | drafted per 100 tokens | accepted | speed x |\n|---|---|---|---|")
     for name, facts in stories.items():
         print(
             f"| {name} | {facts['drafted_per_100_tokens']:.1f} | {facts['accepted_share']:.0%} | {facts['speed']:.2f} |"

@@ -1,6 +1,7 @@
-"""The engines of the comparison, each loaded and driven by its own public API. Imports happen in the loaders only.
+"""The engines of the comparison, each loaded and driven by its own public API.
 
-All decode greedily, or by beam search, with a KV cache, from token ids.
+All engines decode greedily or by beam search, with a KV cache, from token ids. Imports happen in the loaders only,
+because a process should hold one engine.
 """
 
 import os
@@ -16,24 +17,28 @@ class Timing:
     """One generation, from the call to its return."""
 
     prefill_seconds: float
-    """Up to the first new token."""
+    """From the call to the first new token."""
     decode_seconds: float
-    """From then to the return of the call: all other tokens."""
+    """From the first new token to the return of the call."""
     token_ids: Sequence[int]
     """The new tokens of the first prompt."""
 
 
 Prompts = Sequence[Sequence[int]]
-"""Token ids, one row a sequence of the batch, all of one length."""
+"""Token ids: one row for each sequence of the batch, all of the same length."""
 
 Generate = Callable[[Prompts, int], Timing]
-"""Continues every prompt by a number of new tokens, greedily."""
+"""Continues every prompt greedily: (prompts, number of new tokens) -> timing."""
 BeamSearch = Callable[[Prompts, int, int], Timing]
-"""The same, following a number of beams."""
+"""Continues every prompt by beam search: (prompts, number of new tokens, number of beams) -> timing."""
 
 
-def only(prompts: Prompts) -> Sequence[int]:
-    """The prompt of a batch of one, for engines that are driven one sequence at a time."""
+def single_prompt(prompts: Prompts) -> Sequence[int]:
+    """The prompt of a batch of one, for engines that are driven one sequence at a time.
+
+    Raises:
+        ValueError: the batch has several prompts.
+    """
     if len(prompts) != 1:
         raise ValueError(f"this engine is driven one sequence at a time, got a batch of {len(prompts)}")
     return prompts[0]
@@ -46,13 +51,13 @@ class Loaded:
     generate: Generate
     import_seconds: float
     load_seconds: float
-    """Without the imports."""
+    """Seconds of loading the model, without the imports."""
     beam_search: BeamSearch | None = None
-    """Where it is driven with beams too."""
+    """None where the engine is not driven with beams."""
 
 
 def load_edgelm(folder: Path, threads: int) -> Loaded:
-    """A bundle, driven by `Model.generate`."""
+    """edgelm: a bundle, driven by `Model.generate`."""
     started = time.perf_counter()
     import onnxruntime  # noqa: F401  # edgelm imports it in `load`; its time belongs to the imports here
 
@@ -70,14 +75,14 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
                 prompts, max_rows=len(prompts), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None
             )
             seconds = time.perf_counter() - called
-            # The last row's: until then some rows may decode already, so that only the whole call can be compared.
+            # The prefill of the last row. Earlier rows may decode meanwhile, so only whole calls can be compared.
             prefill = max(completion.stats.prefill_seconds for completion in completions)
             return Timing(prefill, seconds - prefill, completions[0].choices[0].token_ids)
         completion = model.generate(
-            only(prompts), max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams, eos_token_id=None
+            single_prompt(prompts), max_new_tokens=new_tokens, do_sample=False, num_beams=num_beams, eos_token_id=None
         )
         seconds = time.perf_counter() - called
-        # Not `stats.decode_seconds`, which leaves out the detokenizing: the whole call counts here, as for the peers.
+        # The whole call counts, as for the peers; `stats.decode_seconds` leaves out the detokenizing.
         prefill = completion.stats.prefill_seconds
         return Timing(prefill, seconds - prefill, completion.choices[0].token_ids)
 
@@ -85,7 +90,7 @@ def load_edgelm(folder: Path, threads: int) -> Loaded:
 
 
 def load_optimum(folder: Path, threads: int) -> Loaded:
-    """A graph quantized by optimum, driven by `ORTModelForCausalLM.generate`."""
+    """optimum: a graph quantized by `ORTQuantizer`, driven by `ORTModelForCausalLM.generate`."""
     started = time.perf_counter()
     import onnxruntime
     import torch
@@ -101,7 +106,7 @@ def load_optimum(folder: Path, threads: int) -> Loaded:
 
 
 def load_transformers(folder: Path, threads: int) -> Loaded:
-    """The checkpoint itself in float32 with transformers' default attention, driven by `generate`."""
+    """transformers: the checkpoint in float32 with the default attention, driven by `generate`."""
     started = time.perf_counter()
     import torch
     from transformers import GPT2LMHeadModel
@@ -114,7 +119,10 @@ def load_transformers(folder: Path, threads: int) -> Loaded:
 
 
 class _FirstToken:
-    """A streamer for transformers' `generate`: it gets the prompt, then each token, and notes when the first came."""
+    """A streamer for transformers' `generate` that notes the time of the first new token.
+
+    `generate` puts the prompt first, then each new token.
+    """
 
     def __init__(self) -> None:
         self._puts = 0
@@ -156,12 +164,12 @@ def _transformers_generate(model: Any) -> Callable[..., Timing]:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A row of the table."""
+    """An engine and its model, a row of the table."""
 
     model: str
-    """The name of its model's folder; see `benchmarks.prepare.model_folder`."""
+    """Name of the model's folder, as `benchmarks.prepare.model_folder` takes it."""
     loader: str
-    """The function that loads it in its own process, "module:function" with (folder, threads) -> `Loaded`."""
+    """Function that loads the engine in its own process, as "module:function": (folder, threads) -> `Loaded`."""
 
 
 ENGINES = {
@@ -176,6 +184,6 @@ ENVIRONMENT = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
-    "ORT_DISABLE_TELEMETRY": "1",  # edgelm sets it itself; the peer gets the same
+    "ORT_DISABLE_TELEMETRY": "1",  # edgelm sets it itself, so the peers get it too
 }
-"""Of every worker process."""
+"""Environment variables of every worker process."""

@@ -1,9 +1,9 @@
-"""How often another way to compute the same token gives another likeliest one, and how close the top two were there.
+"""How often two ways to compute the same logits have different most likely tokens, and how close the top two were.
 
-    python -m benchmarks.flip_rate [--checkpoint FOLDER] [--text FILE]
+    python -m benchmarks.flip_rate CHECKPOINT [--text FILE]
 
-Exports the checkpoint in each recipe, feeds held-out stories in every way, and prints a Markdown table and, as its last
-line, one JSON object. Progress goes to stderr. Nothing is downloaded.
+Exports the checkpoint in each recipe and feeds held-out stories in every way. Prints a Markdown table, and one JSON
+object as its last line. Progress goes to stderr. Nothing is downloaded.
 """
 
 import argparse
@@ -17,16 +17,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.data import HELD_OUT_STORIES
 from benchmarks.machine import machine_facts
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.session import Session
 from edgelm.model import Model, load
 
 RECIPES: tuple[FixedPrecision, ...] = ("fp32", "int8", "w8a8", "int4", "int4-small")
-SHARED = Path(__file__).parents[2] / "shared"
-HELD_OUT_STORIES = 206
-"""The first ones of the text: stories-6m has not seen them."""
-
 WAYS = (
     "in a chunk and token by token",
     "in a chunk and alone after a chunked text",
@@ -39,16 +36,19 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass
 class Flips:
-    """Two ways over some tokens. A margin is the logit of the likeliest token over that of the second, one way."""
+    """Comparison of two ways on the same tokens.
+
+    A margin is the logit of the most likely token minus the logit of the second, in the first way.
+    """
 
     tokens: int = 0
     margins: list[float] = field(default_factory=list)
-    """Of each flip."""
+    """The margin at each flip, where the two ways have different most likely tokens."""
     all_margins: list[float] = field(default_factory=list)
     largest_logit_difference: float = 0.0
 
     def add(self, one: Logits, other: Logits) -> None:
-        """Count the tokens of two (T, V)."""
+        """Count the tokens of two logits (T, V)."""
         second, first = np.partition(one, -2)[:, -2:].T  # (T,) each
         margins, flipped = first - second, one.argmax(axis=1) != other.argmax(axis=1)
         self.tokens += len(one)
@@ -57,7 +57,7 @@ class Flips:
         self.largest_logit_difference = max(self.largest_logit_difference, float(np.abs(one - other).max()))
 
     def facts(self) -> dict[str, float | int]:
-        """Rate and margins, in logits."""
+        """Rate of flips, and margins in logits."""
         widest = max(self.margins, default=0.0)
         return {
             "tokens": self.tokens,
@@ -72,14 +72,16 @@ class Flips:
 
 
 def token_by_token(session: Session, window: Ids) -> Logits:
-    """Every token alone, after others that came alone."""
+    """Logits (T, V) when every token is fed alone, and all earlier tokens were fed alone too."""
     session.reset()
     return np.stack([session.step([int(token)]) for token in window])  # (T, V)
 
 
 def alone_after_chunks(session: Session, window: Ids) -> Logits:
-    """Every token alone, after others that came in chunks: from the last one backwards, for a step overwrites its own
-    keys and values only."""
+    """Logits (T, V) when every token is fed alone, but all earlier tokens were fed in chunks.
+
+    Goes from the last token backwards, because a step overwrites its own keys and values only.
+    """
     session.reset()
     session.step(window)
     rows = []
@@ -90,19 +92,25 @@ def alone_after_chunks(session: Session, window: Ids) -> Logits:
 
 
 def measure(session: Session, paired: Session, windows: Sequence[Ids]) -> dict[str, Flips]:
-    """Each way beside the one it is compared with; `paired` is batch invariant."""
-    found = {name: Flips() for name in WAYS}
+    """The flips of each pair of ways.
+
+    Args:
+        session: session of the bundle.
+        paired: session of the same bundle, batch invariant.
+        windows: token ids of the held-out text.
+    """
+    flips = {name: Flips() for name in WAYS}
     for window in windows:
         session.reset()
         chunked, alone = session.score(window), token_by_token(session, window)
-        found[WAYS[0]].add(chunked, alone)
-        found[WAYS[1]].add(chunked, alone_after_chunks(session, window))
-        found[WAYS[2]].add(alone, token_by_token(paired, window))
-    return found
+        flips[WAYS[0]].add(chunked, alone)
+        flips[WAYS[1]].add(chunked, alone_after_chunks(session, window))
+        flips[WAYS[2]].add(alone, token_by_token(paired, window))
+    return flips
 
 
-def held_out(model: Model, text: str, stories: int) -> list[Ids]:
-    """The first `stories` of `text`, each after token 0, in windows of the context."""
+def held_out(model: Model, text: str, stories: int | None) -> list[Ids]:
+    """The first `stories` documents of `text`, each preceded by token 0, in windows of the context length."""
     parts = [story for part in text.split("<|endoftext|>") if (story := part.strip())][:stories]
     ids = np.array([token for story in parts for token in (0, *model.tokenizer.encode(story))], np.int64)
     context = model.session.context_length
@@ -110,7 +118,7 @@ def held_out(model: Model, text: str, stories: int) -> list[Ids]:
 
 
 def markdown(results: dict[str, dict[str, dict[str, float | int]]]) -> str:
-    """A row for each way and recipe."""
+    """A Markdown table with a row for each way and recipe."""
     rows = [
         "| a token | recipe | flips | per 10,000 | median margin at a flip | largest | tokens within it | "
         "largest logit difference |",
@@ -135,11 +143,11 @@ def markdown(results: dict[str, dict[str, dict[str, float | int]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Measure how often the same token, computed otherwise, chooses another."
+        description="Measure how often two ways to compute the same logits choose different tokens."
     )
-    parser.add_argument("--checkpoint", type=Path, default=SHARED / "checkpoints" / "stories-6m", metavar="FOLDER")
-    parser.add_argument("--text", type=Path, default=SHARED / "data" / "tinystories_slice.txt", metavar="FILE")
-    parser.add_argument("--stories", type=int, default=HELD_OUT_STORIES, metavar="N", help="default %(default)s")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in Hugging Face layout")
+    parser.add_argument("--text", type=Path, default=HELD_OUT_STORIES, metavar="FILE", help="default: benchmarks/texts")
+    parser.add_argument("--stories", type=int, metavar="N", help="use the first N; default: all")
     options = parser.parse_args()
     from edgelm_export.pipeline import export
 
@@ -152,8 +160,8 @@ def main() -> None:
             export(str(options.checkpoint), made, recipe, accept_quality_loss=True)
             print(f"feeding {recipe} in every way", file=sys.stderr)
             model, paired = load(made, device="cpu"), load(made, device="cpu", batch_invariant=True)
-            found = measure(model.session, paired.session, held_out(model, text, options.stories))
-            results[recipe] = {way: flips.facts() for way, flips in found.items()}
+            pairs = measure(model.session, paired.session, held_out(model, text, options.stories))
+            results[recipe] = {way: flips.facts() for way, flips in pairs.items()}
             print(json.dumps(results[recipe]), file=sys.stderr)
     print(markdown(results))
     print()

@@ -1,4 +1,4 @@
-"""What the numbers were made on."""
+"""The machine that numbers are measured on: processor, versions, CPU time, memory."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ PACKAGES = ("edgelm", "onnxruntime", "torch", "transformers", "optimum-onnx", "n
 
 
 def machine_facts() -> dict[str, str | int]:
-    """The processor, the system, and the versions of what is compared."""
+    """Processor, system, and the versions of the compared packages."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 0,
@@ -22,7 +22,7 @@ def machine_facts() -> dict[str, str | int]:
 
 
 def busy_cpu_seconds() -> float:
-    """CPU time all processes of the machine have used so far; 0 where the system does not say."""
+    """CPU time that all processes of the machine have used since it started; 0 where the system does not tell."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
         user, nice, system, _, _, irq, softirq = (int(field) for field in fields[1:8])
@@ -32,7 +32,7 @@ def busy_cpu_seconds() -> float:
 
 
 def anonymous_bytes() -> int:
-    """Memory this process holds that no file backs, so that the system cannot drop it; 0 where it does not say."""
+    """Memory of this process that no file backs, which the system cannot drop; 0 where the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))

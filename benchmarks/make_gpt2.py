@@ -1,8 +1,8 @@
-"""Makes a checkpoint of GPT-2's shape with random weights: speed and memory depend on the shape, not on the text.
+"""Makes a checkpoint of GPT-2's shape with random weights, because speed and memory depend on the shape alone.
 
     python -m benchmarks.make_gpt2 FOLDER
 
-The folder is in Hugging Face layout, with a tokenizer that reads text byte by byte. Nothing is fetched.
+The folder is in Hugging Face layout, with a tokenizer that reads text byte by byte. Nothing is downloaded.
 """
 
 import argparse
@@ -24,18 +24,22 @@ class Shape:
 
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each number of a `Shape`."""
+    """Add an option for each field of `Shape`."""
     for field in fields(Shape):
         parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N", help="default %(default)s")
 
 
 def shape_of(options: argparse.Namespace) -> Shape:
-    """The `Shape` that parsed options ask for."""
+    """The `Shape` of parsed options."""
     return Shape(**{field.name: getattr(options, field.name) for field in fields(Shape)})
 
 
 def make_checkpoint(folder: Path, shape: Shape) -> int:
-    """Write a checkpoint into `folder`; returns its number of parameters, the tied head counted once."""
+    """Write a checkpoint into `folder`.
+
+    Returns:
+        Number of parameters; the tied head counts once.
+    """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -45,7 +49,7 @@ def make_checkpoint(folder: Path, shape: Shape) -> int:
         n_head=shape.heads,
         vocab_size=shape.vocabulary,
         n_positions=shape.context,
-        # No end of text: every engine must write all the tokens it is asked for.
+        # No end of text, because every engine must write all requested tokens.
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -57,9 +61,9 @@ def make_checkpoint(folder: Path, shape: Shape) -> int:
 
 
 def save_byte_tokenizer(folder: Path, shape: Shape) -> None:
-    """Write a byte-level tokenizer of as many tokens as the model has, the 256 bytes first.
+    """Write a byte-level tokenizer with the model's vocabulary size, the 256 bytes first.
 
-    It has no merges: it reads text as single bytes, yet can write whatever the model says.
+    It has no merges. It reads text as single bytes, and it can decode every token of the model.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

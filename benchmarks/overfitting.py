@@ -1,36 +1,36 @@
-"""Overfitting shown and cured on few stories: ``python -m benchmarks.overfitting STORIES.txt OUT``.
+"""Overfitting on few stories, and what helps against it.
 
-Trains one small GPT-2 again and again, each time with one thing changed; writes OUT/overfitting.svg and
-OUT/overfitting.json, and prints a table for docs/training.md. Minutes on two CPU cores.
+    python -m benchmarks.overfitting data/stories.txt OUT
+
+Trains one small GPT-2 several times, each time with one option changed. Writes OUT/overfitting.svg and
+OUT/overfitting.json, and prints a Markdown table. Takes minutes on two CPU cores.
 """
 
+import argparse
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgelm_train.data.corpus import END_OF_TEXT, read_documents
-from edgelm_train.pretrain import pretrain
 from edgelm_train.pretrain_options import PretrainOptions
-from edgelm_train.run.curves import draw_curves
 
 SHAPE = {"n_layer": 3, "n_embd": 128, "n_head": 4, "n_positions": 128, "vocab_size": 1024}
 HELD_OUT, FEW, MANY = 100, 50, 1000
-"""Stories."""
+"""Numbers of stories."""
 BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: its options, and on how many stories."""
+    """Options of one run, and the number of stories it trains on."""
 
     options: PretrainOptions
     stories: int = FEW
 
 
 def trials(shape: Path, tokens: int) -> dict[str, Trial]:
-    """Every run by what is special about it."""
-    none = PretrainOptions(
+    """Every run by the option that is changed in it."""
+    plain = PretrainOptions(
         size=str(shape),
         tokens=tokens,
         held_out=HELD_OUT,
@@ -45,24 +45,33 @@ def trials(shape: Path, tokens: int) -> dict[str, Trial]:
         evaluations=25,
     )
     return {
-        "nothing": Trial(none),
-        "early stopping": Trial(replace(none, patience=3, keep="best")),
-        "dropout 0.3": Trial(replace(none, dropout=0.3)),
-        "twenty times the stories": Trial(none, MANY),
-        "weight decay 1": Trial(replace(none, weight_decay=1.0)),
+        "nothing": Trial(plain),
+        "early stopping": Trial(replace(plain, patience=3, keep="best")),
+        "dropout 0.3": Trial(replace(plain, dropout=0.3)),
+        "twenty times the stories": Trial(plain, MANY),
+        "weight decay 1": Trial(replace(plain, weight_decay=1.0)),
         "dropout 0.3, weight decay 1, early stopping": Trial(
-            replace(none, dropout=0.3, weight_decay=1.0, patience=3, keep="best")
+            replace(plain, dropout=0.3, weight_decay=1.0, patience=3, keep="best")
         ),
     }
 
 
-def main(stories: Path, out: Path, tokens: int = 400_000) -> None:
-    """Run all trials on `stories`, into `out`."""
+def run(stories: Path, out: Path, tokens: int) -> None:
+    """Run all trials.
+
+    Args:
+        stories: file of stories with <|endoftext|> between them.
+        out: folder to write into.
+        tokens: tokens to train on in each run.
+    """
+    from edgelm_train.pretrain import pretrain
+    from edgelm_train.run.curves import draw_curves
+
     out.mkdir(parents=True, exist_ok=True)
     documents = read_documents(stories)
     shape = out / "shape.json"
     shape.write_text(json.dumps(SHAPE), encoding="utf-8")
-    # One tokenizer for all, so that their losses can be compared.
+    # All runs share one tokenizer, so that their losses can be compared.
     results: dict[str, dict[str, float]] = {}
     logs = {}
     tokenizer: Path | None = None
@@ -73,7 +82,7 @@ def main(stories: Path, out: Path, tokens: int = 400_000) -> None:
         folder = out / name.replace(" ", "-").replace(",", "")
         done = pretrain([data], folder, replace(trial.options, tokenizer=tokenizer))
         tokenizer = tokenizer or folder
-        assert done.report is not None, "interrupted; run it again"
+        assert done.report is not None, "the run was interrupted; start it again"
         held_out = next(iter(done.report.held_out.values()))
         results[name] = {
             "steps": done.outcome.steps,
@@ -90,5 +99,16 @@ def main(stories: Path, out: Path, tokens: int = 400_000) -> None:
     draw_curves(logs, BATCH_TOKENS, out / "overfitting.svg")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overfitting", description="Show overfitting on few stories, and what helps."
+    )
+    parser.add_argument("stories", type=Path, metavar="STORIES", help="at least 1,100 stories, <|endoftext|> between")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
+    parser.add_argument("--tokens", type=int, default=400_000, metavar="N", help="of each run; default %(default)s")
+    options = parser.parse_args()
+    run(options.stories, options.out, options.tokens)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

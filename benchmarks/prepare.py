@@ -1,8 +1,9 @@
-"""Makes the models to compare from one checkpoint, and keeps them for the next run.
+"""Makes the models that are compared, all from one checkpoint, and keeps them for the next run.
 
     python -m benchmarks.prepare --work DIR
 
-A process of its own: exporting loads torch and takes gigabytes, which must be gone when the measuring begins.
+Benchmarks start it as a process of its own: exporting loads torch and takes gigabytes of memory, which must be free
+again when the measuring begins. Nothing is downloaded.
 """
 
 import argparse
@@ -22,23 +23,24 @@ from edgelm.bundle.manifest import FORMAT_VERSION, FixedPrecision
 
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "edgelm-benchmark"
 OPTIMUM = "optimum-int8"
-GRAPH_MODULES = ("activations", "graph", "onnx_writer", "products", "quantize", "recipe", "weights")
+GRAPH_ROOMS = ("graph", "model", "quantize")
+"""Folders of `edgelm_export` whose code decides what is in a bundle's graph."""
 PRECISIONS: tuple[FixedPrecision, ...] = ("int8", "w8a8", "int4", "int4-small")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, and where the models made from it are kept."""
+    """A checkpoint, and the folder of the models made from it."""
 
     name: str
     checkpoint: Path
     folder: Path
     made_by: str
-    """What has an influence on the checkpoint; a change of it makes all models anew."""
+    """Code and versions that the checkpoint depends on. When they change, all models are made again."""
 
 
 def random_source(work: Path, shape: Shape) -> Source:
-    """A checkpoint of that shape with random weights; `prepare` makes it."""
+    """The checkpoint of `shape` with random weights, which `prepare` makes."""
     folder = work / "gpt2-{}x{}-{}heads-{}vocabulary-{}context-seed{}".format(*astuple(shape))
     made_by = f"{versions('torch', 'transformers')}, make_gpt2 {hash_of(Path(make_gpt2.__file__))}"
     return Source(folder.name, folder / "checkpoint", folder, made_by)
@@ -51,15 +53,23 @@ def given_source(work: Path, checkpoint: Path) -> Source:
 
 
 def model_folder(work: Path, shape: Shape, name: str) -> Path:
-    """Where the model `name` of that shape lies: "checkpoint", "optimum-int8", or "edgelm-" and a precision."""
+    """Folder of a model with random weights.
+
+    Args:
+        work: folder that keeps all models.
+        shape: shape of the model.
+        name: "checkpoint", "optimum-int8", or "edgelm-" and a precision.
+    """
     return random_source(work, shape).folder / name
 
 
 def prepare(work: Path, shape: Shape, only: Collection[str] | None = None) -> None:
-    """Make every model that is missing, or was made by other code than today's, from random weights.
+    """Make the models with random weights that are missing or were made by other code than today's.
 
     Args:
-        only: the folders of the models that are wanted; None for all.
+        work: folder that keeps all models.
+        shape: shape of the models.
+        only: names of the models to make; None for all.
     """
     source = random_source(work, shape)
     keep(source.checkpoint, source.made_by, lambda folder: make_gpt2.make_checkpoint(folder, shape))
@@ -67,7 +77,7 @@ def prepare(work: Path, shape: Shape, only: Collection[str] | None = None) -> No
 
 
 def make_models(source: Source, only: Collection[str] | None = None) -> None:
-    """The same, from a checkpoint that is there."""
+    """Make the models of an existing checkpoint that are missing or were made by other code than today's."""
     if only is None or OPTIMUM in only:
         keep(
             source.folder / OPTIMUM,
@@ -85,7 +95,7 @@ def make_models(source: Source, only: Collection[str] | None = None) -> None:
 
 
 def keep(folder: Path, made_by: str, make: Callable[[Path], object]) -> None:
-    """Have `make` fill `folder`, unless it is there and was filled under the same `made_by`."""
+    """Have `make` fill `folder`, unless it was filled under the same `made_by` before."""
     stamp = folder.with_name(f"{folder.name}.made-by")
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == made_by:
         return
@@ -94,41 +104,42 @@ def keep(folder: Path, made_by: str, make: Callable[[Path], object]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"making {folder}", file=sys.stderr)
     make(folder)
-    stamp.write_text(made_by, encoding="utf-8")  # last: half a model is made anew
+    stamp.write_text(made_by, encoding="utf-8")  # written last, so that an unfinished model is made again
 
 
 def versions(*packages: str) -> str:
+    """Names and installed versions of packages."""
     return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
 def hash_of(*files: Path) -> str:
-    """Of the contents of files."""
+    """Hash of the contents of files, 16 hexadecimal digits."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def graph_modules() -> list[Path]:
-    """The source that decides what is in a bundle's graph."""
+    """Source files that decide what is in a bundle's graph."""
     folder = Path(edgelm_export.__file__).parent
-    return [folder / f"{name}.py" for name in GRAPH_MODULES]
+    return [path for room in GRAPH_ROOMS for path in sorted((folder / room).glob("*.py"))]
 
 
 def _export_edgelm(checkpoint: Path, folder: Path, precision: FixedPrecision) -> None:
     from edgelm_export import fit
     from edgelm_export import pipeline as export
 
-    # Random weights have no quality to measure, and drawing text from them takes minutes.
+    # Few tokens, because random weights have no quality to measure and drawing text from them takes minutes.
     export.EVALUATION_TOKENS = fit.CALIBRATION_TOKENS = 512
     export.export(
         str(checkpoint),
         folder,
         precision,
-        accept_quality_loss=True,  # the weights are random: there is no quality to lose
+        accept_quality_loss=True,  # random weights have no quality to lose
         report=lambda stage: print(f"  {stage}", file=sys.stderr),
     )
 
 
 def _export_optimum(checkpoint: Path, folder: Path) -> None:
-    """As optimum documents it: export, then `ORTQuantizer` with the preset of the best instructions there are."""
+    """Export and quantize as optimum's documentation does, with the preset for AVX512-VNNI."""
     from optimum.onnxruntime import AutoQuantizationConfig, ORTModelForCausalLM, ORTQuantizer
 
     model = ORTModelForCausalLM.from_pretrained(checkpoint, export=True)
@@ -137,10 +148,10 @@ def _export_optimum(checkpoint: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the models that benchmarks.against_optimum compares.")
+    parser = argparse.ArgumentParser(description="Make the models that the other benchmarks compare.")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, metavar="DIR", help="default %(default)s")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder instead of random weights")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="folders of models, like edgelm-int8; default all")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="models to make, such as edgelm-int8; default all")
     add_shape_options(parser)
     options = parser.parse_args()
     if options.checkpoint:

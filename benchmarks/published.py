@@ -1,4 +1,4 @@
-"""Published figures of a model, and what a bundle gives for the same questions."""
+"""Published figures of a model, and a bundle's figures for the same questions."""
 
 import json
 import math
@@ -17,17 +17,17 @@ Ids = npt.NDArray[np.int64]
 
 PUBLISHED = Path(__file__).with_name("gpt2_published.json")
 STRIDE = 512
-"""Of the perplexity in Hugging Face's documentation, which the published figures follow."""
+"""Stride of the perplexity in Hugging Face's documentation, in tokens. The published figures follow it."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one bundle gave."""
+    """The figures of one bundle."""
 
     greedy_equal: int
     greedy_cases: int
     log_probability_error: float
-    """Largest difference from a published log-probability, of a token or of a whole continuation, in nats."""
+    """Largest difference from a published log-probability of a token or of a whole continuation, in nats."""
     wikitext2_perplexity: float
     wikitext2_tokens: int
     lambada_accuracy: float
@@ -36,16 +36,20 @@ class Answers:
 
 
 def read_published(path: Path, name: str) -> dict[str, Any]:
-    """The figures of the model `name`."""
+    """The published figures of the model `name`.
+
+    Raises:
+        SystemExit: the file has no figures of this model.
+    """
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if name not in content:
         raise SystemExit(f"{path} has no figures of {name!r}, only of {', '.join(k for k in content if k != 'about')}")
-    found: dict[str, Any] = content[name]
-    return found
+    figures: dict[str, Any] = content[name]
+    return figures
 
 
 def count_greedy(model: Model, cases: Sequence[dict[str, Any]]) -> int:
-    """How many published greedy texts the model gives to the last character."""
+    """Number of published greedy texts that the model reproduces to the last character."""
     equal = 0
     for case in cases:
         prompt = case.get("prompt_ids") or model.tokenizer.encode(case["prompt"])
@@ -59,23 +63,32 @@ def count_greedy(model: Model, cases: Sequence[dict[str, Any]]) -> int:
 
 
 def continuation_logits(model: Model, context: Ids, continuation: Ids) -> Logits:
-    """Logits (T, V) that predict `continuation` (T,) after `context`, whose beginning is cut where it does not fit."""
+    """Logits that predict a continuation.
+
+    Args:
+        model: the loaded bundle.
+        context: token ids that precede the continuation; its beginning is cut off where the window is too short.
+        continuation: token ids (T,) to predict.
+
+    Returns:
+        Logits (T, V).
+    """
     session = model.session
     session.reset()
     context = context[-(session.context_length + 1 - len(continuation)) :]
-    if len(context) > 2:  # no logits are wanted there; two stay, for a chunk of one has another kernel
+    if len(context) > 2:  # no logits are needed there; two tokens stay, because a chunk of one has another kernel
         session.step(context[:-2])
         context = context[-2:]
     return session.score(np.concatenate([context, continuation[:-1]]))[len(context) - 1 :]
 
 
 def log_probabilities(logits: Logits, continuation: Ids) -> npt.NDArray[np.float64]:
-    """Of every id of `continuation` (T,) under `logits` (T, V), in nats."""
+    """Log-probability of every id of `continuation` (T,) under `logits` (T, V), in nats."""
     return log_softmax(logits)[np.arange(len(continuation)), continuation]
 
 
 def log_probability_error(model: Model, figures: dict[str, Any]) -> float:
-    """Largest difference from the published log-probabilities, in nats; 0 where none are published."""
+    """Largest difference from the published log-probabilities, in nats; 0 where no log-probability is published."""
 
     def ids(text: str) -> Ids:
         return np.array(model.tokenizer.encode(text), np.int64)
@@ -83,39 +96,39 @@ def log_probability_error(model: Model, figures: dict[str, Any]) -> float:
     errors = [0.0]
     for case in figures["token_log_probabilities"]:
         text = ids(case["text"])
-        found = log_probabilities(continuation_logits(model, ids(case["prefix"]), text), text)
-        errors.append(float(np.abs(found - np.array(case["values"])).max()))
+        values = log_probabilities(continuation_logits(model, ids(case["prefix"]), text), text)
+        errors.append(float(np.abs(values - np.array(case["values"])).max()))
     for case in figures["continuations"]:
         text = ids(case["continuation"])
-        found = log_probabilities(continuation_logits(model, ids(case["context"]), text), text)
-        errors.append(abs(float(found.sum()) - case["log_likelihood"]))
+        values = log_probabilities(continuation_logits(model, ids(case["context"]), text), text)
+        errors.append(abs(float(values.sum()) - case["log_likelihood"]))
     return max(errors)
 
 
 def stride_perplexity(model: Model, ids: Ids, stride: int = STRIDE) -> float:
     """Perplexity of a long text by the usual stride method (huggingface.co/docs/transformers/perplexity).
 
-    Windows of the whole context begin every `stride` tokens; each predicts what no earlier window has, with the rest
-    of the window as its context.
+    A window of the whole context begins every `stride` tokens. Each window predicts the tokens that no earlier window
+    has predicted; the tokens before those are their context.
     """
     session = model.session
     window = session.context_length
     stride = min(stride, window // 2)
-    nats, predicted, done = 0.0, 0, 1  # the first token has nothing before it
+    nats, predicted, done = 0.0, 0, 1  # the first token has no context
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
         if end <= done:
             break
-        found = log_probabilities(continuation_logits(model, ids[begin:done], ids[done:end]), ids[done:end])
-        nats -= float(found.sum())
-        predicted, done = predicted + len(found), end
+        values = log_probabilities(continuation_logits(model, ids[begin:done], ids[done:end]), ids[done:end])
+        nats -= float(values.sum())
+        predicted, done = predicted + len(values), end
         if end == len(ids):
             break
     return math.exp(nats / predicted)
 
 
 def lambada(model: Model, passages: Sequence[str]) -> tuple[float, float]:
-    """Accuracy on the last word, and its perplexity a word, as lm-evaluation-harness has them."""
+    """Accuracy on the last word of each passage, and perplexity per word, as lm-evaluation-harness defines them."""
     right, nats = 0, 0.0
     for passage in passages:
         context, _, last = passage.rpartition(" ")
@@ -135,7 +148,16 @@ def ask(
     token_limit: int | None,
     report: Callable[[str], None],
 ) -> Answers:
-    """Everything there is a published figure for."""
+    """Compute every figure that was published for the model.
+
+    Args:
+        model: the loaded bundle.
+        figures: the published figures.
+        wikitext2: the test text of WikiText-2.
+        passages: the passages of LAMBADA.
+        token_limit: maximum number of tokens of WikiText-2; None for all.
+        report: called with a line of progress.
+    """
     report("greedy texts and log-probabilities")
     equal, error = count_greedy(model, figures["greedy"]), log_probability_error(model, figures)
     ids = np.array(model.tokenizer.encode(wikitext2), np.int64)[:token_limit]

@@ -1,252 +1,62 @@
-"""What each way of storing a checkpoint loses: the recipes, and the tries they were chosen from.
+"""The quality that each way of storing a checkpoint loses: the recipes, and the tries they were chosen from.
 
-    python -m benchmarks.quality CHECKPOINT TEXT [--stories 206]
+    python -m benchmarks.quality CHECKPOINT [TEXT] [--stories 100]
 
-Every row is a real graph run by the shipped runtime, compared with torch in float32 on held-out text; once as the
-checkpoint is, and once with outliers put in: some LayerNorm channels times 30, the rows that take them divided by 30.
-That is the same function, and more like real GPT-2 checkpoints. Prints a Markdown table and, as its last line, JSON.
+Every row is a real graph run by the shipped runtime, compared with torch in float32 on held-out text. Each is measured
+twice. The second time the checkpoint has outliers: some LayerNorm channels are multiplied by 30, and the rows that take
+them are divided by 30. The function stays the same, and real GPT-2 checkpoints have such outliers. Prints a Markdown
+table, and one JSON object as its last line. All rows take half an hour on two busy cores.
 """
 
 import argparse
 import json
-import math
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from edgelm.bundle.folder import Bundle
-from edgelm.bundle.manifest import FORMAT_VERSION, Manifest, Source
-from edgelm.bundle.manifest import Recipe as RecipeFacts
-from edgelm.engine.graph import Graph
-from edgelm.engine.session import Session
-from edgelm.scoring.comparison import Comparison, compare_texts
-from edgelm_export.graph.decoder import write_graph
-from edgelm_export.model.forward import Activation
-from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
-from edgelm_export.quantize.budget import base_recipe, measure_options, mixed_recipe, plan
-from edgelm_export.quantize.calibrate import StoredGpt2, smooth, store
-from edgelm_export.quantize.recipe import (
-    BLOCK4,
-    BLOCK4_FINE,
-    BLOCK8,
-    POSITION_TABLE,
-    Recipe,
-    fixed_recipe,
-    table_matrices,
-)
-from edgelm_export.quantize.smooth import fold_norm
-from edgelm_export.quantize.storage import Storage, quantize_blocks
-from edgelm_export.source.checkpoint import load_checkpoint
-from edgelm_export.source.drawn_text import draw_texts
-
-Ids = npt.NDArray[np.int64]
-
-WINDOW_TOKENS = 512
-CALIBRATION_TOKENS = 8_192
-JUDGED_TOKENS = 2_048
-OUTLIER_FACTOR = 30
-OUTLIER_CHANNELS = 6
+from benchmarks.data import HELD_OUT_STORIES
 
 
-@dataclass(frozen=True)
-class Material:
-    """What every row is made from."""
-
-    weights: Gpt2Weights
-    activations: list[Activation]
-    calibration: Ids
-    """(R, T)."""
-    judged: Ids
-
-
-Make = Callable[[Material], StoredGpt2]
-
-
-def with_outliers(weights: Gpt2Weights) -> Gpt2Weights:
-    """The same function with some channels of every LayerNorm 30 times as loud."""
-    rng = np.random.default_rng(0)
-    layers = []
-    for layer in weights.layers:
-        width = len(layer.attention_norm.weight)
-        loud = np.ones(width, np.float32)
-        loud[rng.choice(width, OUTLIER_CHANNELS, replace=False)] = 1 / OUTLIER_FACTOR
-        attention_norm, qkv = fold_norm(layer.attention_norm, layer.qkv, loud)
-        mlp_norm, mlp_in = fold_norm(layer.mlp_norm, layer.mlp_in, loud)
-        layers.append(replace(layer, attention_norm=attention_norm, qkv=qkv, mlp_norm=mlp_norm, mlp_in=mlp_in))
-    return replace(weights, layers=tuple(layers))
-
-
-def recipe_of(weights: Gpt2Weights, body: Storage, table: Storage) -> Recipe:
-    """A uniform recipe, whether it has a name or not."""
-    fixed = fixed_recipe("int4", weights).storage
-    tables = table_matrices(weights)
-    chosen = {name: table if name in tables else body for name in fixed if name != POSITION_TABLE}
-    return Recipe("mixed", {**chosen, POSITION_TABLE: fixed[POSITION_TABLE]})
-
-
-def uniform(body: Storage, table: Storage = BLOCK8, *, smoothed: bool = True, gptq: bool = True) -> Make:
-    """Every product stored alike; without GPTQ rounded to nearest with searched scales."""
-
-    def make(material: Material) -> StoredGpt2:
-        recipe = recipe_of(material.weights, body, table)
-        weights = material.weights
-        if smoothed:
-            weights = smooth(weights, recipe, material.activations, material.calibration)
-        if gptq or body.bits == 8:
-            return store(weights, recipe, material.activations, material.calibration)
-        stored = store(weights, recipe_of(weights, BLOCK8, table), material.activations, None)
-        assert body.block_size is not None
-        for layer in weights.layers:
-            for field in PRODUCTS:
-                linear = layer.product(field)
-                rows = np.ascontiguousarray(linear.weight.T)
-                stored.stored[linear.name] = quantize_blocks(rows, body.bits, body.block_size)
-        return stored
-
-    return make
-
-
-def within(ratio: float) -> Make:
-    """The smallest mixed recipe that is expected to keep a perplexity ratio."""
-
-    def make(material: Material) -> StoredGpt2:
-        base = base_recipe(material.weights)
-        weights = smooth(material.weights, base, material.activations, material.calibration)
-        options = measure_options(weights, material.activations, material.calibration, material.judged)
-        recipe = mixed_recipe(plan(options, math.inf, math.inf, math.log(ratio)))
-        return store(weights, recipe, material.activations, material.calibration)
-
-    return make
-
-
-def named(name: Any) -> Make:
-    """A fixed recipe, as `edgelm export --precision` makes it."""
-
-    def make(material: Material) -> StoredGpt2:
-        recipe = fixed_recipe(name, material.weights)
-        if not recipe.is_quantized:
-            return store(material.weights, recipe, material.activations, None)
-        weights = smooth(material.weights, recipe, material.activations, material.calibration)
-        return store(weights, recipe, material.activations, material.calibration)
-
-    return make
-
-
-INT8_ROW = Storage("int8_row", 8)
-BLOCK4_128 = Storage("block", 4, 128)
-ROWS: dict[str, Make] = {
-    "**fp32**": named("fp32"),
-    "**fp16**": named("fp16"),
-    "**int8**: blocks of 256, smoothed": named("int8"),
-    "8-bit blocks of 256, not smoothed": uniform(BLOCK8, smoothed=False),
-    "8-bit blocks of 128, smoothed": uniform(Storage("block", 8, 128)),
-    "**w8a8**: per row, smoothed": named("w8a8"),
-    "W8A8 per row, not smoothed": uniform(INT8_ROW, smoothed=False),
-    "**int4**: blocks of 256, smoothed, GPTQ": named("int4"),
-    "blocks of 256, GPTQ, not smoothed": uniform(BLOCK4, smoothed=False),
-    "blocks of 256, smoothed, round to nearest": uniform(BLOCK4, gptq=False),
-    "blocks of 128, round to nearest, not smoothed": uniform(BLOCK4_128, smoothed=False, gptq=False),
-    "blocks of 128, smoothed, GPTQ": uniform(BLOCK4_128),
-    "blocks of 32, smoothed, GPTQ": uniform(BLOCK4_FINE),
-    "blocks of 256, smoothed, GPTQ, 4-bit table in blocks of 32": uniform(BLOCK4, BLOCK4_FINE),
-    "**int4-small**: blocks of 256, smoothed, GPTQ, 4-bit table in blocks of 256": named("int4-small"),
-    "mixed for x 1.002": within(1.002),
-    "mixed for x 1.02": within(1.02),
-}
-
-
-def open_session(stored: StoredGpt2, folder: Path) -> tuple[Session, int]:
-    """The shipped runtime on the stored model, and the bytes of its graph and weights."""
-    graph, matrices = write_graph(stored, folder)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        required_features=(),
-        created_by="benchmarks.quality",
-        architecture=stored.source.architecture,
-        graph=graph,
-        recipe=RecipeFacts(stored.recipe.name, None, matrices),
-        source=Source("benchmark", None, None, "GPT2LMHeadModel", 1),
-        certificate=None,
-    )
-    size = sum((folder / name).stat().st_size for name in (graph.file, graph.weights_file))
-    return Graph.open(Bundle(folder, manifest), device="cpu").session(), size
-
-
-def windows(path: Path, separator: str, encode: Callable[[str], list[int]], parts: int) -> list[Ids]:
-    """The first `parts` texts of a file, each preceded by token 0, in windows of the model's context."""
-    text = path.read_text(encoding="utf-8")
-    texts = [part for piece in text.split(separator) if (part := piece.strip())][:parts]
-    ids = np.array([token for part in texts for token in (0, *encode(part))], np.int64)
-    return np.split(ids, range(WINDOW_TOKENS, len(ids), WINDOW_TOKENS))
-
-
-def measure(
-    rows: Mapping[str, Make],
-    material: Material,
-    reference: Callable[[Ids], npt.NDArray[np.float32]],
-    text: list[Ids],
-) -> Iterator[Any]:
-    """Every row's name, its bytes and its comparison."""
-    for name, make in rows.items():
-        print(f"  {name}", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as folder:
-            session, size = open_session(make(material), Path(folder))
-            yield name, size, compare_texts(reference, session, text)
-
-
-def facts(measured: Comparison) -> dict[str, float]:
-    """A comparison as the numbers people quote."""
-    return {
-        "perplexity_ratio": math.exp((measured.bundle_nats - measured.source_nats) / measured.tokens),
-        "mean_kl_divergence_nats": measured.kl_nats / measured.tokens,
-        "top1_agreement": measured.same_top1 / measured.tokens,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what each way of storing a checkpoint loses.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("text", type=Path, help="held-out text")
-    parser.add_argument("--separator", default="<|endoftext|>", help="between texts; default %(default)s")
-    parser.add_argument("--stories", type=int, default=206, metavar="N", help="texts to take; default %(default)s")
-    parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows whose names hold one of these")
-    options = parser.parse_args()
-    rows = {name: make for name, make in ROWS.items() if not options.rows or any(word in name for word in options.rows)}
-    checkpoint = load_checkpoint(str(options.checkpoint))
-    text = windows(options.text, options.separator, checkpoint.tokenizer.encode, options.stories)
-    known: dict[bytes, npt.NDArray[np.float32]] = {}
-
-    def reference(ids: Ids) -> npt.NDArray[np.float32]:
-        if ids.tobytes() not in known:
-            known[ids.tobytes()] = checkpoint.model(torch.from_numpy(ids)[None]).logits[0].numpy()
-        return known[ids.tobytes()]
-
-    weights = collect_weights(checkpoint.model)
-    calibration, judged = (
-        np.stack(draw_texts(checkpoint.model, n, s)) for n, s in ((CALIBRATION_TOKENS, 1), (2048, 2))
-    )
-    activations = [block.mlp.act for block in checkpoint.model.transformer.h]
-    results: dict[str, dict[str, Any]] = {name: {} for name in rows}
-    for kind, source in (("plain", weights), ("outliers", with_outliers(weights))):
-        print(kind, file=sys.stderr)
-        for name, size, measured in measure(rows, Material(source, activations, calibration, judged), reference, text):
-            results[name] |= {"bytes": size} | {f"{kind}_{key}": value for key, value in facts(measured).items()}
-    print("| weights | MB | ratio | KL, nats | same top-1 | ratio, outliers | KL, outliers | top-1, outliers |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table with a row for each way of storing."""
+    lines = [
+        "| weights | MB | ratio | KL, nats | same top-1 | ratio, outliers | KL, outliers | top-1, outliers |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for name, row in results.items():
         cells = [name, f"{row['bytes'] / 1e6:.2f}"]
         for kind in ("plain", "outliers"):
             cells += [f"{row[f'{kind}_perplexity_ratio']:.4f}", f"{row[f'{kind}_mean_kl_divergence_nats']:.5f}"]
             cells += [f"{row[f'{kind}_top1_agreement']:.2%}"]
-        print(f"| {' | '.join(cells)} |")
-    tokens = sum(len(ids) - 1 for ids in text)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description="Measure the quality that each way of storing loses."
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in Hugging Face layout")
+    parser.add_argument(
+        "text",
+        nargs="?",
+        type=Path,
+        default=HELD_OUT_STORIES,
+        metavar="TEXT",
+        help="held-out text; default: the stories of benchmarks/texts",
+    )
+    parser.add_argument("--separator", default="<|endoftext|>", help="between texts; default %(default)s")
+    parser.add_argument("--stories", type=int, metavar="N", help="measure on the first N texts; default: all")
+    parser.add_argument("--rows", nargs="+", metavar="WORD", help="only rows whose names contain one of these words")
+    options = parser.parse_args()
+
+    from benchmarks.quality_rows import ROWS, measure_checkpoint
+    from edgelm_export.source.checkpoint import load_checkpoint
+
+    names = [name for name in ROWS if not options.rows or any(word in name for word in options.rows)]
+    checkpoint = load_checkpoint(str(options.checkpoint))
+    tokens, results = measure_checkpoint(checkpoint, options.text, options.separator, options.stories, names)
+    print(markdown(results))
     print(json.dumps({"checkpoint": checkpoint.name, "tokens": tokens, "rows": results}))
 
 

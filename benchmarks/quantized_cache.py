@@ -1,9 +1,9 @@
-"""Attention alone, with keys and values in float32 and in 8 bits: what a quantized cache would cost and gain.
+"""Time of attention alone with keys and values in float32 and in 8 bits: what a quantized cache would gain or cost.
 
     python -m benchmarks.quantized_cache
 
-Twelve GroupQueryAttention nodes of GPT-2 124M's shape, caches of their own, scales per tensor. Prints a Markdown table:
-milliseconds for all twelve, medians over interleaved rounds. Nothing is downloaded.
+Runs twelve GroupQueryAttention nodes of GPT-2 124M's shape, each with its own cache and one scale per tensor. Prints a
+Markdown table of milliseconds for all twelve nodes, medians over interleaved rounds. Nothing is downloaded.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 LAYERS, HEADS, HEAD_DIM, CAPACITY = 12, 12, 64, 1024
 KINDS = {"float32": np.float32, "int8": np.int8}
 CASES = [(16, 1), (128, 1), (512, 1), (896, 1), (512, 5), (512, 9), (0, 128), (0, 256), (256, 256), (640, 256)]
-"""Tokens in the cache, and new ones."""
+"""Pairs of cached tokens and new tokens."""
 CACHES = [f"{part}.{layer}" for layer in range(LAYERS) for part in ("key", "value")]
 
 
 def graph(kind: str) -> bytes:
-    """The twelve nodes, all fed by the same activations, which are float32 in any case."""
+    """A serialized model of the twelve nodes. All nodes take the same activations, which are float32 for every kind."""
     info, node_inputs = helper.make_tensor_value_info, ["qkv", "", "", "", "", "seqlens_k", "total", *[""] * 9, "new"]
     cache_type = helper.np_dtype_to_tensor_dtype(np.dtype(KINDS[kind]))
     attributes: dict[str, Any] = {"num_heads": HEADS, "kv_num_heads": HEADS}
@@ -57,7 +57,7 @@ def graph(kind: str) -> bytes:
 
 
 class Attention:
-    """A session of one kind of cache, filled with random numbers."""
+    """A session with one kind of cache, filled with random numbers."""
 
     def __init__(self, kind: str, threads: int, rng: np.random.Generator) -> None:
         options = onnxruntime.SessionOptions()
@@ -69,7 +69,13 @@ class Attention:
         self._rng = rng
 
     def milliseconds(self, past: int, new: int, repeats: int) -> float:
-        """Of one pass through the twelve nodes."""
+        """Time of one pass through the twelve nodes, the mean of `repeats` passes.
+
+        Args:
+            past: tokens in the cache.
+            new: new tokens.
+            repeats: number of passes.
+        """
         binding = self._session.io_binding()
         binding.bind_cpu_input("qkv", self._rng.standard_normal((1, new, 3 * HEADS * HEAD_DIM)).astype(np.float32))
         binding.bind_cpu_input("seqlens_k", np.array([past + new - 1], np.int32))

@@ -1,14 +1,14 @@
-"""The real GPT-2 in every recipe, beside the numbers others published for it.
+"""The real GPT-2 in every recipe, beside published figures of it.
 
     python -m benchmarks.real_gpt2                       # gpt2, 124 M parameters
     python -m benchmarks.real_gpt2 --model gpt2-medium   # 355 M
 
-Needs the network: the checkpoint and two data sets come from the hub (HF_ENDPOINT names another one), once. Bundles are
-kept in --work and used again. On two cores gpt2 takes some minutes to export and about half an hour to measure, a
-recipe; --wikitext-tokens and --lambada-passages measure on less. Prints a Markdown table and, as its last line, one
-JSON object; progress goes to stderr.
+Needs the network: the checkpoint and two data sets are downloaded once from the Hugging Face hub (HF_ENDPOINT names
+another one). Bundles are kept in --work and used again. On two cores a recipe of gpt2 takes some minutes to export and
+about half an hour to measure; --wikitext-tokens and --lambada-passages shorten that. Prints a Markdown table, and one
+JSON object as its last line. Progress goes to stderr.
 
-The published figures lie in gpt2_published.json, each with its source.
+The published figures and their sources are in gpt2_published.json.
 """
 
 import argparse
@@ -30,43 +30,49 @@ from edgelm.bundle.manifest import FixedPrecision
 from edgelm.model import load
 
 WIKITEXT2 = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
-"""Data set, file and member: the raw test text as plain text. The same lines as in Salesforce/wikitext."""
+"""Data set, file and member of the raw test text. Its lines equal those of Salesforce/wikitext."""
 LAMBADA = ("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl")
-"""OpenAI's version of the test set, which lm-evaluation-harness calls lambada_openai; one {"text": ...} a line."""
+"""Data set and file of OpenAI's version of the test set, lambada_openai in lm-evaluation-harness: JSON lines."""
 MAX_WIKITEXT_BYTES = 64 * 2**20
 
 
 def fetch(repo: str, name: str) -> bytes:
-    """A file of a data set on the hub, through the hub's own cache."""
+    """Content of a file of a data set on the hub, through the hub's cache.
+
+    Raises:
+        SystemExit: it cannot be fetched.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(repo, name, repo_type="dataset")).read_bytes()
-    except Exception as error:  # huggingface_hub raises its own, requests' and OSError
+    except Exception as error:  # huggingface_hub raises its own errors, those of its HTTP client, and OSError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SystemExit(f"cannot fetch {name!r} of the data set {repo!r}: {reason}") from None
 
 
 def wikitext2_test() -> str:
-    """The test text as the stride method takes it: the data set's rows joined by blank lines."""
+    """The test text for the stride method: the data set's rows joined by blank lines."""
     repo, name, member = WIKITEXT2
     with zipfile.ZipFile(io.BytesIO(fetch(repo, name))) as archive:
         if archive.getinfo(member).file_size > MAX_WIKITEXT_BYTES:
-            raise SystemExit(f"{member!r} of {name!r} is larger than {MAX_WIKITEXT_BYTES:,} bytes: it is no WikiText-2")
+            raise SystemExit(
+                f"{member!r} of {name!r} is larger than {MAX_WIKITEXT_BYTES:,} bytes, so it is not WikiText-2"
+            )
         text = archive.read(member).decode("utf-8")
-    # The rows of the data set keep their line ends, and blank lines are empty rows.
+    # Rows of the data set keep their line ends, and blank lines are empty rows.
     rows = [line if line.strip() else "" for line in io.StringIO(text)]
     return "\n\n".join(rows)
 
 
 def lambada_test() -> list[str]:
-    """The passages of the test set, last word included."""
+    """The passages of the test set, including the last word."""
     lines = fetch(*LAMBADA).decode("utf-8").split("\n")
     return [json.loads(line)["text"] for line in lines if line.strip()]
 
 
 def made_bundle(source: str, recipe: FixedPrecision, work: Path) -> Bundle:
-    """The bundle of that recipe, exported unless it is there already."""
+    """The bundle of a recipe, exported unless `work` has it already."""
     folder = work / f"{source.replace('/', '--')}-{recipe}"
     if not folder.is_dir():
         from edgelm_export.pipeline import export
@@ -76,9 +82,9 @@ def made_bundle(source: str, recipe: FixedPrecision, work: Path) -> Bundle:
 
 
 def markdown(results: dict[str, dict[str, Any]], figures: dict[str, Any]) -> str:
-    """Published figures first, then a row a recipe."""
+    """A Markdown table: the published figures first, then a row for each recipe."""
     rows = [
-        "| | MB | perplexity ratio, own text | greedy texts equal | log-probabilities off by, at most | "
+        "| | MB | perplexity ratio, own text | greedy texts equal | largest error of a log-probability | "
         "WikiText-2 perplexity | LAMBADA accuracy | LAMBADA perplexity |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -131,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     recipes = get_args(FixedPrecision)
-    parser = argparse.ArgumentParser(description="Compare the real GPT-2 in every recipe with published numbers.")
+    parser = argparse.ArgumentParser(description="Compare the real GPT-2 in every recipe with published figures.")
     parser.add_argument("--model", default="gpt2", metavar="HUB_ID", help="gpt2 or gpt2-medium; default %(default)s")
     parser.add_argument(
         "--recipes", type=lambda value: value.split(","), default=list(recipes), metavar="A,B", help=", ".join(recipes)
@@ -141,7 +147,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="default: all allowed CPUs")
     parser.add_argument("--wikitext-tokens", type=int, metavar="N", help="default: all, 287,644 for GPT-2")
     parser.add_argument("--lambada-passages", type=int, metavar="N", help="default: all, 5,153")
-    parser.add_argument("--figures", type=Path, default=PUBLISHED, metavar="FILE", help="published numbers")
+    parser.add_argument("--figures", type=Path, default=PUBLISHED, metavar="FILE", help="published figures")
     options = parser.parse_args(arguments)
     unknown = [recipe for recipe in options.recipes if recipe not in recipes]
     if unknown:

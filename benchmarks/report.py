@@ -7,35 +7,35 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One engine's numbers; the lists have one entry a round."""
+    """The numbers of one engine. Sequences have one entry for each round."""
 
     prefill_tokens_per_second: Sequence[float]
     decode_tokens_per_second: Sequence[float]
     call_tokens_per_second: Sequence[float]
-    """New tokens by the time of the whole call, prefill included."""
+    """New tokens divided by the time of the whole call, prefill included."""
     import_seconds: float
     load_seconds: float
-    """Without the imports."""
+    """Time of loading the model, without the imports."""
     loaded_peak_bytes: int
-    """The most resident memory of the process up to the end of loading."""
+    """Peak of the process's resident memory up to the end of loading."""
     loaded_anonymous_bytes: int
-    """What of the process's memory no file backs, after loading."""
+    """Memory of the process that no file backs, after loading."""
     peak_bytes: int
-    """As `loaded_peak_bytes`, up to the end of the run."""
+    """Peak of the process's resident memory up to the end of the run."""
     anonymous_bytes: int
-    """As `loaded_anonymous_bytes`, at the end of the run."""
+    """Memory of the process that no file backs, at the end of the run."""
     idle_cpu_seconds: float
-    """The most CPU time the process used between two requests."""
+    """Maximum CPU time that the process used between two requests."""
 
 
 def paired_ratio(measured: Measured, baseline: Measured) -> float:
-    """The median over the rounds of decode speed against the baseline's in the same round."""
+    """Decode speed divided by the baseline's of the same round, median over the rounds."""
     pairs = zip(measured.decode_tokens_per_second, baseline.decode_tokens_per_second, strict=True)
     return median(own / other for own, other in pairs)
 
 
 def markdown(results: Mapping[str, Measured], baseline: str) -> str:
-    """The table, one row an engine."""
+    """A Markdown table with a row for each engine."""
     rows = [
         f"| engine | prefill tokens/s | decode tokens/s (min-max) | decode x {baseline} | load s | peak MB "
         f"| peak x {baseline} |",
@@ -58,7 +58,7 @@ def markdown(results: Mapping[str, Measured], baseline: str) -> str:
 
 
 def as_json(results: Mapping[str, Measured], baseline: str) -> dict[str, object]:
-    """Every number, units in the keys."""
+    """All numbers, with units in the keys."""
     base = results[baseline]
     return {
         name: {
@@ -79,6 +79,6 @@ def as_json(results: Mapping[str, Measured], baseline: str) -> dict[str, object]
 
 
 def spread(rates: Sequence[float]) -> dict[str, float | list[float]]:
-    """Median, least and most of the rounds, and all of them."""
+    """Median, minimum and maximum over the rounds, and the value of every round."""
     rounds = [round(rate, 2) for rate in rates]
     return {"median": round(median(rates), 2), "min": min(rounds), "max": max(rounds), "rounds": rounds}

@@ -1,4 +1,4 @@
-"""Engines side by side: every one loaded in its own process, asked in turn, round after round."""
+"""Interleaved rounds: every engine is loaded in a process of its own, and a round asks each engine in turn."""
 
 import json
 import random
@@ -17,16 +17,16 @@ from benchmarks.report import Measured
 
 ROOT = Path(__file__).parent.parent
 SETTLE_SECONDS = 0.2
-"""Between two turns: thread pools spin for some milliseconds after their last work."""
+"""Pause between two turns, because thread pools spin for some milliseconds after their last work."""
 
 
 class WorkerEnded(SystemExit):
-    """The process of an engine is gone; its own stderr says why."""
+    """The process of an engine ended. Its stderr says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is asked of every engine in a turn."""
+    """The request that every engine gets in a turn."""
 
     prompt_tokens: int
     new_tokens: int
@@ -34,9 +34,9 @@ class Case:
     num_beams: int = 1
 
     def prompts(self, vocabulary: int, turn: int) -> list[list[int]]:
-        """Random token ids (B, T): the same for every engine in a turn, and new in every turn.
+        """Random token ids (B, T), equal for all engines in a turn and new in every turn.
 
-        An engine that keeps what it has seen must not find a prompt's beginning there.
+        They are new because an engine with a prompt cache must not find the beginning of a prompt there.
         """
         rows = [random.Random(f"{turn} {self.prompt_tokens} {row}") for row in range(self.batch)]
         return [draw.choices(range(vocabulary), k=self.prompt_tokens) for draw in rows]
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass
 class Worker:
-    """The process of one engine, and what it has answered."""
+    """The process of one engine, and its answers."""
 
     name: str
     process: subprocess.Popen[str]
@@ -52,7 +52,12 @@ class Worker:
     answers: dict[Case, list[dict[str, Any]]] = field(default_factory=dict)
 
     def ask(self, prompts: Sequence[Sequence[int]], new_tokens: int, num_beams: int = 1) -> dict[str, Any]:
-        """Have it continue `prompts`; checks that it made as many tokens as it was asked for."""
+        """Have the engine continue `prompts` (B, T).
+
+        Raises:
+            SystemExit: it made another number of tokens than `new_tokens`.
+            WorkerEnded: the process ended.
+        """
         assert self.process.stdin is not None
         self.process.stdin.write(
             json.dumps({"prompts": prompts, "new_tokens": new_tokens, "num_beams": num_beams}) + "\n"
@@ -64,10 +69,17 @@ class Worker:
         return answer
 
     def answer(self) -> dict[str, Any]:
+        """The next JSON line of the process.
+
+        Raises:
+            WorkerEnded: the process ended.
+        """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise WorkerEnded(f"the worker of {self.name} ended with status {self.process.wait()}; its reason is above")
+            raise WorkerEnded(
+                f"the worker of {self.name} ended with status {self.process.wait()}; the reason stands above"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -76,14 +88,17 @@ class Worker:
 def started_worker(
     name: str, loader: str, folder: Path, threads: int, python: str | Path = sys.executable
 ) -> Iterator[Worker]:
-    """A worker that has loaded its model; it ends with the context.
+    """A worker that has loaded its model. Its process ends with the context.
 
     Args:
-        loader: "module:function" of the engine.
-        python: the interpreter of the environment that the engine is installed in.
+        name: name of the engine.
+        loader: function that loads the engine, as "module:function".
+        folder: folder of the model.
+        threads: threads of the engine.
+        python: interpreter of the environment that the engine is installed in.
 
     Raises:
-        WorkerEnded: it did not load.
+        WorkerEnded: the engine could not load its model.
     """
     process = subprocess.Popen(
         [str(python), "-m", "benchmarks.worker", loader, str(folder), str(threads)],
@@ -94,18 +109,19 @@ def started_worker(
         env=ENVIRONMENT,
         cwd=ROOT,
     )
-    with process:  # closes the pipes, at which the worker ends, and waits for it
+    with process:  # closes the pipes, which ends the worker, and waits for it
         worker = Worker(name, process)
         worker.loading = worker.answer()
         yield worker
 
 
 def run_rounds(workers: Sequence[Worker], cases: Sequence[Case], vocabulary: int, rounds: int) -> list[float]:
-    """Every case, every worker in turn, `rounds` times after a warm-up.
+    """Ask every worker for every case in turn, `rounds` times after a warm-up.
 
-    Returns how many CPUs other processes kept busy, turn by turn.
+    Returns:
+        CPUs that other processes kept busy during each turn.
     """
-    others: list[float] = []
+    other_cpus: list[float] = []
     for count in range(rounds + 1):
         first = count % len(workers)
         for case in cases:
@@ -117,13 +133,13 @@ def run_rounds(workers: Sequence[Worker], cases: Sequence[Case], vocabulary: int
                 seconds = time.perf_counter() - started
                 if count == 0:
                     continue  # the warm-up
-                others.append(max(0.0, busy_cpu_seconds() - busy - answer["cpu_seconds"]) / seconds)
+                other_cpus.append(max(0.0, busy_cpu_seconds() - busy - answer["cpu_seconds"]) / seconds)
                 worker.answers.setdefault(case, []).append(answer)
             if count:
                 print(f"round {count} of {rounds}, {_speeds(workers, case)}", file=sys.stderr)
         if not count:
             print("warm-up: done", file=sys.stderr)
-    return others
+    return other_cpus
 
 
 def _speeds(workers: Sequence[Worker], case: Case) -> str:
@@ -133,7 +149,7 @@ def _speeds(workers: Sequence[Worker], case: Case) -> str:
 
 
 def measured(worker: Worker, case: Case) -> Measured:
-    """The worker's answers as speeds. The first new token belongs to the prefill."""
+    """The worker's answers to `case` as speeds. The first new token belongs to the prefill."""
     answers = worker.answers[case]
     new_tokens = case.new_tokens * case.batch
     return Measured(

@@ -1,10 +1,11 @@
-"""What choosing a token costs, method by method, at GPT-2's vocabulary: processors, filters and the draw.
+"""Time to choose a token from logits, for every decoding method at GPT-2's vocabulary size.
 
     python -m benchmarks.sampling_overhead
 
-Prints a Markdown table of medians in microseconds and, as its last line, one JSON object. Two kinds of logits: "text",
-whose probabilities fall with the rank as words' do (Zipf), and "flat", normal ones with a deviation of 3, which leave
-thousands of tokens in a nucleus: the worst case.
+Covers processors, filters and the draw. Prints a Markdown table of medians in microseconds, and one JSON object as its
+last line. There are two kinds of logits. "text" has probabilities that fall with the rank as those of words do (Zipf).
+"flat" is normally distributed with a standard deviation of 3, which leaves thousands of tokens in a nucleus and is the
+worst case.
 """
 
 import argparse
@@ -65,11 +66,17 @@ def text_logits(rng: np.random.Generator) -> Row:
 
 
 def flat_logits(rng: np.random.Generator) -> Row:
+    """Normally distributed logits with a standard deviation of 3."""
     return (rng.normal(size=VOCABULARY) * 3).astype(np.float32)
 
 
 def chooser(options: dict[str, Any], ids: Ids) -> Callable[[Row, int], object]:
-    """One token's choice under these options, everything after the model's logits."""
+    """A function (logits, step) that chooses one token with these options.
+
+    Args:
+        options: generation options.
+        ids: token ids of the text so far.
+    """
     config = GenerationConfig().updated(options)
     processors = processors_of(config, 64, VOCABULARY)
     choose = TokenChoice(config, seed=0, row=0)
@@ -77,23 +84,23 @@ def chooser(options: dict[str, Any], ids: Ids) -> Callable[[Row, int], object]:
 
 
 def four_beams(logits: Row, step: int) -> object:
-    """What a step of four beams adds: four log-softmaxes, and the best eight continuations of each."""
+    """The work of a step with four beams: four log-softmaxes, and the best eight continuations of each beam."""
     return [largest(log_softmax(logits), 8) for _ in range(4)]
 
 
 def microseconds(call: Callable[[Row, int], object], rows: list[Row], runs: int) -> float:
-    """The median time of a call."""
+    """Median time of a call over `runs` calls, in microseconds."""
     taken = []
     for step in range(runs + 10):
         logits = rows[step % len(rows)]
-        before = time.perf_counter()
+        started = time.perf_counter()
         call(logits, step)
-        taken.append(time.perf_counter() - before)
+        taken.append(time.perf_counter() - started)
     return median(taken[10:]) * 1e6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what choosing a token costs.")
+    parser = argparse.ArgumentParser(description="Measure the time to choose a token from logits.")
     parser.add_argument("--runs", type=int, default=500, metavar="N", help="of each method; default %(default)s")
     parser.add_argument("--tokens", type=int, default=512, metavar="N", help="text so far; default %(default)s")
     parser.add_argument("--step-ms", type=float, default=3.5, metavar="MS", help="a model's step; default %(default)s")
@@ -107,8 +114,8 @@ def main() -> None:
         for name, call in calls.items()
     }
     print(f"| method | µs, text | % of {options.step_ms} ms | µs, flat | % |\n|---|--:|--:|--:|--:|")
-    for name, found in results.items():
-        cells = [f"{found[kind]:.0f} | {found[kind] / options.step_ms / 10:.1f}" for kind in kinds]
+    for name, times in results.items():
+        cells = [f"{times[kind]:.0f} | {times[kind] / options.step_ms / 10:.1f}" for kind in kinds]
         print(f"| {name} | {' | '.join(cells)} |")
     print()
     print(json.dumps({**vars(options), "machine": machine_facts(), "microseconds": results}))

@@ -1,9 +1,10 @@
-"""Sentiment of film reviews by `Model.choose`: a task done by scoring alone.
+"""Sentiment of film reviews by `Model.choose`, a task that needs scoring alone.
 
-    python -m benchmarks.sentiment --data ../shared/data/sst2
+    python -m benchmarks.data sst2
+    python -m benchmarks.sentiment
 
-The folder holds `train.tsv` and `dev.tsv`, a sentence, a tab and 0 or 1 a line (SST-2). Solved examples come from
-`train.tsv`, and prompts are tried there (`--split train`): the default one was.
+The data folder has `train.tsv` and `dev.tsv` (SST-2), with a sentence, a tab and 0 or 1 on each line. Solved examples
+are drawn from `train.tsv`. Try prompts there too (`--split train`), as the default prompt was. Prints one JSON object.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 import edgelm
+from benchmarks.data import DEFAULT_OUT
 from edgelm.scoring.results import LengthNormalization
 
 TEMPLATE = "{} Tom said it was"
@@ -27,31 +29,38 @@ Example = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How a sentence becomes a question."""
+    """How a sentence becomes a prompt."""
 
     template: str
-    """Of the prompt; {} stands for the sentence."""
+    """Template of the prompt; {} stands for the sentence."""
     options: tuple[str, str]
-    """What stands for label 0 and for label 1."""
+    """The continuations that stand for label 0 and label 1."""
     shots: tuple[Example, ...]
-    """Solved examples that come first."""
+    """Solved examples that precede the sentence."""
     neutral: str | None
-    """A sentence that says nothing, to calibrate with."""
+    """Sentence without sentiment, to calibrate with; None does not calibrate."""
 
     def prompt(self, sentence: str) -> str:
-        """The examples, each with its answer, and the sentence without."""
+        """The solved examples with their answers, then the sentence without an answer."""
         solved = [self.template.replace("{}", text) + self.options[label] + "\n\n" for text, label in self.shots]
         return "".join(solved) + self.template.replace("{}", sentence)
 
 
 def read_examples(path: Path) -> list[Example]:
-    """The lines of a TSV file."""
+    """The sentences and labels of a TSV file."""
     pairs = [line.rsplit("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if line]
     return [(text.strip(), int(label)) for text, label in pairs]
 
 
 def draw_shots(examples: list[Example], count: int, seed: int, longest: int) -> tuple[Example, ...]:
-    """`count` examples of at most `longest` characters, as many of each label, in random order."""
+    """Draw solved examples in random order, half of them for each label.
+
+    Args:
+        examples: examples to draw from.
+        count: number of examples to draw.
+        seed: seed of the draw.
+        longest: maximum length of a sentence, in characters.
+    """
     generator = random.Random(seed)
     short = [example for example in examples if len(example[0]) <= longest]
     drawn: list[Example] = []
@@ -64,40 +73,41 @@ def draw_shots(examples: list[Example], count: int, seed: int, longest: int) -> 
 def answers(
     model: edgelm.Model, task: Task, examples: list[Example], length_normalization: LengthNormalization
 ) -> Iterator[int]:
-    """The label the model chooses for each example."""
+    """The label that the model chooses for each example."""
     calibrate = None if task.neutral is None else task.prompt(task.neutral)
     for text, _ in examples:
-        found = model.choose(
+        choice = model.choose(
             task.prompt(text), task.options, length_normalization=length_normalization, calibrate=calibrate
         )
-        yield found.index
+        yield choice.index
 
 
 def main() -> None:
-    """Answer every example, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2"), help="default %(default)s")
-    parser.add_argument("--model", help="a bundle; the embedded model when not given")
+    parser.add_argument("--data", type=Path, default=DEFAULT_OUT / "sst2", help="default: data/sst2 of the clone")
+    parser.add_argument("--model", help="a bundle; default: the embedded model")
     parser.add_argument("--split", choices=("dev", "train"), default="dev", help="default %(default)s")
     parser.add_argument("--limit", type=int, help="only the first N examples")
     parser.add_argument("--template", default=TEMPLATE, help="{} stands for the sentence; default %(default)r")
     parser.add_argument("--options", nargs=2, default=OPTIONS, help="for negative and positive; default %(default)s")
-    parser.add_argument("--shots", type=int, default=0, help="solved examples before each; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="which examples those are")
+    parser.add_argument(
+        "--shots", type=int, default=0, help="solved examples before each sentence; default %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of solved examples")
     parser.add_argument("--neutral", default=None, help="calibrate with this sentence")
     parser.add_argument("--length-normalization", choices=get_args(LengthNormalization), default="none")
     arguments = parser.parse_args()
     train = read_examples(arguments.data / "train.tsv")
-    # From the second half, so that prompts may be tried on the first.
+    # Solved examples come from the second half, so that prompts can be tried on the first half.
     shots = draw_shots(train[len(train) // 2 :], arguments.shots, arguments.seed, longest=80)
     negative, affirmative = arguments.options
     task = Task(arguments.template, (negative, affirmative), shots, arguments.neutral)
     examples = (train if arguments.split == "train" else read_examples(arguments.data / "dev.tsv"))[: arguments.limit]
     model = edgelm.load(arguments.model)
     started = time.perf_counter()
-    found = list(answers(model, task, examples, arguments.length_normalization))
+    labels = list(answers(model, task, examples, arguments.length_normalization))
     seconds = time.perf_counter() - started
-    right = sum(answer == label for answer, (_, label) in zip(found, examples, strict=True))
+    right = sum(answer == label for answer, (_, label) in zip(labels, examples, strict=True))
     positive = sum(label for _, label in examples)
     accuracy = right / len(examples)
     result = {
@@ -115,7 +125,7 @@ def main() -> None:
         "accuracy": accuracy,
         "standard_error": (accuracy * (1 - accuracy) / len(examples)) ** 0.5,
         "majority_accuracy": max(positive, len(examples) - positive) / len(examples),
-        "share_answered_positive": sum(found) / len(found),
+        "share_answered_positive": sum(labels) / len(labels),
         "sentences_per_second": len(examples) / seconds,
     }
     print(json.dumps(result, ensure_ascii=False))

@@ -1,9 +1,9 @@
-"""The small nodes of a step: residual sum and norm in one node or in two, GELU with a bias or without.
+"""Time of a step's small nodes: residual sum and norm in one node or in two, GELU with or without a bias.
 
     python -m benchmarks.small_nodes
 
-Fifty nodes in a row on random numbers of GPT-2 124M's widths, ONNX Runtime's own fusions off. Prints a Markdown table:
-microseconds a node (or pair), medians over interleaved rounds. Nothing is downloaded.
+Runs chains of fifty nodes on random numbers of GPT-2 124M's widths, with ONNX Runtime's fusions off. Prints a Markdown
+table of microseconds per node (or pair of nodes), medians over interleaved rounds. Nothing is downloaded.
 """
 
 import argparse
@@ -20,7 +20,7 @@ CONTRIB = "com.microsoft"
 
 
 def nodes(kind: str, x: str, y: str) -> list[NodeProto]:
-    """What is timed, from `x` to `y`, both (T, width)."""
+    """The timed nodes of a kind, from the tensor `x` to the tensor `y`, both (T, width)."""
     make, norm = helper.make_node, {"epsilon": 1e-5}
     return {
         "SkipLayerNormalization": [
@@ -44,7 +44,7 @@ KINDS = {
 
 
 def open_session(kind: str, threads: int) -> onnxruntime.InferenceSession:
-    """A chain of `REPEATS` of them."""
+    """A session with a chain of `REPEATS` times the nodes of `kind`."""
     width, chain, x = KINDS[kind], list[NodeProto](), "x"
     for place in range(REPEATS):
         chain += nodes(kind, x, f"y.{place}")

@@ -1,6 +1,8 @@
-"""Eight threads of generations with random cancels and leaves, forks and closes beside them: nothing hangs or leaks.
+"""Eight threads generate, cancel and abandon texts while processes fork and models close: nothing may hang or leak.
 
-`python benchmarks/stress.py [BUNDLE] [--generations N]`: N for each thread, 200 where not given. Linux.
+    python -m benchmarks.stress [BUNDLE] [--generations N]
+
+Needs Linux. Prints descriptors, threads and memory after each round of threads.
 """
 
 import argparse
@@ -20,22 +22,31 @@ THREADS, SEEDS = 8, 8
 
 
 def facts() -> tuple[int, int, float]:
-    """Descriptors, threads, and resident MB of this process."""
+    """Numbers of descriptors and threads of this process, and its resident memory in MB (10^6 bytes)."""
     count = [len(list(Path(f"/proc/self/{name}").iterdir())) for name in ("fd", "task")]
     return count[0], count[1], resident_bytes() / 1e6
 
 
 def one(model: edgelm.Model, expected: dict[int, tuple[int, ...]], chance: random.Random) -> bool:
-    """A generation that may be cancelled, left or awaited; whether it is right as far as it went."""
+    """Generate once, and perhaps cancel, abandon or await the generation.
+
+    Args:
+        model: the model of all threads.
+        expected: token ids by seed.
+        chance: decides what happens.
+
+    Returns:
+        Whether the token ids are right as far as the generation went.
+    """
     seed, way = chance.randrange(SEEDS), chance.choice(["all", "cancel", "leave", "async", "timeout"])
     options: GenerationOptions = {"max_new_tokens": 12, "do_sample": True, "seed": seed}
     if way in ("async", "timeout"):
         try:
             limit = 5.0 if way == "async" else 0.002
-            found = asyncio.run(asyncio.wait_for(model.agenerate(PROMPT, **options), limit))
+            completion = asyncio.run(asyncio.wait_for(model.agenerate(PROMPT, **options), limit))
         except TimeoutError:
             return way == "timeout"
-        return found.choices[0].token_ids == expected[seed]
+        return completion.choices[0].token_ids == expected[seed]
     cancel, got = threading.Event(), list[int]()
     options["cancel"] = cancel
     for chunk in model.stream(PROMPT, **options):
@@ -48,11 +59,11 @@ def one(model: edgelm.Model, expected: dict[int, tuple[int, ...]], chance: rando
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", nargs="?")
-    parser.add_argument("--generations", type=int, default=200)
-    asked = parser.parse_args()
-    model = edgelm.load(asked.bundle, threads=2)
+    parser = argparse.ArgumentParser(description="Generate in eight threads while processes fork and models close.")
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: the embedded model")
+    parser.add_argument("--generations", type=int, default=200, metavar="N", help="per thread; default %(default)s")
+    options = parser.parse_args()
+    model = edgelm.load(options.bundle, threads=2)
 
     def ids(seed: int) -> tuple[int, ...]:
         return model.generate(PROMPT, max_new_tokens=12, do_sample=True, seed=seed).choices[0].token_ids
@@ -79,14 +90,14 @@ def main() -> None:
                 os._exit(0 if ids(1) == expected[1] else 1)
             if os.waitpid(child, 0)[1]:
                 wrong.append("fork")
-            with edgelm.load(asked.bundle, threads=2) as other:
+            with edgelm.load(options.bundle, threads=2) as other:
                 other.generate(PROMPT, max_new_tokens=2)
             forks, closes = forks + 1, closes + 1
             time.sleep(0.05)
         print(f"{sum(done)} generations, {forks} forks, {closes} loads and closes, {len(wrong)} wrong;", end=" ")
         print("descriptors {}, threads {}, {:.1f} MB".format(*facts()))
 
-    for generations in (asked.generations // 10, asked.generations, asked.generations):
+    for generations in (options.generations // 10, options.generations, options.generations):
         round_of_threads(generations)
     model.close()
     assert wrong == [], wrong

@@ -1,4 +1,4 @@
-"""Who is compared: every engine's environment, loader and model."""
+"""The compared engines, each with its environment, loader and model."""
 
 from dataclasses import dataclass
 
@@ -14,31 +14,31 @@ from benchmarks.peers.environments import (
 
 @dataclass(frozen=True)
 class Converter:
-    """Makes a peer's model: `python -m module CHECKPOINT FOLDER *arguments`."""
+    """The command that makes a peer's model: `python -m module CHECKPOINT FOLDER *arguments`."""
 
     module: str
     arguments: tuple[str, ...] = ()
     environment: Environment | None = None
-    """None: the one the benchmark runs in, edgelm's build side."""
+    """None for the environment of the benchmark itself, edgelm's build side."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A row of the tables."""
+    """An engine, a row of the tables."""
 
     bits: int
-    """Of the body's weights; engines of the same bits are compared with each other."""
+    """Bits of the weights, without the token table. Engines with equal bits are compared with each other."""
     loader: str
     model: str
-    """The name of its model's folder; "checkpoint" is the source itself."""
+    """Name of the model's folder; "checkpoint" is the source itself."""
     environment: Environment | None = None
-    """None: the one the benchmark runs in, edgelm with the extras `[cpu]` and `[export]`."""
+    """None for the environment of the benchmark itself, edgelm with the extras `[cpu]` and `[export]`."""
     converter: Converter | None = None
-    """None: `benchmarks.prepare` makes the model."""
+    """None where `benchmarks.prepare` makes the model."""
 
 
 OWN = "edgelm"
-"""What the names of edgelm's own rows begin with."""
+"""The names of edgelm's own rows begin with this."""
 
 _HERE = "benchmarks.engines"
 _PEERS = "benchmarks.peers.engines"

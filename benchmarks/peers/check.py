@@ -1,7 +1,7 @@
-"""Whether every engine says what transformers says: none may be measured in a broken form.
+"""The check that no broken engine is measured: its greedy text is compared with that of transformers.
 
-Random weights cannot show it, their logits are all alike; so every engine continues a text with a *trained* checkpoint.
-Rounding moves some tokens, a broken engine moves nearly all.
+Random weights cannot show it, because their logits are nearly equal. So every engine continues a text with a *trained*
+checkpoint. Rounding changes some tokens, and a broken engine changes nearly all.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ TEXT = (
 )
 NEW_TOKENS = 8
 SHORTEST_TOKENS, STEP_TOKENS = 4, 5
-LEAST_AGREEMENT = {32: 1.0, 8: 0.8, 4: 0.6}
-"""By bits: the least share of tokens that must agree. A broken engine has about 0."""
+MIN_AGREEMENT = {32: 1.0, 8: 0.8, 4: 0.6}
+"""Minimum share of tokens that must agree, by bits. A broken engine has about 0."""
 
 
 def check_prompts(checkpoint: Path) -> list[list[int]]:
-    """Beginnings of `TEXT` of many lengths, as the checkpoint's tokenizer reads it."""
+    """Beginnings of `TEXT` with many lengths, as token ids of the checkpoint's tokenizer."""
     from tokenizers import Tokenizer
 
     ids: list[int] = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids
@@ -28,10 +28,10 @@ def check_prompts(checkpoint: Path) -> list[list[int]]:
 
 
 def agreement(own: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> float:
-    """The share of tokens up to the first difference in each continuation: what comes after one is another text."""
+    """Share of tokens before the first difference of each continuation. Tokens after it belong to another text."""
     agreeing = total = 0
-    for ids, wanted in zip(own, expected, strict=True):
-        total += len(wanted)
-        pairs = zip(ids, wanted, strict=True)
-        agreeing += next((index for index, (a, b) in enumerate(pairs) if a != b), len(wanted))
+    for ids, expected_ids in zip(own, expected, strict=True):
+        total += len(expected_ids)
+        pairs = zip(ids, expected_ids, strict=True)
+        agreeing += next((index for index, (a, b) in enumerate(pairs) if a != b), len(expected_ids))
     return agreeing / total

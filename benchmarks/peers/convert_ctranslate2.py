@@ -1,19 +1,19 @@
-"""A checkpoint as a CTranslate2 model with int8 weights, by its own converter. Runs in the converters' environment.
+"""Converts a checkpoint to a CTranslate2 model with int8 weights, by CTranslate2's own converter.
 
-python -m benchmarks.peers.convert_ctranslate2 CHECKPOINT FOLDER
+    python -m benchmarks.peers.convert_ctranslate2 CHECKPOINT FOLDER
+
+`benchmarks.peers` runs it in the converters' environment.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
-
-from ctranslate2.converters import TransformersConverter
 
 
 def name_special_tokens(folder: Path) -> None:
-    """Give every special token that the checkpoint does not have the first word: CTranslate2 takes no null for one.
+    """Name the first word of the vocabulary for every special token that the checkpoint lacks.
 
-    The benchmark suppresses the end of text anyway.
+    CTranslate2 refuses null there, and the benchmark suppresses the end of text anyway.
     """
     first = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))[0]
     file = folder / "config.json"
@@ -23,9 +23,17 @@ def name_special_tokens(folder: Path) -> None:
 
 
 def main() -> None:
-    checkpoint, folder = sys.argv[1:]
-    TransformersConverter(checkpoint).convert(folder, quantization="int8", force=True)
-    name_special_tokens(Path(folder))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.convert_ctranslate2", description="Convert a checkpoint to CTranslate2."
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+
+    from ctranslate2.converters import TransformersConverter
+
+    TransformersConverter(options.checkpoint).convert(str(options.folder), quantization="int8", force=True)
+    name_special_tokens(options.folder)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
-"""A GPT-2 checkpoint as GGUF, quantized by llama.cpp itself. Runs in llama.cpp's environment.
+"""Converts a GPT-2 checkpoint to GGUF and quantizes it, by llama.cpp itself.
 
     python -m benchmarks.peers.convert_llama_cpp CHECKPOINT FOLDER Q8_0|Q4_0
 
-Writes `model.gguf`, and `types.json`: how many bytes are stored in each format, and the format of the tied head.
+Writes `model.gguf`, and `types.json` with the bytes stored in each format and the format of the tied head.
+`benchmarks.peers` runs it in llama.cpp's environment.
 """
 
+import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import gguf
-import llama_cpp
 import numpy as np
-from safetensors.numpy import load_file
 
 NAMES = {
     "ln_1": "attn_norm",
@@ -24,11 +22,14 @@ NAMES = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-"""Of a layer's parts, in transformers and in GGUF."""
+"""Names of a layer's parts, from transformers to GGUF."""
 
 
 def write_gguf(checkpoint: Path, file: Path) -> None:
-    """The weights in float16, vectors in float32, with the tokenizer, as llama.cpp's converter lays out a GPT-2."""
+    """Write weights in float16, vectors in float32 and the tokenizer, as llama.cpp's converter does for a GPT-2."""
+    import gguf
+    from safetensors.numpy import load_file
+
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     weights = {
         name.removeprefix("transformer."): array for name, array in load_file(checkpoint / "model.safetensors").items()
@@ -42,7 +43,7 @@ def write_gguf(checkpoint: Path, file: Path) -> None:
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_tokenizer(writer, checkpoint, config["vocab_size"])
-    writer.add_tensor("token_embd.weight", weights["wte.weight"].astype(np.float16))  # the head too: tied
+    writer.add_tensor("token_embd.weight", weights["wte.weight"].astype(np.float16))  # also the head, which is tied
     writer.add_tensor("position_embd.weight", weights["wpe.weight"].astype(np.float32))
     for part, parameter in (("output_norm", "ln_f"),):
         writer.add_tensor(f"{part}.weight", weights[f"{parameter}.weight"].astype(np.float32))
@@ -61,6 +62,8 @@ def write_gguf(checkpoint: Path, file: Path) -> None:
 
 
 def _add_tokenizer(writer: Any, checkpoint: Path, vocabulary: int) -> None:
+    import gguf
+
     model = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     words = [word for word, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
     words += [f"<unused {index}>" for index in range(len(words), vocabulary)]
@@ -69,12 +72,14 @@ def _add_tokenizer(writer: Any, checkpoint: Path, vocabulary: int) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(words)
     writer.add_token_types([int(gguf.TokenType.NORMAL)] * len(words))
-    # llama.cpp wants a list of merges, and GGUF has no empty ones: the byte tokenizer gets one, of its first two bytes.
+    # llama.cpp needs merges, and GGUF has no empty lists. The byte tokenizer gets one merge, of its first two bytes.
     writer.add_token_merges(merges or [f"{words[0]} {words[1]}"])
 
 
 def quantize(source: Path, target: Path, file_type: str) -> None:
-    """As `llama-quantize SOURCE TARGET FILE_TYPE` does it."""
+    """Quantize as `llama-quantize SOURCE TARGET FILE_TYPE` does."""
+    import llama_cpp
+
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type}")
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), options):
@@ -82,7 +87,9 @@ def quantize(source: Path, target: Path, file_type: str) -> None:
 
 
 def stored_types(file: Path) -> dict[str, object]:
-    """Bytes by format, and the format of the token table, which is the head."""
+    """Bytes by format, and the format of the token table, which is also the head."""
+    import gguf
+
     tensors = gguf.GGUFReader(file).tensors
     stored: Counter[str] = Counter()
     for tensor in tensors:
@@ -92,11 +99,18 @@ def stored_types(file: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    checkpoint, folder, file_type = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.convert_llama_cpp", description="Convert a checkpoint to GGUF."
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("file_type", choices=("Q8_0", "Q4_0"))
+    options = parser.parse_args()
+    folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     half, file = folder / "half.gguf", folder / "model.gguf"
-    write_gguf(checkpoint, half)
-    quantize(half, file, file_type)
+    write_gguf(options.checkpoint, half)
+    quantize(half, file, options.file_type)
     half.unlink()
     (folder / "types.json").write_text(json.dumps(stored_types(file)), encoding="utf-8")
 

@@ -1,33 +1,36 @@
-"""A checkpoint as onnxruntime-genai runs it: the lean graph with MatMulNBits, under genai's inputs and config.
+"""Converts a checkpoint to a model of onnxruntime-genai: edgelm's lean graph with genai's inputs and config.
 
     python -m benchmarks.peers.convert_onnxruntime_genai CHECKPOINT FOLDER 8|4
 
-genai's own model builder knows no GPT-2. Runs in edgelm's build-side environment.
+genai's own model builder does not support GPT-2. `benchmarks.peers` runs this in edgelm's build-side environment.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgelm.bundle.manifest import GraphFacts
-from edgelm_export.graph.decoder import write_graph
-from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
-from edgelm_export.quantize.calibrate import StoredGpt2
-from edgelm_export.quantize.recipe import POSITION_TABLE, TOKEN_TABLE, fixed_recipe
+from edgelm.bundle.manifest import Graph
 from edgelm_export.quantize.storage import FloatStored, Stored, block_size_for, quantize_blocks
-from edgelm_export.source.checkpoint import load_checkpoint
+
+if TYPE_CHECKING:
+    from edgelm_export.model.gpt2 import Gpt2Weights
+    from edgelm_export.quantize.calibrate import StoredGpt2
 
 BLOCK = 128
-"""Larger than the 32 of genai's own model builder, and faster."""
+"""Size of a block. genai's own model builder has 32, which is slower."""
 
 
-def store_in_blocks(weights: Gpt2Weights, bits: int) -> StoredGpt2:
-    """Every product in blocks of `bits`, rounded to nearest, and the tied table at 8."""
+def store_in_blocks(weights: "Gpt2Weights", bits: int) -> "StoredGpt2":
+    """Store all products in blocks of `bits` bits and the tied table in 8 bits, rounded to nearest."""
+    from edgelm_export.model.gpt2 import PRODUCTS
+    from edgelm_export.quantize.calibrate import StoredGpt2
+    from edgelm_export.quantize.recipe import POSITION_TABLE, TOKEN_TABLE, fixed_recipe
+
     width = weights.token_table.shape[1]
     stored: dict[str, Stored] = {
         POSITION_TABLE: FloatStored(weights.position_table),
@@ -41,10 +44,11 @@ def store_in_blocks(weights: Gpt2Weights, bits: int) -> StoredGpt2:
     return StoredGpt2(fixed_recipe("int4", weights), weights, weights, stored)
 
 
-def take_genai_inputs(file: Path, facts: GraphFacts, vocabulary: int) -> None:
-    """Have the graph derive from `attention_mask` (B, P + T) and `input_ids` (B, T) what edgelm's runtime gives it.
+def take_genai_inputs(file: Path, facts: Graph, vocabulary: int) -> None:
+    """Replace the inputs that edgelm's runtime gives by nodes that compute them from genai's inputs.
 
-    Logits become those of each row's last position, (B, 1, V).
+    genai gives `attention_mask` (B, P + T) and `input_ids` (B, T), and takes the logits of each row's last position,
+    (B, 1, V).
     """
     model = onnx.load(str(file), load_external_data=False)
     graph = model.graph
@@ -78,7 +82,7 @@ def take_genai_inputs(file: Path, facts: GraphFacts, vocabulary: int) -> None:
     nodes: list[Any] = [*first, *graph.node]
     for node in nodes:
         if node.op_type == "GroupQueryAttention":
-            # Without padding every row brings as many tokens.
+            # Without padding all rows have the same length.
             inputs = ["" if name == facts.query_seqlens else name for name in node.input]
             while not inputs[-1]:
                 inputs.pop()
@@ -97,8 +101,8 @@ def take_genai_inputs(file: Path, facts: GraphFacts, vocabulary: int) -> None:
     onnx.checker.check_model(str(file))
 
 
-def genai_config(weights: Gpt2Weights, facts: GraphFacts) -> dict[str, object]:
-    """`genai_config.json`: type "decoder", whose past and present share a buffer."""
+def genai_config(weights: "Gpt2Weights", facts: Graph) -> dict[str, object]:
+    """Content of `genai_config.json`: type "decoder", with past and present in one buffer."""
     sizes = weights.architecture
     past, present = (
         [name.replace("{layer}", "%d") for name in names] for names in (facts.past_names, facts.present_names)
@@ -143,10 +147,22 @@ def genai_config(weights: Gpt2Weights, facts: GraphFacts) -> dict[str, object]:
 
 
 def main() -> None:
-    checkpoint, folder, bits = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.convert_onnxruntime_genai", description="Convert for onnxruntime-genai."
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("bits", type=int, choices=(8, 4))
+    options = parser.parse_args()
+    folder: Path = options.folder
+
+    from edgelm_export.graph.decoder import write_graph
+    from edgelm_export.model.gpt2 import collect_weights
+    from edgelm_export.source.checkpoint import load_checkpoint
+
     folder.mkdir(parents=True, exist_ok=True)
-    weights = collect_weights(load_checkpoint(checkpoint).model)
-    facts, _ = write_graph(store_in_blocks(weights, bits), folder)
+    weights = collect_weights(load_checkpoint(options.checkpoint).model)
+    facts, _ = write_graph(store_in_blocks(weights, options.bits), folder)
     take_genai_inputs(folder / facts.file, facts, weights.architecture.vocab_size)
     config = json.dumps(genai_config(weights, facts), indent=1)
     (folder / "genai_config.json").write_text(config, encoding="utf-8")

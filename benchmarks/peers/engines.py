@@ -1,7 +1,7 @@
-"""How each peer is loaded and driven: its own API, token ids in and out.
+"""Loaders of the peers. Each peer is driven by its own API, with token ids in and out.
 
-These run in the peers' own environments, so imports happen in the loaders only. The settings, and which of them are
-still to be compared with others, are in `docs/performance.md`.
+Loaders run in the peers' own environments, so imports happen inside them only. `docs/performance.md` lists the
+settings, and the settings that were not tried.
 """
 
 import ctypes
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import Loaded, Prompts, Timing, only
+from benchmarks.engines import Loaded, Prompts, Timing, single_prompt
 
 
 def load_llama_cpp(folder: Path, threads: int) -> Loaded:
-    """llama.cpp through the C API that llama-cpp-python binds: no Python between tokens but one argmax."""
+    """llama.cpp through the C API that llama-cpp-python binds, with one argmax in Python between tokens."""
     started = time.perf_counter()
     import llama_cpp
     import numpy as np
@@ -30,7 +30,7 @@ def load_llama_cpp(folder: Path, threads: int) -> Loaded:
         raise SystemExit(f"llama.cpp cannot load {folder / 'model.gguf'}")
     options = llama_cpp.llama_context_default_params()
     options.n_ctx = llama_cpp.llama_model_n_ctx_train(model)
-    options.n_batch = options.n_ctx  # tokens a call may bring; n_ubatch, computed at once, stays 512
+    options.n_batch = options.n_ctx  # tokens of a call; n_ubatch, the tokens computed at once, stays 512
     options.n_threads = options.n_threads_batch = threads
     context = llama_cpp.llama_init_from_model(model, options)
     batches: dict[int, Any] = {}  # contexts for several sequences, made when first asked for
@@ -46,7 +46,16 @@ def load_llama_cpp(folder: Path, threads: int) -> Loaded:
         return int(np.argmax(np.ctypeslib.as_array(logits, (vocabulary,))))
 
     def step_rows(context: Any, rows: Sequence[Sequence[int]], past: int) -> list[int]:
-        """Append the same number of tokens to every sequence; returns what follows each."""
+        """Append tokens to every sequence.
+
+        Args:
+            context: llama.cpp's context of the batch.
+            rows: token ids (B, T) to append.
+            past: number of earlier tokens of each sequence.
+
+        Returns:
+            The most likely next token of each sequence.
+        """
         width = len(rows[0])
         batch = llama_cpp.llama_batch_init(width * len(rows), 0, 1)
         batch.n_tokens = width * len(rows)
@@ -63,18 +72,18 @@ def load_llama_cpp(folder: Path, threads: int) -> Loaded:
 
     def generate_rows(prompts: Prompts, new_tokens: int) -> Timing:
         if len(prompts) not in batches:
-            many = llama_cpp.llama_context_default_params()
-            many.n_seq_max = len(prompts)
-            many.n_ctx = many.n_batch = options.n_ctx * len(prompts)
-            many.n_threads = many.n_threads_batch = threads
-            batches[len(prompts)] = llama_cpp.llama_init_from_model(model, many)
-        several = batches[len(prompts)]
+            batch_options = llama_cpp.llama_context_default_params()
+            batch_options.n_seq_max = len(prompts)
+            batch_options.n_ctx = batch_options.n_batch = options.n_ctx * len(prompts)
+            batch_options.n_threads = batch_options.n_threads_batch = threads
+            batches[len(prompts)] = llama_cpp.llama_init_from_model(model, batch_options)
+        batch_context = batches[len(prompts)]
         called = time.perf_counter()
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(several), False)
-        new = [step_rows(several, prompts, 0)]
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(batch_context), False)
+        new = [step_rows(batch_context, prompts, 0)]
         first = time.perf_counter()
         while len(new) < new_tokens:
-            new.append(step_rows(several, [[token] for token in new[-1]], len(prompts[0]) + len(new) - 1))
+            new.append(step_rows(batch_context, [[token] for token in new[-1]], len(prompts[0]) + len(new) - 1))
         return Timing(first - called, time.perf_counter() - first, [tokens[0] for tokens in new])
 
     def generate(prompts: Prompts, new_tokens: int) -> Timing:
@@ -82,18 +91,18 @@ def load_llama_cpp(folder: Path, threads: int) -> Loaded:
             return generate_rows(prompts, new_tokens)
         called = time.perf_counter()
         llama_cpp.llama_memory_clear(memory, False)
-        ids = [step(only(prompts))]
+        ids = [step(single_prompt(prompts))]
         first = time.perf_counter()
         while len(ids) < new_tokens:
             ids.append(step(ids[-1:]))
         return Timing(first - called, time.perf_counter() - first, ids)
 
-    generate.keep = quiet  # type: ignore[attr-defined]  # llama.cpp calls it as long as it runs
+    generate.keep = quiet  # type: ignore[attr-defined]  # llama.cpp calls it while it runs
     return Loaded(generate, imported - started, loaded - imported)
 
 
 def load_openvino(folder: Path, threads: int) -> Loaded:
-    """OpenVINO GenAI's `LLMPipeline`, without its cache of prompt prefixes, which would skip the prefill."""
+    """OpenVINO GenAI's `LLMPipeline` without its prefix cache, which would skip the prefill."""
     started = time.perf_counter()
     import numpy as np
     import openvino
@@ -112,7 +121,7 @@ def load_openvino(folder: Path, threads: int) -> Loaded:
 
     def generate(prompts: Prompts, new_tokens: int) -> Timing:
         ids = openvino.Tensor(np.array(prompts, np.int64))  # (B, T)
-        # Without an end of text it would take -1 for one, and refuse that.
+        # Without an end-of-text token it would use -1 and then refuse it.
         settings = openvino_genai.GenerationConfig(
             max_new_tokens=new_tokens, ignore_eos=True, eos_token_id=0, do_sample=False
         )
@@ -126,7 +135,7 @@ def load_openvino(folder: Path, threads: int) -> Loaded:
 
 
 def load_ctranslate2(folder: Path, threads: int) -> Loaded:
-    """CTranslate2's `Generator.generate_batch`, whose tokens are words of the vocabulary: looked up before the call."""
+    """CTranslate2's `Generator.generate_batch`. Its tokens are words, which are looked up before the timed call."""
     started = time.perf_counter()
     import ctranslate2
 
@@ -144,7 +153,7 @@ def load_ctranslate2(folder: Path, threads: int) -> Loaded:
         def note(step: Any) -> bool:
             nonlocal first
             first = first or time.perf_counter()
-            return False  # go on
+            return False  # continue
 
         called = time.perf_counter()
         results = generator.generate_batch(

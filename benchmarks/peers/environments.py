@@ -1,7 +1,7 @@
-"""An environment for every peer: its own venv, filled from PyPI, kept for the next run.
+"""A virtual environment for every peer, filled from PyPI and kept for the next run.
 
-Peers pin each other's dependencies differently (OpenVINO's converter and optimum-onnx want different versions of
-optimum), and a peer's process should hold that peer alone.
+Peers have conflicting dependencies (OpenVINO's converter and optimum-onnx need different versions of optimum), and a
+peer's process should hold that peer alone.
 """
 
 import os
@@ -18,23 +18,23 @@ DEFAULT_CACHE = Path(tempfile.gettempdir()) / "edgelm-peers"
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed for a peer. Versions are pinned: a number belongs to one of them."""
+    """The packages of a peer. Versions are pinned, because a measured number belongs to one version."""
 
     name: str
     requirements: tuple[str, ...]
     build_variables: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """For pip: how what is built from source is built."""
+    """Environment variables for pip, which control builds from source."""
     unwanted: tuple[str, ...] = ()
-    """Dependencies that are removed again."""
+    """Dependencies to uninstall afterwards."""
 
     @property
     def version(self) -> str:
-        """Of the package that the environment is for."""
+        """Version of the peer's own package."""
         return self.requirements[0].partition("==")[2]
 
 
 class EnvironmentFailed(Exception):
-    """A peer cannot be installed here; says why in one line."""
+    """A peer cannot be installed here. The message says why in one line."""
 
 
 TORCH = "torch==2.13.0"  # a looser pin may fetch several GB of CUDA packages
@@ -42,8 +42,8 @@ TORCH = "torch==2.13.0"  # a looser pin may fetch several GB of CUDA packages
 LLAMA_CPP = Environment(
     "llama-cpp",
     ("llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors==0.8.0"),
-    # Built here, for this very processor (GGML_NATIVE); pip's cache may hold a wheel that was built otherwise. What
-    # only llama.cpp's own programs need is left out, which is more than half.
+    # Built here for this processor (GGML_NATIVE); pip's cache might have a wheel that was built otherwise. The parts
+    # that only llama.cpp's own programs need are left out, which is more than half.
     {
         "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF "
         f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_name('llama_cpp_library_only.cmake')}",
@@ -58,14 +58,14 @@ ONNXRUNTIME_GENAI = Environment("onnxruntime-genai", ("onnxruntime-genai==0.18.0
 CONVERTERS = Environment(
     "converters",
     ("optimum-intel[openvino]==2.2.0", "nncf==3.4.0", "ctranslate2==4.8.5", "transformers==5.5.4", TORCH),
-    # PyPI's torchvision does not fit a CPU build of torch, and breaks transformers where it does not.
+    # PyPI's torchvision does not match a CPU build of torch, and then breaks transformers.
     unwanted=("torchvision",),
 )
-"""Makes the models of OpenVINO and CTranslate2: the only one that holds torch."""
+"""Makes the models of OpenVINO and CTranslate2. It is the only one with torch."""
 
 
 def python_of(environment: Environment, cache: Path) -> Path:
-    """The interpreter of `environment`, which is built under `cache` if it is missing or pinned otherwise.
+    """The interpreter of `environment`, which is built under `cache` if it is missing or has other versions.
 
     Raises:
         EnvironmentFailed: pip could not install it.
@@ -90,8 +90,8 @@ def python_of(environment: Environment, cache: Path) -> Path:
         for command in commands:
             variables = {**os.environ, **environment.build_variables}
             if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=variables).returncode:
-                raise EnvironmentFailed(f"its environment could not be built: {_last_line(log)} (all of it: {log})")
-    stamp.write_text(made_by, encoding="utf-8")  # last: half an environment is built anew
+                raise EnvironmentFailed(f"its environment could not be built: {_last_line(log)} (whole log: {log})")
+    stamp.write_text(made_by, encoding="utf-8")  # written last, so that an unfinished environment is built again
     return python
 
 

@@ -1,4 +1,4 @@
-"""From models to rows: who is sound, how fast and how large everyone is, and how soon its first token comes."""
+"""Measures engines: agreement with transformers, speed, memory, and time to the first token."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.catalogue import Peer
-from benchmarks.peers.check import LEAST_AGREEMENT, NEW_TOKENS, agreement, check_prompts
+from benchmarks.peers.check import MIN_AGREEMENT, NEW_TOKENS, agreement, check_prompts
 from benchmarks.peers.tables import Row
 from benchmarks.rounds import Case, Worker, WorkerEnded, measured, run_rounds, started_worker
 
@@ -17,7 +17,7 @@ FIRST_TOKEN_PROMPT = Case(prompt_tokens=16, new_tokens=1)
 
 @dataclass(frozen=True)
 class Ready:
-    """A peer that can be started."""
+    """A peer whose environment and model are there."""
 
     name: str
     peer: Peer
@@ -30,28 +30,33 @@ class Ready:
 
 
 def agreements(engines: Sequence[Ready], checkpoint: Path) -> tuple[dict[str, float], dict[str, str]]:
-    """How much of transformers' greedy text each engine says, and why those that say too little, or nothing, fail.
+    """Compare the greedy texts of engines with that of transformers.
 
     Args:
-        engines: with models of `checkpoint`, which is trained; one of them is transformers.
+        engines: engines with models of `checkpoint`; one of them is transformers.
+        checkpoint: a trained checkpoint.
+
+    Returns:
+        The share of equal tokens by engine, and the reason by engine that failed.
     """
     prompts = check_prompts(checkpoint)
-    said: dict[str, list[list[int]]] = {}
+    texts: dict[str, list[list[int]]] = {}
     failures: dict[str, str] = {}
     for engine in engines:
         try:
             with engine.started(1) as worker:
-                said[engine.name] = [worker.ask([prompt], NEW_TOKENS)["token_ids"] for prompt in prompts]
+                texts[engine.name] = [worker.ask([prompt], NEW_TOKENS)["token_ids"] for prompt in prompts]
         except WorkerEnded as ended:
             failures[engine.name] = str(ended)
-    expected = next(said[engine.name] for engine in engines if engine.peer.bits == 32)
-    shares = {name: agreement(own, expected) for name, own in said.items()}
+    expected = next(texts[engine.name] for engine in engines if engine.peer.bits == 32)
+    shares = {name: agreement(own, expected) for name, own in texts.items()}
     for engine in engines:
-        least = LEAST_AGREEMENT[engine.peer.bits]
+        minimum = MIN_AGREEMENT[engine.peer.bits]
         share = shares.get(engine.name)
-        if share is not None and share < least:
+        if share is not None and share < minimum:
             failures[engine.name] = (
-                f"only {share:.0%} of its greedy tokens are transformers', of a trained checkpoint; {least:.0%} wanted"
+                f"only {share:.0%} of its greedy tokens equal those of transformers on a trained checkpoint; "
+                f"at least {minimum:.0%} must"
             )
     return shares, failures
 
@@ -62,15 +67,24 @@ class Measurement:
 
     rows: Mapping[str, Row]
     failures: Mapping[str, str]
-    """Why engines that were to be measured are not among the rows."""
+    """Reason by engine that could not be measured."""
     mean_other_cpus: float
-    """How many CPUs other processes kept busy meanwhile."""
+    """Mean number of CPUs that other processes kept busy meanwhile."""
 
 
 def measure(
     engines: Sequence[Ready], cases: Sequence[Case], vocabulary: int, threads: int, rounds: int, starts: int
 ) -> Measurement:
-    """Start every engine anew `starts` times, if any, then keep all loaded and ask them in turn, round after round."""
+    """Start every engine `starts` times, then keep all engines loaded and ask them in interleaved rounds.
+
+    Args:
+        engines: engines to measure.
+        cases: requests of a round.
+        vocabulary: vocabulary size, to draw prompts from.
+        threads: threads of each engine.
+        rounds: rounds after the warm-up.
+        starts: timed starts of each engine; 0 to skip them.
+    """
     failures: dict[str, str] = {}
     first_tokens: dict[str, list[float]] = {engine.name: [] for engine in engines}
     for count in range(starts + 1 if starts else 0):
@@ -81,7 +95,7 @@ def measure(
                 except WorkerEnded as ended:
                     failures[engine.name] = str(ended)
                     continue
-                if count:  # the first start brings the files into the page cache
+                if count:  # the first start reads the files into the page cache
                     first_tokens[engine.name].append(seconds)
     with ExitStack() as stack:
         workers: list[Worker] = []

@@ -1,4 +1,4 @@
-"""The peers' models, made from the same weights by each peer's own means, and kept for the next run."""
+"""Models of the peers, made from the same weights by each peer's own means and kept for the next run."""
 
 import subprocess
 import sys
@@ -12,15 +12,15 @@ from benchmarks.rounds import ROOT
 
 
 class ConversionFailed(Exception):
-    """A peer's model cannot be made; says why in one line."""
+    """A peer's model cannot be made. The message says why in one line."""
 
 
 def model_of(peer: Peer, source: Source, cache: Path) -> Path:
-    """The folder of the peer's model, made from `source` if it is missing or was made otherwise.
+    """The folder of the peer's model, which is made from `source` if it is missing or was made by other code.
 
     Raises:
-        ConversionFailed: its converter failed; what it said is on stderr.
-        EnvironmentFailed: its converter cannot be installed.
+        ConversionFailed: the peer's converter failed; its output is on stderr.
+        EnvironmentFailed: the peer's converter cannot be installed.
     """
     if peer.model == "checkpoint":
         return source.checkpoint
@@ -42,6 +42,6 @@ def _made_by(converter: Converter, source: Source) -> str:
 
 def _convert(converter: Converter, python: Path, checkpoint: Path, folder: Path) -> None:
     command = [str(python), "-m", converter.module, str(checkpoint), str(folder), *converter.arguments]
-    # Converters print to stdout as they like, where the tables belong.
+    # Converters print to stdout, where the tables belong, so their stdout goes to stderr.
     if subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, stdout=sys.stderr).returncode:
-        raise ConversionFailed(f"its model could not be made by {converter.module}; what it said is on stderr")
+        raise ConversionFailed(f"{converter.module} could not make its model; the reason is on stderr")

@@ -1,4 +1,4 @@
-"""The sections of `docs/performance.md` that a run writes: between markers, so that the next run replaces them."""
+"""Sections of `docs/performance.md` that a run writes, between markers so that the next run replaces them."""
 
 import re
 
@@ -8,16 +8,31 @@ REGION = "peers"
 
 
 def with_section(page: str, name: str, text: str) -> str:
-    """`page` with the section `name` saying `text`: in its place, or at the end of the region where it is new.
+    """Put a section into a page.
+
+    Args:
+        page: text of the page.
+        name: name of the section. A section of this name is replaced; a new one goes to the end of the region.
+        text: text of the section.
 
     Raises:
         ValueError: the page has no region for results.
     """
     section = f"{BEGIN.format(name)}\n{text.strip()}\n{END.format(name)}"
-    own = re.compile(f"{re.escape(BEGIN.format(name))}.*?{re.escape(END.format(name))}", re.DOTALL)
+    own = _pattern(name)
     if own.search(page):
         return own.sub(lambda _: section, page)
     end = END.format(REGION)
     if end not in page:
-        raise ValueError(f"the page has no line {end!r}: nowhere to put {name!r}")
+        raise ValueError(f"the page has no line {end!r}, which says where {name!r} goes")
     return page.replace(end, f"{section}\n\n{end}")
+
+
+def sections(page: str) -> dict[str, str]:
+    """Texts of the sections of a page, by name."""
+    names = re.findall(re.escape(BEGIN).replace(r"\{\}", "(.+)"), page)
+    return {name: match[1] for name in names if name != REGION and (match := _pattern(name).search(page))}
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(f"{re.escape(BEGIN.format(name))}\n(.*?)\n{re.escape(END.format(name))}", re.DOTALL)

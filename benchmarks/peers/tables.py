@@ -11,12 +11,12 @@ from benchmarks.rounds import Case
 
 @dataclass(frozen=True)
 class Row:
-    """One engine's numbers."""
+    """The numbers of one engine."""
 
     bits: int
     cases: Mapping[Case, Measured]
     first_token_seconds: Sequence[float]
-    """From starting the process to the first new token, of several starts."""
+    """Time from starting the process to the first new token, for each start."""
 
     @property
     def peak_bytes(self) -> int:
@@ -28,7 +28,7 @@ class Row:
 
     @property
     def loading(self) -> Measured:
-        """Any case: they all have the same loading."""
+        """The numbers of any case, because the numbers of loading are the same for all cases."""
         return next(iter(self.cases.values()))
 
 
@@ -50,24 +50,27 @@ CALL = Rate("whole calls", "call_tokens_per_second")
 
 
 def ratio(own: Sequence[float], other: Sequence[float]) -> float:
-    """The median over the rounds of `own` by `other` in the same round: a machine's drift falls out."""
+    """Median over the rounds of `own` divided by `other` of the same round, which cancels the machine's drift."""
     return median(a / b for a, b in zip(own, other, strict=True))
 
 
 def best_peer(rows: Mapping[str, Row], bits: int, case: Case, rate: Rate) -> str | None:
-    """The fastest engine of these bits that is not edgelm, by its median; None where there is none."""
+    """Name of the peer with these bits and the highest median; None if there is no peer with these bits."""
     peers = {name: row for name, row in rows.items() if row.bits == bits and not name.startswith(OWN)}
     return max(peers, key=lambda name: median(rate.of(peers[name].cases[case])), default=None)
 
 
 def speed_table(rows: Mapping[str, Row], cases: Sequence[Case], rate: Rate) -> str:
-    """Medians with their least and most, a column a case; under edgelm's rows how they stand to the best peer."""
+    """A Markdown table of medians, minima and maxima, with a column for each case.
+
+    Each row of edgelm is followed by its ratio to the best peer.
+    """
     head = [f"{rate.name}, tokens/s", *(f"{_batch(case)}{case.prompt_tokens}" for case in cases)]
     lines = [_line(head), _line(["---", *["--:"] * len(cases)])]
     for name, row in rows.items():
         lines.append(_line([name, *(_spread(rate.of(row.cases[case])) for case in cases)]))
         if name.startswith(OWN) and any(best_peer(rows, row.bits, case, rate) for case in cases):
-            lines.append(_line([f"*{name} by the best peer*", *(_against(rows, row, case, rate) for case in cases)]))
+            lines.append(_line([f"*{name} / best peer*", *(_against(rows, row, case, rate) for case in cases)]))
     return "\n".join(lines)
 
 
@@ -87,7 +90,7 @@ def _spread(rates: Sequence[float]) -> str:
 
 
 def memory_table(rows: Mapping[str, Row]) -> str:
-    """Memory and start, a row an engine."""
+    """A Markdown table of memory and start times, with a row for each engine."""
     head = ["", "peak MB", "anonymous MB", "anonymous MB after load", "import s", "load s", "first token s"]
     lines = [_line(head), _line(["---", *["--:"] * (len(head) - 1)])]
     for name, row in rows.items():
@@ -109,7 +112,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def as_json(rows: Mapping[str, Row]) -> dict[str, object]:
-    """Every number, units in the keys."""
+    """All numbers, with units in the keys."""
     return {
         name: {
             "bits": row.bits,

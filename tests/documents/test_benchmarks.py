@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("benchmarks", reason="the benchmarks are not part of a distribution")
 
-from benchmarks.engines import only
+from benchmarks.engines import single_prompt
 from benchmarks.peers.check import agreement
 from benchmarks.peers.page import with_section
 from benchmarks.peers.plot import bar_chart
@@ -53,7 +53,7 @@ def test_best_peer_is_of_the_same_bits_and_not_edgelm() -> None:
 def test_speed_table_says_medians_spreads_and_the_best_peer() -> None:
     lines = speed_table(ROWS, [CASE], DECODE).splitlines()
     assert lines[2] == "| edgelm int8 | 20 (10-30) |"
-    assert lines[3] == "| *edgelm int8 by the best peer* | *2.00 x fast int8* |"
+    assert lines[3] == "| *edgelm int8 / best peer* | *2.00 x fast int8* |"
     assert len(lines) == 7
 
 
@@ -82,9 +82,9 @@ def test_prompts_are_the_same_in_a_turn_and_share_no_beginning_between_turns_or_
 
 
 def test_engines_of_one_sequence_refuse_a_batch() -> None:
-    assert only([[1, 2]]) == [1, 2]
+    assert single_prompt([[1, 2]]) == [1, 2]
     with pytest.raises(ValueError, match="batch of 2"):
-        only([[1], [2]])
+        single_prompt([[1], [2]])
 
 
 def test_bar_chart_is_xml_with_every_name() -> None:

@@ -88,13 +88,13 @@ def test_chats_keep_the_order_of_their_turns_and_lose_blocked_workers(tmp_path: 
     (line,) = path.read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {"topic": "films", "turns": ["one", "two", "ten"]}
     (tmp_path / "master.zip").write_bytes(archive(corpus))
-    with pytest.raises(DataError, match="no blocked_workers.txt"):
+    with pytest.raises(DataError, match=r"no blocked_workers\.txt"):
         list(make(DATA_SETS["self_dialogue"], tmp_path / "out", tmp_path))
 
 
 def test_a_broken_archive_and_a_missing_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no file wikitext-2-raw-v1.zip; download it from https://"):
+    with pytest.raises(DataError, match=r"has no file wikitext-2-raw-v1\.zip; download it from https://"):
         list(make(DATA_SETS["wikitext2"], tmp_path / "out", tmp_path))
     (tmp_path / "wikitext-2-raw-v1.zip").write_bytes(b"<html>")
-    with pytest.raises(DataError, match="wikitext-2-raw-v1.zip is not a zip archive"):
+    with pytest.raises(DataError, match=r"wikitext-2-raw-v1\.zip is not a zip archive"):
         list(make(DATA_SETS["wikitext2"], tmp_path / "out", tmp_path))

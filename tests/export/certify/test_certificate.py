@@ -11,6 +11,16 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from benchmarks.alterations import (
+    Array,
+    alter,
+    low_bits_flipped,
+    scaled,
+    sign_flipped,
+    stored_tensors,
+    two_rows_swapped,
+    zeroed,
+)
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.bundle.reference import read_reference, rounded
@@ -22,16 +32,6 @@ from edgelm.scoring.verification import Check, checks, drift, figures, observe_s
 from edgelm_export.certify.certificate import _top, read_eval_text
 from edgelm_export.pipeline import export
 from tests.conftest import RunCommand
-from tests.export.alterations import (
-    Array,
-    alter,
-    low_bits_flipped,
-    scaled,
-    sign_flipped,
-    stored_tensors,
-    two_rows_swapped,
-    zeroed,
-)
 from tests.export.checkpoints import Shape, Tiny, TinyExport, TorchModel, save_checkpoint
 
 pytestmark = pytest.mark.export

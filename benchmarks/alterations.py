@@ -1,5 +1,6 @@
-"""Ways to alter a bundle's weights behind its back, with hashes and digest fixed up as an attacker would."""
+"""Ways to alter the weights of a bundle, after which its hashes and its digest are updated, as an attacker would."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,14 @@ import onnx
 from onnx import helper
 
 from edgelm.bundle.folder import file_fact
-from tests.conftest import edit_manifest
+from edgelm.bundle.manifest import digest_of
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies in the weights file."""
+    """The place of a tensor in the weights file, in bytes."""
 
     name: str
     offset: int
@@ -28,66 +29,66 @@ class Stored:
 
 
 def stored_tensors(bundle: Path) -> list[Stored]:
-    """The tensors of the weights file, in its order."""
+    """The tensors of the weights file, in the order of the file."""
     graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
-    found = []
+    tensors = []
     for tensor in graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             place = {entry.key: entry.value for entry in tensor.external_data}
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-            found.append(Stored(tensor.name, int(place["offset"]), int(place["length"]), dtype, tuple(tensor.dims)))
-    return sorted(found, key=lambda stored: stored.offset)
+            tensors.append(Stored(tensor.name, int(place["offset"]), int(place["length"]), dtype, tuple(tensor.dims)))
+    return sorted(tensors, key=lambda stored: stored.offset)
 
 
 def alter(bundle: Path, name: str, change: Callable[[Array], Array]) -> None:
-    """Replace the tensor `name` by `change` of it, and make the bundle consistent again."""
+    """Replace the tensor `name` by what `change` makes of it, then update hashes and digest."""
     stored = next(tensor for tensor in stored_tensors(bundle) if tensor.name == name)
     path = bundle / "model.onnx.data"
     data = bytearray(path.read_bytes())
     raw = bytes(data[stored.offset : stored.offset + stored.length])
-    before: Array = np.frombuffer(raw, stored.dtype).reshape(stored.shape)
-    after = change(before.copy()).astype(stored.dtype)
-    assert after.shape == before.shape and not np.array_equal(after, before), "the alteration changes nothing"
-    data[stored.offset : stored.offset + stored.length] = after.tobytes()
+    original: Array = np.frombuffer(raw, stored.dtype).reshape(stored.shape)
+    altered = change(original.copy()).astype(stored.dtype)
+    assert altered.shape == original.shape and not np.array_equal(altered, original), "the alteration changes nothing"
+    data[stored.offset : stored.offset + stored.length] = altered.tobytes()
     path.write_bytes(data)
     fix_up(bundle)
 
 
 def fix_up(bundle: Path) -> None:
-    """Hashes and digest of what the folder now holds."""
-
-    def restate(content: dict[str, Any]) -> None:
-        for name in content["files"]:
-            fact = file_fact(bundle / name)
-            content["files"][name] = {"size_bytes": fact.size_bytes, "sha256": fact.sha256}
-
-    edit_manifest(bundle, restate)
+    """Update sizes, hashes and digest in ``bundle.json`` after files have changed."""
+    path = bundle / "bundle.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name in content["files"]:
+        fact = file_fact(bundle / name)
+        content["files"][name] = {"size_bytes": fact.size_bytes, "sha256": fact.sha256}
+    content["digest"] = digest_of(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def zeroed(array: Array) -> Array:
-    """Every weight 0, or the code that stands for it."""
+    """All weights zero; in unsigned 8-bit storage 128 stands for zero."""
     return np.full_like(array, 128 if array.dtype == np.uint8 else 0)
 
 
 def two_rows_swapped(array: Array) -> Array:
-    """The first row, and the one in the middle."""
+    """The first row and the middle row swapped."""
     middle = len(array) // 2
     array[[0, middle]] = array[[middle, 0]]
     return array
 
 
 def scaled(array: Array) -> Array:
-    """5% larger."""
+    """All values times 1.05."""
     return array * np.float32(1.05)
 
 
 def sign_flipped(array: Array) -> Array:
-    """Of every scale."""
+    """All values negated."""
     return -array
 
 
 def low_bits_flipped(array: Array) -> Array:
-    """Of 3% of the bytes."""
+    """The lowest bit of 3% of the bytes flipped, always the same ones."""
     raw = array.view(np.uint8).reshape(-1)
     chosen = np.random.default_rng(0).random(len(raw)) < 0.03
     raw[chosen] ^= 1
