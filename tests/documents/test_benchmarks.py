@@ -1,5 +1,9 @@
-"""The pure parts of the peer benchmark: ratios, tables, agreement, plots, and the sections of the page."""
+"""The pure parts of the peer benchmark, and what holds for every benchmark: help, README, and no private path."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -7,12 +11,15 @@ import pytest
 pytest.importorskip("benchmarks", reason="the benchmarks are not part of a distribution")
 
 from benchmarks.engines import single_prompt
+from benchmarks.peers.charts import PAGE as CHARTED_PAGE
+from benchmarks.peers.charts import charts, write_charts
 from benchmarks.peers.check import agreement
-from benchmarks.peers.page import with_section
-from benchmarks.peers.plot import bar_chart
-from benchmarks.peers.tables import CALL, DECODE, Row, best_peer, memory_table, ratio, speed_table
+from benchmarks.peers.page import sections, with_section
+from benchmarks.peers.plot import Bar, axis_ticks, bar_chart
+from benchmarks.peers.tables import CALL, DECODE, PREFILL, Row, best_peer, memory_table, ratio, speed_table
 from benchmarks.report import Measured
 from benchmarks.rounds import Case
+from tests.conftest import ROOT
 
 CASE = Case(prompt_tokens=16, new_tokens=8)
 
@@ -39,6 +46,9 @@ ROWS = {
     "fast int8": row(8, 15, 10, 20),
     "fast int4": row(4, 90, 90, 90),
 }
+
+
+REAL = {"edgelm int8": row(8, 30, 20, 10), "llama.cpp Q4_0": row(4, 15, 10, 20)}
 
 
 def test_ratio_pairs_rounds() -> None:
@@ -87,10 +97,37 @@ def test_engines_of_one_sequence_refuse_a_batch() -> None:
         single_prompt([[1], [2]])
 
 
-def test_bar_chart_is_xml_with_every_name() -> None:
-    svg = bar_chart("Speed & size", {"a < b": {"edgelm": [1.0, 3.0], "peer": [2.0]}}, own="edgelm", unit="tokens/s")
+def test_bar_chart_is_xml_with_every_name_an_axis_and_a_legend() -> None:
+    bars = [Bar.of("edgelm int8", 8, [1.0, 3.0]), Bar("peer", 4, 2.0, 2.0, 2.0)]
+    svg = bar_chart("Speed & size", {"a < b": bars}, own="edgelm", unit="tokens/s")
     texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.text]
-    assert {"Speed & size (tokens/s)", "a < b", "edgelm", "peer"} <= set(texts)
+    assert {"Speed & size (tokens/s)", "a < b", "edgelm int8", "peer", "8 bits", "4 bits", "0", "3"} <= set(texts)
+    assert "minimum to maximum of the rounds; bar and value: median" in texts
+    assert "prefers-color-scheme: dark" in svg and "white" not in svg
+
+
+def test_axes_end_at_a_round_value_above_the_maximum() -> None:
+    assert axis_ticks(350) == [0, 50, 100, 150, 200, 250, 300, 350]
+    assert axis_ticks(1308) == [0, 200, 400, 600, 800, 1000, 1200, 1400]
+    for maximum in (1, 3, 9.9, 64, 5617, 22865):
+        assert axis_ticks(maximum)[-1] >= maximum > axis_ticks(maximum)[-2] and 4 <= len(axis_ticks(maximum)) <= 9
+
+
+def test_the_charts_of_the_page_show_its_tables(tmp_path: Path) -> None:
+    page = tmp_path / CHARTED_PAGE.name
+    page.write_text(CHARTED_PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in write_charts(page)}
+    folder = CHARTED_PAGE.parent / "performance"
+    assert drawn == {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+
+
+def test_a_section_gives_its_three_charts() -> None:
+    section = "\n\n".join(["### tiny, 1 thread", *(speed_table(REAL, [CASE], rate) for rate in (DECODE, PREFILL))])
+    drawn = charts(f"{section}\n\n{memory_table(REAL)}\n")
+    assert list(drawn) == ["decode", "prefill", "memory"]
+    texts = [element.text for element in ElementTree.fromstring(drawn["decode"]).iter() if element.text]
+    assert {"tiny, 1 thread: decode (tokens per second, higher is better)", "edgelm int8", "20"} <= set(texts)
+    assert not any("best peer" in text for text in texts)
 
 
 PAGE = "before\n<!-- begin: peers -->\n<!-- end: peers -->\nafter\n"
@@ -102,9 +139,53 @@ def test_a_section_is_added_to_the_region_then_replaced() -> None:
     both = with_section(once, "355m", "other")
     again = with_section(both, "124m", "second text")
     assert "first" not in again and again.count("second text") == 1 and "other" in again
+    assert sections(again) == {"124m": "second text", "355m": "other"}
     assert again.index("second") < again.index("other") < again.index("after")
 
 
 def test_a_page_without_a_region_is_refused() -> None:
     with pytest.raises(ValueError, match="no line"):
         with_section("a page", "124m", "text")
+
+
+COMMANDS = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__main__")
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if "__main__" in path.read_text(encoding="utf-8")
+)
+"""Every module that is a command."""
+
+HELP = """
+import contextlib, io, json, runpy, sys
+texts = {}
+for name in json.loads(sys.argv[1]):
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as done:
+            assert not done.code, (name, done.code)
+    assert "torch" not in sys.modules, f"{name} --help imports torch"
+    texts[name] = output.getvalue()
+print(json.dumps(texts))
+"""
+
+
+def test_every_command_answers_help_without_torch() -> None:
+    command = [sys.executable, "-c", HELP, json.dumps(COMMANDS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name, text in json.loads(done.stdout).items():
+        assert text.startswith("usage: ") and len(text.splitlines()) > 4, name
+
+
+def test_the_readme_lists_every_command() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"{name}`" not in text and f"{name} " not in text] == []
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "docs/performance.md", "docs/quality.md", "models"])
+def test_no_private_path(name: str) -> None:
+    place = ROOT / name
+    paths = [place] if place.is_file() else [path for path in place.rglob("*") if path.suffix in (".py", ".md")]
+    assert [path for path in paths if "shared/" in path.read_text(encoding="utf-8")] == []
