@@ -1,7 +1,9 @@
-"""Makes a bundle of this folder of what ``edgelm pretrain`` wrote: ``python models/make_bundle.py stories stories-6m``.
+"""Makes a bundle of this folder from a checkpoint that ``edgelm pretrain`` wrote.
 
-The checkpoint is exported as int8, with sampling among its defaults and a card from the run's report: a first run reads
-well.
+    python models/make_bundle.py stories stories-6m
+
+Exports the checkpoint as int8. Its defaults sample, so that a first text reads well, and its card is written from the
+report of the training run.
 """
 
 import argparse
@@ -23,31 +25,31 @@ A GPT-2 of 6 layers, 256 wide, 4 heads, context 512, with a byte-level BPE of 4,
 Trained from scratch by `edgelm pretrain` on {documents} {texts}:
 {tokens} tokens in {steps} steps, {passes:.1f} passes, on 2 CPU cores.
 
-Held out: {held_out_documents} others, {held_out_tokens} tokens; perplexity there {perplexities}.
+Held out were {held_out_documents} other documents with {held_out_tokens} tokens. Perplexity on them is {perplexities}.
 
 """
 
 STORIES = """\
-It tells simple stories for small children and knows nothing else. It may contradict itself; it has not been made safe
+It tells simple stories for small children and knows nothing else. It may contradict itself. It has not been made safe
 for any use where that matters.
 """
 
 CHATS = """\
-It chats about films, music and sports of 2017 and before, the way people do. What it says about them is made up, and it
-has not been made safe for any use where that matters. A line is a turn: `python examples/chat.py` answers each of yours
-with its next one, `edgelm run` goes on with both sides.
+It chats about films, music and sports of 2017 and before, as people do. What it says about them is made up, and it has
+not been made safe for any use where that matters. Each line is a turn. `python examples/chat.py` answers each of your
+turns with one turn, and `edgelm run` continues both sides.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A bundle that lies in this folder."""
+    """A bundle of this folder."""
 
     folder: Path
     texts: str
-    """What it was trained on."""
+    """The texts that the model was trained on."""
     use: str
-    """What it is good for."""
+    """Paragraph about the use of the model."""
     max_new_tokens: int
 
 
@@ -68,7 +70,12 @@ BUNDLES = {
 
 
 def card(bundle: Published, report: Path) -> str:
-    """The model card, from the ``report.json`` of the training run."""
+    """The text of the model card.
+
+    Args:
+        bundle: the bundle to describe.
+        report: ``report.json`` of the training run.
+    """
     run = json.loads(report.read_text(encoding="utf-8"))
     facts, losses = run["facts"], run["held_out"].items()
     head = CARD.format(
@@ -85,7 +92,7 @@ def card(bundle: Published, report: Path) -> str:
 
 
 def main(bundle: Published, checkpoint: Path) -> None:
-    """Export `checkpoint` over the bundle."""
+    """Export `checkpoint`, and replace the bundle by the result."""
     sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": bundle.max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / checkpoint.name
@@ -101,8 +108,8 @@ def main(bundle: Published, checkpoint: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make a bundle of this folder.")
+    parser = argparse.ArgumentParser(description="Make a bundle of this folder from a checkpoint.")
     parser.add_argument("bundle", choices=BUNDLES)
-    parser.add_argument("checkpoint", type=Path, help="the folder that edgelm pretrain wrote")
+    parser.add_argument("checkpoint", type=Path, help="folder that edgelm pretrain wrote")
     options = parser.parse_args()
     main(BUNDLES[options.bundle], options.checkpoint)

@@ -1,4 +1,4 @@
-"""The sentiment benchmark: its questions, and a run on made-up reviews."""
+"""The sentiment benchmark: its prompts, and a run on made-up reviews."""
 
 import json
 import subprocess

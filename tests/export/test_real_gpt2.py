@@ -1,4 +1,4 @@
-"""benchmarks/real_gpt2.py against a stand-in for the hub: another checkpoint, stand-in data sets, the real path."""
+"""`benchmarks.real_gpt2` against a stand-in for the hub, with another checkpoint and other data sets."""
 
 import io
 import json
@@ -29,7 +29,7 @@ PASSAGES = ["the cat sat on the mat", "one two three four five", "a b"]
 
 
 class Source:
-    """What torch itself gives for the stand-in's questions."""
+    """The figures of the stand-in checkpoint, computed by torch."""
 
     def __init__(self, folder: Path) -> None:
         self.torch = TorchModel(folder)
@@ -44,7 +44,7 @@ class Source:
         return [float(x) for x in logs[np.arange(len(continuation)), continuation]]
 
     def stride_perplexity(self, ids: Ids) -> float:
-        """As Hugging Face's documentation has it."""
+        """Perplexity as Hugging Face's documentation computes it."""
         nats, count, done = 0.0, 0, 0
         for begin in range(0, len(ids), STRIDE):
             end = min(begin + CONTEXT, len(ids))
@@ -85,7 +85,7 @@ def source(hub: Hub, tmp_path: Path) -> Source:
 
 @pytest.fixture
 def figures(source: Source, tmp_path: Path) -> Path:
-    """What would have been published of the stand-in."""
+    """A file of published figures of the stand-in checkpoint."""
     prompt = source.ids("Hello").tolist()
     greedy = source.tokenizer.decode(prompt + source.torch.greedy(prompt, 7))
     a, b = source.ids("ab"), source.ids("cde")
