@@ -72,7 +72,7 @@ def as_json(results: Mapping[str, Measured], baseline: str) -> dict[str, object]
             "peak_bytes": own.peak_bytes,
             "anonymous_bytes": own.anonymous_bytes,
             "peak_ratio_to_baseline": round(own.peak_bytes / base.peak_bytes, 3),
-            "most_idle_cpu_seconds": round(own.idle_cpu_seconds, 4),
+            "max_idle_cpu_seconds": round(own.idle_cpu_seconds, 4),
         }
         for name, own in results.items()
     }

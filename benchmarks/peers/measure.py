@@ -103,7 +103,7 @@ def measure(
             if engine.name not in failures:
                 print(f"loading {engine.name}", file=sys.stderr)
                 workers.append(stack.enter_context(engine.started(threads)))
-        others = run_rounds(workers, cases, vocabulary, rounds)
+        other_cpus = run_rounds(workers, cases, vocabulary, rounds)
         rows = {
             engine.name: Row(
                 engine.peer.bits, {case: measured(worker, case) for case in cases}, first_tokens[engine.name]
@@ -112,7 +112,7 @@ def measure(
             for worker in workers
             if worker.name == engine.name
         }
-    return Measurement(rows, failures, sum(others) / len(others))
+    return Measurement(rows, failures, sum(other_cpus) / len(other_cpus))
 
 
 def _first_token_seconds(engine: Ready, vocabulary: int, threads: int, turn: int) -> float:
