@@ -26,7 +26,7 @@ from benchmarks.alterations import (
 )
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.reference import read_reference
-from edgelm.engine.session import Session
+from edgelm.engine.graph import Graph
 from edgelm.scoring.verification import Check, checks, drift, figures, observe_session
 
 Change = Callable[[Array], Array]

@@ -58,7 +58,7 @@ def measure(bundle: Path, context: int, threads: int) -> str:
     Returns:
         A row of the table.
     """
-    session = Session.open(Bundle.read(bundle), device="cpu", threads=threads)
+    session = Graph.open(Bundle.read(bundle), device="cpu", threads=threads).session()
     size = step_bytes(session, context + STEPS // 2)
     parts = np.array_split(np.ones(size // 8, np.int64), threads)
     prompt = random.Random(0).choices(range(session.vocab_size), k=context)

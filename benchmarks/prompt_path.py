@@ -1,4 +1,7 @@
-"""Counts the functions and files of edgelm that one sampled text enters after loading."""
+"""Counts the functions and files of edgelm that one sampled text enters after loading.
+
+python -m benchmarks.prompt_path
+"""
 
 import argparse
 import sys
@@ -10,7 +13,7 @@ import edgelm
 
 
 def entered(prompt: str, new_tokens: int) -> Counter[CodeType]:
-    """How often each function of edgelm is entered for one text of the embedded model, without comprehensions."""
+    """Calls of each function of edgelm for one text of the embedded model; comprehensions do not count."""
     package = str(Path(edgelm.__file__).parent)
     calls: Counter[CodeType] = Counter()
 
@@ -29,8 +32,8 @@ def entered(prompt: str, new_tokens: int) -> Counter[CodeType]:
 def main() -> None:
     """Print the counts."""
     parser = argparse.ArgumentParser(description="Count the functions and files that one sampled text enters.")
-    parser.add_argument("--prompt", default="Once upon a time", help="the prompt")
-    parser.add_argument("--new-tokens", type=int, default=20, help="how many tokens to generate")
+    parser.add_argument("--prompt", default="Once upon a time", help="default %(default)r")
+    parser.add_argument("--new-tokens", type=int, default=20, help="tokens to generate; default %(default)s")
     parser.add_argument("--list", action="store_true", help="list every function with its number of calls")
     options = parser.parse_args()
     calls = entered(options.prompt, options.new_tokens)

@@ -18,6 +18,7 @@ import torch
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import FORMAT_VERSION, Manifest, Source
 from edgelm.bundle.manifest import Recipe as RecipeFacts
+from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.scoring.comparison import Comparison, compare_texts
 from edgelm_export.graph.decoder import write_graph
@@ -177,7 +178,7 @@ def open_session(stored: StoredGpt2, folder: Path) -> tuple[Session, int]:
         certificate=None,
     )
     size = sum((folder / name).stat().st_size for name in (graph.file, graph.weights_file))
-    return Session.open(Bundle(folder, manifest), device="cpu"), size
+    return Graph.open(Bundle(folder, manifest), device="cpu").session(), size
 
 
 def windows(path: Path, separator: str, encode: Callable[[str], list[int]], parts: int | None) -> list[Ids]:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgelm.bundle.manifest import Graph
+from edgelm.bundle.manifest import GraphFacts
 from edgelm_export.quantize.storage import FloatStored, Stored, block_size_for, quantize_blocks
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def store_in_blocks(weights: "Gpt2Weights", bits: int) -> "StoredGpt2":
     return StoredGpt2(fixed_recipe("int4", weights), weights, weights, stored)
 
 
-def take_genai_inputs(file: Path, facts: Graph, vocabulary: int) -> None:
+def take_genai_inputs(file: Path, facts: GraphFacts, vocabulary: int) -> None:
     """Replace the inputs that edgelm's runtime gives by nodes that compute them from genai's inputs.
 
     genai gives `attention_mask` (B, P + T) and `input_ids` (B, T), and takes the logits of each row's last position,
@@ -101,7 +101,7 @@ def take_genai_inputs(file: Path, facts: Graph, vocabulary: int) -> None:
     onnx.checker.check_model(str(file))
 
 
-def genai_config(weights: "Gpt2Weights", facts: Graph) -> dict[str, object]:
+def genai_config(weights: "Gpt2Weights", facts: GraphFacts) -> dict[str, object]:
     """Content of `genai_config.json`: type "decoder", with past and present in one buffer."""
     sizes = weights.architecture
     past, present = (
