@@ -1,6 +1,8 @@
-"""A chat in the terminal: every line you type is a turn, and the model answers with the next. Ctrl-D ends it.
+"""A chat in the terminal: every line you type is a turn, and the model answers with the next one.
 
-python chat.py [BUNDLE]
+    python examples/chat.py [BUNDLE]
+
+Ctrl-D or Ctrl-C ends it.
 """
 
 import sys
@@ -16,15 +18,12 @@ def main(bundle: Path) -> None:
     with edgelm.load(bundle) as model:
         end = model.generation_config.eos_token_id
         while True:
-            try:
-                turn = input("> ").strip()
-            except EOFError:
-                break
+            turn = input("> ").strip()
             if not turn:
                 continue
             chat += turn + "\n"
             answer = ""
-            # The chat so far is not computed again, and its oldest turns go once the context is full.
+            # The chat so far is not computed again. Once the context is full, its oldest turns are dropped.
             for chunk in model.stream(
                 chat, stop_strings=["\n"], begin_suppress_tokens=end, context_overflow="truncate", max_new_tokens=60
             ):
@@ -39,3 +38,5 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]) if len(sys.argv) > 1 else DIALOGUE)
     except edgelm.EdgelmError as error:
         sys.exit(f"chat: {error}")
+    except (EOFError, KeyboardInterrupt):
+        print()

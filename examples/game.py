@@ -1,6 +1,6 @@
 """A game for the terminal: a story grows, and you guess which of three sentences the model likes best.
 
-python game.py [SEED]
+python examples/game.py [SEED]
 """
 
 import sys
@@ -11,14 +11,14 @@ ROUNDS = 3
 
 
 def sentences(model: edgelm.Model, story: str, seed: int) -> list[str]:
-    """Three different ways to go on."""
-    found: list[str] = []
-    while len(found) < 3:
+    """Three different continuations of the story."""
+    texts: list[str] = []
+    while len(texts) < 3:
         text = model.generate(story, max_new_tokens=30, temperature=0.9, seed=seed, stop_strings=[".", "\n"]).text
         seed += 1
-        if text.strip() and text not in found:
-            found.append(text)
-    return found
+        if text.strip() and text not in texts:
+            texts.append(text)
+    return texts
 
 
 def main(seed: int) -> None:
@@ -38,4 +38,7 @@ def main(seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+    try:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+    except (EOFError, KeyboardInterrupt):
+        print()

@@ -1,7 +1,7 @@
-"""A service on a Unix socket: a line with a prompt comes in, its continuation goes out piece by piece.
+"""A service on a Unix socket: a client sends one line with a prompt and gets its continuation piece by piece.
 
-    python line_service.py /run/edgelm/socket &
-    echo "Once upon a time" | nc -U /run/edgelm/socket
+    python examples/line_service.py /tmp/edgelm.socket &
+    echo "Once upon a time" | nc -U /tmp/edgelm.socket
 
 edgelm.service runs it under systemd.
 """
@@ -39,10 +39,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.stderr.write("usage: python line_service.py SOCKET\n")
+        sys.exit(2)
     path = sys.argv[1]
     with edgelm.load(os.environ.get("EDGELM_MODEL")) as model, Server(path, Handler) as server:
         model.warmup()
-        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
         print(f"ready, {model.memory.present_bytes / 1e6:.0f} MB", flush=True)
         server.serve_forever()
     Path(path).unlink()

@@ -1,10 +1,10 @@
 """edgelm bundles for Simon Willison's `llm` command and library.
 
-    llm install ./llm-edgelm
+    llm install '.[cpu]' ./examples/llm-edgelm      # in a clone of the repository
     llm -m edgelm "Once upon a time" -o seed 7 -o max_new_tokens 40
     EDGELM_MODEL=gpt2-int8 llm -m edgelm "Once upon a time"
 
-A bundle continues texts: a conversation (`llm -c`) is one text that goes on, and a system prompt stands before it.
+A bundle continues text. So a conversation (`llm -c`) is one text that grows, and a system prompt is put before it.
 """
 
 import os
@@ -32,14 +32,14 @@ class EdgeLM(llm.Model):
     can_stream = True
 
     class Options(llm.Options):
-        max_new_tokens: int | None = Field(default=None, description="Most tokens to add")
-        temperature: float | None = Field(default=None, description="Below 1 is more predictable, above 1 less")
-        top_k: int | None = Field(default=None, description="Sample among the K likeliest tokens")
-        top_p: float | None = Field(default=None, description="Sample among the likeliest tokens that sum to P")
-        repetition_penalty: float | None = Field(default=None, description="Above 1: repeat less")
+        max_new_tokens: int | None = Field(default=None, description="Maximum number of new tokens")
+        temperature: float | None = Field(default=None, description="Below 1: more predictable; above 1: more varied")
+        top_k: int | None = Field(default=None, description="Sample from the K likeliest tokens")
+        top_p: float | None = Field(default=None, description="Sample from the likeliest tokens that sum to P")
+        repetition_penalty: float | None = Field(default=None, description="Above 1: fewer repetitions")
         seed: int | None = Field(default=None, description="Makes sampling repeatable")
-        stop: str | None = Field(default=None, description="End at this text")
-        prefix: str | None = Field(default=None, description="A prefix file, put before every prompt")
+        stop: str | None = Field(default=None, description="Stop before this text")
+        prefix: str | None = Field(default=None, description="A prefix file to put before every prompt")
 
     def execute(self, prompt, stream, response, conversation) -> Iterator[str]:
         options = prompt.options.model_dump(exclude_none=True)
@@ -59,8 +59,8 @@ class EdgeLM(llm.Model):
 
 
 def _text(prompt, conversation) -> str:
-    """All turns so far, one after the other."""
+    """The system prompt, all turns of the conversation in order, and the new prompt."""
     turns = [] if conversation is None else conversation.responses
-    before = "".join(f"{turn.prompt.prompt}{turn.text()}" for turn in turns)
+    history = "".join(f"{turn.prompt.prompt}{turn.text()}" for turn in turns)
     system = next((p.system for p in [*(turn.prompt for turn in turns), prompt] if p.system), None)
-    return (f"{system}\n\n" if system else "") + before + prompt.prompt
+    return (f"{system}\n\n" if system else "") + history + prompt.prompt

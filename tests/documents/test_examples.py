@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def run(*command: str, stdin: str = "") -> str:
 
 def test_every_example_has_a_test() -> None:
     page = Path(__file__).read_text(encoding="utf-8")
-    assert all(path.stem in page for path in EXAMPLES.iterdir() if path.name != "__pycache__")
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for path in EXAMPLES.iterdir():
+        if path.name not in ("__pycache__", "README.md"):
+            assert path.stem in page and path.name in index, path
 
 
 @pytest.mark.usefixtures("examples")
@@ -110,6 +114,7 @@ def test_llm_edgelm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["llm"] == {"edgelm": "llm_edgelm"}
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")  # not an installed copy of this plugin: its name is registered once
     llm: Any = pytest.importorskip("llm")
     monkeypatch.syspath_prepend(str(package))
     plugin: Any = import_module("llm_edgelm")
@@ -131,6 +136,38 @@ def test_llm_edgelm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert made.prompt(prompt, system="A tale.", **options).text() == behind
     with pytest.raises(llm.ModelError, match="temperature must be"):
         made.prompt(prompt, temperature=-1).text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of a POSIX terminal")
+@pytest.mark.parametrize("program", ["chat.py", "game.py"])
+def test_ctrl_c_and_ctrl_d_end_a_program_quietly(program: str) -> None:
+    if program == "chat.py" and not (ROOT / "models" / "dialogue-6m-int8").is_dir():
+        pytest.skip("the dialogue model lies in the repository only")
+    assert run(program, stdin="")  # the end of standard input, as Ctrl-D gives it
+    process = subprocess.Popen(
+        [sys.executable, program],
+        cwd=EXAMPLES,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        shown = ""
+        while not shown.endswith(("> ", "? ")):  # the program waits for a line
+            letter = process.stdout.read(1)
+            assert letter, "the program ended before it asked"
+            shown += letter
+        while process.poll() is None:  # a signal between the prompt and the read interrupts neither
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        errors = process.communicate()[1]
+    assert errors == ""
 
 
 def test_worker() -> None:
@@ -174,6 +211,19 @@ def test_line_service(tmp_path: Path) -> None:
     assert errors == ""
 
 
+def test_line_service_without_an_argument() -> None:
+    done = subprocess.run([sys.executable, "line_service.py"], capture_output=True, text=True, cwd=EXAMPLES, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "usage: python line_service.py SOCKET\n"
+
+
+def test_the_unit_says_how_to_make_what_it_names() -> None:
+    unit = (EXAMPLES / "edgelm.service").read_text(encoding="utf-8")
+    comments = "\n".join(line for line in unit.splitlines() if line.startswith("#"))
+    for made in ("/opt/edgelm/venv", "/opt/edgelm/model", "line_service.py /opt/edgelm"):
+        assert made in comments
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 def test_edgelm_service(tmp_path: Path) -> None:
     """systemd finds no fault with the unit, on a machine where its program exists."""
@@ -195,11 +245,11 @@ def test_chat() -> None:
     if not (ROOT / "models" / "dialogue-6m-int8").is_dir():
         pytest.skip("the dialogue model lies in the repository only")
     shown = run("chat.py", stdin="Have you seen the new Star Wars movie?\n \nWho is your favorite character?\n")
-    first, nothing, second = (part.strip() for part in shown.removeprefix("> ").removesuffix("> ").split("> "))
+    first, nothing, second = (part.strip() for part in shown.removeprefix("> ").removesuffix("> \n").split("> "))
     assert first and second and "\n" not in first + second
     assert not nothing, "an empty line is no turn"
     told = run("chat.py", str(default_bundle_path()), stdin="Lily had a cat.\n")
-    assert told.startswith("> ") and told.endswith("> ")
+    assert told.startswith("> ") and told.endswith("> \n")
 
 
 def test_notebook(capsys: pytest.CaptureFixture[str]) -> None:
