@@ -1,7 +1,7 @@
 """Every page runs as it stands: its Python programs, its shell commands, its links, and the flags it names.
 
 A shell block that needs the network or hours of training has the comment ``<!-- not run: REASON -->`` above it. Its
-commands are not run, but their subcommands and flags must exist.
+commands are not run, but their subcommands and flags must exist. Benchmarks are not run either: they take minutes.
 """
 
 import dataclasses
@@ -25,7 +25,13 @@ from tests.documents.pages import PAGES, Block, Page, page
 
 PROGRAMS = [block for each in PAGES for block in each.blocks if block.language == "python"]
 SHELL_BLOCKS = [block for each in PAGES for block in each.blocks if block.language == "sh"]
-COMMANDS = [(block, command) for block in SHELL_BLOCKS if block.not_run is None for command in block.commands]
+COMMANDS = [
+    (block, command)
+    for block in SHELL_BLOCKS
+    if block.not_run is None
+    for command in block.commands
+    if not command.startswith("python -m benchmarks.")
+]
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
