@@ -22,6 +22,7 @@ from edgelm.cli import cli
 from tests.build_side import MISSING, TRAINING_MISSING
 from tests.conftest import ROOT
 from tests.documents.pages import PAGES, Block, Page, page
+from tests.test_architecture import EXPORT_ROOMS, RUNTIME_ROOMS, TRAIN_ROOMS
 
 PROGRAMS = [block for each in PAGES for block in each.blocks if block.language == "python"]
 SHELL_BLOCKS = [block for each in PAGES for block in each.blocks if block.language == "sh"]
@@ -162,6 +163,18 @@ def test_the_index_has_every_page() -> None:
     index = page("docs/README.md").links
     for path in (ROOT / "docs").glob("*.md"):
         assert path.name == "README.md" or path.name in {link.partition("#")[0] for link in index}, path.name
+
+
+def test_the_picture_of_the_house_is_true() -> None:
+    """It names every room of every package, fits on a screen, and the files that newcomers are sent to exist."""
+    text = page("CONTRIBUTING.md").text
+    picture = text.split("```")[1]
+    assert len(picture.splitlines()) <= 24 and max(map(len, picture.splitlines())) <= 120
+    for level in (*RUNTIME_ROOMS, *EXPORT_ROOMS, *TRAIN_ROOMS):
+        for room in (level,) if isinstance(level, str) else level:
+            assert re.search(rf"\b{room}\b", picture), room
+    for path in re.findall(r"`((?:edgelm|export|tests|benchmarks|docs|examples)/[\w/.-]*)`", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_api_page_names_everything() -> None:
