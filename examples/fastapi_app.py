@@ -1,4 +1,4 @@
-"""Text over HTTP with FastAPI: the event loop never waits for a token, and a client that goes away ends its text.
+"""Text over HTTP with FastAPI: the event loop never waits for a token, and a text ends when its client leaves.
 
 pip install fastapi uvicorn
 uvicorn fastapi_app:app
@@ -16,17 +16,18 @@ from pydantic import BaseModel, Field
 
 import edgelm
 
-at_once = asyncio.Semaphore(4)  # every text being generated has a cache of its own: model.memory.cache_bytes
+# Limits how many texts are generated at once, because each has a cache of model.memory.cache_bytes.
+slots = asyncio.Semaphore(4)
 
 
 @asynccontextmanager
-async def life(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with edgelm.load(os.environ.get("EDGELM_MODEL")) as app.state.model:
         app.state.model.warmup()
         yield
 
 
-app = FastAPI(lifespan=life)
+app = FastAPI(lifespan=lifespan)
 
 
 class Request(BaseModel):
@@ -42,7 +43,7 @@ class Request(BaseModel):
 @app.post("/generate")
 async def generate(request: Request) -> dict[str, object]:
     try:
-        async with at_once:
+        async with slots:
             completion = await app.state.model.agenerate(request.prompt, **request.options())
     except (edgelm.PromptError, edgelm.ConfigError) as error:
         raise HTTPException(400, str(error)) from None
@@ -52,7 +53,7 @@ async def generate(request: Request) -> dict[str, object]:
 @app.post("/stream")
 async def stream(request: Request) -> StreamingResponse:
     async def texts() -> AsyncIterator[str]:
-        async with at_once, aclosing(app.state.model.astream(request.prompt, **request.options())) as chunks:
+        async with slots, aclosing(app.state.model.astream(request.prompt, **request.options())) as chunks:
             async for chunk in chunks:
                 yield chunk.text
 

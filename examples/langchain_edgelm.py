@@ -18,12 +18,12 @@ import edgelm
 
 
 class EdgeLM(LLM):
-    """A bundle. What a call gives beside the prompt (``seed=7``) goes over `options`; names are edgelm's own."""
+    """A bundle as a LangChain model. Keyword arguments of a call (``seed=7``) override `options`; both have edgelm's names."""
 
     bundle: str | None = None
-    """Its folder; None for the embedded model."""
+    """Folder of the bundle; None for the embedded model."""
     prefix: str | None = None
-    """A prefix file: one bundle with several of them serves several tasks."""
+    """A prefix file. One bundle with several prefix files serves several tasks."""
     options: dict[str, Any] = Field(default_factory=dict)
 
     _model: edgelm.Model = PrivateAttr()
@@ -38,7 +38,7 @@ class EdgeLM(LLM):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """What a cache of answers goes by: the bundle's content, not its place."""
+        """The key of LangChain's cache: the bundle's content, not its path."""
         prefix = self._model.prefix
         return {
             "model_name": self._model.bundle.manifest.source.name,
@@ -48,15 +48,15 @@ class EdgeLM(LLM):
         }
 
     def _call(self, prompt: str, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any) -> str:
-        return self._model.generate(prompt, **self._asked(stop, kwargs)).text
+        return self._model.generate(prompt, **self._merged_options(stop, kwargs)).text
 
     async def _acall(self, prompt: str, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any) -> str:
-        return (await self._model.agenerate(prompt, **self._asked(stop, kwargs))).text
+        return (await self._model.agenerate(prompt, **self._merged_options(stop, kwargs))).text
 
     def _stream(
         self, prompt: str, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[GenerationChunk]:
-        for piece in self._model.stream(prompt, **self._asked(stop, kwargs)):
+        for piece in self._model.stream(prompt, **self._merged_options(stop, kwargs)):
             chunk = _chunk(piece)
             if run_manager is not None and chunk.text:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -65,13 +65,13 @@ class EdgeLM(LLM):
     async def _astream(
         self, prompt: str, stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[GenerationChunk]:
-        async for piece in self._model.astream(prompt, **self._asked(stop, kwargs)):
+        async for piece in self._model.astream(prompt, **self._merged_options(stop, kwargs)):
             chunk = _chunk(piece)
             if run_manager is not None and chunk.text:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
-    def _asked(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _merged_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         return self.options | kwargs | ({} if stop is None else {"stop_strings": stop})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import edgelm
 
-AT_ONCE = threading.Semaphore(2)
+SLOTS = threading.Semaphore(2)
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -24,13 +24,13 @@ class Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         prompt = self.rfile.readline(10_000).decode("utf-8", "replace").strip()
         try:
-            with AT_ONCE:
+            with SLOTS:
                 for chunk in model.stream(prompt, max_new_tokens=60, max_time=20.0, context_overflow="truncate"):
                     self.wfile.write(chunk.text.encode())
         except edgelm.EdgelmError as error:
             self.wfile.write(f"error: {error}".encode())
         except OSError:
-            return  # the client went away: leaving the loop ended the computation
+            return  # the client left; leaving the loop ended the computation
         self.wfile.write(b"\n")
 
 
