@@ -18,7 +18,7 @@ import edgelm
 
 
 class EdgeLM(LLM):
-    """A bundle as a LangChain model. Keyword arguments of a call (``seed=7``) override `options`; both have edgelm's names."""
+    """A bundle as a LangChain model. A call's keyword arguments (``seed=7``) override `options`; names are edgelm's."""
 
     bundle: str | None = None
     """Folder of the bundle; None for the embedded model."""
