@@ -1,7 +1,8 @@
 """Every page runs as it stands: its Python programs, its shell commands, its links, and the flags it names.
 
 A shell block that needs the network or hours of training has the comment ``<!-- not run: REASON -->`` above it. Its
-commands are not run, but their subcommands and flags must exist. Benchmarks are not run either: they take minutes.
+commands are not run, but their subcommands and flags must exist. Commands that install something, and benchmarks, which
+take minutes, are not run either.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ COMMANDS = [
     for block in BLOCKS
     if block.language == "sh" and block.not_run is None
     for command in block.commands
-    if not command.startswith("python -m benchmarks.")
+    if not command.startswith(("python -m benchmarks.", "pip "))
 ]
 NUMBER = re.compile(r"-?\d+\.\d+")
 
