@@ -1,16 +1,24 @@
-"""Every error edgelm raises on purpose. Each message is one sentence that says what to do."""
+"""Every error that edgelm raises on purpose. Each message is one sentence that says what to do."""
+
+UPGRADE_HINT = "run: pip install -U edgelm (in a clone: git pull)"
+"""How to get a newer edgelm, at the end of a message."""
+
+
+def install_hint(extras: str) -> str:
+    """How to install edgelm with `extras`, such as "cpu,export", at the end of a message."""
+    return f"run: pip install 'edgelm[{extras}]' (in a clone: pip install '.[{extras}]')"
 
 
 class EdgelmError(Exception):
-    """Base class: catch this to catch everything edgelm raises on purpose."""
+    """Base class of all errors that edgelm raises on purpose."""
 
 
 class BundleError(EdgelmError):
-    """A bundle folder is missing, damaged, unsafe, or needs a newer edgelm."""
+    """A bundle folder is missing, damaged or unsafe, or it needs a newer edgelm."""
 
 
 class ConfigError(EdgelmError, ValueError):
-    """A generation option is unknown, out of range, or contradicts another."""
+    """An option is unknown or out of range, or it contradicts another option."""
 
 
 class PromptError(EdgelmError, ValueError):
@@ -18,23 +26,23 @@ class PromptError(EdgelmError, ValueError):
 
 
 class ContextError(PromptError):
-    """More tokens were given than the model's context has room for."""
+    """The tokens do not fit into the model's context."""
 
 
 class TokenizerError(EdgelmError):
-    """A tokenizer's files cannot be read, or are of a kind edgelm does not know."""
+    """A tokenizer's files cannot be read, or edgelm does not support their kind."""
 
 
 class StateError(EdgelmError):
-    """A prompt's saved state is damaged, or belongs to another bundle."""
+    """A saved prompt state is damaged, or it belongs to another bundle."""
 
 
 class PrefixError(EdgelmError):
-    """A prefix file is damaged, does not fit the model, or is too long for its context."""
+    """A prefix file is damaged, was made for another model, or is too long for the context."""
 
 
 class DeviceError(EdgelmError):
-    """ONNX Runtime is missing, or the requested device cannot be used."""
+    """ONNX Runtime is missing, or it cannot use the requested device."""
 
 
 class ClosedError(EdgelmError):
@@ -42,16 +50,16 @@ class ClosedError(EdgelmError):
 
 
 class ForkError(EdgelmError):
-    """A session made before the process forked was used in the child."""
+    """A forked child process used a session that its parent had opened."""
 
 
 class InsufficientMemoryError(EdgelmError, MemoryError):
-    """A model would not fit into the memory this process may use; it was not loaded."""
+    """A model was not loaded because it would not fit into the memory that this process may use."""
 
 
 class ExportError(EdgelmError):
-    """A checkpoint cannot be exported, or the result missed its quality gate."""
+    """A checkpoint cannot be exported, or the exported bundle missed its quality gate."""
 
 
 class TrainingError(EdgelmError):
-    """A model cannot be trained so: its data, its options or a checkpoint of it do not fit."""
+    """A model cannot be trained with the given data, options or checkpoint."""

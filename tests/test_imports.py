@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from edgelm.errors import install_hint
 from tests.conftest import TINY_BUNDLE
 
 HEAVY = ("numpy", "onnxruntime", "tokenizers", "click", "torch", "transformers", "onnx", "optimum", "huggingface_hub")
@@ -42,9 +43,14 @@ def test_inference_loads_no_build_side(code: str) -> None:
     assert not loaded_after(code).intersection(BUILD_SIDE)
 
 
-def test_info_and_verify_load_no_onnxruntime() -> None:
-    code = "import edgelm.cli as c; c.cli.main(['info'], standalone_mode=False)"
-    assert "onnxruntime" not in loaded_after(code)
+@pytest.mark.parametrize("command", [["info"], ["verify", "--hashes-only"]])
+def test_info_and_hashes_load_neither_onnxruntime_nor_numpy(command: list[str]) -> None:
+    code = f"import edgelm.cli as c; c.cli.main({command}, standalone_mode=False)"
+    assert not loaded_after(code).intersection({"onnxruntime", "numpy", "tokenizers"})
+
+
+def test_the_hint_works_from_an_index_and_in_a_clone() -> None:
+    assert install_hint("cpu") == "run: pip install 'edgelm[cpu]' (in a clone: pip install '.[cpu]')"
 
 
 @pytest.mark.parametrize("error", ["ModuleNotFoundError", "ImportError"])
@@ -61,8 +67,8 @@ def test_without_onnxruntime_one_line_says_what_to_install(error: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    wanted = "run: pip install 'edgelm[cpu]'" if error == "ModuleNotFoundError" else "installed but does not load"
-    assert wanted in done.stderr
+    message = install_hint("cpu") if error == "ModuleNotFoundError" else "installed but does not load"
+    assert message in done.stderr
 
 
 def test_export_without_the_build_side_says_what_to_install(tmp_path: object) -> None:
@@ -75,7 +81,7 @@ def test_export_without_the_build_side_says_what_to_install(tmp_path: object) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == "edgelm: export needs torch; run: pip install 'edgelm[cpu,export]'\n"
+    assert done.stderr == f"edgelm: export needs torch; {install_hint('cpu,export')}\n"
 
 
 def test_pretrain_without_the_training_side_says_what_to_install(tmp_path: object) -> None:
@@ -87,7 +93,7 @@ def test_pretrain_without_the_training_side_says_what_to_install(tmp_path: objec
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == "edgelm: pretrain needs accelerate; run: pip install 'edgelm[cpu,train]'\n"
+    assert done.stderr == f"edgelm: pretrain needs accelerate; {install_hint('cpu,train')}\n"
 
 
 def test_telemetry_of_onnxruntime_is_off() -> None:

@@ -77,6 +77,11 @@ class Bundle:
         """Total size of all files, the manifest included."""
         return sum(f.size_bytes for f in self.manifest.files.values()) + self.file(MANIFEST_NAME).stat().st_size
 
+    @property
+    def file_count(self) -> int:
+        """The number of files, the manifest included."""
+        return len(self.manifest.files) + 1
+
     def _check_listing(self) -> None:
         listed = self.manifest.files
         # Other tools write dot files (.gitattributes, .DS_Store). They are never read.

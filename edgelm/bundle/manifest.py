@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from edgelm.bundle.certificate import Certificate
 from edgelm.bundle.strict_json import Between, Bytes, Count, StrictJsonError, from_json, parse_json
-from edgelm.errors import BundleError
+from edgelm.errors import UPGRADE_HINT, BundleError
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
@@ -194,7 +194,7 @@ def _check_version(content: dict[str, object]) -> None:
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
             f"{MANIFEST_NAME} has format_version {version}, this edgelm reads up to {FORMAT_VERSION}: "
-            "needs a newer edgelm (pip install -U edgelm)"
+            f"needs a newer edgelm; {UPGRADE_HINT}"
         )
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise BundleError(
@@ -205,9 +205,7 @@ def _check_version(content: dict[str, object]) -> None:
     if isinstance(features, list):
         for name in features:
             if isinstance(name, str) and name not in KNOWN_FEATURES:
-                raise BundleError(
-                    f"the bundle uses {name[:60]!r}: needs edgelm newer than this one (pip install -U edgelm)"
-                )
+                raise BundleError(f"the bundle uses {name[:60]!r}: needs edgelm newer than this one; {UPGRADE_HINT}")
 
 
 def _check_digest(content: dict[str, object]) -> None:

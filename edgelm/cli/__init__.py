@@ -1,56 +1,75 @@
-"""The ``edgelm`` command. Subcommands load by name, so that ``edgelm --help`` imports nothing but click."""
+"""The ``edgelm`` command. Subcommands load by name, so that ``edgelm --help`` imports only click."""
 
 import os
+import re
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from edgelm import __version__
-from edgelm.errors import ConfigError, EdgelmError
+from edgelm.errors import ConfigError, EdgelmError, install_hint
 
 _COMMANDS = {
-    "run": ("edgelm.cli.run", "Continue a prompt."),
-    "score": ("edgelm.cli.score", "How likely a text is after another."),
-    "choose": ("edgelm.cli.choose", "Which of several texts is likeliest after a prompt."),
-    "perplexity": ("edgelm.cli.perplexity", "How surprised the model is by a text."),
-    "embed": ("edgelm.cli.embed", "A text as a vector."),
-    "bake": ("edgelm.cli.bake", "Store a text to stand before every prompt."),
-    "pretrain": ("edgelm_train.cli.pretrain", "Train a tokenizer and a GPT-2 on text files."),
-    "finetune": ("edgelm_train.cli.finetune", "Tune a GPT-2 checkpoint on a text or on examples."),
-    "distill": ("edgelm_train.cli.distill", "Train a smaller GPT-2 to do as a checkpoint does."),
-    "export": ("edgelm_export.cli", "Turn a GPT-2 checkpoint into a bundle."),
-    "info": ("edgelm.cli.info", "Show what a bundle is and what it lost."),
-    "verify": ("edgelm.cli.verify", "Check every file of a bundle, and measure it again."),
-    "compare": ("edgelm.cli.compare", "Show two bundles side by side."),
-    "bench": ("edgelm.cli.bench", "Measure a bundle's speed and memory here."),
+    "run": ("edgelm.cli.run:command", "Continue a prompt."),
+    "score": ("edgelm.cli.scoring:score", "Measure how likely a text is after a prompt."),
+    "choose": ("edgelm.cli.scoring:choose", "Choose the likeliest of several texts after a prompt."),
+    "perplexity": ("edgelm.cli.scoring:perplexity", "Measure the perplexity of a text."),
+    "embed": ("edgelm.cli.scoring:embed", "Turn a text into a vector."),
+    "bake": ("edgelm.cli.bake:command", "Precompute a text that precedes every prompt."),
+    "pretrain": ("edgelm_train.cli.pretrain:command", "Train a tokenizer and a GPT-2 model on text files."),
+    "finetune": ("edgelm_train.cli.finetune:command", "Fine-tune a GPT-2 checkpoint on a text or on examples."),
+    "distill": ("edgelm_train.cli.distill:command", "Train a smaller GPT-2 model to imitate a checkpoint."),
+    "export": ("edgelm_export.cli:command", "Convert a GPT-2 checkpoint into a bundle."),
+    "info": ("edgelm.cli.info:command", "Show a bundle's source, size and quality certificate."),
+    "verify": ("edgelm.cli.verify:command", "Check a bundle's files and measure its quality again."),
+    "compare": ("edgelm.cli.compare:command", "Compare two bundles."),
+    "bench": ("edgelm.cli.bench:command", "Measure a bundle's speed and memory on this machine."),
 }
+"""Name of each command -> where it is defined ("module:attribute"), and its line in the help."""
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # as a shell reports a process ended by SIGINT
-EXIT_BROKEN_PIPE = 141  # and by SIGPIPE
+EXIT_INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
+EXIT_BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 
 class _StdoutClosed(Exception):
-    """The reader of our output went away."""
+    """The reader of standard output closed it."""
 
 
 class _LazyGroup(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:  # versions of click differ in what they make of it
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(EXIT_USAGE)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = import_module(_COMMANDS[cmd_name][0]).command
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            similar = get_close_matches(args[0], _COMMANDS, 1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {similar[0]!r}?" if similar else ""))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in _COMMANDS.items()])
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
             if sys.stdout is not None:
@@ -63,12 +82,12 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="edgelm %(version)s")
 def cli() -> None:
-    """Text generation on machines that cannot carry torch.
+    """Run GPT-2 models on machines that have no room for PyTorch.
 
     \b
-    edgelm run "Once upon a time"          with the embedded model
-    edgelm export gpt2 -o gpt2-int8        make a bundle of a GPT-2 checkpoint
-    edgelm run -m gpt2-int8 "Hello"        and use it
+    edgelm run "Once upon a time"          continue a text with the embedded model
+    edgelm export gpt2 -o gpt2-int8        convert a GPT-2 checkpoint into a bundle
+    edgelm run -m gpt2-int8 "Hello"        continue a text with that bundle
     """
 
 
@@ -86,12 +105,10 @@ def main() -> NoReturn:
         _fail(error.format_message() + hint, EXIT_USAGE)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
-    except ConfigError as error:
-        _fail(str(error), EXIT_USAGE)
     except EdgelmError as error:
-        _fail(str(error), 1)
+        _fail(_with_flags(str(error)), EXIT_USAGE if isinstance(error, ConfigError) else 1)
     except ModuleNotFoundError as error:
-        _fail(f"the Python package {error.name!r} is missing; run: pip install 'edgelm[cpu]'", 1)
+        _fail(f"the Python package {error.name!r} is missing; {install_hint('cpu')}", 1)
     except MemoryError:
         _fail("not enough memory", 1)
     except OSError as error:
@@ -106,7 +123,12 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _with_flags(message: str) -> str:
+    """Spell options that a message gives as in Python, such as ``early_stopping='never'``, as flags of the shell."""
+    return re.sub(r"\b([a-z]+(?:_[a-z]+)+)='(\w+)'", lambda m: f"--{m[1].replace('_', '-')} {m[2]}", message)
+
+
 def _discard_stdout() -> None:
-    """Point stdout nowhere, so that the interpreter's last flush does not complain again."""
+    """Point stdout to the null device, so that the interpreter's last flush does not fail again."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,40 +1,57 @@
-"""``edgelm bench``: speed and memory of a bundle on this machine; the last line of output is JSON."""
+"""``edgelm bench``: speed and memory of a bundle on this machine."""
 
+from pathlib import Path
 from statistics import median
 
 import click
 
-from edgelm.cli.options import bundle_argument, device_options, model_option, one_bundle, print_json
+from edgelm.cli.shared import bundle_options, device_options, json_option, print_json, print_table
 from edgelm.errors import ContextError
 
 WARM_UP_RUNS = 1
 
 
 @click.command(name="bench")
-@bundle_argument
-@model_option
+@bundle_options
 @device_options
-@click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", help="[default: 128, or half a small context]")
-@click.option("-n", "--new-tokens", type=click.IntRange(2), metavar="N", help="[default: 64, or the context's rest]")
-@click.option("--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N")
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Length of the prompt.  [default: 128, or half of a small context]",
+)
+@click.option(
+    "-n",
+    "--new-tokens",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Number of tokens to generate.  [default: 64, or the rest of the context]",
+)
+@click.option(
+    "--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="Number of measured runs."
+)
+@json_option("Print one JSON object instead of text.")
 def command(
-    bundle: str | None,
-    model: str | None,
+    folder: Path,
     device: str,
     threads: int | None,
     prompt_tokens: int | None,
     new_tokens: int | None,
     runs: int,
+    as_json: bool,
 ) -> None:
-    """Measure prefill, first token, decode, load time and peak memory; medians over --runs, greedy."""
+    """Measure a bundle's speed and memory on this machine.
+
+    Decoding is greedy. The figures are medians over --runs runs; one more run before them warms up.
+    """
     import numpy as np
 
-    from edgelm.engine.device import import_onnxruntime
+    from edgelm.engine.device import onnxruntime_version
     from edgelm.engine.machine import cpu_name, system_name
     from edgelm.model import load
 
-    loaded = load(one_bundle(bundle, model), device=device, threads=threads)
-    session, facts = loaded.session, loaded.bundle.manifest
+    model = load(folder, device=device, threads=threads)
+    session, manifest = model.session, model.bundle.manifest
     prompt_tokens = prompt_tokens or max(1, min(128, session.context_length // 2))
     new_tokens = new_tokens or max(2, min(64, session.context_length + 1 - prompt_tokens))
     if prompt_tokens + new_tokens > session.context_length + 1:
@@ -45,35 +62,47 @@ def command(
     prompt = np.random.Generator(np.random.Philox(0)).integers(0, session.vocab_size, prompt_tokens).tolist()
     stats = []
     for _ in range(WARM_UP_RUNS + runs):
-        loaded.forget()  # or every run but the first would have the prompt already
-        stats.append(loaded.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=()).stats)
+        model.forget()  # otherwise every run but the first would find the prompt already computed
+        stats.append(model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=()).stats)
     measured = stats[WARM_UP_RUNS:]
+    prefill_rate = median(prompt_tokens / s.prefill_seconds for s in measured)
     first_token = median(s.prefill_seconds for s in measured)
     rates = [s.tokens_per_second for s in measured]
-    result = {
-        "model": facts.source.name,
-        "precision": facts.recipe.name,
-        "digest": facts.digest,
-        "cpu": cpu_name(),
-        "system": system_name(),
-        "onnxruntime": import_onnxruntime().__version__,
-        "device": str(session.device),
-        "threads": session.threads,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "runs": runs,
-        "prefill_tokens_per_second": median(prompt_tokens / s.prefill_seconds for s in measured),
-        "first_token_seconds": first_token,
-        "decode_tokens_per_second": median(rates),
-        "decode_tokens_per_second_min": min(rates),
-        "decode_tokens_per_second_max": max(rates),
-        "load_seconds": loaded.load_seconds,
-        "peak_rss_bytes": measured[-1].peak_rss_bytes,
-    }
-    click.echo(f"{facts.source.name} {facts.recipe.name} on {session.device}, {session.threads} threads, {runs} runs")
-    click.echo(f"prefill      {result['prefill_tokens_per_second']:10.1f} tokens/s ({prompt_tokens} tokens)")
-    click.echo(f"first token  {first_token * 1e3:10.1f} ms")
-    click.echo(f"decode       {median(rates):10.1f} tokens/s ({min(rates):.1f} to {max(rates):.1f})")
-    click.echo(f"load         {loaded.load_seconds * 1e3:10.1f} ms")
-    click.echo(f"peak memory  {measured[-1].peak_rss_bytes / 1e6:10.1f} MB")
-    print_json(result)
+    peak = measured[-1].peak_rss_bytes
+    if as_json:
+        print_json(
+            {
+                "model": manifest.source.name,
+                "precision": manifest.recipe.name,
+                "digest": manifest.digest,
+                "cpu": cpu_name(),
+                "system": system_name(),
+                "onnxruntime": onnxruntime_version(),
+                "device": str(session.device),
+                "threads": session.threads,
+                "prompt_tokens": prompt_tokens,
+                "new_tokens": new_tokens,
+                "runs": runs,
+                "prefill_tokens_per_second": prefill_rate,
+                "first_token_seconds": first_token,
+                "decode_tokens_per_second": median(rates),
+                "decode_tokens_per_second_min": min(rates),
+                "decode_tokens_per_second_max": max(rates),
+                "load_seconds": model.load_seconds,
+                "peak_rss_bytes": peak,
+            }
+        )
+        return
+    machine = f"{session.device}, {session.threads} threads, ONNX Runtime {onnxruntime_version()}"
+    print_table(
+        [
+            ("bundle", f"{manifest.source.name} {manifest.recipe.name}"),
+            ("machine", f"{cpu_name()}, {system_name()}"),
+            ("runs", f"{runs} on {machine}"),
+            ("prefill", f"{prefill_rate:10.1f} tokens/s ({prompt_tokens} tokens)"),
+            ("first token", f"{first_token * 1e3:10.1f} ms"),
+            ("decode", f"{median(rates):10.1f} tokens/s ({min(rates):.1f} to {max(rates):.1f}, {new_tokens} tokens)"),
+            ("load", f"{model.load_seconds * 1e3:10.1f} ms"),
+            ("peak memory", f"{peak / 1e6:10.1f} MB"),
+        ]
+    )

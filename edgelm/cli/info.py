@@ -1,43 +1,37 @@
-"""``edgelm info``: what a bundle is, where it came from, what it lost."""
+"""``edgelm info``: what a bundle is, where it came from, and what its conversion cost."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from edgelm.bundle.certificate import Quality
-from edgelm.bundle.folder import Bundle, default_bundle_path
-from edgelm.cli.options import bundle_argument, model_option, one_bundle, print_json
-from edgelm.reuse.prefix import Prefix, baked_prefix, shortened
+from edgelm.bundle.certificate import Certificate, Quality
+from edgelm.bundle.folder import Bundle
+from edgelm.bundle.manifest import PREFIX_FILE
+from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, storage_formats
+
+Fact = tuple[str, str]
 
 
 @click.command(name="info")
-@bundle_argument
-@model_option
-@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as one JSON object.")
-def command(bundle: str | None, model: str | None, as_json: bool) -> None:
-    """Show what a bundle is and what it lost."""
-    folder = one_bundle(bundle, model)
-    opened = Bundle.read(default_bundle_path() if folder is None else folder)
+@bundle_options
+@json_option("Print the whole manifest as one JSON object.")
+def command(folder: Path, as_json: bool) -> None:
+    """Show a bundle's source, size and quality certificate."""
+    bundle = Bundle.read(folder)
     if as_json:
-        print_json({"path": str(opened.path), "size_bytes": opened.size_bytes, **asdict(opened.manifest)})
+        print_json({"path": str(bundle.path), "size_bytes": bundle.size_bytes, **asdict(bundle.manifest)})
         return
-    for name, value in _facts(opened):
-        click.echo(f"{name:<14}{value}")
+    certificate = bundle.manifest.certificate
+    print_table([*_facts(bundle), *([("certificate", "none")] if certificate is None else _certified(certificate))])
 
 
-def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+def _facts(bundle: Bundle) -> list[Fact]:
     manifest = bundle.manifest
-    sizes, source, recipe, certificate = (
-        manifest.architecture,
-        manifest.source,
-        manifest.recipe,
-        manifest.certificate,
-    )
-    bits = sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in recipe.matrices})
-    prefix = baked_prefix(bundle)
+    sizes, source, recipe, graph = manifest.architecture, manifest.source, manifest.recipe, manifest.graph
     with_adapter = f" with the adapter {source.adapter}" if source.adapter else ""
     of_all = f" of {source.vocab_size:,}" if source.vocab_size and source.vocab_size > sizes.vocab_size else ""
-    facts = [
+    return [
         ("bundle", str(bundle.path)),
         ("source", f"{source.name}{with_adapter}, {source.architecture}, {source.parameters:,} parameters"),
         ("revision", source.revision or "not known"),
@@ -47,53 +41,57 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
             f"{sizes.num_layers} layers, {sizes.num_heads} heads, {sizes.hidden_size} wide, "
             f"vocabulary {sizes.vocab_size:,}{of_all}, context {sizes.context_length:,}",
         ),
-        ("precision", f"{recipe.name}: {', '.join(bits)}"),
-        ("runs on", f"{', '.join(manifest.graph.devices)}; ONNX Runtime {manifest.graph.minimum_onnxruntime} or newer"),
-        ("on disk", f"{bundle.size_bytes / 1e6:.1f} MB in {len(manifest.files) + 1} files"),
-        *([] if prefix is None else [("prefix", _prefix_fact(prefix))]),
+        ("precision", f"{recipe.name}: {storage_formats(bundle)}"),
+        ("runs on", f"{', '.join(graph.devices)}; ONNX Runtime {graph.minimum_onnxruntime} or newer"),
+        ("on disk", f"{bundle.size_bytes / 1e6:.1f} MB in {bundle.file_count} files"),
+        *([("prefix", _prefix_fact(bundle))] if PREFIX_FILE in manifest.files else []),
         ("made by", manifest.created_by),
         ("digest", manifest.digest),
     ]
-    if certificate is None:
-        return [*facts, ("certificate", "none")]
-    c, made_on = certificate, certificate.footprint
-    facts += [
-        ("weights", f"{c.weights_bytes / 1e6:.1f} MB of {c.source_weights_bytes / 1e6:.1f} MB as 32-bit floats"),
+
+
+def _prefix_fact(bundle: Bundle) -> str:
+    from edgelm.reuse.prefix import read_prefix, shortened  # imports numpy: only bundles with a prefix need it
+
+    prefix = read_prefix(bundle.file(PREFIX_FILE), bundle)
+    origin = "learned" if prefix.text is None else f"the text {shortened(prefix.text)}"
+    return f"{prefix.tokens} tokens before every prompt, {origin}; the certificate was measured without it"
+
+
+def _certified(certificate: Certificate) -> list[Fact]:
+    c, footprint = certificate, certificate.footprint
+    return [
+        ("weights", f"{c.weights_bytes / 1e6:.1f} MB, {c.source_weights_bytes / 1e6:.1f} MB as 32-bit floats"),
         (
             "speed",
-            f"{made_on.decode_tokens_per_second:.0f} tokens/s after a prompt of {made_on.prompt_tokens} at "
-            f"{made_on.prefill_tokens_per_second:.0f}; peak {made_on.peak_rss_bytes / 1e6:.0f} MB",
+            f"writes {footprint.decode_tokens_per_second:,.0f} tokens/s, "
+            f"reads {footprint.prefill_tokens_per_second:,.0f} tokens/s "
+            f"(prompt of {footprint.prompt_tokens} tokens); peak memory {footprint.peak_rss_bytes / 1e6:.0f} MB",
         ),
-        ("", f"({made_on.cpu}, {made_on.system}, {made_on.threads} threads, ONNX Runtime {made_on.onnxruntime})"),
-    ]
-    for quality in c.texts:
-        facts += _quality_facts(quality)
-    return [
-        *facts,
+        (
+            "  machine",
+            f"{footprint.cpu}, {footprint.system}, {footprint.threads} threads, ONNX Runtime {footprint.onnxruntime}",
+        ),
+        *(fact for quality in c.texts for fact in _quality_facts(quality)),
         ("gate", f"{c.gate}: {'passed' if c.passed else 'MISSED'}"),
-        ("reference", f"{c.reference.tokens:,} tokens: `edgelm verify` measures them again, anywhere"),
+        ("reference", f"{c.reference.tokens:,} tokens; `edgelm verify` measures them again on any machine"),
     ]
 
 
-def _prefix_fact(prefix: Prefix) -> str:
-    what = "learned" if prefix.text is None else f"the text {shortened(prefix.text)}"
-    return f"{prefix.tokens} tokens before every prompt, {what}; what was measured, was without it"
-
-
-def _quality_facts(quality: Quality) -> list[tuple[str, str]]:
+def _quality_facts(quality: Quality) -> list[Fact]:
     q = quality
-    first = "never" if q.greedy_first_divergence is None else f"after {q.greedy_first_divergence} tokens"
+    first = "no text differs" if q.greedy_first_divergence is None else f"after {q.greedy_first_divergence} tokens"
     return [
         ("measured on", f"{q.tokens:,} tokens, {q.text}"),
         (
             "  perplexity",
-            f"{q.source_perplexity:.4f} before, {q.bundle_perplexity:.4f} now (x {q.perplexity_ratio:.4f})",
+            f"source {q.source_perplexity:.4f}, bundle {q.bundle_perplexity:.4f} (x {q.perplexity_ratio:.4f})",
         ),
-        ("  KL", f"{q.mean_kl_divergence:.6f} nats a token"),
-        ("  top-1", f"{q.top1_agreement:.2%} of tokens the same"),
+        ("  KL", f"{q.mean_kl_divergence:.6f} nats per token"),
+        ("  top-1", f"the likeliest token is the source's in {q.top1_agreement:.2%} of positions"),
         (
             "  greedy",
-            f"{q.greedy_tokens_equal} of {q.greedy_tokens_compared} tokens before the first difference of each text; "
-            f"first divergence {first}",
+            f"{q.greedy_tokens_equal} of {q.greedy_tokens_compared} tokens equal the source's before a text first "
+            f"differs; earliest difference: {first}",
         ),
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.bundle.manifest import GraphFacts
 from edgelm.engine.fork import watch_forks
 from edgelm.engine.machine import int8_products_may_saturate
-from edgelm.errors import DeviceError, ForkError
+from edgelm.errors import DeviceError, ForkError, install_hint
 
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
 
@@ -42,11 +42,14 @@ def import_onnxruntime() -> ModuleType:
         _ = onnxruntime.InferenceSession  # a leftover empty folder imports too, as a namespace
     except (ImportError, AttributeError) as error:
         if isinstance(error, (ModuleNotFoundError, AttributeError)):
-            raise DeviceError(
-                "ONNX Runtime is not installed; run: pip install 'edgelm[cpu]' (or 'edgelm[gpu]' for CUDA)"
-            ) from None
+            raise DeviceError(f"ONNX Runtime is not installed; {install_hint('cpu')}, or [gpu] for CUDA") from None
         raise DeviceError(f"ONNX Runtime is installed but does not load: {_first_line(error)}") from None
     return onnxruntime
+
+
+def onnxruntime_version() -> str:
+    """The version of the installed ONNX Runtime; raises DeviceError as `import_onnxruntime` does."""
+    return str(import_onnxruntime().__version__)
 
 
 def require_version(installed: str, minimum: str) -> None:
@@ -58,7 +61,7 @@ def require_version(installed: str, minimum: str) -> None:
     if numbers(installed) < numbers(minimum):
         raise DeviceError(
             f"this bundle needs ONNX Runtime {minimum} or newer, {installed} is installed; "
-            "run: pip install -U 'edgelm[cpu]' (or 'edgelm[gpu]')"
+            "run: pip install -U onnxruntime (or onnxruntime-gpu for CUDA)"
         )
 
 
@@ -78,8 +81,7 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
     )
     if cuda_missing is None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         cuda_missing = (
-            "the installed ONNX Runtime has no CUDA provider; "
-            "run: pip uninstall onnxruntime, then pip install 'edgelm[gpu]'"
+            f"the installed ONNX Runtime has no CUDA provider; uninstall onnxruntime, then {install_hint('gpu')}"
         )
     if request == "auto":
         return Device("cpu") if cuda_missing else Device("cuda")

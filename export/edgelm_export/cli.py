@@ -12,7 +12,7 @@ import click
 
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import FixedPrecision
-from edgelm.errors import ExportError
+from edgelm.errors import ExportError, install_hint
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.publish.folder import check_output
 
@@ -107,7 +107,7 @@ def command(
         raise click.UsageError("--prefix-dtype is given without --prefix; give both, or neither")
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise ExportError(f"export needs {', '.join(missing)}; run: pip install 'edgelm[cpu,export]'")
+        raise ExportError(f"export needs {', '.join(missing)}; {install_hint('cpu,export')}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the half-built bundle is removed
 
     check_output(Path(output).absolute())  # before the seconds it takes to load torch

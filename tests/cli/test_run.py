@@ -44,6 +44,11 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
         assert shown.stdout.startswith(f"Usage: edgelm {command}")
 
 
+def test_without_arguments_the_help_is_shown(edgelm_command: RunCommand) -> None:
+    shown = edgelm_command()
+    assert (shown.status, shown.stdout, shown.stderr) == (2, "", edgelm_command("--help").stdout)
+
+
 def test_run_prints_prompt_and_continuation_and_nothing_else(edgelm_command: RunCommand) -> None:
     result = edgelm_command("run", *TINY, "Hello", "-n", "5")
     expected = edgelm.load(TINY_BUNDLE).generate("Hello", max_new_tokens=5).text
@@ -122,12 +127,19 @@ def test_rows_are_separated_by_a_blank_line(edgelm_command: RunCommand) -> None:
         (["run", "x", *TINY, "--max-length", "5", "-n", "5"], 2, "contradict"),
         (["run", "x", *TINY, "--num-return-sequences", "2", "--greedy"], 2, "num_return_sequences=2"),
         (["run", "x", *TINY, "--max-tokens", "5"], 2, "No such option"),
-        (["run", "x", "y", *TINY], 2, "unexpected extra argument"),
+        (["run", "x", "y", *TINY], 2, "unexpected extra argument (y); put each text in quotes"),
+        (["run", "Once", "upon", "a", "time"], 2, "extra arguments (upon a time); put each text in quotes"),
         (["run", "x" * 500, *TINY], 1, "this model's context holds 64"),
         (["run", "x", *TINY, "--device", "cuda"], 1, "runs on the cpu only; export one with --precision fp16"),
         (["run", "x", *TINY, "--device", "tpu"], 1, "device must be"),
         (["run", "x", *TINY, "--threads", "0"], 1, "threads must be"),
-        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["nonsense"], 2, "No such command 'nonsense'. (see"),
+        (["rnu", "x"], 2, "No such command 'rnu'. Did you mean 'run'?"),
+        (
+            ["run", "x", *TINY, "--num-beams", "2", "--context-overflow", "window"],
+            2,
+            "edgelm: --context-overflow window",
+        ),
         (["info", "/nowhere"], 1, "there is no such folder"),
         (["info", "/a", "-m", "/b"], 2, "two folders are given"),
         (["verify", "/nowhere"], 1, "there is no such folder"),
@@ -199,7 +211,9 @@ def test_info_shows_what_was_lost(edgelm_command: RunCommand) -> None:
 def test_verify_hashes_everything(edgelm_command: RunCommand, tiny_copy: Path) -> None:
     result = edgelm_command("verify", str(tiny_copy), "--hashes-only")
     assert result.status == 0 and re.fullmatch(r"ok: \d+ files, [\d,]+ bytes, digest [0-9a-f]{64}\n", result.stdout)
-    assert "hashing model.onnx.data" in result.stderr
+    assert result.stderr == f"hashing 9 files ({sum(p.stat().st_size for p in tiny_copy.iterdir()) / 1e6:.1f} MB)\n"
+    info = edgelm_command("info", str(tiny_copy)).stdout
+    assert "in 9 files" in info and len(list(tiny_copy.iterdir())) == 9
     weights = tiny_copy / "model.onnx.data"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -214,10 +228,13 @@ def test_verify_notices_an_edited_manifest(edgelm_command: RunCommand, tiny_copy
     assert "does not match its own digest" in edgelm_command("verify", str(tiny_copy)).one_line()
 
 
-def test_bench_ends_in_json(edgelm_command: RunCommand) -> None:
-    result = edgelm_command("bench", *TINY, "--runs", "2", "--threads", "1")
+def test_bench(edgelm_command: RunCommand) -> None:
+    table = edgelm_command("bench", *TINY, "--runs", "1", "--threads", "1")
+    assert table.status == 0 and table.stderr == "" and "{" not in table.stdout
+    assert re.search(r"^decode +[\d.]+ tokens/s", table.stdout, re.MULTILINE)
+    result = edgelm_command("bench", *TINY, "--runs", "2", "--threads", "1", "--json")
     assert result.status == 0 and result.stderr == ""
-    measured = json.loads(result.stdout.splitlines()[-1])
+    measured = json.loads(result.stdout)
     assert measured["prompt_tokens"] == 32 and measured["new_tokens"] == 33 and measured["threads"] == 1
     for name in ("prefill_tokens_per_second", "first_token_seconds", "decode_tokens_per_second", "load_seconds"):
         assert measured[name] > 0

@@ -92,7 +92,7 @@ def test_embed(edgelm_command: RunCommand, model: edgelm.Model) -> None:
         (["score"], b"no tab", 1, "line 1 of standard input: a line must be a prompt, a tab and a continuation, got 0"),
         (["score", "x" * 50, "y" * 50], b"", 1, "with a context of 64, scores 65 at most"),
         (["score", "a", "b", "c"], b"", 2, "unexpected extra argument"),
-        (["choose", "x", "-o", "a"], b"", 2, "give -o twice at least, got 1"),
+        (["choose", "x", "-o", "a"], b"", 2, "give -o at least twice, got 1"),
         (["choose", "x", "-o", "a", "-o", "a"], b"", 1, "the option 'a' is given twice"),
         (["choose", "x", "-o", "a", "-o", "b", "--length-normalization", "word"], b"", 2, "'word' is not one of"),
         (["choose", "-o", "a", "-o", "b"], b"\n", 1, "line 1 of standard input: the prompt is empty"),

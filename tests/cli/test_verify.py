@@ -55,7 +55,7 @@ def test_verify_in_words(edgelm_command: RunCommand) -> None:
     done = edgelm_command("verify", str(TINY_BUNDLE))
     assert done.status == 0
     first, second, *rest = done.stdout.splitlines()
-    assert first.startswith("ok: 8 files") and second.startswith("measured on 576 tokens")
+    assert first.startswith("ok: 9 files") and second.startswith("measured on 576 tokens")
     assert len(rest) == 6 and sum(line.endswith(": ok") for line in rest) == 4
     assert "measuring on 576 tokens" in done.stderr
 
@@ -188,13 +188,20 @@ def test_compare_with_itself(edgelm_command: RunCommand) -> None:
     assert content["agreement"]["top1_agreement"] == 1.0
     assert content["agreement"]["mean_kl_divergence"] == pytest.approx(0.0, abs=1e-12)
     shown = edgelm_command("compare", str(TINY_BUNDLE), str(TINY_BUNDLE)).stdout
-    for words in (
-        "perplexity_ratio",
-        "decode_tokens_per_second",
-        "peak_rss_bytes",
-        "same most likely token    100.00%",
-    ):
+    for words in ("perplexity ratio", "tokens/s", "peak memory", "same most likely token    100.00%"):
         assert words in shown
+    assert "_" not in shown.replace(str(TINY_BUNDLE), "")  # no names of JSON fields
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_tables_fit_the_terminal(edgelm_command: RunCommand, columns: int) -> None:
+    path = str(TINY_BUNDLE)
+    for args in (("info", path), ("compare", path, path)):
+        wide = edgelm_command(*args).stdout
+        narrow = edgelm_command(*args, env={"COLUMNS": str(columns)}).stdout
+        assert max(map(len, wide.splitlines())) > 80  # what goes to a file or a pipe is not wrapped
+        assert max(map(len, narrow.splitlines())) <= columns
+        assert sorted("".join(narrow.split())) == sorted("".join(wide.split()))
 
 
 def test_compare_needs_one_tokenizer(edgelm_command: RunCommand) -> None:

@@ -140,7 +140,7 @@ def test_the_command_creates_extends_and_keeps(edgelm_command: RunCommand, tmp_p
     _, said, same = run("Once upon a time there was a girl")
     assert "reused" in said and same == longer
     _, said, same = run("Once upon a time there was no king")
-    assert "reused" in said and "does not go on from what 'kept' holds" in said and same == longer
+    assert "reused" in said and "does not continue the text in 'kept'" in said and same == longer
     (tmp_path / "kept").write_bytes(b"x")
     refused = edgelm_command("run", "--state", "kept", "Hi")
     assert refused.status == 1 and "it is no state of a prompt" in refused.one_line()

@@ -117,11 +117,22 @@ def measure_footprint(bundle: Path) -> Footprint:
     Raises:
         ExportError: the bundle does not run there.
     """
-    command = [sys.executable, "-m", "edgelm", "bench", str(bundle), "--device", "cpu", "--runs", str(BENCH_RUNS)]
+    command = [
+        sys.executable,
+        "-m",
+        "edgelm",
+        "bench",
+        str(bundle),
+        "--device",
+        "cpu",
+        "--runs",
+        str(BENCH_RUNS),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise ExportError(f"the finished bundle does not run: {done.stderr.strip() or done.returncode}")
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout)
     return Footprint(**{field.name: result[field.name] for field in fields(Footprint)})
 
 

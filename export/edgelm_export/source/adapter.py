@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from edgelm.errors import ExportError
+from edgelm.errors import ExportError, install_hint
 from edgelm_export.source.checkpoint import Checkpoint, quiet_torch
 from edgelm_export.source.hub import first_line, locate, read_json
 
@@ -48,7 +48,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
             on another base.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ExportError("--adapter needs peft; run: pip install 'edgelm[cpu,export]'")
+        raise ExportError(f"--adapter needs peft; {install_hint('cpu,export')}")
     folder, name, commit = locate(adapter, None, lambda names: {CONFIG, *WEIGHTS} & names, "LoRA adapter")
     config = read_json(folder / CONFIG, "no adapter that peft wrote")
     options = _options(config, name)

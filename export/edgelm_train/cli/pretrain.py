@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgelm.errors import TrainingError
+from edgelm.errors import TrainingError, install_hint
 from edgelm_train.data.template import unescaped
 from edgelm_train.run_options import FILE, patience_flag, place_flags
 
@@ -38,7 +38,7 @@ def need_training_side(command: str, *more: str) -> None:
     """
     missing = [name for name in (*_NEEDED, *more) if find_spec(name) is None]
     if missing:
-        raise TrainingError(f"{command} needs {', '.join(missing)}; run: pip install 'edgelm[cpu,train]'")
+        raise TrainingError(f"{command} needs {', '.join(missing)}; {install_hint('cpu,train')}")
     click.echo("loading torch and transformers ...", err=True)
 
 

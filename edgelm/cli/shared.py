@@ -1,0 +1,223 @@
+"""What several commands share: options, the answers to one text or many, and tables that fit the terminal."""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+import click
+
+from edgelm.errors import EdgelmError, PromptError
+
+if TYPE_CHECKING:
+    from edgelm.bundle.folder import Bundle
+    from edgelm.model import Model
+
+Function = TypeVar("Function", bound=Callable[..., object])
+OpenModel = Callable[[], "Model"]
+
+
+class TextCommand(click.Command):
+    """A command whose arguments are texts: several unquoted words get a hint."""
+
+    allow_extra_args = True  # so that `parse_args` sees them
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does; a surplus argument is a usage error."""
+        surplus = super().parse_args(ctx, args)
+        if surplus:
+            plural = "s" if len(surplus) > 1 else ""
+            ctx.fail(f"Got unexpected extra argument{plural} ({' '.join(surplus)}); put each text in quotes")
+        return surplus
+
+
+def model_option(function: Function) -> Function:
+    """``-m/--model``: the bundle folder; None stands for the embedded model."""
+    return click.option(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        envvar="EDGELM_MODEL",
+        show_envvar=True,
+        help="Bundle folder; by default the embedded model.",
+    )(function)
+
+
+def threads_option(function: Function) -> Function:
+    """``--threads``."""
+    help_text = "Number of CPU threads; by default one per CPU that this process may use."
+    return click.option("--threads", type=int, metavar="N", help=help_text)(function)
+
+
+def device_options(function: Function) -> Function:
+    """``--device`` and ``--threads``."""
+    device = click.option(
+        "--device",
+        metavar="DEVICE",
+        default="auto",
+        show_default=True,
+        help="auto, cpu, cuda or cuda:N; an explicit device never falls back to another one.",
+    )
+    return device(threads_option(function))
+
+
+def json_option(help_text: str) -> Callable[[Function], Function]:
+    """``--json``, which reaches the command as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--model``, ``--prefix``, ``--device`` and ``--threads``, which reach the command as one `open_model`.
+
+    `open_model()` loads the model. Call it after the cheap checks, because it imports numpy and ONNX Runtime.
+    """
+
+    @model_option
+    @click.option(
+        "--prefix", metavar="FILE", help="Prefix file (of `edgelm bake` or prefix-tuning) that precedes every prompt."
+    )
+    @device_options
+    @wraps(command)
+    def with_model(
+        *, model: str | None, prefix: str | None, device: str, threads: int | None, **others: object
+    ) -> None:
+        def open_model() -> "Model":
+            from edgelm.model import load
+
+            return load(model, device=device, threads=threads, prefix=prefix)
+
+        if sys.stdout is None:
+            raise click.ClickException("standard output is closed: there is nowhere to write the answer")
+        command(open_model=open_model, **others)
+
+    return with_model
+
+
+def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A bundle folder as an argument or as ``--model``, which reach the command as one `folder`.
+
+    `folder` is a path. Without either it is the folder of the embedded model.
+    """
+
+    @click.argument("bundle", metavar="[FOLDER]", required=False)
+    @model_option
+    @wraps(command)
+    def with_folder(*, bundle: str | None, model: str | None, **others: object) -> None:
+        context = click.get_current_context()
+        from_environment = context.get_parameter_source("model") is click.core.ParameterSource.ENVIRONMENT
+        if bundle is not None and model is not None and bundle != model and not from_environment:
+            raise click.UsageError(f"two folders are given, {bundle!r} and --model {model!r}; give one", context)
+        from edgelm.bundle.folder import default_bundle_path
+
+        folder = model if bundle is None else bundle
+        command(folder=default_bundle_path() if folder is None else Path(folder), **others)
+
+    return with_folder
+
+
+def read_text_file(path: Path, error: type[EdgelmError]) -> str:
+    """The content of the UTF-8 file at `path`; raises `error` if it is not UTF-8."""
+    return _decoded(path.read_bytes(), repr(str(path)), error)
+
+
+def read_prompt() -> str:
+    """All of standard input, without the line end at its end.
+
+    Raises:
+        PromptError: standard input is closed, or is not UTF-8 text.
+    """
+    content = _stdin("give the prompt as an argument", "reading the prompt from the terminal; end it").read()
+    # `echo` and editors end a text with a line end that nobody meant to be continued.
+    return _without_line_end(_decoded(content, "standard input", PromptError))
+
+
+def answer_each(argument: str | None, answer: Callable[[str], str]) -> None:
+    """Print `answer(text)` on its own line: for `argument`, or for every line of standard input.
+
+    Args:
+        argument: the text; None or "-" stands for standard input. Each of its lines is answered before the next
+            line is read.
+        answer: makes one line of output from one text.
+
+    Raises:
+        PromptError: as `answer` raises it, with the number of the line; or a line is not UTF-8.
+    """
+    if argument is not None and argument != "-":
+        click.echo(answer(argument))
+        return
+    for number, text in _lines():
+        try:
+            click.echo(answer(text))
+        except PromptError as error:
+            raise type(error)(f"line {number} of standard input: {error}") from None
+        sys.stdout.flush()
+
+
+def json_line(content: object) -> str:
+    """One JSON object on one line."""
+    import json
+
+    return json.dumps(content, ensure_ascii=False)
+
+
+def print_json(content: object) -> None:
+    """One JSON object on stdout, on one line."""
+    click.echo(json_line(content))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of a name and one value or more, in columns.
+
+    Values wrap where the terminal is too narrow for them. Output that goes elsewhere does not wrap, unless the
+    environment sets COLUMNS.
+    """
+    name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    terminal_width = shutil.get_terminal_size((0, 0)).columns
+    if terminal_width:
+        room = terminal_width - name_width
+        for rank, column in enumerate(sorted(range(len(widths)), key=widths.__getitem__)):  # the narrowest first
+            share = room // (len(widths) - rank) - 2
+            widths[column] = max(8, min(widths[column], share))
+            room -= widths[column] + 2
+    for name, *values in rows:
+        cells = [
+            textwrap.wrap(value, max(1, width), break_on_hyphens=False)
+            for value, width in zip(values, widths, strict=True)
+        ]
+        for line in range(max(1, *map(len, cells))):
+            texts = [cell[line] if line < len(cell) else "" for cell in cells]
+            padded = (f"{text:<{width}}" for text, width in zip(texts, widths, strict=True))
+            click.echo(f"{'' if line else name:<{name_width}}  {'  '.join(padded)}".rstrip())
+
+
+def storage_formats(bundle: "Bundle") -> str:
+    """How a bundle stores its matrices, such as "32-bit float32, 8-bit block"."""
+    return ", ".join(sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in bundle.manifest.recipe.matrices}))
+
+
+def _lines() -> Iterator[tuple[int, str]]:
+    """The lines of standard input without their ends, counted from 1."""
+    for number, line in enumerate(_stdin("give the text as an argument", "reading lines from the terminal; end"), 1):
+        yield number, _without_line_end(_decoded(line, f"line {number} of standard input", PromptError))
+
+
+def _stdin(instead: str, at_terminal: str) -> BinaryIO:
+    if sys.stdin is None:
+        raise PromptError(f"standard input is closed: {instead}")
+    if sys.stdin.isatty():
+        click.echo(f"edgelm: {at_terminal} with Ctrl-D (Ctrl-Z on Windows)", err=True)
+    return sys.stdin.buffer
+
+
+def _decoded(content: bytes, name: str, error: type[EdgelmError]) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as reason:
+        raise error(f"{name} is not UTF-8 text (byte {reason.start})") from None
+
+
+def _without_line_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
