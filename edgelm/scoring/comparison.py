@@ -1,4 +1,4 @@
-"""Two models' logits on the same tokens: how far one is from the other."""
+"""Comparison of two models' logits on the same tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from edgelm.engine.session import Session
 Logits = npt.NDArray[np.float32]
 
 SLICE_ROWS = 64
-"""Logits are turned into log-probabilities by so many rows at a time: float64 copies of (T, V) are large."""
+"""Rows of logits that become log-probabilities at a time, because float64 copies of (T, V) are large."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Sums over predicted tokens of one text or many."""
+    """Differences between a source and a bundle, summed over the predicted tokens of one or more texts."""
 
     tokens: int = 0
     source_nats: float = 0.0
@@ -37,7 +37,7 @@ class Comparison:
 
 
 def compare_logits(source: Logits, bundle: Logits, targets: npt.NDArray[np.int64]) -> Comparison:
-    """Compare two models' logits (T, V) where token t predicts `targets[t]` (T,)."""
+    """Compare two models' logits (T, V), whose row t predicts `targets[t]`, on targets (T,)."""
     source_log, bundle_log = log_softmax(source), log_softmax(bundle)  # (T, V)
     rows = np.arange(len(targets))
     return Comparison(
@@ -56,7 +56,14 @@ def compare_texts(
     texts: Sequence[npt.NDArray[np.int64]],
     progress: Callable[[float], None] = lambda share: None,
 ) -> Comparison:
-    """Compare `reference` (ids (T,) to logits (T, V)) with the bundle's `session` over whole texts."""
+    """Compare a reference model with a bundle over whole texts.
+
+    Args:
+        reference: computes logits (T, V) from ids (T,).
+        session: runs the bundle.
+        texts: ids (T,) of each text.
+        progress: called after each text with the fraction of texts that are done.
+    """
     total = Comparison()
     for done, ids in enumerate(texts):
         session.reset()

@@ -1,41 +1,41 @@
-"""What scoring returns, value objects only, and the names of its options.
+"""The results of scoring, which are value objects, and the names that its options take.
 
-Log-probabilities are natural logarithms (nats), never above 0.
+Log-probabilities are natural logarithms (nats) and never above 0.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 LengthNormalization = Literal["none", "token", "character"]
-"""What to divide an option's log-probability by."""
+"""What an option's log-probability is divided by."""
 Pooling = Literal["mean", "last"]
 """How the hidden states of a text's tokens become one vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token and how likely the model found it."""
+    """A token and its log-probability."""
 
     token_id: int
     text: str
-    """The token alone, decoded; a piece of a character shows as U+FFFD."""
+    """The token decoded by itself; an incomplete character shows as U+FFFD."""
     logprob: float
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs(TokenLogprob):
-    """The same, with what else could have stood there."""
+    """A token with the likeliest tokens at its place."""
 
     top: tuple[TokenLogprob, ...]
-    """The likeliest tokens, likeliest first; the token itself is one of them if it is that likely."""
+    """The likeliest tokens, likeliest first; they include the token itself if it is likely enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a text is after another; ``float()`` is its log-probability."""
+    """The log-probability of a continuation after a prompt, which ``float()`` returns."""
 
     logprob: float
-    """The sum over `tokens`."""
+    """The sum of the log-probabilities of `tokens`."""
     tokens: tuple[TokenLogprob, ...]
 
     def __float__(self) -> float:
@@ -44,16 +44,17 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One of the texts to choose from."""
+    """One of the texts that `Model.choose` compared."""
 
     text: str
     probability: float
-    """Softmax of the options' `score`: they sum to 1."""
+    """Softmax over the scores of all options: the probabilities sum to 1."""
     score: float
-    """What the options are compared by: `logprob` after calibration and length normalisation."""
+    """`logprob` after calibration and length normalization; the option with the highest score is the best."""
     logprob: float
-    """Of the option after the prompt."""
+    """Log-probability of the option after the prompt."""
     tokens: int
+    """Number of scored tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ class Selection:
 
     best: Option
     index: int
-    """Which of the options, counted from 0."""
+    """Index of the best option, counted from 0."""
     options: tuple[Option, ...]
-    """All of them, in the order given."""
+    """All options, in the order given."""
 
     def __str__(self) -> str:
         return self.best.text
@@ -72,11 +73,11 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """How surprised the model is by a text; ``float()`` is the perplexity."""
+    """The perplexity of a text, which ``float()`` returns."""
 
     value: float
     tokens: int
-    """How many tokens count: a window's first new one does not."""
+    """Number of tokens that count; the first new token of a window does not."""
 
     def __float__(self) -> float:
         return self.value

@@ -1,10 +1,10 @@
-"""Scores of texts: where a prompt ends and what follows it begins, in tokens.
+"""Scores of texts: at which token a prompt ends and its continuation begins.
 
-A prompt and its continuation are tokenized as the one text they make, as the model has seen texts; the tokens that text
-begins with as the prompt alone does are the prompt, the rest is what is scored. So a space may stand at the end of the
-prompt or at the beginning of the continuation: it is the same text. Where a token reaches over the border ("un" +
-"happy"), all of it is scored, and of several options every one from the same place on, so that they stay comparable.
-What is given as token ids is joined as it is. The text of a prefix stands before every prompt; it is not scored.
+A prompt and its continuation are tokenized as one text, because the model has learned from whole texts. The tokens that
+this text shares with the prompt alone are the prompt; the remaining tokens are scored. A space may therefore end the
+prompt or begin the continuation: both make the same text. If a token crosses the border ("un" + "happy"), the whole
+token is scored. With several options, the scored tokens of all options start at the same place, so that their scores
+stay comparable. Parts given as token ids are joined unchanged. A prefix precedes every prompt; its text is not scored.
 """
 
 from collections.abc import Sequence
@@ -33,32 +33,32 @@ from edgelm.text.tokenizer import Tokenizer
 
 
 def split(encoder: PromptEncoder, prompt: Prompt, continuations: Sequence[Prompt]) -> tuple[list[int], list[list[int]]]:
-    """The token ids of the prompt, prefix included, and of each continuation, none of them empty; see above.
+    """Token ids of the prompt (prefix included) and of each continuation; no list is empty. See the module's docstring.
 
     Raises:
-        PromptError: a part is empty, or no token of the prompt is left before a continuation.
+        PromptError: a part is empty, or a continuation leaves no token of the prompt before it.
     """
-    known = encoder.ids(prompt)
-    alone = [prompt_ids(encoder.tokenizer, continuation, "continuation") for continuation in continuations]
+    alone = encoder.ids(prompt)
+    added = [prompt_ids(encoder.tokenizer, part, "continuation", begins_text=False) for part in continuations]
     if not (isinstance(prompt, str) and all(isinstance(continuation, str) for continuation in continuations)):
-        return known, alone
+        return alone, added
     wholes = [encoder.ids(f"{prompt}{continuation}") for continuation in continuations]
-    shared = min(common_prefix(known, whole) for whole in wholes)
-    rests = [whole[shared:] for whole in wholes]
-    if shared == 0 or not all(rests):
+    shared = min(common_prefix(alone, whole) for whole in wholes)
+    scored = [whole[shared:] for whole in wholes]
+    if shared == 0 or not all(scored):
         raise PromptError(
             f"the prompt {prompt[-40:]!r} melts into the continuation: no token is left to begin with; "
             "give a longer prompt, or both as token ids"
         )
-    return known[:shared], rests
+    return alone[:shared], scored
 
 
 def score(session: Session, encoder: PromptEncoder, prompt: Prompt, continuation: Prompt) -> Score:
-    """How likely the model finds `continuation` after `prompt`.
+    """The log-probability of `continuation` after `prompt`, in all and of each token.
 
     Raises:
-        PromptError: either is empty.
-        ContextError: both together do not fit the context.
+        PromptError: the prompt or the continuation is empty.
+        ContextError: both together do not fit into the context.
     """
     (ids,), (logprobs,) = _logprobs(session, encoder, prompt, [continuation])
     tokens = [named(encoder.tokenizer, pair) for pair in zip(ids, logprobs.tolist(), strict=True)]
@@ -73,47 +73,48 @@ def choose(
     length_normalization: LengthNormalization = "none",
     calibrate: Prompt | None = None,
 ) -> Selection:
-    """Which of `options` the model finds likeliest after `prompt`; the first of equals.
+    """The option that the model finds likeliest after `prompt`; of equally likely options the first.
 
     Args:
-        length_normalization: what to divide an option's log-probability by: nothing, its tokens, its characters.
-        calibrate: a prompt that says nothing about the question; what the options are worth after it is subtracted.
+        length_normalization: divide an option's log-probability by nothing ("none"), or by its number of tokens or
+            characters.
+        calibrate: a prompt without content. Each option's log-probability after it is subtracted from the option's
+            log-probability after `prompt`.
 
     Raises:
-        PromptError: fewer than two options, two equal ones, or an empty one.
-        ContextError: the prompt and an option do not fit the context.
+        PromptError: there are fewer than two options, two equal options, or an empty option.
+        ContextError: the prompt and an option do not fit into the context.
         ConfigError: `length_normalization` is unknown.
     """
     check_name("length_normalization", length_normalization, get_args(LengthNormalization))
     if isinstance(options, (str, bytes)) or len(options) < 2:
         raise PromptError("there is nothing to choose: give a list of at least two options")
-    before, ids = split(encoder, prompt, options)
+    context, ids = split(encoder, prompt, options)
     texts = [o if isinstance(o, str) else encoder.tokenizer.decode(i) for o, i in zip(options, ids, strict=True)]
     for text in texts:
         if texts.count(text) > 1:
             raise PromptError(f"the option {text[:40]!r} is given twice: give each once")
-    sums = _sums(continuation_logprobs(session, encoder.begin(session, before), ids))
+    sums = _sums(continuation_logprobs(session, encoder.begin(session, context), ids))
     neutral = None if calibrate is None else _sums(_logprobs(session, encoder, calibrate, options)[1])
     lengths = {"none": None, "token": [len(i) for i in ids], "character": [max(1, len(text)) for text in texts]}
     scores, probabilities = option_scores(sums, neutral, lengths[length_normalization])
-    found = tuple(
+    judged = tuple(
         Option(text, probability, value, logprob, len(i))
         for text, probability, value, logprob, i in zip(texts, probabilities, scores, sums, ids, strict=True)
     )
     index = scores.index(max(scores))
-    return Selection(found[index], index, found)
+    return Selection(judged[index], index, judged)
 
 
 def perplexity(session: Session, encoder: PromptEncoder, text: Prompt, stride: int | None = None) -> Perplexity:
-    """How surprised the model is by `text`, of any length; see `token_scores.perplexity`. Each of its windows stands
-    behind the prefix."""
+    """The perplexity of `text`, of any length; see `token_scores.perplexity`. The prefix precedes each window."""
     return perplexity_of_ids(session, encoder.begin(session, encoder.ids(text, "text")), stride)
 
 
 def embed(
     session: Session, encoder: PromptEncoder, text: Prompt, pooling: Pooling = "mean", *, normalize: bool = False
 ) -> Vector:
-    """`text` as a vector, float32 (D,), as it is behind the prefix; see `edgelm.scoring.token_scores.embed`."""
+    """`text`, read after the prefix, as a vector: float32 (D,); see `token_scores.embed`."""
     ids = encoder.begin(session, encoder.ids(text, "text"), least_left=1)
     return embed_ids(session, ids, pooling, normalize=normalize)
 
@@ -124,7 +125,7 @@ def named(tokenizer: Tokenizer, pair: IdLogprob) -> TokenLogprob:
 
 
 def named_with_alternatives(tokenizer: Tokenizer, pairs: Sequence[IdLogprob]) -> TokenLogprobs:
-    """The same for a token and, after it, its alternatives."""
+    """A token with its alternatives: `pairs` holds the token first and the alternatives after it."""
     token, *top = (named(tokenizer, pair) for pair in pairs)
     return TokenLogprobs(token.token_id, token.text, token.logprob, tuple(top))
 
@@ -133,9 +134,9 @@ def _logprobs(
     session: Session, encoder: PromptEncoder, prompt: Prompt, continuations: Sequence[Prompt]
 ) -> tuple[list[list[int]], list[Logprobs]]:
     """The token ids of each continuation and their log-probabilities, (T,) each."""
-    before, ids = split(encoder, prompt, continuations)
-    return ids, continuation_logprobs(session, encoder.begin(session, before), ids)
+    context, ids = split(encoder, prompt, continuations)
+    return ids, continuation_logprobs(session, encoder.begin(session, context), ids)
 
 
 def _sums(logprobs: Sequence[Logprobs]) -> list[float]:
-    return [float(found.sum()) for found in logprobs]
+    return [float(of_tokens.sum()) for of_tokens in logprobs]

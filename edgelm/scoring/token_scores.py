@@ -1,4 +1,4 @@
-"""Scores of token ids: how likely a session's model finds them. It knows no text.
+"""Scores of token ids, computed with a session. This module knows no text.
 
 Shapes: T tokens, V vocabulary, D hidden size.
 """
@@ -18,11 +18,11 @@ Ids = Sequence[int] | npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float32]
 
 _LOGITS_ROWS = 256
-"""Logits of this many tokens are computed at once: (256, 50257) are 51 MB. A multiple of 4, as prefill chunks."""
+"""Logits of this many tokens are computed at once; (256, 50257) takes 51 MB. A multiple of 4, like prefill chunks."""
 
 
 class ScoringSession(Protocol):
-    """What scoring needs of a session; `edgelm.engine.session.Session` is one, a test's fake is another."""
+    """The part of `edgelm.engine.session.Session` that scoring needs."""
 
     @property
     def context_length(self) -> int: ...
@@ -42,32 +42,35 @@ class ScoringSession(Protocol):
 
 
 def continuation_logprobs(session: ScoringSession, prompt: Ids, continuations: Sequence[Ids]) -> list[Logprobs]:
-    """The log-probability of every token of each continuation after `prompt`, (T,) each.
+    """The log-probabilities of each continuation's tokens after `prompt`, one array (T,) per continuation.
 
-    The prompt is computed once and rewound to for each continuation. The last token of each is never fed, so prompt
-    and continuation may have one token more than the context. The session must be empty, and is not afterwards.
+    The prompt is computed once; the session rewinds to its end for each continuation. The last token of a continuation
+    is never fed, so a prompt and a continuation may together have one token more than the context.
+
+    Args:
+        session: empty at first; afterwards it holds the last continuation.
 
     Raises:
-        ContextError: the prompt and a continuation do not fit the context.
+        ContextError: the prompt and a continuation do not fit into the context.
     """
-    most = session.context_length + 1
+    limit = session.context_length + 1
     longest = len(prompt) + max(map(len, continuations))
-    if longest > most:
+    if longest > limit:
         raise ContextError(
             f"prompt and continuation have {longest} tokens, but this model, with a context of "
-            f"{session.context_length}, scores {most} at most: shorten them"
+            f"{session.context_length}, scores {limit} at most: shorten them"
         )
     logits = session.step(prompt)  # (V,)
     end = session.position
-    found = []
+    logprobs = []
     for ids in continuations:
         session.rewind(session.position - end)
-        found.append(_logprobs_after(session, logits, np.asarray(ids, np.int64)))
-    return found
+        logprobs.append(_logprobs_after(session, logits, np.asarray(ids, np.int64)))
+    return logprobs
 
 
 def _logprobs_after(session: ScoringSession, logits: Logits, ids: npt.NDArray[np.int64]) -> Logprobs:
-    """Log-probabilities (T,) of `ids` (T,) after what the session holds, whose last logits (V,) are given."""
+    """Log-probabilities (T,) of `ids` (T,) after the session's tokens, whose last position gave `logits` (V,)."""
     parts = [logprobs_of(logits[None], ids[:1])]
     for start in range(0, len(ids) - 1, _LOGITS_ROWS):
         stop = min(start + _LOGITS_ROWS, len(ids) - 1)
@@ -80,13 +83,13 @@ def option_scores(
     unconditional: Sequence[float] | None,
     lengths: Sequence[int] | None,
 ) -> tuple[list[float], list[float]]:
-    """Make the log-probabilities of several options comparable; returns their scores and their probabilities.
+    """Make several options comparable; returns a score and a probability for each option.
 
     Args:
-        logprobs: of each option after the prompt, summed over its tokens.
-        unconditional: of each option after a neutral prompt; the score is then the pointwise mutual information
-            of option and prompt (Holtzman et al., arXiv 2104.08315).
-        lengths: of each option, to divide by.
+        logprobs: log-probability of each option after the prompt, summed over its tokens, in nats.
+        unconditional: log-probability of each option after a neutral prompt, in nats. The score is then the pointwise
+            mutual information of option and prompt (Holtzman et al., arXiv 2104.08315).
+        lengths: length of each option; scores are divided by it.
     """
     scores = np.array(logprobs, np.float64)
     if unconditional is not None:
@@ -97,19 +100,20 @@ def option_scores(
 
 
 def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> Perplexity:
-    """The exponential of the mean surprise of a text's tokens, for texts of any length.
+    """The exponential of the mean negative log-probability of a text's tokens; the text may have any length.
 
-    Windows as long as the context begin every `stride` tokens; a window counts the tokens that the one before it did
-    not see. This is the recipe of transformers' documentation ("Perplexity of fixed-length models"), to the number:
-    like there, the mean over a window's n new tokens counts n - 1 times.
+    A window of the context's length begins every `stride` tokens. Each window counts the tokens that the previous
+    window did not see. The result equals the recipe "Perplexity of fixed-length models" in transformers' documentation.
+    As in that recipe, the mean over a window's n new tokens counts n - 1 times.
 
     Args:
-        stride: half the context where not given. Smaller is slower and nearer the truth, for every token sees more
-            before it; 1 would count nothing but the first window.
+        stride: tokens between the starts of two windows; by default half the context. A smaller stride is slower and
+            more accurate, because every token is predicted from more tokens. A stride of 1 would count only the first
+            window.
 
     Raises:
-        PromptError: fewer than two tokens.
-        ConfigError: `stride` is not from 2 to the context's length.
+        PromptError: the text has fewer than two tokens.
+        ConfigError: `stride` is not a whole number from 2 to the context's length.
     """
     window = session.context_length
     if stride is None:
@@ -124,7 +128,7 @@ def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> 
         end = min(begin + window, len(array))
         counted = end - seen - 1
         if counted:
-            first = max(seen, begin + 1)  # a window's first token has nothing before it
+            first = max(seen, begin + 1)  # no token precedes a window's first one, so nothing predicts it
             session.reset()
             logits = session.step(array[begin:first])  # (V,)
             nats -= float(_logprobs_after(session, logits, array[first:end]).mean()) * counted
@@ -136,11 +140,12 @@ def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> 
 
 
 def embed(session: ScoringSession, ids: Ids, pooling: Pooling = "mean", *, normalize: bool = False) -> Vector:
-    """The hidden states of a text as one vector, float32 (D,).
+    """The hidden states of a text pooled into one vector, float32 (D,).
 
     Args:
-        pooling: "mean" of all tokens, or the "last" token's, the only one that has seen the whole text.
-        normalize: whether to scale it to length 1.
+        pooling: "mean" averages the hidden states of all tokens; "last" takes that of the last token, the only one that
+            has seen the whole text.
+        normalize: whether to scale the vector to length 1.
 
     Raises:
         ContextError: the text is longer than the context.
@@ -158,6 +163,6 @@ def embed(session: ScoringSession, ids: Ids, pooling: Pooling = "mean", *, norma
 
 
 def check_name(option: str, value: object, known: Sequence[str]) -> None:
-    """Raises ConfigError where `value` is none of the `known` names."""
+    """Raises ConfigError if `value` is not one of the `known` names."""
     if value not in known:
         raise ConfigError(f"{option} must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {value!r}")

@@ -1,8 +1,9 @@
-"""Measures a bundle again on its reference tokens, on this machine and without torch, and judges the difference.
+"""Measures a bundle again on its reference tokens, on this machine and without torch, and judges the differences.
 
-A right bundle on another machine does not give the same bits: rounding of activations amplifies the last bits of a
-kernel (docs/quality.md). How far that goes was measured when the bundle was made (`value_noise`, `mean_noise`: the
-same tokens through other kernels); the tolerances are multiples of it. Altered weights differ further, or in the mean.
+An intact bundle gives slightly different results on another machine, because the rounding of activations amplifies
+differences in a kernel's last bits (docs/quality.md). The export measured how large such differences get (`value_noise`
+and `mean_noise`) by running the same tokens through other kernels. The tolerances are multiples of these figures.
+Altered weights cause larger differences, or differences in the mean.
 """
 
 import math
@@ -19,35 +20,43 @@ from edgelm.ids import Logits
 from edgelm.scoring.comparison import SLICE_ROWS, log_softmax
 
 NOISE_FACTOR = 1.5
-"""Of single values. Their noise is saturated (an amplified last bit), so machines hardly differ in it; numbers that
-differ from the first LayerNorm on, and not from the first attention, have 1.2 times as much (docs/decisions.md)."""
+"""Tolerance of single log-probabilities, in multiples of their noise. The noise is saturated (it is an amplified last
+bit), so it hardly differs between machines. Results that differ from the first LayerNorm on, instead of the first
+attention, have 1.2 times as much noise (docs/decisions.md)."""
 MEAN_NOISE_FACTOR = 2.0
-"""Of means over all positions: noise averages out, what altered weights do does not."""
+"""Tolerance of means over all positions, in multiples of their noise. Noise averages out; the effect of altered weights
+does not."""
 FLOOR_NATS = 0.002
-"""Added to both: two roundings to 1/1024 nat, and float32 sums in another order."""
+"""Added to both tolerances, for two roundings to 1/1024 nat and for float32 sums in another order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One model's log-probabilities on reference tokens, in nats."""
+    """A model's log-probabilities on T reference tokens, in nats."""
 
-    top: LogProbabilities  # (T, K)
-    next: LogProbabilities  # (T,), 0 at a row's end
-    mean: LogProbabilities  # (V,)
-    argmax: npt.NDArray[np.int64]  # (T,)
+    top: LogProbabilities
+    """(T, K): of the K listed tokens at each position."""
+    next: LogProbabilities
+    """(T,): of the token that follows in the row; 0 at a row's end."""
+    mean: LogProbabilities
+    """(V,): of every token, averaged over the positions."""
+    argmax: npt.NDArray[np.int64]
+    """(T,): ids of the likeliest tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far two observations of one bundle are apart, root mean squares in nats."""
+    """Root mean square differences between two observations of one bundle, in nats."""
 
     values: float
+    """Of single log-probabilities."""
     means: float
+    """Of the mean log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a bundle lost on reference tokens."""
+    """How far a bundle is from its source on the reference tokens."""
 
     perplexity_ratio: float
     mean_kl_divergence: float
@@ -56,7 +65,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison with the certificate."""
+    """Comparison of one measured figure with the certificate."""
 
     name: str
     measured: float
@@ -65,7 +74,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within its tolerance; a NaN never is."""
+        """Whether the measured figure is within the tolerance; NaN never is."""
         return abs(self.measured - self.stated) <= self.tolerance
 
 
@@ -76,11 +85,14 @@ def observe(
     score: Callable[[npt.NDArray[np.int64]], Iterable[Logits]],
     vocab_size: int,
 ) -> Observed:
-    """Run a model over the rows of `ids` (T,).
+    """Run a model over the reference tokens.
 
     Args:
-        top_ids: (T, K) the tokens whose log-probabilities are wanted.
-        score: logits (t, V) of a row, in pieces.
+        facts: says how `ids` are cut into rows.
+        ids: the reference tokens (T,).
+        top_ids: (T, K), the tokens whose log-probabilities are kept at each position.
+        score: computes the logits of a row of ids, in pieces (t, V).
+        vocab_size: V.
     """
     tops, nexts, argmaxes = [], [], []
     mean = np.zeros(vocab_size)
@@ -93,8 +105,8 @@ def observe(
                 logs = log_softmax(piece[start : start + SLICE_ROWS])  # (t, V)
                 count = len(logs)
                 tops.append(np.take_along_axis(logs, top_ids[at : at + count], 1))
-                wanted = following[done : done + count]
-                nexts.append(np.where(wanted < 0, 0.0, logs[np.arange(count), wanted]))
+                targets = following[done : done + count]
+                nexts.append(np.where(targets < 0, 0.0, logs[np.arange(count), targets]))
                 argmaxes.append(logs.argmax(axis=1))
                 mean += logs.sum(axis=0)
                 at, done = at + count, done + count
@@ -102,7 +114,11 @@ def observe(
 
 
 def observe_session(facts: Reference, data: ReferenceData, session: Session, *, one_by_one: bool = False) -> Observed:
-    """Run a bundle over its reference, in chunks or, for its noise, one token at a time."""
+    """Run a bundle over its reference tokens.
+
+    Args:
+        one_by_one: feed single tokens instead of chunks; the difference between the two is the bundle's noise.
+    """
 
     def score(row: npt.NDArray[np.int64]) -> Iterable[Logits]:
         session.reset()
@@ -116,7 +132,7 @@ def observe_session(facts: Reference, data: ReferenceData, session: Session, *, 
 
 
 def drift(data: ReferenceData, observed: Observed) -> Drift:
-    """How far a bundle is from what it gave when it was made."""
+    """The differences between `observed` and the bundle's results at its export."""
     values = np.concatenate(
         [(rounded(observed.top) - data.bundle_top).ravel(), rounded(observed.next) - data.bundle_next]
     )
@@ -125,7 +141,7 @@ def drift(data: ReferenceData, observed: Observed) -> Drift:
 
 
 def figures(facts: Reference, data: ReferenceData, observed: Observed) -> Figures:
-    """What the observed bundle lost against the source on the reference tokens."""
+    """How far the observed bundle is from its source on the reference tokens."""
     predicted = _predicted_tokens(facts)
     nats = (data.source_next.sum() - observed.next.sum()) / predicted
     return Figures(
@@ -136,21 +152,21 @@ def figures(facts: Reference, data: ReferenceData, observed: Observed) -> Figure
 
 
 def source_perplexity(facts: Reference, data: ReferenceData) -> float:
-    """The source's, on the reference tokens."""
+    """The source's perplexity on the reference tokens."""
     return math.exp(-data.source_next.sum() / _predicted_tokens(facts))
 
 
-def checks(facts: Reference, data: ReferenceData, found: Figures, apart: Drift) -> list[Check]:
-    """Every comparison that `edgelm verify` makes, each with its tolerance."""
-    # A mean of independent errors of one value's size, four standard deviations; and the drift's own floor.
+def checks(facts: Reference, data: ReferenceData, measured: Figures, drifted: Drift) -> list[Check]:
+    """Every comparison that `edgelm verify` makes, with its tolerance."""
+    # Four standard deviations of a mean of independent errors as large as a single value's, and the drift's own floor.
     spread = FLOOR_NATS + 4 * facts.value_noise / math.sqrt(_predicted_tokens(facts))
     source = source_perplexity(facts, data)
     return [
-        # The file against the manifest: the same numbers, so the tolerance is that of arithmetic.
+        # The reference file and the manifest state the same figure, so only rounding may differ.
         Check("source's perplexity", source, facts.source_perplexity, 1e-6 * facts.source_perplexity),
-        Check("perplexity ratio", found.perplexity_ratio, facts.perplexity_ratio, facts.perplexity_ratio * spread),
-        Check("log-probabilities differ by, nats", apart.values, 0.0, NOISE_FACTOR * facts.value_noise + FLOOR_NATS),
-        Check("their means differ by, nats", apart.means, 0.0, MEAN_NOISE_FACTOR * facts.mean_noise + FLOOR_NATS / 4),
+        Check("perplexity ratio", measured.perplexity_ratio, facts.perplexity_ratio, facts.perplexity_ratio * spread),
+        Check("log-probabilities differ by, nats", drifted.values, 0.0, NOISE_FACTOR * facts.value_noise + FLOOR_NATS),
+        Check("their means differ by, nats", drifted.means, 0.0, MEAN_NOISE_FACTOR * facts.mean_noise + FLOOR_NATS / 4),
     ]
 
 
@@ -160,7 +176,7 @@ def _predicted_tokens(facts: Reference) -> int:
 
 
 def _coarse_kl(source: LogProbabilities, bundle: LogProbabilities) -> float:
-    """Mean KL(source || bundle) over the K listed tokens (T, K) and all others as one, in nats."""
+    """Mean KL(source || bundle) in nats; the tokens outside the K listed ones (T, K) count as one."""
     p, q = np.exp(source), np.exp(bundle)  # (T, K)
     listed = (p * (source - bundle)).sum(axis=1)  # (T,)
     rest_p, rest_q = np.maximum(1 - p.sum(axis=1), 1e-9), np.maximum(1 - q.sum(axis=1), 1e-9)

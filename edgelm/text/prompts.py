@@ -9,13 +9,15 @@ from edgelm.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, name: str = "prompt") -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, name: str = "prompt", *, begins_text: bool = True) -> list[int]:
     """Return the token ids of a prompt: of a text, or of a list of ids after a check.
 
     Args:
         tokenizer: encodes a text, and bounds the ids of a list by its `vocab_size`.
         prompt: a text or token ids.
         name: what an error message calls the prompt.
+        begins_text: whether the model reads nothing before `prompt`. A text then gets the special tokens (BOS) that
+            the tokenizer puts in front of a text; a continuation must not get them.
 
     Raises:
         PromptError: the prompt is empty, is neither a text nor token ids, or holds an unknown id.
@@ -26,7 +28,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, name: str = "prompt") -> li
         return [int(i) for i in as_ids(prompt, tokenizer.vocab_size)]
     if not prompt:
         raise PromptError(f"the {name} is empty: give some text")
-    ids = tokenizer.encode_prompt(prompt)
+    ids = tokenizer.encode_prompt(prompt) if begins_text else tokenizer.encode(prompt, add_special_tokens=False)
     if not ids:
         raise PromptError(f"the {name} has no tokens in this model's vocabulary: give some other text")
     return ids

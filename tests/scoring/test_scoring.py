@@ -1,8 +1,11 @@
 """Scoring: ids with a fake session and by hand, texts on the tiny bundle."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,12 @@ from hypothesis import strategies as st
 
 import edgelm
 from edgelm import ConfigError, ContextError, Model, PromptError
+from edgelm.bundle.folder import file_fact
 from edgelm.reuse.prompts import PromptEncoder
 from edgelm.scoring import token_scores as scoring_module
 from edgelm.scoring.text_scores import split
 from edgelm.scoring.token_scores import continuation_logprobs, embed, option_scores, perplexity
-from tests.conftest import TINY_BUNDLE, FakeSession
+from tests.conftest import TINY_BUNDLE, FakeSession, edit_manifest
 
 VOCABULARY = 7
 ROWS = np.random.default_rng(0).normal(scale=2, size=(VOCABULARY, VOCABULARY)).astype(np.float32)
@@ -193,6 +197,46 @@ def test_ids_are_joined_as_they_are(model: Model) -> None:
         model.tokenizer.decode([3]),
         model.tokenizer.decode([4, 5]),
     ]
+
+
+@pytest.fixture(scope="module")
+def model_with_bos(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The tiny bundle with a tokenizer that puts token 0 in front of every text."""
+    bundle = Path(shutil.copytree(TINY_BUNDLE, tmp_path_factory.mktemp("bos") / "tiny"))
+    path = bundle / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    token = content["added_tokens"][0]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": token["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            token["content"]: {"id": token["content"], "ids": [token["id"]], "tokens": [token["content"]]}
+        },
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    fact = file_fact(path)
+    edit_manifest(
+        bundle, lambda m: m["files"].update({path.name: {"size_bytes": fact.size_bytes, "sha256": fact.sha256}})
+    )
+    return edgelm.load(bundle, device="cpu", threads=1)
+
+
+def test_only_the_beginning_of_a_text_gets_a_bos(model: Model, model_with_bos: Model) -> None:
+    encode, encoder = model.tokenizer.encode, PromptEncoder(model_with_bos.tokenizer)
+    bos, *rest = model_with_bos.tokenizer.encode("The")
+    assert rest == encode("The")
+    the, cat, sat = encode("The"), encode(" cat"), encode(" sat")
+    assert split(encoder, "The", [" cat"]) == ([bos, *the], [cat])
+    assert split(encoder, the, [" cat"]) == (the, [cat])  # ids stay as they are given
+    assert split(encoder, "The", [" cat", sat]) == ([bos, *the], [cat, sat])
+    assert model_with_bos.score([bos, *the], " cat") == model_with_bos.score("The", " cat")
+    assert model_with_bos.score(the, " cat") == model.score(the, " cat")
+    of_ids = model_with_bos.choose([bos, *the], [" cat", " sat"], calibrate=[bos, *encode("and the")])
+    assert of_ids == model_with_bos.choose("The", [" cat", " sat"], calibrate="and the")
+    assert [option.tokens for option in of_ids.options] == [len(cat), len(sat)]
+    mixed = model_with_bos.choose("The", [" cat", sat], calibrate="and the")
+    assert mixed.options == of_ids.options
 
 
 def test_scores_are_those_of_one_pass(model: Model) -> None:
