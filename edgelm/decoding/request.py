@@ -119,7 +119,7 @@ class Request:
         if count > context:
             raise ContextError(
                 f"the prompt has {count} tokens, but this model's context holds {context}: shorten the prompt, or "
-                "set context_overflow to 'truncate' or 'window'"
+                "give context_overflow='truncate' or context_overflow='window'"
             )
         wanted, room = config.new_token_limit(count), context + 1 - count
         return cls(

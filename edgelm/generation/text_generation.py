@@ -55,7 +55,8 @@ class TextGeneration:
         if prefix_tokens + learned_tokens and len(kept) > room:
             raise ContextError(
                 f"the prompt has {len(kept)} tokens, but behind its prefix of {prefix_tokens + learned_tokens} this "
-                f"model's context holds {room}: shorten the prompt, or set context_overflow to 'truncate' or 'window'"
+                f"model's context holds {room}: shorten the prompt, or give "
+                "context_overflow='truncate' or context_overflow='window'"
             )
         if prefix_tokens:
             config.new_token_limit(len(kept))  # refuses a max_length by the prompt's own length

@@ -138,7 +138,7 @@ def test_rows_are_separated_by_a_blank_line(edgelm_command: RunCommand) -> None:
         (
             ["run", "x", *TINY, "--num-beams", "2", "--context-overflow", "window"],
             2,
-            "edgelm: --context-overflow window",
+            "--context-overflow window",
         ),
         (["info", "/nowhere"], 1, "there is no such folder"),
         (["info", "/a", "-m", "/b"], 2, "two folders are given"),

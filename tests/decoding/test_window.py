@@ -153,7 +153,7 @@ def test_rows_of_a_window_do_not_depend_on_each_other(model: Model) -> None:
 def test_a_long_prompt(model: Model) -> None:
     context = model.session.context_length
     prompt = [1 + i % 50 for i in range(3 * context)]
-    with pytest.raises(ContextError, match="shorten the prompt, or set context_overflow"):
+    with pytest.raises(ContextError, match="shorten the prompt, or give context_overflow='truncate'"):
         model.generate(prompt)
     cut = model.generate(prompt, context_overflow="truncate", max_new_tokens=5)
     assert (cut.stats.prompt_tokens, cut.stats.dropped_tokens) == (context - 4, 2 * context + 4)
@@ -172,7 +172,9 @@ def test_the_flags(edgelm_command: RunCommand) -> None:
     long = "Once upon a time there was a dog. " * 100
     command = ["run", "--no-echo", "--greedy", "-n", "5"]
     refused = edgelm_command(*command, long)
-    assert refused.status == 1 and "set context_overflow to 'truncate' or 'window'" in refused.one_line()
+    assert (
+        refused.status == 1 and "or give --context-overflow truncate or --context-overflow window" in refused.one_line()
+    )
     done = edgelm_command(*command, "--context-overflow", "truncate", "--pinned-tokens", "4", long)
     assert (done.status, done.stderr) == (0, "") and done.stdout.strip()
 
