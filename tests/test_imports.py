@@ -1,4 +1,4 @@
-"""What is loaded when: nothing by `import edgelm`, and never torch, transformers or onnx at inference."""
+"""Modules that are loaded: none by `import edgelm`, and never torch, transformers or onnx at inference."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ BUILD_SIDE = ("torch", "transformers", "onnx", "optimum", "huggingface_hub", "ed
 
 
 def loaded_after(code: str) -> set[str]:
-    """Which top-level modules a fresh interpreter holds after `code`."""
+    """The top-level modules that a fresh interpreter has loaded after `code`."""
     tail = "\nimport sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True, timeout=60)
     return set(json.loads(done.stdout.splitlines()[-1]))

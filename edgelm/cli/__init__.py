@@ -85,9 +85,9 @@ def cli() -> None:
     """Run GPT-2 models on machines that have no room for PyTorch.
 
     \b
-    edgelm run "Once upon a time"          continue a text with the embedded model
-    edgelm export gpt2 -o gpt2-int8        convert a GPT-2 checkpoint into a bundle
-    edgelm run -m gpt2-int8 "Hello"        continue a text with that bundle
+    edgelm run "Once upon a time"      use the embedded model
+    edgelm export gpt2 -o gpt2-int8    convert a checkpoint
+    edgelm run -m gpt2-int8 "Hello"    use the new bundle
     """
 
 

@@ -180,7 +180,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         room = terminal_width - name_width
         for rank, column in enumerate(sorted(range(len(widths)), key=widths.__getitem__)):  # the narrowest first
             share = room // (len(widths) - rank) - 2
-            widths[column] = max(8, min(widths[column], share))
+            widths[column] = min(widths[column], max(10, share))
             room -= widths[column] + 2
     for name, *values in rows:
         cells = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from edgelm.bundle.folder import Bundle
-from edgelm.cli.shared import bundle_options, json_option, print_json, threads_option
+from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, threads_option
 from edgelm.errors import BundleError
 
 
@@ -18,7 +18,7 @@ from edgelm.errors import BundleError
 def command(folder: Path, hashes_only: bool, threads: int | None, as_json: bool) -> None:
     """Check a bundle's files and measure its quality again on this CPU; exit 1 if anything differs.
 
-    First come the digest and the size and SHA-256 of every file. Then the bundle computes its reference tokens. The
+    The digest and each file's size and SHA-256 are checked first. Then the bundle computes its reference tokens. The
     results must match its certificate within the printed tolerances.
     """
     bundle = Bundle.read(folder)
@@ -61,14 +61,18 @@ def _measure(bundle: Bundle, threads: int | None, content: dict[str, object], as
     }
     if not as_json:
         click.echo(f"measured on {facts.tokens:,} tokens, {cpu_name()}, {session.threads} threads:")
-        for check in all_checks:
-            click.echo(
-                f"{check.name:<34}{check.measured:10.6f}  stated {check.stated:.6f}, tolerance {check.tolerance:.6f}: "
-                f"{'ok' if check.passed else 'FAILED'}"
-            )
-        kl = measured.mean_kl_divergence
-        click.echo(f"{'KL divergence, nats per token':<34}{kl:10.6f}  stated {facts.mean_kl_divergence:.6f}")
-        click.echo(f"{'same most likely token':<34}{measured.top1_agreement:10.2%}  stated {facts.top1_agreement:.2%}")
+        kl, top1 = measured.mean_kl_divergence, measured.top1_agreement
+        print_table(
+            [
+                ("", "measured", "stated", "tolerance", ""),
+                *(
+                    (c.name, *(f"{x:.6f}" for x in (c.measured, c.stated, c.tolerance)), "ok" if c.passed else "FAILED")
+                    for c in all_checks
+                ),
+                ("KL divergence, nats per token", f"{kl:.6f}", f"{facts.mean_kl_divergence:.6f}", "", ""),
+                ("same most likely token", f"{top1:.2%}", f"{facts.top1_agreement:.2%}", "", ""),
+            ]
+        )
     return [
         f"{check.name} {check.measured:.4g}, not {check.stated:.4g} ± {check.tolerance:.2g}"
         for check in all_checks

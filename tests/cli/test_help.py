@@ -1,4 +1,4 @@
-"""``docs/help.md`` is what the commands say of themselves; EDGELM_UPDATE_HELP=1 writes it anew."""
+"""``docs/help.md`` contains the help of all commands; EDGELM_UPDATE_HELP=1 writes it again."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The command line as people meet it: stdout, stderr, exit status."""
+"""The command line as users see it: stdout, stderr, exit status."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_prompt_from_stdin(edgelm_command: RunCommand) -> None:
 
 
 def test_a_given_prompt_never_touches_stdin() -> None:
-    """An open pipe nobody writes to, as under a supervisor, must not make it wait."""
+    """`edgelm run` must not wait for an open pipe to which nobody writes, as under a supervisor."""
     read, write = os.pipe()
     try:
         command = [sys.executable, "-m", "edgelm", "run", *TINY, "Hello", "-n", "1"]

@@ -1,4 +1,4 @@
-"""``edgelm score``, ``choose``, ``perplexity`` and ``embed`` as people meet them."""
+"""``edgelm score``, ``choose``, ``perplexity`` and ``embed`` as users see them."""
 
 import json
 import os
@@ -127,7 +127,7 @@ def test_no_lines_are_no_answers(edgelm_command: RunCommand) -> None:
 
 
 def test_answers_come_line_by_line() -> None:
-    """Each before the next question is asked, so that another program can converse."""
+    """Each line is answered before the next one is read, so that another program can converse."""
     command = [sys.executable, "-m", "edgelm", "choose", *TINY, "-o", " a", "-o", " b"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None

@@ -1,4 +1,4 @@
-"""``edgelm verify`` and ``edgelm compare`` on the committed bundles: what is measured again, and what is refused."""
+"""``edgelm verify`` and ``edgelm compare`` on the committed bundles: what they measure again, and what they refuse."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ DIALOGUE = ROOT / "models" / "dialogue-6m-int8"
 
 
 def write_reference(bundle: Path, content: bytes) -> None:
-    """Replace the reference file, hashes and digest fixed up."""
+    """Replace the reference file, and fix up its hash and the digest."""
     path = bundle / "reference.bin"
     path.write_bytes(content)
     fact = file_fact(path)
@@ -33,7 +33,7 @@ def write_reference(bundle: Path, content: bytes) -> None:
 
 
 def restate(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change what the manifest says of the reference."""
+    """Change what the manifest says about the reference."""
     edit_manifest(bundle, lambda m: edit(m["certificate"]["reference"]))
 
 
@@ -56,7 +56,7 @@ def test_verify_in_words(edgelm_command: RunCommand) -> None:
     assert done.status == 0
     first, second, *rest = done.stdout.splitlines()
     assert first.startswith("ok: 9 files") and second.startswith("measured on 576 tokens")
-    assert len(rest) == 6 and sum(line.endswith(": ok") for line in rest) == 4
+    assert len(rest) == 7 and sum(line.endswith(" ok") for line in rest) == 4 and max(map(len, rest)) < 80
     assert "measuring on 576 tokens" in done.stderr
 
 
@@ -134,7 +134,7 @@ def test_the_file_comes_back_as_it_was_written(tiny_copy: Path) -> None:
 
 
 def by_hand() -> tuple[Reference, ReferenceData]:
-    """Two rows, (0, 1, 2) and (1, 0), of a model that finds all four tokens equally likely."""
+    """A reference of two rows, (0, 1, 2) and (1, 0), from a model that finds all four tokens equally likely."""
     nat = -np.log(4.0)
     facts = Reference("reference.bin", 5, 3, 2, 4.0, 1.0, 0.0, 1.0, 0.0, 0.0)
     top = np.full((5, 2), nat)

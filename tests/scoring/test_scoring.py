@@ -1,4 +1,4 @@
-"""Scoring: ids with a fake session and by hand, texts on the tiny bundle."""
+"""Scoring: of ids with a fake session and by hand, of texts with the tiny bundle."""
 
 import json
 import math
@@ -31,7 +31,7 @@ HIDDEN = np.random.default_rng(1).normal(size=(VOCABULARY, 3)).astype(np.float32
 
 @dataclass
 class ScoringFake(FakeSession):
-    """A fake that also gives all logits, and a hidden state for each token; it counts what it computed."""
+    """A fake that also returns all logits and hidden states; `computed` has the number of tokens of each call."""
 
     computed: list[int] = field(default_factory=list)
 
@@ -102,7 +102,7 @@ def test_option_scores_by_hand() -> None:
 
 
 def recipe(ids: list[int], window: int, stride: int) -> tuple[float, int]:
-    """transformers' documentation, "Perplexity of fixed-length models", for a model that sees one token back."""
+    """The recipe "Perplexity of fixed-length models" of transformers, for a model that sees one token back."""
     nats, tokens, previous_end = 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
