@@ -14,22 +14,9 @@ WARM_UP_RUNS = 1
 @click.command(name="bench")
 @bundle_options
 @device_options
-@click.option(
-    "--prompt-tokens",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Length of the prompt.  [default: 128, or half of a small context]",
-)
-@click.option(
-    "-n",
-    "--new-tokens",
-    type=click.IntRange(2),
-    metavar="N",
-    help="Number of tokens to generate.  [default: 64, or the rest of the context]",
-)
-@click.option(
-    "--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="Number of measured runs."
-)
+@click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", help="[default: 128, or half a small context]")
+@click.option("-n", "--new-tokens", type=click.IntRange(2), metavar="N", help="[default: 64, or the context's rest]")
+@click.option("--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N")
 @json_option("Print one JSON object instead of text.")
 def command(
     folder: Path,

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -44,7 +44,7 @@ def command(
     as_json: bool,
     state: str | None,
     stats: bool,
-    **options: Any,  # the values of `generation_options`
+    **options: object,  # the values of `generation_options`
 ) -> None:
     """Continue PROMPT. Without PROMPT, or with -, read it from standard input.
 

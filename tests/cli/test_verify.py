@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -147,7 +148,7 @@ def test_measuring_by_hand() -> None:
     facts, data = by_hand()
     fed: list[list[int]] = []
 
-    def score(row: Any) -> list[Any]:
+    def score(row: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
         fed.append(row.tolist())
         return [np.zeros((1, 4), np.float32), np.zeros((len(row) - 1, 4), np.float32)]
 
