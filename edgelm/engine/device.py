@@ -81,7 +81,8 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
     )
     if cuda_missing is None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         cuda_missing = (
-            f"the installed ONNX Runtime has no CUDA provider; uninstall onnxruntime, then {install_hint('gpu')}"
+            "the installed ONNX Runtime has no CUDA provider; "
+            f"run: pip uninstall onnxruntime, then {install_hint('gpu')}"
         )
     if request == "auto":
         return Device("cpu") if cuda_missing else Device("cuda")
