@@ -159,7 +159,7 @@ def edgelm_command(tmp_path: Path) -> RunCommand:
     """Runs ``edgelm ARGS`` in a process of its own, in an empty folder."""
 
     def run(*args: str, stdin: bytes | None = b"", env: dict[str, str] | None = None) -> CommandResult:
-        environment = {k: v for k, v in os.environ.items() if k != "EDGELM_MODEL"} | (env or {})
+        environment = {k: v for k, v in os.environ.items() if k not in ("EDGELM_MODEL", "COLUMNS")} | (env or {})
         command = [sys.executable, "-m", "edgelm", *args]
         done = subprocess.run(command, input=stdin, capture_output=True, cwd=tmp_path, env=environment, timeout=300)
         return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
