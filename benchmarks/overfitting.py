@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgelm_train.data.corpus import END_OF_TEXT, read_documents
-from edgelm_train.pretrain_options import PretrainOptions
+from edgelm_train.options import PretrainOptions
 
 SHAPE = {"n_layer": 3, "n_embd": 128, "n_head": 4, "n_positions": 128, "vocab_size": 1024}
 HELD_OUT, FEW, MANY = 100, 50, 1000
@@ -65,7 +65,7 @@ def run(stories: Path, out: Path, tokens: int) -> None:
         tokens: tokens to train on in each run.
     """
     from edgelm_train.pretrain import pretrain
-    from edgelm_train.run.curves import draw_curves
+    from edgelm_train.run.report import draw_curves
 
     out.mkdir(parents=True, exist_ok=True)
     documents = read_documents(stories)

@@ -1,6 +1,6 @@
-"""From text to a model: training on the build side.
+"""Training, on the build side: text becomes a model.
 
-Needs ``pip install 'edgelm[cpu,train]'``. The result is a Hugging Face folder that ``edgelm export`` takes as it is.
+Needs ``pip install 'edgelm[cpu,train]'``. The result is a Hugging Face folder, which ``edgelm export`` takes as it is.
 """
 
-import edgelm_export as _  # noqa: F401  # its environment settings must come before the first import of torch
+import edgelm_export as _  # noqa: F401  # sets environment variables that torch reads when it is first imported

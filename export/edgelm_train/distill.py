@@ -1,64 +1,23 @@
-"""``edgelm distill``: a small GPT-2 learns from a larger one, and is compared with one that had no teacher."""
+"""``edgelm distill``: a small GPT-2 learns from a larger one, and is compared with an equal one without a teacher."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import load_checkpoint
-from edgelm_train.data.tuning import TextData, read_text
-from edgelm_train.finetune import fast_to_train
+from edgelm_train.data.corpus import counted
 from edgelm_train.models.distillation_loss import DistillationWeights
 from edgelm_train.models.sizes import defaults_for
 from edgelm_train.models.student import Apprentice, new_student, student_from_layers
-from edgelm_train.run.curves import draw_curves
-from edgelm_train.run.folder import begin_run, check_out, device_for, end_run, fingerprints
-from edgelm_train.run.loop import Outcome, Precision, Schedule, train
-from edgelm_train.run.precision import fastest_precision
-from edgelm_train.run.report import CURVES_FILE
-from edgelm_train.run.tuning_report import Tuned, TuningReport
-from edgelm_train.run_options import check_limits, check_positive, recorded
-
-
-@dataclass(frozen=True)
-class DistillOptions:
-    """How a student learns; None takes what suits its size or the data."""
-
-    size: str = "1M"
-    """A name in `edgelm_train.models.sizes.SIZES`, or the path of a GPT-2 config.json: a student from nothing."""
-    layers: int | None = None
-    """Instead: a student of so many of the teacher's layers, as wide as the teacher."""
-    held_out: Path | None = None
-    """Text to measure on; None: a part of the data."""
-    tokens: int | None = None
-    """Budget of the student, and again of the one that learns alone; None: two passes over the data."""
-    batch_tokens: int | None = None
-    learning_rate: float | None = None
-    soft: float = 1.0
-    """Weight of the teacher's distribution."""
-    hidden: float = 1.0
-    """Weight of the teacher's hidden states."""
-    hard: float = 0.5
-    """Weight of the text itself."""
-    temperature: float = 2.0
-    alone: bool = True
-    """Also train the same student without a teacher, to compare."""
-    evaluations: int = 10
-    """Measurements on held-out data over a run."""
-    patience: int = 0
-    """Measurements in a row without a better held-out loss that end a run; 0: never."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"layers": 1, "tokens": 1, "batch_tokens": 2, "soft": 0, "hidden": 0, "hard": 0}
-        check_limits(self, least | {"evaluations": 1, "patience": 0, "seed": 0})
-        check_positive(self, "temperature", "learning_rate")
-        if self.soft == self.hidden == 0:
-            raise TrainingError("--soft and --hidden are both 0: the teacher would teach nothing; use edgelm pretrain")
+from edgelm_train.options import DistillOptions
+from edgelm_train.run.folder import begin_run, check_out, end_run
+from edgelm_train.run.loop import Schedule
+from edgelm_train.run.machine import Precision, device_for, fast_to_train, fastest_precision
+from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport, draw_curves
+from edgelm_train.run.tuning_data import TextData, fingerprints, read_text, train_on
 
 
 def distill(
@@ -69,63 +28,65 @@ def distill(
     *,
     revision: str | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Tuned:
-    """Train a student on a text file and what a checkpoint makes of it, or go on with the run in `out`.
+) -> Finished[TuningReport]:
+    """Train a student on a text file and on what a checkpoint predicts for it, or resume the unfinished run in `out`.
 
-    `out` then holds what ``edgelm export`` takes, with report.md, report.json and curves.svg.
+    A finished run leaves a checkpoint for ``edgelm export`` in `out`, with report.md, report.json and curves.svg.
 
     Args:
         teacher: a folder in Hugging Face layout, or a hub id.
+        data: UTF-8 text.
+        out: the output folder.
+        options: how the student learns.
         revision: branch, tag or commit of a hub id.
-        say: told in one line each what is going on.
+        say: gets lines about the progress.
 
     Raises:
         ExportError: the teacher cannot be loaded.
-        TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
+        TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
     """
     started = check_out(out)
     checkpoint = load_checkpoint(teacher, revision)
-    master = fast_to_train(checkpoint.model)
-    student = _student(master, options)
-    window = min(student.config.n_positions, master.config.n_positions)
+    teacher_model = fast_to_train(checkpoint.model)
+    student = _student(teacher_model, options)
+    window = min(student.config.n_positions, teacher_model.config.n_positions)
     texts = read_text(data, options.held_out, checkpoint, window, "a size with a shorter context")
-    marks = fingerprints(checkpoint, data, options.held_out)
+    recorded = {**fingerprints(checkpoint, data, options.held_out), **options.recorded()}
     device = torch.device(device_for(options.device))
-    master.to(device)
-    taught = texts.held_out_loss(master)
+    teacher_loss = texts.held_out_loss(teacher_model.to(device))
     weights = DistillationWeights(options.soft, options.hidden, options.hard, options.temperature)
     torch.manual_seed(options.seed)
-    apprentice = Apprentice.of(student, master, weights).to(device)
-    recording = {**marks, **recorded(options)}
+    apprentice = Apprentice.of(student, teacher_model, weights).to(device)
     batch = _batch_tokens(options, student.config, window)
-    folder, precision = begin_run(out, started, recording, lambda: fastest_precision(apprentice, batch, window)[0])
+    folder, precision = begin_run(out, started, recorded, lambda: fastest_precision(apprentice, batch, window)[0])
     schedule = _schedule(options, texts, student.config, precision)
     parameters = sum(p.numel() for p in student.parameters())
     say(
-        f"{parameters:,} parameters learn from {checkpoint.parameters:,}, {schedule.steps:,} steps of "
-        f"{schedule.batch_tokens:,} tokens; the teacher's held-out loss: {taught.per_token:.4f} nats a token"
+        f"{parameters:,} parameters learn from {checkpoint.parameters:,}, {counted(schedule.steps, 'step')} of "
+        f"{schedule.batch_tokens:,} tokens; held-out loss of the teacher: {teacher_loss.per_token:.4f} nats a token"
     )
-    outcome = _learn(apprentice, texts, folder / "student", schedule, options, say)
-    # A signal in the student's last measurement ends this call too, unless only the report is left.
+    rows = schedule.batch_tokens // window
+    outcome = train_on(texts, rows, apprentice, folder / "student", schedule, options.device, say)
+    # A signal during the last measurement of the student ends this call too, unless only the report is left to do.
     if outcome.ended == "signal" or (options.alone and outcome.signal is not None):
-        return Tuned(None, outcome)
-    losses = {"teacher": taught.per_token, "student": texts.held_out_loss(apprentice).per_token}
+        return Finished(None, outcome)
+    losses = {"teacher": teacher_loss.per_token, "student": texts.held_out_loss(apprentice).per_token}
     logs = {"student": outcome.log}
     if options.alone:
-        say("the same student without a teacher, to compare")
+        say("training the same student without a teacher, to compare")
         student.to(device)
-        other = _learn(student, texts, folder / "alone", schedule, options, say)
-        if other.ended == "signal":
-            return Tuned(None, other)
+        alone = train_on(texts, rows, student, folder / "alone", schedule, options.device, say)
+        if alone.ended == "signal":
+            return Finished(None, alone)
         losses["the same student alone"] = texts.held_out_loss(student).per_token
-        logs["alone"] = other.log
+        logs["alone"] = alone.log
     report = TuningReport(
         losses=losses,
         facts={
             "teacher": checkpoint.name,
             "teacher's parameters": checkpoint.parameters,
             "student's parameters": parameters,
-            "held-out tokens": taught.tokens,
+            "held-out tokens": teacher_loss.tokens,
             "ended": outcome.ended,
             "steps": outcome.steps,
             "tokens a step": schedule.batch_tokens,
@@ -143,7 +104,7 @@ def distill(
     draw_curves(logs, schedule.batch_tokens, out / CURVES_FILE)
     report.write(out)
     end_run(folder)
-    return Tuned(report, outcome)
+    return Finished(report, outcome)
 
 
 def _student(teacher: Any, options: DistillOptions) -> Any:
@@ -171,18 +132,4 @@ def _schedule(options: DistillOptions, texts: TextData, config: Any, precision: 
         seed=options.seed,
         evaluate_every=max(1, steps // options.evaluations),
         patience=options.patience or None,
-    )
-
-
-def _learn(
-    model: Any, texts: TextData, folder: Path, schedule: Schedule, options: DistillOptions, say: Callable[[str], None]
-) -> Outcome:
-    return train(
-        model,
-        texts.batches(schedule.steps, schedule.batch_tokens // texts.window, options.seed),
-        lambda model: texts.held_out_loss(model).per_token,
-        folder,
-        schedule,
-        device=options.device,
-        say=say,
     )

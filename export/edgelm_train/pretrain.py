@@ -1,8 +1,7 @@
-"""``edgelm pretrain``: text files become a tokenizer and a GPT-2 trained on them, in a Hugging Face folder."""
+"""``edgelm pretrain``: from text files to a tokenizer and a GPT-2, in a Hugging Face folder."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,38 @@ import transformers
 
 from edgelm.errors import TrainingError
 from edgelm_train.data.bpe import load_bpe, save_bpe, train_bpe
-from edgelm_train.data.corpus import END_OF_TEXT, Corpus, read_corpus
+from edgelm_train.data.corpus import END_OF_TEXT, Corpus, counted, read_corpus
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_train.models.sizes import defaults_for, load_weights, named_config, shape_name
-from edgelm_train.pretrain_options import PretrainOptions
-from edgelm_train.run.curves import draw_curves
-from edgelm_train.run.folder import RUN_FOLDER, check_out, device_for, end_run, sha256_of_weights
+from edgelm_train.options import PretrainOptions
+from edgelm_train.run.folder import RUN_FOLDER, RunRecord, check_out, end_run, refuse_changes, sha256_of_weights
 from edgelm_train.run.held_out import loss_in_windows
 from edgelm_train.run.loop import Outcome, Schedule, train
-from edgelm_train.run.micro_batches import free_bytes, parts_that_fit
-from edgelm_train.run.precision import fastest_precision
-from edgelm_train.run.record import RunRecord, refuse_changes
-from edgelm_train.run.report import CURVES_FILE, TrainingReport, draw_samples
+from edgelm_train.run.machine import device_for, fastest_precision, free_bytes, parts_that_fit
+from edgelm_train.run.report import CURVES_FILE, Finished, TrainingReport, draw_curves, draw_samples
 
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
 _PASSES = 4
 _HOURS_USED = 0.9
-"""Of the time given: the schedule should reach its end within it, and optimizer and measurements take some too."""
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """How a call ended: with a report, or on a signal, to be resumed."""
-
-    report: TrainingReport | None
-    outcome: Outcome
+"""Part of the time limit for which steps are planned, because the optimizer and measurements take time too."""
 
 
 def pretrain(
     files: Sequence[Path], out: Path, options: PretrainOptions, *, say: Callable[[str], None] = lambda line: None
-) -> Pretrained:
-    """Train a tokenizer and a GPT-2 on UTF-8 text files, or go on with the run in `out` that was not finished.
+) -> Finished[TrainingReport]:
+    """Train a tokenizer and a GPT-2 on UTF-8 text files, or resume the unfinished run in `out`.
 
-    `out` then holds what ``edgelm export`` takes, with report.md, report.json and curves.svg. A resumed run gives the
-    same curve as one that was never interrupted, on the same machine with the same number of threads.
+    A finished run leaves a checkpoint for ``edgelm export`` in `out`, with report.md, report.json and curves.svg. A
+    resumed run has the same loss curve as an uninterrupted run on the same machine with the same number of threads.
 
     Args:
-        say: told in one line each what is going on.
+        files: the text files.
+        out: the output folder.
+        options: how the model is trained.
+        say: gets lines about the progress.
 
     Raises:
-        TrainingError: data or options cannot be used, `out` holds another run or a finished one, or the loss diverged.
+        TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
     """
     started, folder = check_out(out), out / RUN_FOLDER
     corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
@@ -65,11 +56,12 @@ def pretrain(
     _fit_vocabulary(config, tokenizer, options)
     training, held_out = pack(corpus.training, tokenizer), pack(corpus.held_out, tokenizer)
     say(
-        f"{len(corpus.training):,} documents, {len(training):,} tokens of {config.vocab_size:,} to train on; "
-        f"{len(corpus.held_out):,} documents, {len(held_out):,} tokens held out"
+        f"to train on: {counted(len(corpus.training), 'document')}, {counted(len(training), 'token')}; "
+        f"held out: {counted(len(corpus.held_out), 'document')}, {counted(len(held_out), 'token')}; "
+        f"vocabulary: {counted(config.vocab_size, 'token')}"
     )
     if corpus.repeated:
-        say(f"{corpus.repeated:,} documents are the same as held-out ones and are not trained on")
+        say(f"left out {counted(corpus.repeated, 'document')} because an equal one is held out")
     model = _model(config, options)
     record = started or RunRecord(recorded, _decide(model, len(training), options))
     schedule, phases = _schedule(record, config, options)
@@ -78,11 +70,11 @@ def pretrain(
         max(phase.window for phase in phases),
         "a size with a shorter context",
     )
-    if started is None:  # nothing is written before all is known to fit
+    if started is None:  # nothing is written before everything is checked
         save_bpe(tokenizer, folder / "tokenizer")
         record.write(folder)
     say(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {schedule.steps:,} steps of "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {counted(schedule.steps, 'step')} of "
         f"{schedule.batch_tokens:,} tokens in {schedule.precision} on {model.device.type}"
     )
     stream = BatchStream(training, phases, schedule.batch_tokens, schedule.accumulate, options.seed)
@@ -96,13 +88,13 @@ def pretrain(
         say=say,
     )
     if outcome.ended == "signal":
-        return Pretrained(None, outcome)
+        return Finished(None, outcome)
     report = _report(model, tokenizer, corpus, training, held_out, outcome, schedule, phases)
     _save(model, tokenizer, out)
     draw_curves({"": outcome.log}, schedule.batch_tokens, out / CURVES_FILE)
     report.write(out)
     end_run(folder)
-    return Pretrained(report, outcome)
+    return Finished(report, outcome)
 
 
 def _new_tokenizer(corpus: Corpus, config: Any, options: PretrainOptions) -> tokenizers.Tokenizer:
@@ -119,19 +111,20 @@ def _config(options: PretrainOptions) -> transformers.GPT2Config:
 
 
 def _fields(config: transformers.GPT2Config) -> str:
-    """All of a configuration, to tell one from another."""
+    """Every field of a configuration, as text: two different configurations have different texts."""
     fields = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
     return json.dumps(fields, sort_keys=True)
 
 
 def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Tokenizer, options: PretrainOptions) -> None:
-    """Give a new model the tokenizer's tokens, and any model its <|endoftext|> to begin and end with."""
+    """Give a new model the vocabulary of the tokenizer, and every model the tokenizer's <|endoftext|>."""
     tokens = max(tokenizer.get_vocab().values()) + 1
     if options.start_from is None:
         config.vocab_size = tokens
     elif tokens > config.vocab_size:
         raise TrainingError(
-            f"the tokenizer of {options.start_from} knows {tokens} tokens, its model only {config.vocab_size}"
+            f"the tokenizer of {options.start_from} has {tokens} tokens, its model only {config.vocab_size}; give a "
+            "checkpoint whose tokenizer fits its model"
         )
     config.bos_token_id = config.eos_token_id = tokenizer.token_to_id(END_OF_TEXT)
 
@@ -139,7 +132,7 @@ def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Token
 def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
     device = device_for(options.device)
     config.embd_pdrop = config.resid_pdrop = options.dropout
-    config.attn_pdrop = 0.0  # torch's fast attention on CPUs has no dropout
+    config.attn_pdrop = 0.0  # torch's fused attention on CPUs has no dropout
     if config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel
     config.use_cache = False
@@ -220,7 +213,7 @@ def _report(
     facts: dict[str, object] = {
         "documents to train on": len(corpus.training),
         "documents held out": len(corpus.held_out),
-        "documents left out as the same as held-out ones": corpus.repeated,
+        "documents left out because an equal one is held out": corpus.repeated,
         "characters to train on": corpus.training_characters,
         "tokens to train on": len(training),
         "tokens held out": len(held_out),
@@ -254,7 +247,7 @@ def _report(
 
 def _save(model: Any, tokenizer: tokenizers.Tokenizer, out: Path) -> None:
     if model.config.activation_function == "gelu_pytorch_tanh":
-        model.config.activation_function = "gelu_new"  # the name every reader of GPT-2 knows
+        model.config.activation_function = "gelu_new"  # the name that every reader of GPT-2 knows
     model.config.use_cache = model.generation_config.use_cache = True
     model.save_pretrained(out)
     save_bpe(tokenizer, out)

@@ -1,4 +1,4 @@
-"""A tiny checkpoint with a real tokenizer, and things for it to learn."""
+"""A tiny checkpoint with a real tokenizer, and data for it to learn."""
 
 import json
 import random
@@ -12,13 +12,13 @@ WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sun", "moon"]
 
 @dataclass(frozen=True)
 class Playground:
-    """Files in one folder, not to be changed."""
+    """Files in one folder, which tests must not change."""
 
     base: Path
     """A random GPT-2 in Hugging Face layout: 2 layers, 32 wide, context 64."""
     text: Path
     reversals: Path
-    """JSON Lines: "prompt" has two words, "completion" the same the other way round."""
+    """JSON Lines: "prompt" has two words, "completion" has the two words in reverse order."""
 
 
 @pytest.fixture(scope="session")

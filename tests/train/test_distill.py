@@ -1,4 +1,4 @@
-"""Distillation: the student learns from its teacher, and what is saved is a plain GPT-2."""
+"""Distillation: the student learns from its teacher, and is saved as a plain GPT-2."""
 
 import json
 import os
@@ -15,11 +15,12 @@ import transformers
 
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import load_checkpoint
-from edgelm_train.data.tuning import read_text
-from edgelm_train.distill import DistillOptions, distill
+from edgelm_train.distill import distill
 from edgelm_train.models.distillation_loss import DistillationWeights, soft_target_loss
 from edgelm_train.models.student import Apprentice, new_student
+from edgelm_train.options import DistillOptions
 from edgelm_train.run import loop as run
+from edgelm_train.run.tuning_data import read_text
 from tests.conftest import RunCommand
 from tests.train.conftest import Playground
 

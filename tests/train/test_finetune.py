@@ -1,8 +1,9 @@
-"""Fine-tuning: what is learned is what is saved, by every method, and what is wrong is said in one sentence."""
+"""Fine-tuning by every method: the saved weights are the learned ones, and mistakes get one sentence."""
 
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 from edgelm.errors import EdgelmError, TrainingError
 from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint, quiet_torch
-from edgelm_train.data.examples import Example, Task
-from edgelm_train.data.tuning import ExampleData, TextData, loss_on_completions, read_tasks, read_text
-from edgelm_train.finetune import FinetuneOptions, Method, finetune
-from edgelm_train.models.prefix_tuning import keys_values, with_prefix
+from edgelm_train.data.examples import Example
+from edgelm_train.data.records import Task
+from edgelm_train.finetune import _next_steps, finetune
+from edgelm_train.models.adapters import keys_values, with_prefix
+from edgelm_train.options import FinetuneOptions, Method
+from edgelm_train.run.held_out import loss_on_completions
+from edgelm_train.run.tuning_data import ExampleData, TextData, read_tasks, read_text
 from tests.conftest import RunCommand
 from tests.train.conftest import Playground
 
@@ -30,7 +34,7 @@ QUICK = FinetuneOptions(epochs=1, prefix_tokens=4, evaluations=3, learning_rate=
 
 
 def loaded(method: Method, playground: Playground, out: Path) -> Any:
-    """The model that `out` says, as others than edgelm would load it."""
+    """The model in `out`, loaded without the help of edgelm_train."""
     if method == "full":
         return load_checkpoint(str(out)).model
     base = load_checkpoint(str(playground.base)).model
@@ -68,12 +72,12 @@ def test_merged_adapter_equals_the_adapter(playground: Playground, tmp_path: Pat
     finetune(str(playground.base), playground.text, tmp_path / "out", replace(QUICK, method="lora"))
     ids = torch.arange(40)[None] * 3
     with quiet_torch(), torch.no_grad():
-        wanted = loaded("lora", playground, tmp_path / "out")(input_ids=ids).logits
+        expected = loaded("lora", playground, tmp_path / "out")(input_ids=ids).logits
         merged = merge_adapter(load_checkpoint(str(playground.base)), str(tmp_path / "out"))
-        found = merged.model(ids).logits
+        merged_logits = merged.model(ids).logits
         plain = load_checkpoint(str(playground.base)).model(ids).logits
-    assert (found - wanted).abs().max() < 1e-4
-    assert (plain - wanted).abs().max() > 0.01
+    assert (merged_logits - expected).abs().max() < 1e-4
+    assert (plain - expected).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -81,14 +85,14 @@ def test_an_interrupted_run_ends_as_if_it_were_not(
     method: Method, playground: Playground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = replace(QUICK, method=method)
-    # What is faster is measured, and two runs may find otherwise.
+    # The faster precision is measured, and two runs may measure different ones.
     monkeypatch.setattr("edgelm_train.finetune.fastest_precision", lambda *_: ("fp32", {}))
     whole = finetune(str(playground.base), playground.text, tmp_path / "whole", options)
     measure, calls = TextData.held_out_loss, []
 
     def breaks(self: TextData, model: Any) -> Any:
         calls.append(1)
-        if len(calls) == 4:  # before, twice with a checkpoint, and then
+        if len(calls) == 4:  # after the one before training and two that wrote a checkpoint
             raise ValueError("the machine fell")
         return measure(self, model)
 
@@ -106,10 +110,10 @@ def test_a_prefix_begins_as_real_tokens(playground: Playground) -> None:
     model = load_checkpoint(str(playground.base)).model
     start, text = [5, 9, 2, 30, 7], torch.tensor([[11, 3, 250, 8]])
     with torch.no_grad():
-        wanted = model(torch.cat([torch.tensor([start]), text], dim=1)).logits[:, len(start) :]
+        expected = model(torch.cat([torch.tensor([start]), text], dim=1)).logits[:, len(start) :]
         adapted = with_prefix(model, start).eval()
         for use_cache in (True, False):
-            assert (adapted(input_ids=text, use_cache=use_cache).logits - wanted).abs().max() < 1e-4
+            assert (adapted(input_ids=text, use_cache=use_cache).logits - expected).abs().max() < 1e-4
     trained = [name for name, value in adapted.named_parameters() if value.requires_grad]
     assert trained == ["prompt_encoder.default.embedding.weight"]
 
@@ -120,26 +124,26 @@ def test_keys_and_values_are_those_of_peft(playground: Playground) -> None:
     with quiet_torch(), torch.no_grad():
         adapted.prompt_encoder["default"].embedding.weight.normal_()
         cache = adapted.get_prompt(batch_size=1)
-    found = keys_values(adapted)
-    assert found.shape == (4, 4, 3, 8) and found.dtype == np.float32
+    arrays = keys_values(adapted)
+    assert arrays.shape == (4, 4, 3, 8) and arrays.dtype == np.float32
     for layer in range(2):
         for kind in (0, 1):
-            assert np.array_equal(found[2 * layer + kind], cache[layer][kind][0].numpy())
+            assert np.array_equal(arrays[2 * layer + kind], cache[layer][kind][0].numpy())
 
 
 def test_only_completions_are_counted(playground: Playground) -> None:
     model = load_checkpoint(str(playground.base)).model
     examples = [Example((3, 4, 5, 6, 7), 3), Example((9, 8, 0), 2), Example((1, 2), 0)]
-    wanted, tokens = 0.0, 0
+    expected, tokens = 0.0, 0
     for example in examples:
         with torch.no_grad():
             logprobs = model(torch.tensor([example.ids])).logits[0].log_softmax(-1)
         for place in range(max(1, example.prompt_length), len(example.ids)):
-            wanted -= float(logprobs[place - 1, example.ids[place]])
+            expected -= float(logprobs[place - 1, example.ids[place]])
             tokens += 1
-    found = loss_on_completions(model, examples, pad_token_id=0)
-    assert found.tokens == tokens == 4
-    assert found.nats == pytest.approx(wanted, abs=1e-4)
+    loss = loss_on_completions(model, examples, pad_token_id=0)
+    assert loss.tokens == tokens == 4
+    assert loss.nats == pytest.approx(expected, abs=1e-4)
 
 
 def test_every_example_once_a_pass_and_by_index_alone() -> None:
@@ -158,7 +162,7 @@ def test_held_out_examples_are_not_learned(playground: Playground, tmp_path: Pat
     (tmp_path / "dev.jsonl").write_text("\n".join(rows[:3]), encoding="utf-8")
     data = read_tasks(playground.reversals, tmp_path / "dev.jsonl", checkpoint, Task.parse(None, None), 64)
     assert len(data.held_out) == 3 and len(data.training) == 61
-    assert data.notes == ("left out 3 examples that are the same as held-out ones",)
+    assert data.notes == ("left out 3 examples because an equal one is held out",)
     alone = read_tasks(playground.reversals, None, checkpoint, Task.parse(None, None), 64)
     assert len(alone.held_out) == 4 and not set(alone.held_out) & set(alone.training)
 
@@ -197,7 +201,7 @@ def test_texts_that_are_refused(content: str, playground: Playground, tmp_path: 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_less_than_a_window_is_refused(held_out: bool, playground: Playground, tmp_path: Path) -> None:
-    """Of the part to measure on too."""
+    """The held-out part needs a whole window too."""
     (tmp_path / "a.txt").write_text("red green blue " * 30, encoding="utf-8")
     data, spared = (playground.text, tmp_path / "a.txt") if held_out else (tmp_path / "a.txt", None)
     (tmp_path / "a.txt").write_text("red green" if held_out else "red green blue " * 30, encoding="utf-8")
@@ -208,21 +212,21 @@ def test_less_than_a_window_is_refused(held_out: bool, playground: Playground, t
 
 
 def test_a_file_to_measure_on_is_taken_whole(playground: Playground, tmp_path: Path) -> None:
-    """And the data too: none of it is held out beside, no document is cut in two."""
+    """The data is trained on as a whole: no part of it is held out, and no document is cut."""
     documents = [f"{first} cat dog " * 20 for first in ("red", "green", "blue")]
     (tmp_path / "data.txt").write_text("<|endoftext|>".join(documents), encoding="utf-8")
     (tmp_path / "held.txt").write_text("<|endoftext|>".join([documents[1]] * 25), encoding="utf-8")
     checkpoint = load_checkpoint(str(playground.base))
-    found = read_text(tmp_path / "data.txt", tmp_path / "held.txt", checkpoint, 32, "nothing")
-    assert (len(found.training.starts), len(found.held_out.starts)) == (2, 25)
-    ids = found.training.ids[1 : found.training.starts[1]].tolist()
+    data = read_text(tmp_path / "data.txt", tmp_path / "held.txt", checkpoint, 32, "nothing")
+    assert (len(data.training.starts), len(data.held_out.starts)) == (2, 25)
+    ids = data.training.ids[1 : data.training.starts[1]].tolist()
     assert checkpoint.tokenizer.decode(ids) == documents[0].strip()
     with pytest.raises(TrainingError, match="there is nothing left to train on"):
         read_text(tmp_path / "data.txt", tmp_path / "data.txt", checkpoint, 32, "nothing")
 
 
 def test_records_are_not_measured_on_text(playground: Playground, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"is no file of records: its name must end in \.jsonl"):
+    with pytest.raises(TrainingError, match=r"is not a file of records: its name must end in \.jsonl"):
         finetune(str(playground.base), playground.reversals, tmp_path / "a", replace(QUICK, held_out=playground.text))
 
 
@@ -272,6 +276,7 @@ def test_the_command(playground: Playground, tmp_path: Path, edgelm_command: Run
     assert re.fullmatch(r".*out: held-out loss \d+\.\d{4} before, \d+\.\d{4} after; .* see .*report\.md\n", done.stdout)
     assert "left out 1 of 31 examples: their completion is empty" in done.stderr
     assert (tmp_path / "out" / "adapter_config.json").is_file()
+    assert done.stderr.endswith(rf"run -m {tmp_path / 'out'}-int8 $'{{question}}\nAnswer:'" + "\n")
     refused = edgelm_command(*arguments[:-1], str(tmp_path / "other"))
     assert refused.status == 1
     assert "has no column 'prompt', only 'question', 'answer'" in refused.stderr.splitlines()[-1]
@@ -281,7 +286,7 @@ def test_the_command(playground: Playground, tmp_path: Path, edgelm_command: Run
 def test_losses_are_of_float32_whatever_a_run_left(playground: Playground) -> None:
     model = load_checkpoint(str(playground.base)).model
     data = read("text", playground)
-    wanted = data.held_out_loss(model)
+    expected = data.held_out_loss(model)
     model._original_forward = model.forward  # as accelerate does
 
     def rounded(*arguments: Any, **named: Any) -> Any:
@@ -289,5 +294,37 @@ def test_losses_are_of_float32_whatever_a_run_left(playground: Playground) -> No
             return model._original_forward(*arguments, **named)
 
     model.forward = rounded
-    assert data.held_out_loss(model) == wanted
+    assert data.held_out_loss(model) == expected
     assert model.forward is rounded
+
+
+@pytest.mark.parametrize(
+    ("method", "commands"),
+    [
+        ("full", ["edgelm export out -o out-int8", "edgelm run -m out-int8 'Your text'"]),
+        (
+            "lora",
+            ["edgelm export me/base --revision v1 --adapter out -o out-int8", "edgelm run -m out-int8 'Your text'"],
+        ),
+        (
+            "prefix",
+            [
+                "edgelm export me/base --revision v1 -o base-int8",
+                "edgelm run -m base-int8 --prefix out/prefix.kv 'Your text'",
+            ],
+        ),
+    ],
+)
+def test_the_result_is_used_like_this(method: Method, commands: list[str]) -> None:
+    assert _next_steps("me/base", "v1", Path("out"), method, None) == commands
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_a_shell_gets_the_prompt_of_the_template() -> None:
+    """`edgelm run` does not read escapes, so the shell must make the new line."""
+    task = Task.parse(r"It's {text}\n\tC:\\dir {{x}}\n", "{label}")
+    _, comment, run = _next_steps("base", None, Path("out"), "lora", task)
+    assert "{text}" in comment and comment.startswith("#")
+    prompt = run.removeprefix("edgelm run -m out-int8 ")
+    shown = subprocess.run(["bash", "-c", f"printf %s {prompt}"], capture_output=True, text=True, check=True).stdout
+    assert shown == "It's {text}\n\tC:\\dir {x}\n" == task.prompt.fill({"text": "{text}"})

@@ -5,38 +5,15 @@ from typing import Any
 
 import click
 
-from edgelm_train.cli.pretrain import need_training_side, say, stopped
-from edgelm_train.run_options import FILE, run_flags
+from edgelm_train.cli.shared import FILE, OUT, REVISION, flags, prepare, say, stopped
+from edgelm_train.options import FinetuneOptions
 
 
 @click.command(name="finetune")
 @click.argument("base")
 @click.option("--data", required=True, type=FILE, metavar="FILE", help="UTF-8 text, or .jsonl, .json, .tsv, .csv.")
-@click.option(
-    "-o", "--out", required=True, type=FILE, metavar="FOLDER", help="Where the result goes: new, or a run to resume."
-)
-@click.option(
-    "--method",
-    type=click.Choice(["full", "lora", "prefix"]),
-    default="lora",
-    show_default=True,
-    help="Learn all weights, an adapter, or what stands before every prompt.",
-)
-@click.option("--prompt", metavar="TEMPLATE", help=r"A prompt, with columns in braces: 'Review: {text}\nIt was'.")
-@click.option("--completion", metavar="TEMPLATE", help="What is to be answered: ' {label}'. Only this is learned.")
-@click.option("--epochs", type=float, default=3.0, show_default=True, metavar="N", help="Passes over the data.")
-@click.option("--batch-size", type=int, default=8, show_default=True, metavar="N", help="Examples or windows a step.")
-@click.option("--window", type=int, metavar="N", help="Tokens of text learned at once.  [default: half the context]")
-@click.option("--rank", type=int, default=8, show_default=True, metavar="N", help="Of LoRA's matrices.")
-@click.option(
-    "--prefix-tokens",
-    type=int,
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="How much of the context a prefix takes.",
-)
-@run_flags(patience=3)
+@OUT
+@flags(FinetuneOptions, REVISION)
 def command(base: str, data: Path, out: Path, revision: str | None, **options: Any) -> int:
     """Tune the GPT-2 checkpoint BASE, a folder or a hub id, on a text or on examples.
 
@@ -47,13 +24,16 @@ def command(base: str, data: Path, out: Path, revision: str | None, **options: A
         --method prefix --out reviews
     edgelm run -m gpt2-int8 --prefix reviews/prefix.kv "So dull. It was"
 
-    Text is learned as it is. Of examples only the completion is, and an end of text after it; without templates they
-    are the columns "prompt" and "completion". Ctrl-C writes a checkpoint, and the same command goes on from there.
+    Every token of a plain text is learned. Of an example, only the completion and an end-of-text token after it are
+    learned; without templates, the columns "prompt" and "completion" are taken. Ctrl-C writes a checkpoint, and the
+    same command goes on from there.
     """
-    need_training_side("finetune", "peft")
-    from edgelm_train.finetune import FinetuneOptions, finetune
+    chosen = FinetuneOptions(**options)
+    chosen.task_for(data)
+    prepare("finetune", out, [data] if chosen.held_out is None else [data, chosen.held_out], "peft")
+    from edgelm_train.finetune import finetune
 
-    done = finetune(base, data, out, FinetuneOptions(**options), revision=revision, say=say)
+    done = finetune(base, data, out, chosen, revision=revision, say=say)
     if done.report is None:
         return stopped(done.outcome)
     losses = done.report.losses
@@ -61,4 +41,5 @@ def command(base: str, data: Path, out: Path, revision: str | None, **options: A
         f"{out}: held-out loss {losses['before']:.4f} before, {losses['after']:.4f} after; "
         f"{done.outcome.seconds:,.0f} s; see {out / 'report.md'}"
     )
+    click.echo("\n    ".join(["use it like this:", *done.report.next_steps]), err=True)
     return 0

@@ -1,1 +1,1 @@
-"""Text files and records become token ids in batches."""
+"""From text files and files of records to token ids in batches."""

@@ -1,4 +1,4 @@
-"""A byte-level BPE: trained, saved and loaded as GPT-2's is, with <|endoftext|> as token 0."""
+"""A byte-level BPE like GPT-2's: trained (with <|endoftext|> as token 0), saved, loaded, applied."""
 
 import json
 import re
@@ -11,29 +11,25 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from edgelm.errors import TrainingError
 from edgelm_train.data.corpus import END_OF_TEXT
 
-END_OF_TEXT_ID = 0
 SMALLEST_VOCABULARY = 257
 """256 bytes and <|endoftext|>."""
 LARGEST_VOCABULARY = 262_144
 _PIECE_CHARACTERS = 1_000_000
-"""A longer document is tokenized in pieces, so that one huge line costs no more than many short ones."""
+"""A longer document is tokenized in pieces, because one huge line would cost more than many short ones."""
 _WORD_CHARACTERS = 100
-"""What has no white space for longer is cut for the trainer, whose time grows with words times merges."""
-_ENDLESS_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS + 1}}}")
+"""The trainer gets longer runs without white space in parts, because its time grows with words times merges."""
+_LONG_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS + 1}}}")
 
 
 def train_bpe(documents: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
     """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most `vocab_size` tokens.
 
-    A pair must occur twice to become a token, so little text gives fewer tokens than asked for.
+    A pair must occur twice to become a token. So a short text gives fewer tokens than `vocab_size`.
 
     Raises:
         TrainingError: `vocab_size` is outside 257 to 262,144.
     """
-    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
-        raise TrainingError(
-            f"a byte-level vocabulary has {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY} tokens, got {vocab_size}"
-        )
+    check_vocabulary_size(vocab_size)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,12 +41,20 @@ def train_bpe(documents: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for document in documents for text in _texts_to_learn_from(document)), trainer)
+    tokenizer.train_from_iterator((text for document in documents for text in _short_texts(document)), trainer)
     return tokenizer
 
 
+def check_vocabulary_size(vocab_size: int) -> None:
+    """Raises TrainingError where a byte-level vocabulary cannot have `vocab_size` tokens."""
+    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+        raise TrainingError(
+            f"a byte-level vocabulary has {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY} tokens, got {vocab_size}"
+        )
+
+
 def save_bpe(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
-    """Write the three files that transformers' AutoTokenizer reads."""
+    """Write the three files that transformers' AutoTokenizer reads; `folder` is created."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
@@ -60,10 +64,10 @@ def save_bpe(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
 
 
 def load_bpe(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a Hugging Face folder, to be trained with.
+    """The tokenizer of a Hugging Face folder, without truncation and padding.
 
     Raises:
-        TrainingError: it cannot be read, or lacks the token <|endoftext|>.
+        TrainingError: tokenizer.json cannot be read, or has no token <|endoftext|>.
     """
     path = folder / "tokenizer.json"
     try:
@@ -71,21 +75,23 @@ def load_bpe(folder: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise TrainingError(f"cannot read the tokenizer {path}: {error}") from None
     if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise TrainingError(f"the tokenizer {path} has no token {END_OF_TEXT}, which must stand before every document")
+        raise TrainingError(
+            f"the tokenizer {path} has no token {END_OF_TEXT}, which training puts before every document"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def encode(tokenizer: tokenizers.Tokenizer, document: str) -> list[int]:
-    """The ids of `document`, without any special token added."""
+    """The ids of `document`; no special token is added."""
     encodings = tokenizer.encode_batch(list(_pieces(document)), add_special_tokens=False)
     return [token_id for encoding in encodings for token_id in encoding.ids]
 
 
-def _texts_to_learn_from(document: str) -> Iterator[str]:
+def _short_texts(document: str) -> Iterator[str]:
     for piece in _pieces(document):
-        if _ENDLESS_WORD.search(piece) is None:
+        if _LONG_WORD.search(piece) is None:
             yield piece
         else:
             yield from (piece[i : i + _WORD_CHARACTERS] for i in range(0, len(piece), _WORD_CHARACTERS))
@@ -94,7 +100,7 @@ def _texts_to_learn_from(document: str) -> Iterator[str]:
 def _pieces(document: str) -> Iterator[str]:
     start = 0
     while len(document) - start > _PIECE_CHARACTERS:
-        # A space belongs to the word after it; where there is none, the cut may split a word.
+        # A space belongs to the word after it. Without any space, the cut may split a word.
         end = document.rfind(" ", start + 1, start + _PIECE_CHARACTERS)
         end = end if end > start else start + _PIECE_CHARACTERS
         yield document[start:end]

@@ -1,4 +1,4 @@
-"""Documents packed into one stream of tokens, and the batches of a training run cut from it by index alone."""
+"""Documents packed into one stream of tokens, and the micro-batches of a run, cut from the stream by their index."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ import tokenizers
 
 from edgelm.errors import TrainingError
 from edgelm_train.data.bpe import encode
-from edgelm_train.data.corpus import END_OF_TEXT
+from edgelm_train.data.corpus import END_OF_TEXT, counted
 
 Ids = npt.NDArray[np.int32]
 IGNORED = -100
-"""The label torch's cross entropy leaves out."""
+"""The label that torch's cross entropy ignores."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Token ids of documents, each preceded by <|endoftext|>, end to end; document i begins at starts[i]."""
+    """Documents end to end: `ids` (T,), with <|endoftext|> before each document; document i begins at starts[i]."""
 
     ids: Ids
     starts: npt.NDArray[np.int64]
@@ -27,14 +27,14 @@ class Packed:
         return len(self.ids)
 
     def shuffled(self, seed: int) -> Ids:
-        """The same documents in another order."""
+        """`ids` (T,) with the documents in a random order that depends on `seed` alone."""
         order = np.random.default_rng(seed).permutation(len(self.starts))
         ends = np.append(self.starts[1:], len(self.ids))
         return np.concatenate([self.ids[self.starts[i] : ends[i]] for i in order])
 
 
 def pack(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Packed:
-    """Tokenize `documents` and lay them end to end."""
+    """Tokenize `documents` and put them end to end."""
     first = tokenizer.token_to_id(END_OF_TEXT)
     pieces = [np.array([first, *encode(tokenizer, document)], dtype=np.int32) for document in documents]
     starts = np.cumsum([0, *map(len, pieces[:-1])], dtype=np.int64)
@@ -42,36 +42,49 @@ def pack(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Packed:
 
 
 def refuse_too_little(parts: Mapping[str, Packed], window: int, remedy: str) -> None:
-    """Raises TrainingError where one of `parts`, by what they are for, does not fill a window.
+    """Refuse a part of the data that does not fill one window.
 
     Args:
-        remedy: what to give instead of more text.
+        parts: the packed parts, by what the message says of their tokens, such as "held out".
+        window: tokens of a window.
+        remedy: what a person can give instead of more text.
+
+    Raises:
+        TrainingError: a part has fewer tokens than `window`.
     """
     for name, packed in parts.items():
         if len(packed) < window:
             raise TrainingError(
-                f"only {len(packed)} tokens {name}, less than one window of {window}; give more text, or {remedy}"
+                f"only {counted(len(packed), 'token')} {name}, less than one window of {window}; give more text, or "
+                f"{remedy}"
             )
 
 
 @dataclass(frozen=True)
 class Phase:
-    """So many optimizer steps with windows of one length."""
+    """`steps` optimizer steps in a row whose windows all have `window` tokens."""
 
     steps: int
     window: int
 
 
 class BatchStream:
-    """Every micro-batch of a run, by index: no state, so a resumed run reads what an uninterrupted one would.
+    """Every micro-batch of a run, by its index alone, so that a resumed run reads what an uninterrupted run would.
 
-    The documents are laid end to end in a new order every epoch; the stream is cut into batches of `batch_tokens`,
-    each of ``batch_tokens // window`` windows. As a torch dataset its item is a micro-batch: ``input_ids`` and
-    ``labels``, (B, W) int64 arrays. A window's first token is predicted by nothing; its label is IGNORED.
+    In each epoch the documents stand end to end in a new order. The stream of all epochs is cut into batches of
+    `batch_tokens` tokens, that is ``batch_tokens // window`` windows. This is a torch dataset; an item is a micro-batch
+    of ``input_ids`` and ``labels``, int64 arrays (B, W). The label of a window's first token is IGNORED, because no
+    token predicts it.
     """
 
     def __init__(self, packed: Packed, phases: Sequence[Phase], batch_tokens: int, accumulate: int, seed: int) -> None:
-        """`batch_tokens` is a multiple of every window times `accumulate`."""
+        """Args:
+        packed: the documents.
+        phases: windows of the run, in order.
+        batch_tokens: tokens of an optimizer step; a multiple of ``window * accumulate`` in every phase.
+        accumulate: micro-batches of an optimizer step.
+        seed: decides the order of the documents.
+        """
         self._packed, self._phases, self._seed = packed, tuple(phases), seed
         self._batch_tokens, self._accumulate = batch_tokens, accumulate
         self._epoch, self._epoch_ids = -1, packed.ids

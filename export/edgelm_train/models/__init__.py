@@ -1,1 +1,1 @@
-"""What is trained: sizes, students, losses, adapters, prefixes."""
+"""The models that are trained: their sizes, students of a teacher, adapters and prefixes."""

@@ -1,4 +1,4 @@
-"""What a student pays for differing from its teacher, and from the text."""
+"""The loss of a student: its distance from its teacher's distribution and hidden states, and its loss on the text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,30 +12,31 @@ from edgelm_train.data.packing import IGNORED
 
 @dataclass(frozen=True)
 class DistillationWeights:
-    """The weights of the three losses and the temperature of the first."""
+    """Weights of the three losses, and the temperature of the first."""
 
     soft: float
-    """Of the teacher's distribution."""
+    """Weight of `soft_target_loss`."""
     hidden: float
-    """Of the hidden states; 0 leaves them out."""
+    """Weight of `hidden_state_loss`, which is not computed where the weight is 0."""
     hard: float
-    """Of the text itself."""
+    """Weight of the cross entropy of the text itself."""
     temperature: float
 
 
 def soft_target_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """KL divergence of the student from the teacher in nats, times T², over the tokens that are learned.
+    """Mean KL divergence of student from teacher over the learned tokens, in nats, times the squared temperature.
 
-    Both distributions are softened by the temperature T; T² keeps the gradient's size (Hinton, Vinyals and Dean,
+    The temperature softens both distributions. Its square keeps the size of the gradient (Hinton, Vinyals and Dean,
     "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2).
 
     Args:
         student_logits: (B, T, V).
         teacher_logits: (B, T, V).
-        labels: (B, T), as for the model itself: the logits of one position answer to the label of the next, and
-            those of -100 are left out.
+        labels: (B, T), as the model takes them: the logits of a position predict the label of the next position, and
+            a label of -100 is left out.
+        temperature: divides the logits.
     """
     learned = labels[:, 1:] != IGNORED  # (B, T-1)
     student = functional.log_softmax(student_logits[:, :-1][learned].float() / temperature, dim=-1)  # (N, V)
@@ -49,40 +50,43 @@ def hidden_state_loss(
 ) -> torch.Tensor:
     """One minus the cosine between hidden states, averaged over tokens and layers.
 
-    The cosine is DistilBERT's (Sanh et al., arXiv 1910.01108). A student of another width is first taken to the
-    teacher's by a learned matrix, and layers are paired evenly, as TinyBERT does (Jiao et al., arXiv 1909.10351).
+    The cosine is DistilBERT's (Sanh et al., arXiv 1910.01108). As in TinyBERT (Jiao et al., arXiv 1909.10351), layers
+    are paired evenly, and a learned matrix projects the student's states to the teacher's width where the two differ.
 
     Args:
-        student: the output of every layer, each (B, T, D).
-        teacher: the output of every layer, each (B, T, D'); at least as many as the student has.
-        projection: D to D'.
+        student: the output of every layer of the student, each (B, T, D).
+        teacher: the output of every layer of the teacher, each (B, T, D'); at least as many layers as the student's.
+        projection: maps D to D'.
     """
     losses = []
-    for layer, own in enumerate(student):
-        taught = teacher[teacher_layer(layer, len(student), len(teacher))]
-        losses.append(1 - functional.cosine_similarity(projection(own).float(), taught.float(), dim=-1).mean())
+    for layer, states in enumerate(student):
+        target = teacher[teacher_layer(layer, len(student), len(teacher))]
+        losses.append(1 - functional.cosine_similarity(projection(states).float(), target.float(), dim=-1).mean())
     return torch.stack(losses).mean()
 
 
 def teacher_layer(layer: int, student_layers: int, teacher_layers: int) -> int:
-    """Which of the teacher's layers a student's layer answers to: evenly spaced, the last to the last."""
+    """The teacher's layer that is paired with a layer of the student: evenly spaced, the last one with the last one."""
     return (layer + 1) * teacher_layers // student_layers - 1
 
 
 def distillation_loss(
     student: Any, teacher: Any, labels: torch.Tensor, projection: torch.nn.Module, weights: DistillationWeights
 ) -> torch.Tensor:
-    """The weighted sum of the three.
+    """The weighted sum of the three losses.
 
     Args:
-        student: a transformers output with ``loss``, ``logits`` and ``hidden_states``.
-        teacher: another with the last two.
+        student: an output of transformers with ``loss``, ``logits`` and ``hidden_states``.
+        teacher: an output of transformers with ``logits`` and ``hidden_states``.
+        labels: as for `soft_target_loss`.
+        projection: as for `hidden_state_loss`.
+        weights: the weights, and the temperature.
     """
     loss = weights.hard * student.loss + weights.soft * soft_target_loss(
         student.logits, teacher.logits, labels, weights.temperature
     )
     if weights.hidden:
-        # The first hidden state is the embedding, no layer's output.
+        # The first hidden state is the embedding, which no layer has computed.
         loss = loss + weights.hidden * hidden_state_loss(
             student.hidden_states[1:], teacher.hidden_states[1:], projection
         )

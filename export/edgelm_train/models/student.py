@@ -1,4 +1,4 @@
-"""A student: a smaller GPT-2 that reads its teacher's tokens, new or cut out of the teacher, and learns from it."""
+"""A student: a smaller GPT-2 with its teacher's tokens, either new or cut out of the teacher, that learns from it."""
 
 from typing import Any
 
@@ -16,9 +16,10 @@ def new_student(teacher: Any, size: str, seed: int) -> Any:
     Args:
         teacher: a ``transformers.GPT2LMHeadModel``; the student has its vocabulary.
         size: a name in `edgelm_train.models.sizes.SIZES`, or the path of a GPT-2 config.json.
+        seed: decides the random weights.
 
     Raises:
-        TrainingError: there is no such size, or it has more layers than the teacher.
+        TrainingError: there is no such size, or the student would have more layers than the teacher.
     """
     config = named_config(size)
     if config.n_layer > teacher.config.n_layer:
@@ -34,13 +35,13 @@ def new_student(teacher: Any, size: str, seed: int) -> Any:
 
 
 def student_from_layers(teacher: Any, layers: int) -> Any:
-    """A copy of the teacher with only some of its layers, evenly spaced, as DistilBERT and DistilGPT2 begin.
+    """A copy of some evenly spaced layers of the teacher, the start of DistilBERT and DistilGPT2.
 
-    Sanh et al., arXiv 1910.01108, section 3: layers of the teacher are a better start than random weights.
+    The teacher's layers are a better start than random weights (Sanh et al., arXiv 1910.01108, section 3).
 
     Args:
         teacher: a ``transformers.GPT2LMHeadModel``.
-        layers: from 1 to the teacher's number.
+        layers: number of layers of the student, from 1 to that of the teacher.
     """
     config = transformers.GPT2Config.from_dict(teacher.config.to_dict() | NO_DROPOUT | {"n_layer": layers})
     student = transformers.GPT2LMHeadModel._from_config(config)
@@ -57,41 +58,42 @@ def student_from_layers(teacher: Any, layers: int) -> Any:
 
 
 class Apprentice(transformers.GPT2LMHeadModel):  # type: ignore[misc]
-    """A student whose loss, where labels are given, is that of distillation; otherwise a GPT-2 like any other.
+    """A GPT-2 whose loss, where labels are given, is the loss of distillation.
 
-    Its state has one matrix more: the projection of hidden states, which is learned with it and dropped at the end.
+    Its state has one matrix more than a GPT-2's: the projection of hidden states, learned with the student and dropped
+    in the end.
     """
 
     @classmethod
     def of(cls, student: Any, teacher: Any, weights: DistillationWeights) -> "Apprentice":
-        """The `student`'s weights, copied, behind the loss that `teacher`, which must be frozen, gives."""
+        """An apprentice with a copy of `student`'s weights; `teacher` must be frozen."""
         config = transformers.GPT2Config.from_dict(student.config.to_dict())
         apprentice: Apprentice = cls._from_config(config)
         apprentice.load_state_dict(student.state_dict())
-        same = config.n_embd == teacher.config.n_embd
+        same_width = config.n_embd == teacher.config.n_embd
         apprentice.projection = (
-            torch.nn.Identity() if same else torch.nn.Linear(config.n_embd, teacher.config.n_embd, bias=False)
+            torch.nn.Identity() if same_width else torch.nn.Linear(config.n_embd, teacher.config.n_embd, bias=False)
         )
-        # In a tuple, so that torch does not take the teacher for a part of the student.
+        # The tuple hides the teacher from torch, which would make it a part of the student.
         apprentice._teacher, apprentice._weights = (teacher,), weights
         return apprentice
 
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, use_cache: bool | None = None
     ) -> Any:
-        """Logits (B, T, V), and the loss where `labels` (B, T) are given."""
+        """Logits (B, T, V) for `input_ids` (B, T), and the loss where `labels` (B, T) are given."""
         if labels is None:
             return super().forward(input_ids=input_ids, use_cache=use_cache)
         hidden = self._weights.hidden > 0
         (teacher,) = self._teacher
         with torch.no_grad():
-            taught = teacher(input_ids=input_ids, use_cache=False, output_hidden_states=hidden)
-        own = super().forward(input_ids=input_ids, labels=labels, use_cache=False, output_hidden_states=hidden)
-        loss = distillation_loss(own, taught, labels, self.projection, self._weights)
-        return transformers.modeling_outputs.CausalLMOutput(loss=loss, logits=own.logits)
+            target = teacher(input_ids=input_ids, use_cache=False, output_hidden_states=hidden)
+        output = super().forward(input_ids=input_ids, labels=labels, use_cache=False, output_hidden_states=hidden)
+        loss = distillation_loss(output, target, labels, self.projection, self._weights)
+        return transformers.modeling_outputs.CausalLMOutput(loss=loss, logits=output.logits)
 
     def student(self) -> Any:
-        """A plain GPT-2 with what was learned."""
+        """A plain GPT-2 with the learned weights."""
         plain = transformers.GPT2LMHeadModel._from_config(transformers.GPT2Config.from_dict(self.config.to_dict()))
         state = self.state_dict()
         plain.load_state_dict({name: value for name, value in state.items() if not name.startswith("projection.")})

@@ -1,1 +1,1 @@
-"""One training run: the loop, what happens beside it, its folder and its report."""
+"""One training run: its data, its loop, its measurements, its folder and its report."""

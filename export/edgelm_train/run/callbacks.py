@@ -1,4 +1,4 @@
-"""What happens beside the steps of a run: its progress shown, its end on request, its checkpoints by the clock."""
+"""Callbacks of a run: they show progress, stop the run on a signal or at a time limit, and ask for checkpoints."""
 
 import signal
 import sys
@@ -13,14 +13,14 @@ import transformers
 
 _REDRAW_SECONDS = 0.5
 _LINE_SECONDS = 30.0
-"""How often a line is written where stderr is no terminal."""
+"""Time between two lines where stderr is not a terminal."""
 _BAR_CELLS = 24
 _LONGEST_WAIT_SECONDS = 5.0
-"""For a step that is logged, once a signal came."""
+"""Longest wait, after a signal, for a step that is logged."""
 
 
 class Stop:
-    """Says why a run is to end after its present step; None while it goes on."""
+    """Why a run is to stop after its present step: by a signal (its number), or at its time limit."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -28,18 +28,18 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """While this runs, SIGINT and SIGTERM ask for a stop; a second one is handled as if this were not here.
+        """In this context, the first SIGINT or SIGTERM asks for a stop; the second has its usual effect.
 
-        Outside the main thread, where Python lets nobody handle signals, nothing changes.
+        Outside the main thread this does nothing, because Python handles signals in the main thread only.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         caught = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.getsignal(number) for number in caught}
+        handlers = {number: signal.getsignal(number) for number in caught}
 
         def restore() -> None:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
         def ask(number: int, frame: FrameType | None) -> None:
@@ -55,10 +55,17 @@ class Stop:
 
 
 class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-    """Counts the seconds of a run over all its parts, asks for checkpoints by them, and ends it when they are used up.
+    """Counts the seconds of a run over all its parts, asks for checkpoints, and stops the run at its time limit.
 
-    Checkpoints are asked for at steps that are logged: so a resumed run averages its losses over the same steps. Only a
-    signal does not wait for such a step for more than some seconds.
+    It asks for a checkpoint only after a step that is logged, so that a resumed run averages its losses over the same
+    steps. After a signal it waits for such a step for some seconds at most.
+
+    Args:
+        stop: tells of signals, and is told of the time limit.
+        log_every: steps between two logged steps.
+        save_seconds: time between two checkpoints.
+        limit_seconds: time limit of the run; None: no limit.
+        say: gets a line where the run waits before it stops.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         logged = state.global_step % self._log_every == 0
         if self._stop.out_of_time or (self._stop.signal is not None and (logged or self._waited_long())):
             control.should_log = control.should_save = control.should_training_stop = True
-            # The end by the clock is a result, and is measured; the end by a signal may go on.
+            # A run at its time limit is finished and is measured; one stopped by a signal can be resumed.
             control.should_evaluate = control.should_evaluate or self._stop.out_of_time
         elif logged and time.monotonic() - self._saved >= self._save_seconds:
             control.should_save = True
@@ -107,7 +114,12 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
-    """One line on stderr: how far, the losses, the rate, and when it will be done."""
+    """One line on stderr: progress, losses, tokens a second, and the time that is left.
+
+    Args:
+        batch_tokens: tokens of an optimizer step.
+        write: gets the text instead of stderr.
+    """
 
     def __init__(self, batch_tokens: int, write: Callable[[str], object] | None = None) -> None:
         self._batch_tokens = batch_tokens
@@ -143,7 +155,7 @@ class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 def progress_line(step: int, steps: int, seconds_a_step: float, batch_tokens: int, loss: float, held_out: float) -> str:
-    """The bar as text; losses that are not known yet (NaN) are left out."""
+    """The line of a `ProgressBar`; a loss that is not known yet (NaN) is left out."""
     done = _BAR_CELLS * step // steps
     parts = [f"[{'#' * done}{'.' * (_BAR_CELLS - done)}] {step / steps:4.0%}  step {step:,}/{steps:,}"]
     if loss == loss:

@@ -1,28 +1,75 @@
-"""The folder of a run: begun once, gone on with by the same command, tidied at the end; and the run's device."""
+"""The folder of a run and the record in it: one command starts the run, the same command resumes it.
+
+This file loads without torch, because the commands check their output folder before they load it.
+"""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from edgelm.errors import TrainingError
-from edgelm_export.source.checkpoint import Checkpoint
-from edgelm_export.source.fingerprint import model_sha256
-from edgelm_train.run.loop import Precision
-from edgelm_train.run.record import RunRecord, read_record, refuse_changes
+
+if TYPE_CHECKING:
+    from edgelm_train.run.machine import Precision
 
 RUN_FOLDER = "training"
-"""Inside the output: the run's record, its tokenizer where it made one, its checkpoints while it goes on, and
-TensorBoard's files."""
+"""Inside the output folder. It has the record of the run, its checkpoints until it is finished, the event files of
+TensorBoard, and the tokenizer of ``edgelm pretrain``."""
+_RECORD_FILE = "run.json"
+_HASHED = ("data", "held-out data", "weights", "tokenizer")
+"""Things that a record names by their SHA-256."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The options with which a run was started, and what was decided from them for all parts of the run."""
+
+    options: Mapping[str, object]
+    """JSON values by the name of the flag, without its dashes."""
+    decided: Mapping[str, object]
+
+    def write(self, folder: Path) -> None:
+        """Write the record into `folder`, which is created."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / _RECORD_FILE, {"options": dict(self.options), "decided": dict(self.decided)})
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The record in `folder`; None where no run was started there.
+
+    Raises:
+        TrainingError: the record is damaged.
+    """
+    path = folder / _RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return RunRecord(dict(content["options"]), dict(content["decided"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TrainingError(f"{path} is damaged; remove the folder {folder} to start this run again") from None
+
+
+def refuse_changes(started: RunRecord, options: Mapping[str, object], out: Path) -> None:
+    """Raises TrainingError that names the first of `options` which differs from those that started the run in `out`."""
+    for name in [*started.options, *options]:
+        recorded, given = started.options.get(name), options.get(name)
+        if recorded != given:
+            raise TrainingError(
+                f"the run in {out} was started with {_shown(name, recorded)}, not {_shown(name, given)}; resume it "
+                "with its own options, or give another --out"
+            )
 
 
 def check_out(out: Path) -> RunRecord | None:
-    """Refuse an output that is neither new nor of a run to go on with; returns that run's record.
+    """The record of the unfinished run in `out`; None where `out` is a new or an empty folder.
 
     Raises:
-        TrainingError: it holds something else, or the run in it is finished.
+        TrainingError: `out` has other files in it, or its run is finished.
     """
     if out.is_file():
         raise TrainingError(f"{out} is a file; give a new folder as --out")
@@ -35,22 +82,27 @@ def check_out(out: Path) -> RunRecord | None:
 
 
 def begin_run(
-    out: Path, started: RunRecord | None, recorded: Mapping[str, object], precision: Callable[[], Precision]
-) -> tuple[Path, Precision]:
-    """The folder for the run's checkpoints, once what is `recorded` of it is what it was started with, and its
-    precision: what `precision` says as it begins, whatever it would say later.
+    out: Path, started: RunRecord | None, options: Mapping[str, object], measure: "Callable[[], Precision]"
+) -> "tuple[Path, Precision]":
+    """Record a new run, or check that a resumed run has the options with which it was started.
 
     Args:
-        started: what `check_out` found in `out`.
+        out: the output folder.
+        started: the record that `check_out` found in `out`.
+        options: all that must not change when the run is resumed, by name.
+        measure: gives the precision of a new run; a resumed run keeps its own.
+
+    Returns:
+        The folder for checkpoints, and the precision of the run.
 
     Raises:
-        TrainingError: the run in `out` was started with something else.
+        TrainingError: the run in `out` was started with other options.
     """
     folder = out / RUN_FOLDER
     if started is None:
-        started = RunRecord(recorded, {"precision": precision()})
+        started = RunRecord(options, {"precision": measure()})
         started.write(folder)
-    refuse_changes(started, recorded, out)
+    refuse_changes(started, options, out)
     return folder, "bf16" if started.decided.get("precision") == "bf16" else "fp32"
 
 
@@ -60,37 +112,30 @@ def end_run(folder: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file, or replace it at once: a process that is killed meanwhile leaves no half file."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
 def sha256_of_file(file: Path) -> str:
-    """Hexadecimal; tells one file of data from another."""
+    """SHA-256 (hex) of the content of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_of_weights(folder: Path) -> str:
-    """Hexadecimal; tells one checkpoint's weights from another's."""
+    """SHA-256 (hex) of the names and contents of all files of weights in a folder."""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(f"{file.name} {sha256_of_file(file)}\n".encode())
     return digest.hexdigest()
 
 
-def fingerprints(checkpoint: Checkpoint, data: Path, held_out: Path | None) -> dict[str, object]:
-    """What must stay the same when the tuning of a checkpoint is resumed, beside its options."""
-    return {
-        "base": checkpoint.name,
-        "weights": model_sha256(checkpoint.model),
-        "tokenizer": hashlib.sha256(checkpoint.tokenizer.to_json().encode()).hexdigest(),
-        "data": sha256_of_file(data),
-        "held-out data": None if held_out is None else sha256_of_file(held_out),
-    }
-
-
-def device_for(asked: str) -> str:
-    """ "cuda" or "cpu" for an option that may also be "auto".
-
-    Raises:
-        TrainingError: a GPU was asked for, and there is none.
-    """
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda was asked for, but torch finds no CUDA GPU here")
-    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+def _shown(name: str, value: object) -> str:
+    if name in _HASHED:
+        return f"other {name} (sha256 {str(value)[:12]}...)" if value else f"no {name}"
+    if name == "config":
+        return "another config.json"
+    return f"no --{name}" if value is None else f"--{name} {value}"

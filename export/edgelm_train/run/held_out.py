@@ -1,6 +1,6 @@
-"""How well a model predicts text it has not seen: the loss in windows of a packed stream."""
+"""The loss of a model on held-out data: on windows of a packed stream, or on the completions of examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,37 +8,43 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgelm_train.data.packing import Ids
+from edgelm_train.data.examples import Example, pad
+from edgelm_train.data.packing import IGNORED, Ids
 
 _TOKENS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross entropy of one text."""
+    """Cross entropy of a text."""
 
     nats: float
-    """Summed over all predicted tokens."""
+    """Sum over all predicted tokens."""
     tokens: int
-    """How many were predicted."""
+    """Number of predicted tokens."""
 
     @property
     def per_token(self) -> float:
-        """Mean cross entropy in nats."""
+        """Mean cross entropy of a token, in nats."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """Its exponential."""
+        """Exponential of the mean cross entropy."""
         return float(np.exp(self.per_token))
 
 
 def loss_in_windows(model: Any, ids: Ids, window: int) -> Loss:
-    """The loss of `model`, float32 and without dropout, on a packed stream cut every `window` tokens.
+    """The loss of `model`, in float32 without dropout, on a packed stream that is cut into windows.
 
-    A window has no tokens before it to look at, so its first token is predicted by nothing and does not count; nor do
-    the tokens left over after the last whole window. The model's mode, and torch's random state, stay as they are.
-    `ids` must have a whole window.
+    The first token of a window does not count, because no token predicts it. Nor do the tokens after the last whole
+    window. The mode of the model and torch's random state stay as they are.
+
+    Args:
+        model: a causal language model.
+        ids: the stream (T,); it fills at least one window.
+        window: length of a window, in tokens.
     """
     rows = torch.from_numpy(ids[: len(ids) // window * window].astype(np.int64)).view(-1, window)
     nats, tokens = 0.0, 0
@@ -52,11 +58,27 @@ def loss_in_windows(model: Any, ids: Ids, window: int) -> Loss:
     return Loss(nats, tokens)
 
 
+def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: int) -> Loss:
+    """The loss of `model`, in float32 without dropout, on the tokens of completions; its mode stays as it is."""
+    nats, tokens = 0.0, 0
+    by_length = sorted(examples, key=lambda example: len(example.ids))
+    with measuring(model):
+        for start in range(0, len(by_length), _ROWS_AT_ONCE):
+            rows, targets = pad(by_length[start : start + _ROWS_AT_ONCE], pad_token_id)
+            ids = torch.tensor(rows, device=model.device)
+            labels = torch.tensor(targets, device=model.device)[:, 1:]
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+            learned = labels != IGNORED
+            nats += float(torch.nn.functional.cross_entropy(logits[learned], labels[learned], reduction="sum"))
+            tokens += int(learned.sum())
+    return Loss(nats, tokens)
+
+
 @contextmanager
 def measuring(model: Any) -> Iterator[None]:
-    """While this runs, `model` is in float32, without dropout and without gradients; then it is as it was.
+    """In this context `model` is in float32, without dropout and without gradients; afterwards it is as before.
 
-    accelerate puts mixed precision into the forward of the model it prepares, for good.
+    accelerate replaces the forward of a model that it prepares by one in mixed precision, and never restores it.
     """
     was_training, prepared = model.training, model.__dict__.get("forward")
     original = model.__dict__.get("_original_forward")

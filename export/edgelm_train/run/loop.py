@@ -1,4 +1,4 @@
-"""A training run by transformers' Trainer: optimizer steps over a stream of batches, measured on held-out text."""
+"""The loop of a run, by transformers' Trainer: optimizer steps over a stream of batches, measured on held-out data."""
 
 import errno
 import json
@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import quiet_torch
 from edgelm_train.run.callbacks import Clock, ProgressBar, Stop
-from edgelm_train.run.json_file import write_json
+from edgelm_train.run.folder import write_json
+from edgelm_train.run.machine import Precision
 from edgelm_train.run.muon import MuonAdamW
 
-Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "muon"]
 Batch = Mapping[str, Any]
 _MOST_LOGGED_STEPS = 2000
@@ -31,7 +31,7 @@ _LOGGED = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the weights are changed."""
+    """Length, learning rate, precision and measurements of a run."""
 
     steps: int
     batch_tokens: int
@@ -39,42 +39,44 @@ class Schedule:
     warmup_steps: int
     weight_decay: float
     accumulate: int = 1
-    """Micro-batches an optimizer step adds up."""
+    """Micro-batches of an optimizer step."""
     final_learning_rate: float = 0.05
-    """Where the cosine ends, as a part of its peak."""
+    """End of the cosine schedule, as a part of the peak learning rate."""
     beta2: float = 0.95
     clip_norm: float = 1.0
     optimizer: OptimizerName = "adamw"
     precision: Precision = "fp32"
     seed: int = 0
     evaluate_every: int = 0
-    """Steps between two measurements on held-out text; 0: only at the end."""
+    """Steps between two measurements on held-out data; 0: only at the end."""
     patience: int | None = None
-    """End after so many measurements in a row without a better one; None: never."""
+    """Stop after this number of measurements in a row without a better one; None: never."""
     keep: Literal["best", "last"] = "best"
-    """Which weights the model has in the end: the best measured ones, or the last."""
+    """Weights of the model in the end: those of the best measurement, or those of the last step."""
     save_seconds: float = 240.0
+    """Time between two checkpoints."""
     limit_seconds: float | None = None
 
     @property
     def log_every(self) -> int:
-        """Steps whose losses are averaged into one point of the curve."""
+        """Number of steps whose mean loss is one point of the curve."""
         return max(1, self.steps // _MOST_LOGGED_STEPS)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that ended, its model holding the weights to keep, or one that a signal ended before that."""
+    """The end of a run. Its model has the weights to keep, unless a signal stopped the run."""
 
     log: tuple[dict[str, Any], ...]
     """Points of the curve: {"step", "loss", "learning_rate", "grad_norm"} or {"step", "eval_loss"}; losses in nats."""
     steps: int
     seconds: float
-    """Over all parts of the run."""
+    """Time of all parts of the run."""
     best_step: int
-    """Where the held-out loss was least."""
+    """Step with the least held-out loss."""
     ended: Literal["complete", "early", "time", "signal"]
     signal: int | None = None
+    """Number of the signal that came, even where the run was finished nevertheless."""
 
 
 def train(
@@ -88,17 +90,21 @@ def train(
     tensorboard: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Train `model` in place, from the last checkpoint in `folder` where there is one.
+    """Train `model` in place, from the last checkpoint in `folder` if there is one.
 
     Args:
-        batches: one micro-batch an item, ``schedule.steps * schedule.accumulate`` of them, with "labels" (-100 is
-            ignored). The loss of a step is the mean over all its labels, whatever micro-batch they are in.
-        measure: the held-out loss of the model, in nats a token.
-        folder: for checkpoints and TensorBoard's event files.
-        say: told where the run is resumed.
+        model: a model of transformers that computes a loss from labels.
+        batches: ``schedule.steps * schedule.accumulate`` micro-batches with "input_ids" and "labels" (B, T); a label
+            of -100 is ignored. The loss of a step is the mean over the labels of all its micro-batches.
+        measure: gives the held-out loss of the model, in nats a token.
+        folder: gets the checkpoints and the event files of TensorBoard.
+        schedule: how the run goes.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        tensorboard: whether to write event files.
+        say: gets lines about the progress.
 
     Raises:
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss became NaN or infinite, or the disk is full.
     """
     stop = Stop()
     clock = Clock(stop, schedule.log_every, schedule.save_seconds, schedule.limit_seconds, say)
@@ -107,24 +113,24 @@ def train(
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=schedule.patience))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(folder)
-    before = _read_ended(folder) if checkpoint is not None else None
-    if checkpoint is not None and before is None:
+    ended_before = _read_ended(folder) if checkpoint is not None else None
+    if checkpoint is not None and ended_before is None:
         say(f"resuming after step {checkpoint.name.removeprefix('checkpoint-')} of {schedule.steps}")
     with quiet_torch():
         trainer = _Trainer(
             model=model,
             args=_arguments(folder, schedule, device, tensorboard),
             train_dataset=batches,
-            eval_dataset=batches,  # must be given; measure() is what is called
+            eval_dataset=batches,  # required, but not read: evaluate() calls measure()
             callbacks=callbacks,
         )
         trainer.measure, trainer.clock = measure, clock
         if schedule.optimizer == "muon":
             trainer.optimizer = MuonAdamW(model, schedule.learning_rate, schedule.weight_decay, schedule.beta2)
         trainer.remove_callback(transformers.PrinterCallback)
-        if before is not None:
-            trainer.take(folder / before.kept)
-            return before.outcome
+        if ended_before is not None:
+            trainer.load_weights(folder / ended_before.kept)
+            return ended_before.outcome
         try:
             with stop.on_signals():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -132,8 +138,8 @@ def train(
             if not _disk_is_full(error):
                 raise
             raise TrainingError(
-                f"cannot write a checkpoint into {folder}: the disk is full; free some of it and give the same command "
-                "again"
+                f"cannot write a checkpoint into {folder}: the disk is full; free some of it and give the same "
+                "command again"
             ) from None
     state = trainer.state
     ended: Literal["complete", "early", "time", "signal"] = "complete"
@@ -161,11 +167,11 @@ def train(
 
 @dataclass(frozen=True)
 class _Ended:
-    """What a run that needs no more steps left behind, for a call that was stopped later, before its report."""
+    """The end of a run, on disk: a call that is stopped between the last step and the report can be repeated."""
 
     outcome: Outcome
     kept: str
-    """The checkpoint with the weights to keep."""
+    """Name of the checkpoint with the weights to keep."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / _ENDED_FILE, asdict(self))
@@ -181,27 +187,26 @@ def _read_ended(folder: Path) -> _Ended | None:
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """torch reports it as a RuntimeError of its archive's writer, safetensors in its message."""
+    """Whether `error` means a full disk; torch raises a RuntimeError of its archive writer, safetensors a message."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "inline_container" in str(error) or "No space left" in str(error)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end: its trainer_state.json comes last."""
-    whole = {}
+    """The newest complete checkpoint in `folder`, by its trainer_state.json, which is written last."""
+    complete = {}
     for checkpoint in folder.glob("checkpoint-*"):
         try:
-            whole[json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = (
-                checkpoint
-            )
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            complete[state["global_step"]] = checkpoint
         except (OSError, ValueError, KeyError):
             shutil.rmtree(checkpoint, ignore_errors=True)
-    return whole[max(whole)] if whole else None
+    return complete[max(complete)] if complete else None
 
 
 def _arguments(folder: Path, schedule: Schedule, device: str, tensorboard: bool) -> Any:
     every = schedule.evaluate_every or schedule.steps
-    # TrainingArguments of bf16 leave it there, and those of float32 would take it up in the same process.
+    # TrainingArguments with bf16 set this variable, and later ones without bf16 would obey it in the same process.
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     return transformers.TrainingArguments(
         output_dir=str(folder),
@@ -239,26 +244,26 @@ def _arguments(folder: Path, schedule: Schedule, device: str, tensorboard: bool)
 
 
 class _Trainer(transformers.Trainer):  # type: ignore[misc]
-    """The Trainer, reading micro-batches by index and measuring as edgelm does."""
+    """A Trainer that reads micro-batches by their index and measures with a function of edgelm."""
 
     measure: Callable[[Any], float]
     clock: Clock
     control: Any
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # The log is kept in checkpoints, and so are the seconds.
+        # Checkpoints contain the log, and so the seconds too.
         super().log({**logs, "seconds": self.clock.seconds}, start_time)
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether early stopping ended the run, whatever else did."""
+        """Whether early stopping has stopped the run, perhaps together with something else."""
         return any(
             callback.early_stopping_patience_counter >= callback.early_stopping_patience
             for callback in self.callback_handler.callbacks
             if isinstance(callback, transformers.EarlyStoppingCallback)
         )
 
-    def take(self, checkpoint: Path) -> None:
+    def load_weights(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint into the model."""
         self._load_from_checkpoint(str(checkpoint), self.model)
 
@@ -275,7 +280,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
 
 class _Diverged(transformers.TrainerCallback):  # type: ignore[misc]
-    """Ends a run whose loss is no number any more."""
+    """Stops a run whose loss is NaN or infinite."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         loss = logs.get("loss", 0.0)

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the blocks and AdamW for everything else, as one optimizer."""
+"""One optimizer that trains the matrices of the blocks with Muon and all other parameters with AdamW."""
 
 from typing import Any
 
@@ -6,10 +6,16 @@ import torch
 
 
 class MuonAdamW(torch.optim.Optimizer):  # type: ignore[misc]
-    """Muon (Jordan et al. 2024) with AdamW.
+    """Muon (Jordan et al. 2024) and AdamW.
 
-    Muon replaces the momentum of a block's matrix by the nearest orthogonal one, scaled to the size AdamW's steps have
-    (Liu et al. 2025), so that both take one learning rate. Token and position tables, norms and biases get AdamW.
+    Muon replaces the momentum of a matrix by the nearest orthogonal matrix, and scales it to the size of AdamW's steps
+    (Liu et al. 2025). So one learning rate suits both. AdamW trains the token and position tables, norms and biases.
+
+    Args:
+        model: a ``transformers.GPT2LMHeadModel``.
+        learning_rate: of both optimizers.
+        weight_decay: of matrices and tables; norms and biases have none.
+        beta2: of AdamW.
     """
 
     def __init__(self, model: Any, learning_rate: float, weight_decay: float, beta2: float) -> None:
@@ -30,7 +36,7 @@ class MuonAdamW(torch.optim.Optimizer):  # type: ignore[misc]
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """The groups are the parts' own, so that a scheduler that sets their rates reaches the parts."""
+        """Show the groups of both optimizers as groups of this one, so that a scheduler sets their learning rates."""
         self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
 
     def step(self, closure: Any = None) -> None:

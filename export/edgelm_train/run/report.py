@@ -1,57 +1,93 @@
-"""What a training run reports: numbers as JSON, and the same for people as Markdown."""
+"""The report of a run: numbers as JSON, and the same numbers as Markdown with loss curves for people."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from edgelm_export.source.checkpoint import quiet_torch
-from edgelm_train.run.json_file import write_json
+from edgelm_train.run.folder import write_json
+from edgelm_train.run.loop import Outcome
 
 CURVES_FILE = "curves.svg"
+_SMOOTHED_POINTS = 200
+ReportKind = TypeVar("ReportKind", "TrainingReport", "TuningReport")
+
+
+@dataclass(frozen=True)
+class Finished(Generic[ReportKind]):
+    """The end of a call: with a report, or without one where a signal stopped a run that can be resumed."""
+
+    report: ReportKind | None
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How a run went; losses are nats a token, the model in float32 without dropout."""
+    """Results of ``edgelm pretrain``; losses are nats a token, of the model in float32 without dropout."""
 
     facts: Mapping[str, object]
-    """Of data, model and run, by a name for people."""
+    """Facts about data, model and run, by their names in the report."""
     held_out: Mapping[int, float]
-    """Loss on the held-out text by window."""
+    """Loss on the held-out text, by the length of its windows in tokens."""
     training: float
-    """Loss on as much training text, in the first of those windows."""
+    """Loss on as much training text, in windows of the first of those lengths."""
     samples: Sequence[str]
     log: Sequence[Mapping[str, Any]]
+    """Points of the loss curves, as in `edgelm_train.run.loop.Outcome.log`."""
 
     @property
     def gap(self) -> float:
-        """How much better training text is predicted than held-out text: overfitting, where it is large."""
+        """Held-out loss minus training loss; a large gap is overfitting."""
         return next(iter(self.held_out.values())) - self.training
 
     def write(self, folder: Path) -> None:
-        """Put report.json and report.md into `folder`."""
-        write_report(folder, {**asdict(self), "gap": self.gap}, self.markdown())
+        """Write report.md and report.json into `folder`."""
+        _write(folder, {**asdict(self), "gap": self.gap}, self.markdown())
 
     def markdown(self) -> str:
         """The report for people."""
-        lines = ["# Training report", "", "| measured | loss (nats a token) | perplexity |", "|---|---|---|"]
-        for window, loss in self.held_out.items():
-            lines.append(f"| held-out text, windows of {window} | {loss:.4f} | {perplexity(loss):.2f} |")
         first = next(iter(self.held_out))
-        lines.append(f"| training text, windows of {first} | {self.training:.4f} | {perplexity(self.training):.2f} |")
-        lines += ["", f"Overfitting gap: {self.gap:.4f} nats a token.", "", f"![loss curves]({CURVES_FILE})", ""]
-        lines += ["| fact | |", "|---|---|"]
-        lines += [f"| {name} | {shown(value)} |" for name, value in self.facts.items()]
+        losses = {f"held-out text, windows of {window}": loss for window, loss in self.held_out.items()}
+        losses[f"training text, windows of {first}"] = self.training
+        gap = ["", f"Overfitting gap: {self.gap:.4f} nats a token."]
+        lines = [*_loss_table("measured", losses), *gap, *_curves_and_facts(self.facts)]
         for number, sample in enumerate(self.samples):
             lines += ["", f"## Sample {number}", "", *(f"> {line}" for line in sample.splitlines())]
         return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class TuningReport:
+    """Results of ``edgelm finetune`` and ``edgelm distill``; losses as in `TrainingReport`."""
+
+    losses: Mapping[str, float]
+    """Loss on the same held-out data of each model that was measured, by the model's name in the report."""
+    facts: Mapping[str, object]
+    """Facts about data, model and run, by their names in the report."""
+    notes: Sequence[str]
+    log: Sequence[Mapping[str, Any]]
+    """Points of the loss curves, as in `edgelm_train.run.loop.Outcome.log`."""
+    next_steps: Sequence[str] = ()
+    """Shell commands that use the result."""
+
+    def write(self, folder: Path) -> None:
+        """Write report.md and report.json into `folder`."""
+        _write(folder, asdict(self), self.markdown())
+
+    def markdown(self) -> str:
+        """The report for people."""
+        lines = [*_loss_table("held-out data", self.losses), *_curves_and_facts(self.facts)]
+        lines += ["", *(f"- {note}" for note in self.notes)]
+        if self.next_steps:
+            lines += ["", "## How to use the result", "", "```sh", *self.next_steps, "```"]
+        return "\n".join(lines).rstrip() + "\n"
+
+
 def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: int) -> list[str]:
-    """One text for each seed, from nothing but <|endoftext|>, at temperature 0.8 and top_p 0.95."""
+    """One text for each seed, after nothing but <|endoftext|>, at temperature 0.8 and top_p 0.95."""
     start = torch.tensor([[model.config.bos_token_id]], device=model.device)
     samples = []
     model.eval()
@@ -72,19 +108,69 @@ def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: i
     return samples
 
 
-def write_report(folder: Path, content: Mapping[str, object], markdown: str) -> None:
-    """Put report.md and then report.json, which says that the run is finished, into `folder`."""
+def draw_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], tokens_a_step: int, path: Path) -> None:
+    """Write an SVG of training losses (thin lines) and held-out losses (dots) over tokens.
+
+    Args:
+        logs: points as in `edgelm_train.run.loop.Outcome.log`, by the name of the run; each run gets a colour.
+        tokens_a_step: tokens of an optimizer step.
+        path: the file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "edgelm", "svg.fonttype": "none"}):
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        for number, (name, log) in enumerate(logs.items()):
+            color = f"C{number}"
+            label = f"{name}: " if len(logs) > 1 else ""
+            losses = [(point["step"], point["loss"]) for point in log if "loss" in point]
+            steps, smooth = _averaged(losses)
+            axes.plot(
+                [s * tokens_a_step / 1e6 for s in steps], smooth, color, lw=0.8, alpha=0.6, label=f"{label}training"
+            )
+            held_out = [
+                (point["step"] * tokens_a_step / 1e6, point["eval_loss"]) for point in log if "eval_loss" in point
+            ]
+            axes.plot(*zip(*held_out, strict=True), f"{color}o-", ms=3, lw=1.2, label=f"{label}held out")
+        axes.set(xlabel="million tokens", ylabel="loss (nats a token)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _averaged(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
+    """Steps and losses of at most 200 points, each the mean of neighbouring points."""
+    width = -(-len(points) // _SMOOTHED_POINTS)
+    groups = [points[i : i + width] for i in range(0, len(points), width)] if width else []
+    return [sum(s for s, _ in g) / len(g) for g in groups], [sum(x for _, x in g) / len(g) for g in groups]
+
+
+def _write(folder: Path, content: Mapping[str, object], markdown: str) -> None:
+    """report.json comes last, because it says that the run is finished."""
     (folder / "report.md").write_text(markdown, encoding="utf-8")
     write_json(folder / "report.json", content)
 
 
-def perplexity(loss: float) -> float:
-    """Its exponential, infinite where that is too large for a float32."""
+def _loss_table(measured: str, losses: Mapping[str, float]) -> list[str]:
+    lines = ["# Training report", "", f"| {measured} | loss (nats a token) | perplexity |", "|---|---|---|"]
+    return lines + [f"| {name} | {loss:.4f} | {_perplexity(loss):.2f} |" for name, loss in losses.items()]
+
+
+def _curves_and_facts(facts: Mapping[str, object]) -> list[str]:
+    lines = ["", f"![loss curves]({CURVES_FILE})", "", "| fact | |", "|---|---|"]
+    return lines + [f"| {name} | {_shown(value)} |" for name, value in facts.items()]
+
+
+def _perplexity(loss: float) -> float:
+    """The exponential of `loss`; infinite where it is too large for a float32."""
     return float(torch.tensor(loss).exp())
 
 
-def shown(value: object) -> str:
-    """A fact for people."""
+def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""``edgelm pretrain`` as a person runs it: from text to a bundle that runs."""
+"""``edgelm pretrain`` as a user runs it: from text to a bundle that runs."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_it_reports_what_it_did(trained: CommandResult, folder: Path) -> None:
     assert "Warning" not in trained.stderr
     report = json.loads((folder / "model" / "report.json").read_text(encoding="utf-8"))
     assert set(report["held_out"]) == {"16", "32"}
-    assert report["held_out"]["16"] < 5.0  # of log(300) = 5.7
+    assert report["held_out"]["16"] < 5.0  # a uniform guess has log(300) = 5.7
     assert report["gap"] == pytest.approx(report["held_out"]["16"] - report["training"])
     assert [entry["step"] for entry in report["log"] if "loss" in entry] == list(range(1, 32))
     assert len(report["samples"]) == 3
@@ -202,7 +202,7 @@ def _in(folder: Path, options: tuple[str, ...]) -> tuple[str, ...]:
 def test_a_given_tokenizer_keeps_its_end_of_text(
     trained: CommandResult, folder: Path, tmp_path: Path, edgelm_command: RunCommand
 ) -> None:
-    """Wherever that token stands: the last of GPT-2's own."""
+    """Even where its id is not 0; in GPT-2's own vocabulary it is the last id."""
     content = json.loads((folder / "model" / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     last = len(vocabulary) - 1
@@ -221,8 +221,8 @@ def test_a_given_tokenizer_keeps_its_end_of_text(
 
     for name in ("new", "more"):
         for file in ("config.json", "generation_config.json"):
-            found = json.loads((tmp_path / name / file).read_text(encoding="utf-8"))
-            assert (found["bos_token_id"], found["eos_token_id"]) == (last, last)
+            config = json.loads((tmp_path / name / file).read_text(encoding="utf-8"))
+            assert (config["bos_token_id"], config["eos_token_id"]) == (last, last)
 
 
 def test_a_run_is_not_resumed_with_another_config(tmp_path: Path, edgelm_command: RunCommand) -> None:

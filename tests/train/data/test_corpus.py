@@ -1,4 +1,4 @@
-"""Files become documents, or are refused in one sentence that says why."""
+"""Files become documents, or are refused with one sentence that says why."""
 
 from pathlib import Path
 

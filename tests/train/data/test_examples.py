@@ -1,4 +1,4 @@
-"""Templates and examples: hand-made vectors, and which tokens cost anything."""
+"""Templates and examples: vectors made by hand, and which tokens the loss counts."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from edgelm.errors import ConfigError, TrainingError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.source.tokenizer import load_tokenizer
-from edgelm_train.data.examples import Example, Examples, Task, encode_example, pad, read_examples
-from edgelm_train.data.template import Template
+from edgelm_train.data.examples import Example, Examples, encode_example, pad, read_examples
+from edgelm_train.data.records import Task, Template
 from tests.export.checkpoints import save_tokenizer
 
 pytestmark = pytest.mark.export
@@ -19,14 +19,14 @@ EOS = 54
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """One token a letter: a is 0, b is 1."""
+    """Each letter is a token: a is 0, b is 1."""
     folder = tmp_path_factory.mktemp("letters")
     save_tokenizer(folder, 54)
     return load_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
-    ("template", "wanted"),
+    ("template", "expected"),
     [
         ("{source}", "Hallo"),
         (r"Translate: {source}\n{target}", "Translate: Hallo\nHello"),
@@ -36,9 +36,9 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         ("nothing", "nothing"),
     ],
 )
-def test_templates(template: str, wanted: str) -> None:
+def test_templates(template: str, expected: str) -> None:
     row = {"source": "Hallo", "target": "Hello", "two words": "2"}
-    assert Template.parse(template).fill(row) == wanted
+    assert Template.parse(template).fill(row) == expected
 
 
 def test_values_are_no_templates() -> None:
@@ -89,9 +89,9 @@ def test_what_does_not_fit_is_left_out_and_counted(letters: Tokenizer, tmp_path:
         {"q": "a", "a": " "},
         {"q": "a"},
     ]
-    found = read(tmp_path, letters, rows)
-    assert [len(example.ids) for example in found.examples] == [6, 10]
-    assert found.notes == (
+    examples = read(tmp_path, letters, rows)
+    assert [len(example.ids) for example in examples.examples] == [6, 10]
+    assert examples.notes == (
         "left out 2 of 5 examples: their completion is empty",
         "left out 1 of 5 examples: they are longer than 10 tokens",
     )

@@ -1,4 +1,4 @@
-"""A byte-level BPE, the stream its ids are packed in, and the batches cut from it."""
+"""A byte-level BPE, the stream of its ids, and the batches that are cut from the stream."""
 
 from pathlib import Path
 

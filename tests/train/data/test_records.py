@@ -1,4 +1,4 @@
-"""Files of records: each format by hand, and what is wrong with a file in one sentence."""
+"""Files of records: each format by hand, and one sentence about what is wrong with a file."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from edgelm_train.data.records import Row, is_records_file, read_records
 
 pytestmark = pytest.mark.export
 
-WANTED: list[Row] = [{"text": 'a "b"', "label": "1"}, {"text": "c,\td\u00e9", "label": ""}]
+EXPECTED: list[Row] = [{"text": 'a "b"', "label": "1"}, {"text": "c,\td\u00e9", "label": ""}]
 FILES = {
     "lines.jsonl": '{"text": "a \\"b\\"", "label": 1, "spans": [1]}\n\n{"text": "c,\\td\u00e9", "label": null}\n',
     "lines.ndjson": '{"text": "a \\"b\\"", "label": 1}\r\n{"text": "c,\\td\u00e9"}',
@@ -21,7 +21,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(FILES[name].encode())
-    assert list(read_records(tmp_path / name).rows) == WANTED
+    assert list(read_records(tmp_path / name).rows) == EXPECTED
     assert is_records_file(tmp_path / name)
     assert not is_records_file(tmp_path / "story.txt")
 
@@ -53,7 +53,7 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', ["list of JSON objects"]),
         ("a.json", b"[" * 100_000, ["not JSON"]),
         ("a.jsonl", b'{"a": "b"}\n{"a": \n', ["line 2", "not JSON"]),
-        ("a.jsonl", b'{"a": "b"}\n[1]\n', ["line 2", "no JSON object"]),
+        ("a.jsonl", b'{"a": "b"}\n[1]\n', ["line 2", "not a JSON object"]),
         ("a.jsonl", b'{"a": "\\ud800"}\n', ["line 1", "surrogate"]),
         ("a.jsonl", b'{"a": "\xff"}', ["not UTF-8", "byte 7"]),
         ("a.csv", b"a,b\nc\0,d\n", ["NUL"]),

@@ -1,4 +1,4 @@
-"""The losses of distillation against sums by hand, and students cut out of their teachers."""
+"""The losses of distillation against sums made by hand, and students cut out of their teachers."""
 
 import math
 from types import SimpleNamespace
@@ -27,19 +27,19 @@ def test_soft_targets_by_hand() -> None:
     labels = torch.tensor([[0, 1, -100, 1]])
     teacher = torch.tensor([[THREE_QUARTERS, [9.0, 0.0], HALF, [-50.0, 50.0]]])
     student = torch.tensor([[HALF, [0.0, 7.0], THREE_QUARTERS, [3.0, 1.0]]])
-    # Learned are the labels at 1 and 3, that is the logits at 0 and 2.
+    # The labels at 1 and 3 are learned, which the logits at 0 and 2 predict.
     first = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     second = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    found = soft_target_loss(student, teacher, labels, temperature=1.0)
-    assert float(found) == pytest.approx((first + second) / 2, abs=1e-6)
+    loss = soft_target_loss(student, teacher, labels, temperature=1.0)
+    assert float(loss) == pytest.approx((first + second) / 2, abs=1e-6)
 
 
 def test_temperature_softens_and_keeps_the_size() -> None:
     labels = torch.tensor([[0, 1]])
     teacher, student = torch.tensor([[[math.log(9), 0.0], HALF]]), torch.tensor([[HALF, HALF]])
-    # Half the logit: log 3, so three quarters.
-    wanted = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
-    assert float(soft_target_loss(student, teacher, labels, temperature=2.0)) == pytest.approx(wanted, abs=1e-6)
+    # Temperature 2 halves the logit to log 3, whose probability is three quarters.
+    expected = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert float(soft_target_loss(student, teacher, labels, temperature=2.0)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_no_loss_where_nothing_differs() -> None:
@@ -55,7 +55,7 @@ def test_hidden_states_by_hand() -> None:
     swap = torch.nn.Linear(2, 2, bias=False).requires_grad_(False)
     with torch.no_grad():
         swap.weight.copy_(torch.tensor([north, east]))
-    # The only layer of the student answers to the last of the teacher: cosines 1 and 1/sqrt 2.
+    # The only layer of the student is paired with the last layer of the teacher: cosines 1 and 1/sqrt 2.
     assert float(hidden_state_loss(student, teacher, swap)) == pytest.approx((0 + 1 - math.sqrt(0.5)) / 2)
 
 
@@ -75,8 +75,8 @@ def test_the_three_are_weighed(hidden: float) -> None:
     teacher = SimpleNamespace(logits=torch.tensor([[THREE_QUARTERS, HALF]]), hidden_states=turned)
     soft = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     weights = DistillationWeights(soft=2.0, hidden=hidden, hard=0.5, temperature=1.0)
-    found = distillation_loss(student, teacher, labels, torch.nn.Identity(), weights)
-    assert float(found) == pytest.approx(1.5 + 2 * soft + hidden * 1)
+    loss = distillation_loss(student, teacher, labels, torch.nn.Identity(), weights)
+    assert float(loss) == pytest.approx(1.5 + 2 * soft + hidden * 1)
 
 
 def test_a_student_of_alternate_layers() -> None:

@@ -1,4 +1,4 @@
-"""A prefix that peft learned, in bundles of its base: the runtime computes what torch and peft do."""
+"""A prefix that peft has learned, in bundles of its base: the runtime computes what torch and peft compute."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +12,9 @@ import edgelm
 from edgelm import PrefixError
 from edgelm_export.pipeline import export
 from edgelm_export.source.checkpoint import load_checkpoint, quiet_torch
-from edgelm_train.finetune import PREFIX_FILE, FinetuneOptions, finetune
-from edgelm_train.models.prefix_tuning import save_prefix, with_prefix
+from edgelm_train.finetune import PREFIX_FILE, finetune
+from edgelm_train.models.adapters import save_prefix, with_prefix
+from edgelm_train.options import FinetuneOptions
 from tests.train.conftest import Playground
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'edgelm[train]'")
@@ -24,7 +25,7 @@ PROMPT = [70, 3, 41, 12, 200, 9]
 
 
 def peft_greedy(adapted: Any, prompt: list[int], new_tokens: int) -> list[int]:
-    """The likeliest continuation by peft, computed anew for every token."""
+    """The greedy continuation by peft, which computes every token from the whole text."""
     ids = list(prompt)
     with quiet_torch(), torch.no_grad():
         for _ in range(new_tokens):
@@ -33,7 +34,7 @@ def peft_greedy(adapted: Any, prompt: list[int], new_tokens: int) -> list[int]:
 
 
 def noisy_prefix(playground: Playground, tokens: int) -> Any:
-    """Keys and values that no text has: what the runtime makes of them cannot be right by chance."""
+    """A model with keys and values that no text has, so that the runtime cannot be right by chance."""
     checkpoint = load_checkpoint(str(playground.base))
     adapted = with_prefix(checkpoint.model, list(range(5, 5 + tokens))).eval()
     torch.manual_seed(0)
@@ -50,14 +51,14 @@ def test_fp32_gives_peft_its_ids_and_logits(tokens: int, playground: Playground,
     model = edgelm.load(tmp_path / "bundle", device="cpu", threads=1, prefix=tmp_path / "prefix.kv")
     plain = edgelm.load(tmp_path / "bundle", device="cpu", threads=1)
     room = 64 - tokens - len(PROMPT)
-    found = list(model.generate(PROMPT, max_new_tokens=room, do_sample=False, eos_token_id=[]).choices[0].token_ids)
-    assert found == peft_greedy(adapted, PROMPT, room)
-    assert found != list(
+    ids = list(model.generate(PROMPT, max_new_tokens=room, do_sample=False, eos_token_id=[]).choices[0].token_ids)
+    assert ids == peft_greedy(adapted, PROMPT, room)
+    assert ids != list(
         plain.generate(PROMPT, max_new_tokens=room, do_sample=False, eos_token_id=[]).choices[0].token_ids
     )
     with quiet_torch(), torch.no_grad():
-        wanted = adapted(input_ids=torch.tensor([PROMPT])).logits[0, -1].numpy()
-    assert np.abs(model.session.step(PROMPT) - wanted).max() <= 1e-3
+        expected = adapted(input_ids=torch.tensor([PROMPT])).logits[0, -1].numpy()
+    assert np.abs(model.session.step(PROMPT) - expected).max() <= 1e-3
 
 
 def test_one_learned_prefix_serves_every_precision(playground: Playground, tmp_path: Path) -> None:

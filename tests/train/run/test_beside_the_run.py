@@ -1,4 +1,4 @@
-"""What stands beside the steps of a run: its progress, its precision, its record, its report."""
+"""Everything beside the steps of a run: its options, progress, precision, record and report."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,11 @@ import transformers
 
 from edgelm.errors import TrainingError
 from edgelm_train.models.sizes import SIZES, named_config
-from edgelm_train.pretrain_options import PretrainOptions
+from edgelm_train.options import PretrainOptions
 from edgelm_train.run.callbacks import progress_line
-from edgelm_train.run.curves import draw_curves
-from edgelm_train.run.precision import fastest_precision
-from edgelm_train.run.record import RunRecord, read_record, refuse_changes
-from edgelm_train.run.report import TrainingReport, draw_samples
-from edgelm_train.run.tuning_report import TuningReport
+from edgelm_train.run.folder import RunRecord, read_record, refuse_changes
+from edgelm_train.run.machine import fastest_precision
+from edgelm_train.run.report import TrainingReport, TuningReport, draw_curves, draw_samples
 
 pytestmark = pytest.mark.export
 

@@ -79,7 +79,7 @@ def _losses(outcome: Outcome) -> list[float]:
 
 
 def _plain_losses(optimizer_name: OptimizerName) -> list[float]:
-    """The same run as a loop that uses nothing of ours but the stream and Muon, whole batches at once."""
+    """Losses of an equal run in a plain loop, with whole batches; only the stream and Muon are edgelm's."""
     model = _model().train()
     if optimizer_name == "muon":
         optimizer: Any = MuonAdamW(model, SCHEDULE.learning_rate, SCHEDULE.weight_decay, 0.95)
@@ -108,11 +108,13 @@ def _plain_losses(optimizer_name: OptimizerName) -> list[float]:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_losses_are_those_of_plain_pytorch(tmp_path: Path, optimizer: OptimizerName) -> None:
     schedule = Schedule(**{**vars(SCHEDULE), "optimizer": optimizer})
-    _train(tmp_path / "before", Schedule(**{**vars(SCHEDULE), "precision": "bf16"}))  # must leave nothing behind
+    _train(
+        tmp_path / "before", Schedule(**{**vars(SCHEDULE), "precision": "bf16"})
+    )  # must not change later runs of this process
 
     outcome, _ = _train(tmp_path / "run", schedule)
 
-    # The Trainer rounds what it logs to four digits after the point.
+    # The Trainer rounds its log to four decimal places.
     np.testing.assert_allclose(_losses(outcome), _plain_losses(optimizer), atol=1e-4)
     assert _losses(outcome)[0] == pytest.approx(math.log(50), abs=0.2)
     assert outcome.ended == "complete"
@@ -129,7 +131,7 @@ def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(
 
     class Interrupted(BatchStream):
         def __getitem__(self, index: int) -> dict[str, Any]:
-            if index == 2 * stopped_after:  # read one ahead, while that step is computed
+            if index == 2 * stopped_after:  # the loader reads one batch ahead of the step
                 os.kill(os.getpid(), signal.SIGTERM)
             return stream[index]
 
@@ -151,9 +153,9 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: P
     last = tmp_path / "checkpoint-12"
     (last / "trainer_state.json").write_text('{"global_st', encoding="utf-8")
 
-    found = last_checkpoint(tmp_path)
+    newest = last_checkpoint(tmp_path)
 
-    assert found is not None and found != last
+    assert newest is not None and newest != last
     assert not last.exists()
 
 
@@ -174,7 +176,7 @@ def test_it_ends_early_with_the_best_weights(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ended_early_does_not_go_on(tmp_path: Path) -> None:
-    """Another call of the same command, after one that was stopped before its report."""
+    """The same command is called again, after a call that was stopped before its report."""
     measured = iter([3.0, 2.0, 2.5, 2.6, 1.0, 0.5])
     schedule = Schedule(**{**vars(SCHEDULE), "evaluate_every": 2, "patience": 2})
     first, model = _train(tmp_path, schedule, measure=lambda model: next(measured))
@@ -201,7 +203,7 @@ def test_a_signal_in_the_last_measurement_of_an_early_end_changes_nothing(tmp_pa
 
 
 def test_a_signal_does_not_wait_long_for_a_step_that_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does the end of the time. The curve then has a point more, and the weights are the same."""
+    """Nor does the time limit. The curve then has one more point, and the weights are the same."""
     monkeypatch.setattr(Schedule, "log_every", property(lambda self: 6))
     monkeypatch.setattr("edgelm_train.run.callbacks._LONGEST_WAIT_SECONDS", 0.0)
     timed, _ = _train(tmp_path / "timed", Schedule(**{**vars(SCHEDULE), "limit_seconds": 1e-9}))

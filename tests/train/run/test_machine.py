@@ -1,4 +1,4 @@
-"""In how many parts a batch is computed."""
+"""How many micro-batches a batch is computed in."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgelm_train.run.micro_batches import activation_bytes, free_bytes, parts_that_fit
+from edgelm_train.run.machine import activation_bytes, free_bytes, parts_that_fit
 
 pytestmark = pytest.mark.export
 
@@ -28,7 +28,7 @@ def test_parts_are_whole_contexts(contexts: int, free: float) -> None:
 
 
 def test_memory_is_counted_in_what_shapes_took() -> None:
-    """Most resident memory during a forward and backward pass, less that of a tiny one, float32."""
+    """Measured: peak resident memory of a forward and backward pass in float32, less that of a tiny model."""
     for layers, width, vocabulary, measured in ((6, 256, 4096, 198_180), (12, 768, 50257, 1_475_611)):
         config = transformers.GPT2Config(n_layer=layers, n_embd=width, n_head=4, vocab_size=vocabulary)
         assert activation_bytes(config) == pytest.approx(measured, rel=0.05)

@@ -1,0 +1,88 @@
+"""The options of the three commands: refused before torch is loaded, and declared once for the shell and for Python."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from edgelm.errors import TrainingError
+from edgelm_train.cli import distill, finetune, pretrain
+from edgelm_train.options import DistillOptions, FinetuneOptions, Option, PretrainOptions, TrainingOptions
+
+pytestmark = pytest.mark.export
+
+PRETRAIN = ("pretrain", "--data", "text.txt", "-o", "out")
+FINETUNE = ("finetune", "base", "-o", "out", "--data")
+DISTILL = ("distill", "base", "--data", "text.txt", "-o", "out")
+REFUSED = [
+    ((*PRETRAIN, "--dropout", "1.5"), "--dropout must be at least 0 and less than 1, got 1.5"),
+    ((*PRETRAIN, "--dropout", "nan"), "--dropout must be at least 0 and less than 1, got nan"),
+    ((*PRETRAIN, "--short-windows", "1.5"), "--short-windows must be at most 1, got 1.5"),
+    ((*PRETRAIN, "--size", "7M"), "'7M' is no size"),
+    ((*PRETRAIN, "--vocab-size", "100"), "257 to 262144 tokens, got 100"),
+    ((*PRETRAIN, "--from", "a", "--tokenizer", "b"), "leave out --tokenizer"),
+    ((*PRETRAIN, "--optimizer", "sgd"), "'sgd' is not one of 'muon', 'adamw'"),
+    ((*PRETRAIN, "--tokens", "many"), "'many' is not a number like 500K or 12.4M"),
+    (("pretrain", "--data", "missing.txt", "-o", "out"), "cannot read missing.txt: No such file"),
+    (("pretrain", "--data", "text.txt", "-o", "text.txt"), "text.txt is a file; give a new folder as --out"),
+    ((*FINETUNE, "text.txt", "--epochs", "0"), "--epochs must be more than 0, got 0.0"),
+    ((*FINETUNE, "text.txt", "--seed", "-1"), "--seed must be at least 0, got -1"),
+    ((*FINETUNE, "text.txt", "--prompt", "{a}", "--completion", "{b}"), "taken as plain text"),
+    ((*FINETUNE, "rows.csv", "--prompt", "{", "--completion", "{b}"), "the template '{' cannot be read"),
+    ((*FINETUNE, "rows.csv", "--window", "8"), "--window is for plain text"),
+    ((*FINETUNE, "text.txt", "--held-out", "missing.txt"), "cannot read missing.txt: No such file"),
+    ((*DISTILL, "--soft", "0", "--hidden", "0"), "the teacher would teach nothing"),
+    ((*DISTILL, "--layers", "0"), "--layers must be at least 1, got 0"),
+    ((*DISTILL, "--size", "2M"), "'2M' is no size"),
+]
+SCRIPT = """
+import json, sys
+from edgelm.cli import cli
+messages = []
+for command in json.load(sys.stdin):
+    try:
+        cli.main(command, standalone_mode=False)
+        messages.append("nothing was refused")
+    except Exception as error:
+        messages.append(str(error))
+print(json.dumps([messages, sorted({"torch", "transformers"} & sys.modules.keys())]))
+"""
+
+
+def test_a_wrong_option_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    for name in ("text.txt", "rows.csv"):
+        (tmp_path / name).write_text("a,b\n1,2\n", encoding="utf-8")
+    commands = json.dumps([command for command, _ in REFUSED])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input=commands, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    messages, loaded = json.loads(done.stdout)
+    for (command, reason), message in zip(REFUSED, messages, strict=True):
+        assert reason in message, command
+        assert "\n" not in message
+    assert loaded == []
+    assert "loading torch" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command, options",
+    [(pretrain, PretrainOptions), (finetune, FinetuneOptions), (distill, DistillOptions)],
+    ids=["pretrain", "finetune", "distill"],
+)
+def test_the_shell_has_the_defaults_of_python(command: object, options: type[TrainingOptions]) -> None:
+    flags = {flag.name: flag.default for flag in command.command.params}  # type: ignore[attr-defined]
+    assert {field.name: flags[field.name] for field in fields(options)} == vars(options())
+
+
+def test_a_choice_that_does_not_exist_is_refused_in_python() -> None:
+    with pytest.raises(TrainingError, match="--optimizer must be one of muon, adamw, got sgd"):
+        PretrainOptions(optimizer="sgd")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0, 0.0])
+def test_a_value_out_of_range_breaks_its_limit(value: float) -> None:
+    assert Option("", above=0).limit_broken_by(value) == "more than 0"
