@@ -80,10 +80,11 @@ class TuningReport:
     def markdown(self) -> str:
         """The report for people."""
         lines = [*_loss_table("held-out data", self.losses), *_curves_and_facts(self.facts)]
-        lines += ["", *(f"- {note}" for note in self.notes)]
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
         if self.next_steps:
             lines += ["", "## How to use the result", "", "```sh", *self.next_steps, "```"]
-        return "\n".join(lines).rstrip() + "\n"
+        return "\n".join(lines) + "\n"
 
 
 def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: int) -> list[str]:
