@@ -13,10 +13,11 @@ from edgelm_train.models.distillation_loss import DistillationWeights
 from edgelm_train.models.sizes import defaults_for
 from edgelm_train.models.student import Apprentice, new_student, student_from_layers
 from edgelm_train.options import DistillOptions
+from edgelm_train.run.curves import draw_curves
 from edgelm_train.run.folder import begin_run, check_out, end_run
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import Precision, device_for, fast_to_train, fastest_precision
-from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport, draw_curves
+from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport
 from edgelm_train.run.tuning_data import TextData, fingerprints, read_text, train_on
 
 
@@ -63,7 +64,7 @@ def distill(
     parameters = sum(p.numel() for p in student.parameters())
     say(
         f"{parameters:,} parameters learn from {checkpoint.parameters:,}, {counted(schedule.steps, 'step')} of "
-        f"{schedule.batch_tokens:,} tokens; held-out loss of the teacher: {teacher_loss.per_token:.4f} nats a token"
+        f"{schedule.batch_tokens:,} tokens; held-out loss of the teacher: {teacher_loss.per_token:.4f} nats per token"
     )
     rows = schedule.batch_tokens // window
     outcome = train_on(texts, rows, apprentice, folder / "student", schedule, options.device, say)
@@ -89,7 +90,7 @@ def distill(
             "held-out tokens": teacher_loss.tokens,
             "ended": outcome.ended,
             "steps": outcome.steps,
-            "tokens a step": schedule.batch_tokens,
+            "tokens per step": schedule.batch_tokens,
             "seconds": outcome.seconds,
             "peak learning rate": schedule.learning_rate,
             "precision": precision,

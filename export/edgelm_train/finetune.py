@@ -14,10 +14,11 @@ from edgelm_train.data.corpus import counted
 from edgelm_train.data.records import Task
 from edgelm_train.models.adapters import save_prefix, with_low_rank, with_prefix
 from edgelm_train.options import FinetuneOptions, Method
+from edgelm_train.run.curves import draw_curves
 from edgelm_train.run.folder import begin_run, check_out, end_run
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import Precision, device_for, fast_to_train, fastest_precision
-from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport, draw_curves
+from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport
 from edgelm_train.run.tuning_data import TuningData, fingerprints, read_tasks, read_text, train_on
 
 PREFIX_FILE = "prefix.kv"
@@ -66,12 +67,12 @@ def finetune(
     torch.manual_seed(options.seed)
     tuned = _with_method(model, options, prepared)
     learned = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    row, batch = prepared.tokens_a_row, options.batch_size * prepared.tokens_a_row
+    row, batch = prepared.tokens_per_row, options.batch_size * prepared.tokens_per_row
     folder, precision = begin_run(out, started, recorded, lambda: fastest_precision(tuned, batch, row)[0])
     schedule = _schedule(options, prepared, precision)
     say(
         f"{counted(learned, 'parameter')} to learn by {options.method}, {counted(schedule.steps, 'step')}; "
-        f"held-out loss before training: {before.per_token:.4f} nats a token"
+        f"held-out loss before training: {before.per_token:.4f} nats per token"
     )
     outcome = train_on(prepared, options.batch_size, tuned, folder, schedule, options.device, say)
     if outcome.ended == "signal":
@@ -131,7 +132,7 @@ def _schedule(options: FinetuneOptions, data: TuningData, precision: Precision) 
     steps = max(1, round(options.epochs * data.rows / options.batch_size))
     return Schedule(
         steps=steps,
-        batch_tokens=options.batch_size * data.tokens_a_row,
+        batch_tokens=options.batch_size * data.tokens_per_row,
         learning_rate=options.learning_rate or _LEARNING_RATES[options.method],
         warmup_steps=round(0.05 * steps),
         weight_decay=_WEIGHT_DECAY[options.method],

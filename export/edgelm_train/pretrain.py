@@ -15,11 +15,12 @@ from edgelm_train.data.corpus import END_OF_TEXT, Corpus, counted, read_corpus
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_train.models.sizes import defaults_for, load_weights, named_config, shape_name
 from edgelm_train.options import PretrainOptions
+from edgelm_train.run.curves import draw_curves
 from edgelm_train.run.folder import RUN_FOLDER, RunRecord, check_out, end_run, refuse_changes, sha256_of_weights
 from edgelm_train.run.held_out import loss_in_windows
 from edgelm_train.run.loop import Outcome, Schedule, train
 from edgelm_train.run.machine import device_for, fastest_precision, free_bytes, parts_that_fit
-from edgelm_train.run.report import CURVES_FILE, Finished, TrainingReport, draw_curves, draw_samples
+from edgelm_train.run.report import CURVES_FILE, Finished, TrainingReport, draw_samples
 
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
 _PASSES = 4
@@ -165,7 +166,7 @@ def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[
         tokens = _PASSES * training_tokens
     return {
         "precision": precision,
-        "seconds a micro-batch": seconds,
+        "seconds per micro-batch": seconds,
         "batch_tokens": batch_tokens,
         "accumulate": accumulate,
         "steps": max(1, round(tokens / batch_tokens)),
@@ -217,8 +218,8 @@ def _report(
         "characters to train on": corpus.training_characters,
         "tokens to train on": len(training),
         "tokens held out": len(held_out),
-        "characters a token": corpus.training_characters / len(training),
-        "held-out loss, nats a character": losses[windows[0]].per_token * len(held_out) / corpus.held_out_characters,
+        "characters per token": corpus.training_characters / len(training),
+        "held-out loss, nats per character": losses[windows[0]].per_token * len(held_out) / corpus.held_out_characters,
         "vocabulary": model.config.vocab_size,
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers, width, heads, context": ", ".join(
@@ -230,7 +231,7 @@ def _report(
         "tokens seen": seen,
         "passes over the data": seen / len(training),
         "seconds": outcome.seconds,
-        "tokens a second": seen / outcome.seconds,
+        "tokens per second": seen / outcome.seconds,
         "device, precision, threads": f"{model.device.type}, {schedule.precision}, {torch.get_num_threads()}",
         "peak learning rate, weight decay, dropout": (
             f"{schedule.learning_rate:g}, {schedule.weight_decay:g}, {model.config.resid_pdrop:g}"

@@ -114,7 +114,7 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
-    """One line on stderr: progress, losses, tokens a second, and the time that is left.
+    """One line on stderr: progress, losses, tokens per second, and the time that is left.
 
     Args:
         batch_tokens: tokens of an optimizer step.
@@ -143,9 +143,9 @@ class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
         if now - self._drawn < (_REDRAW_SECONDS if self._live else _LINE_SECONDS) and not last:
             return
         self._drawn = now
-        seconds_a_step = (now - self._began) / max(1, state.global_step - self._first_step)
+        seconds_per_step = (now - self._began) / max(1, state.global_step - self._first_step)
         line = progress_line(
-            state.global_step, state.max_steps, seconds_a_step, self._batch_tokens, self._loss, self._held_out
+            state.global_step, state.max_steps, seconds_per_step, self._batch_tokens, self._loss, self._held_out
         )
         self._write(f"\r{line}\033[K" if self._live else f"{line}\n")
 
@@ -154,7 +154,9 @@ class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
             self._write("\n")
 
 
-def progress_line(step: int, steps: int, seconds_a_step: float, batch_tokens: int, loss: float, held_out: float) -> str:
+def progress_line(
+    step: int, steps: int, seconds_per_step: float, batch_tokens: int, loss: float, held_out: float
+) -> str:
     """The line of a `ProgressBar`; a loss that is not known yet (NaN) is left out."""
     done = _BAR_CELLS * step // steps
     parts = [f"[{'#' * done}{'.' * (_BAR_CELLS - done)}] {step / steps:4.0%}  step {step:,}/{steps:,}"]
@@ -162,7 +164,7 @@ def progress_line(step: int, steps: int, seconds_a_step: float, batch_tokens: in
         parts.append(f"loss {loss:.3f}")
     if held_out == held_out:
         parts.append(f"held out {held_out:.3f}")
-    parts += [f"{batch_tokens / seconds_a_step:,.0f} tokens/s", f"{_clock((steps - step) * seconds_a_step)} left"]
+    parts += [f"{batch_tokens / seconds_per_step:,.0f} tokens/s", f"{_clock((steps - step) * seconds_per_step)} left"]
     return "  ".join(parts)
 
 

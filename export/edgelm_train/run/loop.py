@@ -96,7 +96,7 @@ def train(
         model: a model of transformers that computes a loss from labels.
         batches: ``schedule.steps * schedule.accumulate`` micro-batches with "input_ids" and "labels" (B, T); a label
             of -100 is ignored. The loss of a step is the mean over the labels of all its micro-batches.
-        measure: gives the held-out loss of the model, in nats a token.
+        measure: gives the held-out loss of the model, in nats per token.
         folder: gets the checkpoints and the event files of TensorBoard.
         schedule: how the run goes.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.

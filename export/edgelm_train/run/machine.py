@@ -84,9 +84,9 @@ def parts_that_fit(config: transformers.GPT2Config, batch_tokens: int, free_byte
 
 
 def activation_bytes(config: transformers.GPT2Config) -> int:
-    """Memory that the backward pass needs for one token, in float32: 3 numbers a logit, 25 a layer and channel.
+    """Memory that the backward pass needs for one token, in float32: 3 numbers per logit, 25 per layer and channel.
 
-    The two factors are fitted to measurements of two shapes: 198 KB a token at 6M, 1,476 KB at 124M.
+    The two factors are fitted to measurements of two shapes: 198 KB per token at 6M, 1,476 KB at 124M.
     """
     return 4 * (3 * int(config.vocab_size) + 25 * int(config.n_layer) * int(config.n_embd))
 

@@ -1,4 +1,4 @@
-"""The report of a run: numbers as JSON, and the same numbers as Markdown with loss curves for people."""
+"""The report of a run: numbers as JSON, and the same numbers as Markdown for people."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,6 @@ from edgelm_train.run.folder import write_json
 from edgelm_train.run.loop import Outcome
 
 CURVES_FILE = "curves.svg"
-_SMOOTHED_POINTS = 200
 ReportKind = TypeVar("ReportKind", "TrainingReport", "TuningReport")
 
 
@@ -26,7 +25,7 @@ class Finished(Generic[ReportKind]):
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """Results of ``edgelm pretrain``; losses are nats a token, of the model in float32 without dropout."""
+    """Results of ``edgelm pretrain``; losses are nats per token, of the model in float32 without dropout."""
 
     facts: Mapping[str, object]
     """Facts about data, model and run, by their names in the report."""
@@ -52,7 +51,7 @@ class TrainingReport:
         first = next(iter(self.held_out))
         losses = {f"held-out text, windows of {window}": loss for window, loss in self.held_out.items()}
         losses[f"training text, windows of {first}"] = self.training
-        gap = ["", f"Overfitting gap: {self.gap:.4f} nats a token."]
+        gap = ["", f"Overfitting gap: {self.gap:.4f} nats per token."]
         lines = [*_loss_table("measured", losses), *gap, *_curves_and_facts(self.facts)]
         for number, sample in enumerate(self.samples):
             lines += ["", f"## Sample {number}", "", *(f"> {line}" for line in sample.splitlines())]
@@ -109,47 +108,6 @@ def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: i
     return samples
 
 
-def draw_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], tokens_a_step: int, path: Path) -> None:
-    """Write an SVG of training losses (thin lines) and held-out losses (dots) over tokens.
-
-    Args:
-        logs: points as in `edgelm_train.run.loop.Outcome.log`, by the name of the run; each run gets a colour.
-        tokens_a_step: tokens of an optimizer step.
-        path: the file to write.
-    """
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.hashsalt": "edgelm", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-        for number, (name, log) in enumerate(logs.items()):
-            color = f"C{number}"
-            label = f"{name}: " if len(logs) > 1 else ""
-            losses = [(point["step"], point["loss"]) for point in log if "loss" in point]
-            steps, smooth = _averaged(losses)
-            axes.plot(
-                [s * tokens_a_step / 1e6 for s in steps], smooth, color, lw=0.8, alpha=0.6, label=f"{label}training"
-            )
-            held_out = [
-                (point["step"] * tokens_a_step / 1e6, point["eval_loss"]) for point in log if "eval_loss" in point
-            ]
-            axes.plot(*zip(*held_out, strict=True), f"{color}o-", ms=3, lw=1.2, label=f"{label}held out")
-        axes.set(xlabel="million tokens", ylabel="loss (nats a token)")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(path, metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def _averaged(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
-    """Steps and losses of at most 200 points, each the mean of neighbouring points."""
-    width = -(-len(points) // _SMOOTHED_POINTS)
-    groups = [points[i : i + width] for i in range(0, len(points), width)] if width else []
-    return [sum(s for s, _ in g) / len(g) for g in groups], [sum(x for _, x in g) / len(g) for g in groups]
-
-
 def _write(folder: Path, content: Mapping[str, object], markdown: str) -> None:
     """report.json comes last, because it says that the run is finished."""
     (folder / "report.md").write_text(markdown, encoding="utf-8")
@@ -157,7 +115,7 @@ def _write(folder: Path, content: Mapping[str, object], markdown: str) -> None:
 
 
 def _loss_table(measured: str, losses: Mapping[str, float]) -> list[str]:
-    lines = ["# Training report", "", f"| {measured} | loss (nats a token) | perplexity |", "|---|---|---|"]
+    lines = ["# Training report", "", f"| {measured} | loss (nats per token) | perplexity |", "|---|---|---|"]
     return lines + [f"| {name} | {loss:.4f} | {_perplexity(loss):.2f} |" for name, loss in losses.items()]
 
 

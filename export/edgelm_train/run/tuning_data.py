@@ -38,7 +38,7 @@ class TuningData(Protocol):
         """Number of windows or examples in the training part."""
 
     @property
-    def tokens_a_row(self) -> int:
+    def tokens_per_row(self) -> int:
         """Length of a row in tokens; the mean length where rows differ."""
 
     def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
@@ -65,7 +65,7 @@ class TextData:
         return max(1, len(self.training) // self.window)
 
     @property
-    def tokens_a_row(self) -> int:
+    def tokens_per_row(self) -> int:
         return self.window
 
     def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
@@ -92,7 +92,7 @@ class ExampleData:
         return len(self.training)
 
     @property
-    def tokens_a_row(self) -> int:
+    def tokens_per_row(self) -> int:
         return sum(len(example.ids) for example in self.training) // len(self.training)
 
     def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
