@@ -1,1 +1,1 @@
-"""The commands `edgelm pretrain`, `edgelm finetune` and `edgelm distill`."""
+"""The commands `edgelm pretrain`, `finetune` and `distill`: a module each, because edgelm loads them one by one."""

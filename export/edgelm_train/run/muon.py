@@ -1,4 +1,7 @@
-"""One optimizer that trains the matrices of the blocks with Muon and all other parameters with AdamW."""
+"""One optimizer that trains the matrices of the blocks with Muon and all other parameters with AdamW.
+
+It has a file of its own because it is an algorithm with sources, and the loop knows nothing of it but its name.
+"""
 
 from typing import Any
 
