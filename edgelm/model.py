@@ -19,11 +19,9 @@ from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
 from edgelm.generation.text_generation import TextGeneration
-from edgelm.reuse.bake import bake
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
 from edgelm.reuse.pool import SessionPool
-from edgelm.reuse.prefix import Prefix, baked_prefix, learned_sha256, read_prefix
-from edgelm.reuse.prompts import PromptEncoder
+from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learned_sha256, read_prefix
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection

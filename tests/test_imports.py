@@ -9,7 +9,18 @@ import pytest
 from edgelm.errors import install_hint
 from tests.conftest import TINY_BUNDLE
 
-HEAVY = ("numpy", "onnxruntime", "tokenizers", "click", "torch", "transformers", "onnx", "optimum", "huggingface_hub")
+HEAVY = (
+    "numpy",
+    "onnxruntime",
+    "tokenizers",
+    "safetensors",
+    "click",
+    "torch",
+    "transformers",
+    "onnx",
+    "optimum",
+    "huggingface_hub",
+)
 BUILD_SIDE = ("torch", "transformers", "onnx", "optimum", "huggingface_hub", "edgelm_export")
 
 

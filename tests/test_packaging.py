@@ -40,7 +40,7 @@ def test_wheel_installs_four_packages_and_nothing_else(built: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert {"cpu", "gpu", "export", "test"} <= set(metadata.get_all("Provides-Extra") or [])
     plain = [line for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line]
-    assert sorted(line.split(">")[0] for line in plain) == ["click", "numpy", "tokenizers"]
+    assert sorted(line.split(">")[0] for line in plain) == ["click", "numpy", "safetensors", "tokenizers"]
 
 
 def test_sdist_can_build_the_wheel_again(built: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from edgelm.errors import ConfigError, ContextError, PromptError
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
 from edgelm.reuse.pool import SessionPool
-from edgelm.reuse.prompts import PromptEncoder
+from edgelm.reuse.prefix import PromptEncoder
 from edgelm.text.prompts import Prompt
 
 Item = TypeVar("Item")

@@ -1,153 +1,258 @@
-"""Keys and values in a file of their own: what the formats of states and prefixes share.
+"""The one file format of keys and values that are already computed, on safetensors.
 
-A file: eight bytes that say what it is, the length of the header (uint32, little-endian), the header (JSON), and the
-payload, whose parts and SHA-256 the header says. Keys and values are (2·layers, H, T, p), each layer's keys and then
-its values, little-endian.
+Three kinds: the state of a prompt, a baked text, and a learned prefix. safetensors checks that the tensors fill the
+file without gap or overlap. It accepts repeated names, of which the last counts, and unknown fields of a tensor;
+`strict_json` refuses both. safetensors is imported where a file is read or written, because other runs do not need it.
 """
 
 import hashlib
 import json
+import math
+import mmap
 import os
-import struct
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from edgelm.bundle.strict_json import Count, StrictJsonError, from_json, parse_json
-from edgelm.errors import ConfigError
+from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
+from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError
 from edgelm.ids import KeysValues
 
 KvDtype = Literal["float32", "float16"]
+KvKind = Literal["state", "text", "learned"]
 
-_MAX_HEADER_BYTES = 8192
-_LENGTH = struct.Struct("<I")
+_FORMAT_VERSION = 1
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, uint64
+_MAX_HEADER_BYTES = 32768
+_DTYPES = {"F32": "<f4", "F16": "<f2", "U32": "<u4", "U8": "u1"}
 
 
 class KvFileError(ValueError):
-    """A file is not what it should be; the message says why and does not name it."""
+    """The file is not a valid KV file of the requested kind. The message gives the reason, not the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
-class KvHeader:
-    """What every header says."""
+class KvMetadata:
+    """What a file says about itself."""
 
-    format_version: Count
-    tokens: Count
-    dtype: KvDtype
-    sha256: str
-    """Of the payload."""
-
-
-Header = TypeVar("Header", bound=KvHeader)
+    kind: KvKind
+    source: str
+    """Name of the checkpoint, for messages."""
+    made_for: str
+    """What the keys and values fit: a state the bundle with this digest, a text the bundle with this
+    `prefix.graph_identity`, a learned prefix every bundle with this `Source.body_sha256`."""
+    prefix: str | None = None
+    """SHA-256 of the learned prefix that stood before a state (`Prefix.sha256`)."""
+    sha256: str = ""
+    """SHA-256 (hex) of the tensors' bytes, in the alphabetical order of their names."""
+    format_version: Count = _FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
-class KvFormat:
-    """One kind of file."""
+class KvFile:
+    """The content of a file."""
 
-    magic: bytes
-    """Eight bytes."""
-    version: int
-    name: str
-    """What such a file is, for messages."""
+    metadata: KvMetadata
+    keys_values: KeysValues
+    """float32 or float16 (2·layers, H, T, p), read-only: each layer's keys and then its values. On POSIX a view of the
+    mapped file, whose pages the system can drop and read again. Replace such a file; never write into it."""
+    ids: npt.NDArray[np.uint32]
+    """(T,); (0,) for a learned prefix, whose virtual tokens have no ids."""
+    text: str | None
+    """The baked text; None for the other kinds."""
 
-    def write(self, path: str | os.PathLike[str], header: KvHeader, payload: bytes) -> None:
-        """Write a file; one that is there is replaced at once, or stays as it is.
 
-        Raises:
-            OSError: it cannot be written.
-        """
-        text = json.dumps(asdict(header), ensure_ascii=False).encode()
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    dtype: Literal["F32", "F16", "U32", "U8"]
+    shape: tuple[Count, ...]
+    data_offsets: tuple[Bytes, ...]
+    """Its first byte and the one behind its last, counted from the end of the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    __metadata__: dict[str, str]
+    """One string, `edgelm_kv`: `KvMetadata` in JSON. safetensors writes several strings in random order."""
+    keys_values: _Tensor
+    token_ids: _Tensor | None = None
+    text: _Tensor | None = None
+    """UTF-8 bytes. A tensor, because a text may be longer than a header should be."""
+
+    def fits(self, metadata: KvMetadata) -> bool:
+        """Whether the tensors are those of the kind, with its dtypes and shapes."""
+        kind, shape, ids, text = metadata.kind, self.keys_values.shape, self.token_ids, self.text
+        return (
+            (ids is not None, text is not None) == (kind != "learned", kind == "text")
+            and (metadata.prefix is None or kind == "state")
+            and (self.keys_values.dtype in ("F32", "F16") and len(shape) == 4 and shape[0] % 2 == 0)
+            and (ids is None or (ids.dtype, ids.shape) == ("U32", shape[2:3]))
+            and (text is None or (text.dtype, len(text.shape)) == ("U8", 1))
+        )
+
+
+def write_kv_file(
+    path: str | os.PathLike[str],
+    metadata: KvMetadata,
+    keys_values: KeysValues,
+    dtype: KvDtype,
+    ids: tuple[int, ...] = (),
+    text: str | None = None,
+) -> None:
+    """Write a file. An existing file is replaced in one step, or stays as it is.
+
+    Args:
+        path: the file to write.
+        metadata: all but `sha256`, which is computed here.
+        keys_values: (2·layers, H, T, p).
+        dtype: how the keys and values are stored.
+        ids: T token ids; empty for a learned prefix.
+        text: the baked text; None for the other kinds.
+
+    Raises:
+        StateError, PrefixError: a key or value is NaN, infinite, or too large for `dtype`; the class fits the kind.
+        OSError: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    with np.errstate(over="ignore"):
+        # safetensors would write the memory of an array that is not contiguous as it lies.
+        stored = np.ascontiguousarray(keys_values, np.dtype(dtype).newbyteorder("<"))
+    if not _all_finite(stored):
+        error = StateError if metadata.kind == "state" else PrefixError
+        advice = ": use float32" if dtype == "float16" else ""
+        raise error(f"cannot write {os.fspath(path)!r}: a key or value is NaN or does not fit into {dtype}{advice}")
+    tensors: dict[str, npt.NDArray[Any]] = {"keys_values": stored}
+    if ids:
+        tensors["token_ids"] = np.array(ids, "<u4")
+    if text is not None:
+        tensors["text"] = np.frombuffer(text.encode(), np.uint8)
+    facts = json.dumps(asdict(replace(metadata, sha256=_sha256(tensors))), ensure_ascii=False)
+    content = save(tensors, {"edgelm_kv": facts})
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvFile:
+    """Read a file and check all of it that can be checked without a bundle.
+
+    Only the header, of a bounded length, is read before the sizes of the tensors are known to fit the file.
+
+    Args:
+        path: the file.
+        name: what such a file is called in messages, e.g. "prefix file".
+        kinds: the kinds to accept.
+
+    Raises:
+        KvFileError: the file is of another kind, or damaged.
+        OSError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with Path(path).open("rb") as stream:
+        start = stream.read(_LENGTH_BYTES + 1)
+        if not is_safetensors(start):
+            raise KvFileError(f"it is no {name}")
+        header_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")
+        if header_bytes > _MAX_HEADER_BYTES:
+            raise KvFileError("its header is damaged")
+        stream.seek(_LENGTH_BYTES)
+        header, metadata = _header(stream.read(header_bytes), name)
+        if metadata.kind not in kinds:
+            raise KvFileError(f"it is no {name}")
+        if not header.fits(metadata):
+            raise KvFileError("its header describes other tensors than such a file has")
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(self.magic + _LENGTH.pack(len(text)) + text + payload)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise KvFileError(f"its tensors do not fit the file ({error})") from None
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        data = mapped if os.name == "posix" else mapped[:]  # Windows does not let a mapped file be replaced
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for key in ("keys_values", "token_ids", "text"):
+        if (tensor := getattr(header, key)) is not None:
+            offset = _LENGTH_BYTES + header_bytes + tensor.data_offsets[0]
+            array = np.frombuffer(data, _DTYPES[tensor.dtype], math.prod(tensor.shape), offset)
+            tensors[key] = array.reshape(tensor.shape)
+    if _sha256(tensors) != metadata.sha256 or not _all_finite(tensors["keys_values"]):
+        raise KvFileError("its content is damaged")
+    try:
+        text = tensors["text"].tobytes().decode("utf-8") if "text" in tensors else None
+    except UnicodeDecodeError:
+        raise KvFileError("its text is damaged") from None
+    return KvFile(metadata, tensors["keys_values"], tensors.get("token_ids", np.empty(0, np.uint32)), text)
 
-    def read(
-        self, path: str | os.PathLike[str], header_class: type[Header], payload_bytes: Callable[[Header], int]
-    ) -> tuple[Header, bytes]:
-        """Read a file, which must be whole.
 
-        Args:
-            payload_bytes: checks a header and says how long its payload must be.
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that begins with `start`, its first 9 bytes or more, is a safetensors file, damaged or not.
 
-        Raises:
-            KvFileError: it is another kind of file, or damaged; and what `payload_bytes` raises.
-            OSError: it cannot be read.
-        """
-        with Path(path).open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            start = stream.read(len(self.magic) + _LENGTH.size)
-            if len(start) < len(self.magic) + _LENGTH.size or not start.startswith(self.magic):
-                raise KvFileError(f"it is no {self.name}")
-            (header_bytes,) = _LENGTH.unpack(start[len(self.magic) :])
-            if header_bytes > _MAX_HEADER_BYTES:
-                raise KvFileError("its header is damaged")
-            header = self._header(stream.read(header_bytes), header_class)
-            expected = payload_bytes(header)
-            if size != len(start) + header_bytes + expected:
-                raise KvFileError(f"it has {size:,} bytes instead of {len(start) + header_bytes + expected:,}")
-            payload = stream.read(expected)
-        if sha256_of(payload) != header.sha256:
-            raise KvFileError("its content is damaged")
-        return header, payload
+    A text is never mistaken for one: the length of a header of less than 4 GiB ends with four zero bytes.
+    """
+    return start[4:9] == b"\0\0\0\0{"
 
-    def _header(self, text: bytes, header_class: type[Header]) -> Header:
-        try:
-            content = parse_json(text)
-            version = content.get("format_version") if isinstance(content, dict) else None
-            if isinstance(version, int) and version != self.version:
-                raise KvFileError(f"it has format_version {version}, this edgelm reads {self.version}")
-            return from_json(header_class, content)
-        except StrictJsonError as error:
-            raise KvFileError(f"its header {error}") from None
+
+@contextmanager
+def named_errors(error: type[EdgelmError], name: str, path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
+    """Turn what `read_kv_file` raises into `error`, with a message that names the file.
+
+    Args:
+        error: the class to raise.
+        name: "prefix" or "state".
+        path: the file.
+        advice: what to do with a file that cannot be used, appended to the message.
+    """
+    try:
+        yield
+    except KvFileError as reason:
+        raise error(f"cannot use the {name} {os.fspath(path)!r}: {reason}{advice}") from None
+    except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
+        said = (reason.strerror if isinstance(reason, OSError) else None) or reason
+        raise error(f"cannot read the {name} {os.fspath(path)!r}: {said}") from None
 
 
 def check_kv_dtype(dtype: object) -> None:
-    """Raises ConfigError where keys and values are not stored as `dtype`."""
+    """Raise ConfigError unless keys and values can be stored as `dtype`."""
     if dtype not in get_args(KvDtype):
         raise ConfigError(f"dtype must be {' or '.join(map(repr, get_args(KvDtype)))}, got {dtype!r}")
 
 
-def sha256_of(payload: bytes) -> str:
-    """Hexadecimal."""
-    return hashlib.sha256(payload).hexdigest()
+def _header(text: bytes, name: str) -> tuple[_Header, KvMetadata]:
+    try:
+        content = parse_json(text)
+        strings = content.get("__metadata__") if isinstance(content, dict) else None
+        if not (isinstance(strings, dict) and strings.keys() == {"edgelm_kv"}):
+            raise KvFileError(f"it is no {name}")
+        header = from_json(_Header, content)
+        facts = parse_json(header.__metadata__["edgelm_kv"].encode(errors="surrogatepass"))
+        version = facts.get("format_version") if isinstance(facts, dict) else None
+        if isinstance(version, int) and version != _FORMAT_VERSION:
+            raise KvFileError(f"it has format_version {version}, this edgelm reads {_FORMAT_VERSION}")
+        return header, from_json(KvMetadata, facts)
+    except StrictJsonError as error:
+        raise KvFileError(f"its header {error}") from None
 
 
-def content_to_bytes(content: KeysValues, dtype: KvDtype) -> bytes:
-    """Keys and values as they lie in a file.
-
-    Raises:
-        KvFileError: a number is none, or does not fit into `dtype`.
-    """
-    with np.errstate(over="ignore"):
-        stored = content.astype(np.dtype(dtype).newbyteorder("<"))
-    if not np.isfinite(stored).all():
-        raise KvFileError(f"a number of its keys and values does not fit into {dtype}")
-    return stored.tobytes()
+def _sha256(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].data)
+    return digest.hexdigest()
 
 
-def content_from_bytes(data: bytes, dtype: KvDtype, shape: tuple[int, int, int, int]) -> KeysValues:
-    """The same back, a view of `data`.
-
-    Raises:
-        KvFileError: a number is none.
-    """
-    content = np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
-    if not np.isfinite(content).all():
-        raise KvFileError("its content is damaged")
-    return content
-
-
-def content_bytes(dtype: KvDtype, shape: tuple[int, int, int, int]) -> int:
-    """How many bytes that are."""
-    return int(np.prod(shape)) * np.dtype(dtype).itemsize
+def _all_finite(keys_values: KeysValues) -> bool:
+    """Layer by layer, because a mask of all keys and values would take memory."""
+    return all(bool(np.isfinite(layer).all()) for layer in keys_values)

@@ -1,46 +1,42 @@
-"""A prefix: keys and values that stand before every prompt, in a file. Two origins, one format.
+"""A prefix: keys and values that stand before every prompt. Two origins, one format (`kv_file`).
 
-- A *text* (a system prompt, few-shot examples), computed by a bundle: it fits that bundle's graph alone, and is as good
-  as the text itself put before every prompt.
+- A *text* (a system prompt, few-shot examples), baked by a bundle: it fits that bundle's graph alone. Results are the
+  same as with the text itself before every prompt.
 - *Learned* keys and values of virtual tokens (prefix-tuning: Li and Liang, arXiv 2101.00190): they have no ids, and fit
   every bundle made of the checkpoint they were learned with.
-
-The payload (see `kv_file`; `docs/bundle-format.md` has the header): of a text the token ids (uint32) first, then
-keys and values, and then of a text its UTF-8 bytes.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import PREFIX_FILE, VALUE_DIVISORS_FILE, Manifest
-from edgelm.bundle.strict_json import Bytes, Count
-from edgelm.errors import PrefixError
-from edgelm.ids import LEAST_TOKENS, KeysValues
+from edgelm.engine.session import Session
+from edgelm.errors import PrefixError, PromptError
+from edgelm.ids import LEAST_TOKENS, KeysValues, common_prefix
 from edgelm.reuse.kv_file import (
     KvDtype,
+    KvFile,
     KvFileError,
-    KvFormat,
-    KvHeader,
-    content_bytes,
-    content_from_bytes,
-    content_to_bytes,
-    sha256_of,
+    KvMetadata,
+    check_kv_dtype,
+    named_errors,
+    read_kv_file,
+    write_kv_file,
 )
-
-PREFIX_MAGIC = b"EDGELMPX"
-_FORMAT = KvFormat(PREFIX_MAGIC, 1, "prefix file")
+from edgelm.text.prompts import Prompt, prompt_ids
+from edgelm.text.tokenizer import Tokenizer
 
 _SHOWN_CHARACTERS = 60
 
 LEAST_ROOM_TOKENS = 8
-"""A prefix leaves at least so much of the context to a prompt and its continuation."""
+"""A prefix leaves at least this many tokens of the context to a prompt and its continuation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +44,117 @@ class Prefix:
     """What stands before every prompt, as one bundle's cache takes it."""
 
     text: str | None
-    """None where it was learned."""
+    """None for a learned prefix."""
     ids: tuple[int, ...]
-    """The text's tokens; none where it was learned."""
+    """The text's T tokens; empty for a learned prefix."""
     content: KeysValues
-    """(2·layers, H, T, p)."""
+    """(2·layers, H, T, p), float32 or float16."""
     sha256: str
-    """Of its file's payload: tells prefixes apart."""
+    """Of its file's tensors: tells prefixes apart."""
     path: Path
     """Its file, absolute."""
 
     @property
     def tokens(self) -> int:
-        """T: how much of the context it takes."""
+        """T: how many tokens of the context it takes."""
         return int(self.content.shape[2])
 
     @property
     def size_bytes(self) -> int:
-        """What its keys and values take in memory."""
+        """Size of its keys and values in memory."""
         return self.content.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Header(KvHeader):
-    kind: Literal["text", "learned"]
-    num_layers: Count
-    num_heads: Count
-    head_dim: Count
-    """Of a text the cache's, whose padding holds tiny numbers after rounding; of a learned one the checkpoint's."""
-    source: str
-    """Name of the checkpoint."""
-    made_for: str
-    """SHA-256: of a text's `graph_identity`, of a learned prefix's `Source.body_sha256`."""
-    text_bytes: Bytes
+class PromptEncoder:
+    """Token ids of prompts behind a prefix.
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return 2 * self.num_layers, self.num_heads, self.tokens, self.head_dim
+    Where the prefix is a text, the text and the prompt are tokenized together, and the ids begin with the prefix's.
+    A learned prefix has no ids: sessions begin behind it without the encoder.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prefix: Prefix | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._prefix = prefix if prefix is not None and prefix.text is not None else None
+        self.learned_tokens = 0 if prefix is None or prefix.text is not None else prefix.tokens
+        """Number of virtual tokens before every prompt, which no list of ids contains."""
+
+    def ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """The token ids of `prompt`, a text or a list of ids, behind the prefix's ids.
+
+        Args:
+            prompt: the text, or its token ids, which are checked.
+            name: what the prompt is called in messages.
+
+        Raises:
+            PromptError: the prompt is empty, neither text nor ids, or contains an unknown id.
+        """
+        prompt_alone = prompt_ids(self.tokenizer, prompt, name)
+        if self._prefix is None:
+            return prompt_alone
+        if isinstance(prompt, str):
+            return self.tokenizer.encode_prompt(f"{self._prefix.text}{prompt}")
+        return [*self._prefix.ids, *prompt_alone]
+
+    def prefix_tokens(self, ids: Sequence[int]) -> int:
+        """How many of `ids` belong to the prefix; at least one id does not."""
+        if self._prefix is None:
+            return 0
+        return min(common_prefix(self._prefix.ids, ids), len(ids) - 1)
+
+    def begin(self, session: Session, ids: list[int], least_left: int = LEAST_TOKENS) -> list[int]:
+        """Have `session` begin behind the part of the prefix's text that `ids` begin with.
+
+        Args:
+            session: is emptied first.
+            ids: a prompt's, as from the method `ids`.
+            least_left: minimum number of ids to return.
+
+        Returns:
+            The ids behind that part.
+        """
+        if self._prefix is None:
+            session.reset()
+            return ids
+        count = min(common_prefix(self._prefix.ids, ids), len(ids) - least_left)
+        if count < LEAST_TOKENS:
+            session.begin_after(None)
+            return ids
+        session.begin_after(self._prefix.content[:, :, :count])
+        return ids[count:]
+
+
+def bake(
+    session: Session, tokenizer: Tokenizer, text: str, path: str | os.PathLike[str], dtype: KvDtype | None = None
+) -> None:
+    """Write `text`, with its keys and values as `session` computes them, to the prefix file `path`.
+
+    Args:
+        session: is emptied before and after.
+        tokenizer: of the session's bundle.
+        text: what is to stand before every prompt.
+        path: the file to write.
+        dtype: None for the cache's dtype, which changes no bit; "float16" halves the size of float32.
+
+    Raises:
+        ConfigError: `dtype` is neither None nor a `KvDtype`.
+        PrefixError: the text is empty or too short, leaves no room in the context, or has a key or value that does not
+            fit into float16.
+        OSError: the file cannot be written.
+    """
+    if dtype is not None:
+        check_kv_dtype(dtype)
+    try:
+        ids = prompt_ids(tokenizer, text, "prefix")
+    except PromptError as error:
+        raise PrefixError(str(error)) from None
+    manifest = session.bundle.manifest
+    check_length(len(ids), manifest.architecture.context_length)
+    session.begin_after(None)
+    session.step(ids)
+    content = session.remembered(len(ids))
+    session.reset()
+    metadata = KvMetadata("text", manifest.source.name, graph_identity(manifest))
+    write_kv_file(path, metadata, content, dtype or manifest.graph.kv_dtype, tuple(ids), text)
 
 
 def write_learned_prefix(
@@ -95,110 +165,67 @@ def write_learned_prefix(
     body_sha256: str,
     dtype: KvDtype = "float32",
 ) -> None:
-    """Write the keys and values of virtual tokens, to be used with every bundle of one checkpoint.
+    """Write the keys and values of T virtual tokens, to be used with every bundle of one checkpoint.
 
     Real tokens then have the positions T, T + 1, ...
 
     Args:
+        path: the file to write.
         keys_values: float32 (2·layers, H, T, h): each layer's keys and then its values, h the checkpoint's head dim.
         source: the checkpoint's name, for messages.
         body_sha256: of the checkpoint (`edgelm_export.source.fingerprint.body_sha256`).
         dtype: "float16" halves the file.
 
     Raises:
-        PrefixError: the shape is another, or a number is none or does not fit.
+        PrefixError: the keys and values have another shape, contain NaN or infinity, or do not fit into `dtype`.
         OSError: the file cannot be written.
     """
     if keys_values.ndim != 4 or keys_values.shape[0] % 2 or 0 in keys_values.shape:
         raise PrefixError(f"keys and values must be of shape (2·layers, heads, tokens, head dim): {keys_values.shape}")
-    _write(path, keys_values, "learned", (), None, source, body_sha256, dtype)
-
-
-def write_text_prefix(
-    path: str | os.PathLike[str],
-    manifest: Manifest,
-    text: str,
-    ids: tuple[int, ...],
-    content: KeysValues,
-    dtype: KvDtype,
-) -> None:
-    """Write a text with its token ids (T,) and what the bundle of `manifest` made of them, (2·layers, H, T, p).
-
-    Raises:
-        PrefixError: a number does not fit into `dtype`.
-        OSError: the file cannot be written.
-    """
-    _write(path, content, "text", ids, text, manifest.source.name, graph_identity(manifest), dtype)
+    write_kv_file(path, KvMetadata("learned", source, body_sha256), keys_values, dtype)
 
 
 def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
-    """Read a prefix file, which must be whole and made for this bundle.
+    """Read a prefix file, which must be undamaged and made for this bundle.
 
     Raises:
-        PrefixError: it is not.
+        PrefixError: the file is missing, damaged, or was made for another bundle or checkpoint.
     """
-    manifest = bundle.manifest
-    try:
-        header, payload = _FORMAT.read(path, _Header, lambda header: _payload_bytes(header, manifest))
-        id_bytes = 4 * header.tokens if header.kind == "text" else 0
-        ids = np.frombuffer(payload, "<u4", id_bytes // 4)
-        content_end = len(payload) - header.text_bytes
-        content = content_from_bytes(payload[id_bytes:content_end], header.dtype, header.shape)
-        text = payload[content_end:].decode("utf-8") if header.kind == "text" else None
-        if len(ids) and ids.max() >= manifest.architecture.vocab_size:
-            raise KvFileError("its content is damaged")
-        divisors = _value_divisors(bundle) if header.kind == "learned" else None
-    except (KvFileError, UnicodeDecodeError) as error:
-        reason = str(error) if isinstance(error, KvFileError) else "its text is damaged"
-        raise PrefixError(f"cannot use the prefix {os.fspath(path)!r}: {reason}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        raise PrefixError(f"cannot read the prefix {os.fspath(path)!r}: {reason}") from None
-    padding = manifest.architecture.head_dim - header.head_dim
-    content = np.pad(content, [(0, 0)] * 3 + [(0, padding)])
+    facts = bundle.manifest.architecture
+    with named_errors(PrefixError, "prefix", path):
+        file = read_kv_file(path, "prefix file", "text", "learned")
+        _check_fit(file, bundle.manifest)
+        divisors = _value_divisors(bundle) if file.metadata.kind == "learned" else None
+    content = file.keys_values
+    if padding := facts.head_dim - content.shape[3]:
+        content = np.pad(content, [(0, 0)] * 3 + [(0, padding)])
     if divisors is not None:
         content = content.astype(np.float32)
         content[1::2] /= divisors
-    return Prefix(text, tuple(ids.tolist()), content, header.sha256, Path(path).absolute())
-
-
-def learned_for(path: str | os.PathLike[str]) -> str:
-    """The `Source.body_sha256` that the learned prefix in the file `path` fits.
-
-    Raises:
-        PrefixError: it is damaged, or a text's.
-        OSError: it cannot be read.
-    """
-    try:
-        header, _ = _FORMAT.read(path, _Header, _said_bytes)
-    except KvFileError as error:
-        raise PrefixError(str(error)) from None
-    if header.kind == "text":
-        raise PrefixError("its text was computed with another bundle: give the text itself")
-    return header.made_for
+    return Prefix(file.text, tuple(file.ids.tolist()), content, file.metadata.sha256, Path(path).absolute())
 
 
 def baked_prefix(bundle: Bundle) -> Prefix | None:
-    """The bundle's own prefix; None where it has none.
+    """The prefix in the bundle's folder; None where there is no such file.
 
     Raises:
-        PrefixError: it does not fit the bundle.
+        PrefixError: the prefix does not fit the bundle.
     """
     return read_prefix(bundle.file(PREFIX_FILE), bundle) if PREFIX_FILE in bundle.manifest.files else None
 
 
 def shortened(text: str) -> str:
-    """A text on one line, quoted, for people to know it by."""
+    """The beginning of a text on one line, quoted, for people to recognize it."""
     return json.dumps(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...", ensure_ascii=False)
 
 
 def learned_sha256(prefix: Prefix | None) -> str | None:
-    """What tells apart the learned prefixes that a prompt's keys and values depend on beside its ids."""
+    """SHA-256 of a learned prefix, on which a prompt's keys and values depend beside its ids; None for a text."""
     return prefix.sha256 if prefix is not None and prefix.text is None else None
 
 
 def check_length(tokens: int, context_length: int) -> None:
-    """Raises PrefixError where a prefix is too short or leaves no room."""
+    """Raise PrefixError where a prefix is too short or leaves too little of the context."""
     if tokens < LEAST_TOKENS:
         raise PrefixError(f"a prefix needs {LEAST_TOKENS} tokens at least, this text has {tokens}: give more")
     if tokens + LEAST_ROOM_TOKENS > context_length:
@@ -209,74 +236,43 @@ def check_length(tokens: int, context_length: int) -> None:
 
 
 def graph_identity(manifest: Manifest) -> str:
-    """SHA-256 of what decides the keys and values of a text: the graph, its weights, the tokenizer."""
+    """SHA-256 (hex) of what decides the keys and values of a text: the graph, its weights, the tokenizer."""
     graph = manifest.graph
     names = (graph.file, graph.weights_file, "tokenizer.json")
     return hashlib.sha256("".join(manifest.files[name].sha256 for name in names).encode()).hexdigest()
 
 
-def _write(
-    path: str | os.PathLike[str],
-    content: KeysValues,
-    kind: Literal["text", "learned"],
-    ids: tuple[int, ...],
-    text: str | None,
-    source: str,
-    made_for: str,
-    dtype: KvDtype,
-) -> None:
-    encoded = (text or "").encode()
-    try:
-        payload = np.array(ids, "<u4").tobytes() + content_to_bytes(content, dtype) + encoded
-    except KvFileError as error:
-        raise PrefixError(f"cannot write the prefix {os.fspath(path)!r}: {error}") from None
-    layers, heads, tokens, head_dim = content.shape
-    header = _Header(
-        _FORMAT.version,
-        tokens,
-        dtype,
-        sha256_of(payload),
-        kind=kind,
-        num_layers=layers // 2,
-        num_heads=heads,
-        head_dim=head_dim,
-        source=source,
-        made_for=made_for,
-        text_bytes=len(encoded),
-    )
-    _FORMAT.write(path, header, payload)
+def _check_fit(file: KvFile, manifest: Manifest) -> None:
+    """Raise KvFileError unless the file was made for this bundle.
 
-
-def _payload_bytes(header: _Header, manifest: Manifest) -> int:
-    """The length a header says, once it fits the bundle."""
-    facts, source = manifest.architecture, manifest.source
-    head_dim = facts.head_dim if header.kind == "text" else facts.source_head_dim
-    of_bundle = facts.num_layers, facts.num_key_value_heads, head_dim
-    if (header.num_layers, header.num_heads, header.head_dim) != of_bundle:
-        raise KvFileError(f"it was made for a model of other sizes ({header.source!r}), not for {source.name!r}")
-    if header.kind == "text" and header.made_for != graph_identity(manifest):
+    The head dim of a text is the cache's, because its padding contains tiny numbers after rounding; that of a learned
+    prefix is the checkpoint's.
+    """
+    metadata, facts, source = file.metadata, manifest.architecture, manifest.source
+    is_text = metadata.kind == "text"
+    layers, heads, tokens, head_dim = file.keys_values.shape
+    bundle_head_dim = facts.head_dim if is_text else facts.source_head_dim
+    if (layers, heads, head_dim) != (2 * facts.num_layers, facts.num_key_value_heads, bundle_head_dim):
+        raise KvFileError(f"it was made for a model of other sizes ({metadata.source!r}), not for {source.name!r}")
+    if is_text and metadata.made_for != graph_identity(manifest):
         raise KvFileError("its text was computed with another bundle: make it again with `edgelm bake`")
-    if header.kind == "learned" and source.body_sha256 is None:
+    if not is_text and source.body_sha256 is None:
         raise KvFileError("this bundle does not say which weights it was made of: export it again")
-    if header.kind == "learned" and header.made_for != source.body_sha256:
-        raise KvFileError(f"it was learned with other weights ({header.source!r}) than this bundle has")
+    if not is_text and metadata.made_for != source.body_sha256:
+        raise KvFileError(f"it was learned with other weights ({metadata.source!r}) than this bundle has")
+    if file.ids.max(initial=0) >= facts.vocab_size:
+        raise KvFileError("it contains a token id outside the vocabulary")
     try:
-        check_length(header.tokens if header.kind == "text" else max(LEAST_TOKENS, header.tokens), facts.context_length)
+        check_length(tokens if is_text else max(LEAST_TOKENS, tokens), facts.context_length)
     except PrefixError as error:
         raise KvFileError(str(error)) from None
-    return _said_bytes(header)
-
-
-def _said_bytes(header: _Header) -> int:
-    ids_bytes = 4 * header.tokens if header.kind == "text" else 0
-    return ids_bytes + content_bytes(header.dtype, header.shape) + header.text_bytes
 
 
 def _value_divisors(bundle: Bundle) -> KeysValues | None:
-    """What smoothing divided the values of each layer by, (layers, H, 1, p); None where it did not.
+    """What smoothing divided the values of each layer by, (layers, H, 1, p); None for a bundle without smoothing.
 
     Raises:
-        KvFileError: the bundle does not say it.
+        KvFileError: the bundle does not state the divisors, or they are damaged.
     """
     manifest = bundle.manifest
     facts = manifest.architecture

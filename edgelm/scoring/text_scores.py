@@ -14,7 +14,7 @@ from edgelm.decoding.logprobs import IdLogprob, Logprobs
 from edgelm.engine.session import Session
 from edgelm.errors import PromptError
 from edgelm.ids import common_prefix
-from edgelm.reuse.prompts import PromptEncoder
+from edgelm.reuse.prefix import PromptEncoder
 from edgelm.scoring.results import (
     LengthNormalization,
     Option,

@@ -21,7 +21,7 @@ from edgelm_train.run.machine import Precision, device_for, fast_to_train, faste
 from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport
 from edgelm_train.run.tuning_data import TuningData, fingerprints, read_tasks, read_text, train_on
 
-PREFIX_FILE = "prefix.kv"
+PREFIX_FILE = "prefix.safetensors"
 
 _LEARNING_RATES: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "prefix": 1e-1}
 _WEIGHT_DECAY: dict[Method, float] = {"full": 0.01, "lora": 0.0, "prefix": 0.0}
@@ -39,7 +39,7 @@ def finetune(
     """Tune a checkpoint on a file of text or of records, or resume the unfinished run in `out`.
 
     A finished run leaves report.md, report.json and curves.svg in `out`, and the result of its method: a checkpoint
-    (full), an adapter for ``edgelm export --adapter`` (lora), or ``prefix.kv`` for ``edgelm.load(..., prefix=...)``
+    (full), an adapter for ``edgelm export --adapter`` (lora), or ``prefix.safetensors`` for ``edgelm.load(..., prefix=...)``
     with any bundle of `base` (prefix).
 
     Args:

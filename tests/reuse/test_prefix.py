@@ -3,9 +3,7 @@
 import json
 import os
 import pickle
-import struct
 import threading
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.scheduler import Scheduler
 from edgelm.reuse.prefix import write_learned_prefix
 from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest
+from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
 TINY_TEXT = "The cat sat on the mat. "
 STORY = "Once upon a time there was a dog named Rex. Rex had a friend.\n\n"
@@ -352,34 +351,39 @@ def test_texts_that_cannot_be_one(tiny: Pair, tmp_path: Path, text: str, words: 
     assert not (tmp_path / "p").exists()
 
 
-def header_changed(content: bytes, **changes: object) -> bytes:
-    (length,) = struct.unpack_from("<I", content, 8)
-    header = json.dumps({**json.loads(content[12 : 12 + length]), **changes}).encode()
-    return content[:8] + struct.pack("<I", len(header)) + header + content[12 + length :]
+def of_tokens(content: bytes, tokens: int) -> bytes:
+    """A prefix of the same bundle with another number of tokens."""
+    ids, keys_values = np.zeros(tokens, np.uint32), np.zeros((4, 4, tokens, 8), np.float32)
+    return saved_again(content, lambda t: t | {"token_ids": ids, "keys_values": keys_values})
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda c: b"", "it is no prefix file"),
-        (lambda c: b"EDGELMPS" + c[8:], "it is no prefix file"),
-        (lambda c: c[:8] + b"\xff" * 4 + c[12:], "its header is damaged"),
+        (lambda c: c[:8] + b"x" + c[9:], "it is no prefix file"),
+        (lambda c: facts_changed(c, kind="state"), "it is no prefix file"),
+        (lambda c: c[:2] + b"\x01" + c[3:], "its header is damaged"),
         (lambda c: c[:40], "its header is not"),
-        (lambda c: c[:-1], "bytes instead of"),
-        (lambda c: c + b"x", "bytes instead of"),
+        (lambda c: c[:-1], "its tensors do not fit the file"),
+        (lambda c: c + b"x", "its tensors do not fit the file"),
         (lambda c: c[:-200] + b"\x01" + c[-199:], "its content is damaged"),
-        (lambda c: header_changed(c, made_for="0" * 64), "computed with another bundle: make it again"),
-        (lambda c: header_changed(c, kind="learned"), "does not say which weights it was made of"),
-        (lambda c: header_changed(c, kind="other"), "its header kind"),
-        (lambda c: header_changed(c, num_heads=5), "a model of other sizes"),
-        (lambda c: header_changed(c, tokens=60), "holds a prefix of 56 at most"),
-        (lambda c: header_changed(c, tokens=1), "needs 2 tokens at least"),
-        (lambda c: header_changed(c, text_bytes=2**40), "bytes instead of"),
-        (lambda c: header_changed(c, format_version=2), "this edgelm reads 1"),
-        (lambda c: header_changed(c, more=1), "its header"),
+        (lambda c: facts_changed(c, made_for="0" * 64), "computed with another bundle: make it again"),
+        (
+            lambda c: saved_again(c, lambda t: {"keys_values": t["keys_values"]}, kind="learned"),
+            "does not say which weights it was made of",
+        ),
+        (lambda c: facts_changed(c, kind="other"), "its header kind"),
+        (lambda c: saved_again(c, lambda t: t | {"keys_values": t["keys_values"][:, :3]}), "a model of other sizes"),
+        (lambda c: saved_again(c, lambda t: t | {"token_ids": t["token_ids"] + 10_000}), "outside the vocabulary"),
+        (lambda c: of_tokens(c, 60), "holds a prefix of 56 at most"),
+        (lambda c: of_tokens(c, 1), "needs 2 tokens at least"),
+        (lambda c: header_changed(c, "text", shape=[2**31 - 1]), "its tensors do not fit the file"),
+        (lambda c: facts_changed(c, format_version=2), "this edgelm reads 1"),
+        (lambda c: facts_changed(c, more=1), "its header"),
     ],
 )
-def test_damaged_files_are_refused(tiny: Pair, damage: Callable[[bytes], bytes], words: str) -> None:
+def test_damaged_files_are_refused(tiny: Pair, damage: Damage, words: str) -> None:
     assert tiny[1].prefix is not None
     path = tiny[1].prefix.path
     path.write_bytes(damage(path.read_bytes()))

@@ -1,7 +1,5 @@
 """Saved prompts: as good as computed ones, or refused in one sentence."""
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import edgelm
 from edgelm import Model, PromptError, StateError
 from edgelm.bundle.folder import default_bundle_path
 from tests.conftest import TINY_BUNDLE, RunCommand
+from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
 PROMPT = list(range(20, 50))
 
@@ -87,32 +86,35 @@ def test_a_state_is_replaced_whole_or_not_at_all(model: Model, saved: Path) -> N
     assert len(model.load_state(saved).ids) == 31
 
 
-def header_changed(content: bytes, **changes: object) -> bytes:
-    (length,) = struct.unpack_from("<I", content, 8)
-    header = json.dumps({**json.loads(content[12 : 12 + length]), **changes}).encode()
-    return content[:8] + struct.pack("<I", len(header)) + header + content[12 + length :]
+def of_tokens(content: bytes, tokens: int) -> bytes:
+    """A state of the same bundle with another number of tokens."""
+    ids, keys_values = np.zeros(tokens, np.uint32), np.zeros((4, 4, tokens, 8), np.float32)
+    return saved_again(content, lambda _: {"token_ids": ids, "keys_values": keys_values})
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda c: b"", "it is no state of a prompt"),
-        (lambda c: b"PK" + c[2:], "it is no state of a prompt"),
-        (lambda c: c[:8] + b"\xff" * 4 + c[12:], "its header is damaged"),
+        (lambda c: c[:8] + b"PK" + c[10:], "it is no state of a prompt"),
+        (lambda c: c[:2] + b"\x01" + c[3:], "its header is damaged"),
         (lambda c: c[:20], "its header is not"),
-        (lambda c: c[:-1], "bytes instead of"),
-        (lambda c: c + b"x", "bytes instead of"),
+        (lambda c: c[:-1], "its tensors do not fit the file"),
+        (lambda c: c + b"x", "its tensors do not fit the file"),
         (lambda c: c[:-5] + b"\x01" + c[-4:], "its content is damaged"),
-        (lambda c: header_changed(c, digest="0" * 64), "it was made with another bundle"),
-        (lambda c: header_changed(c, tokens=31), "bytes instead of"),
-        (lambda c: header_changed(c, tokens=65), "more than the context holds"),
-        (lambda c: header_changed(c, tokens=0), "its header tokens"),
-        (lambda c: header_changed(c, dtype="float64"), "its header dtype"),
-        (lambda c: header_changed(c, format_version=2), "this edgelm reads 1"),
-        (lambda c: header_changed(c, more=1), "its header"),
+        (lambda c: facts_changed(c, made_for="0" * 64), "it was made with another bundle"),
+        (lambda c: facts_changed(c, prefix="0" * 64), "it was made with another prefix, or with none"),
+        (lambda c: header_changed(c, "keys_values", shape=[4, 4, 31, 8]), "its header describes other tensors"),
+        (lambda c: of_tokens(c, 65), "more than the context of 64 holds"),
+        (lambda c: of_tokens(c, 0), "its header keys_values"),
+        (lambda c: header_changed(c, "keys_values", dtype="F64"), r"its header keys_values\.dtype"),
+        (lambda c: saved_again(c, lambda t: t | {"keys_values": t["keys_values"][:2]}), "this bundle's sizes"),
+        (lambda c: saved_again(c, lambda t: t | {"token_ids": t["token_ids"] + 10_000}), "outside the vocabulary"),
+        (lambda c: facts_changed(c, format_version=2), "this edgelm reads 1"),
+        (lambda c: facts_changed(c, more=1), "its header"),
     ],
 )
-def test_damaged_files_are_refused(model: Model, saved: Path, damage: Any, words: str) -> None:
+def test_damaged_files_are_refused(model: Model, saved: Path, damage: Damage, words: str) -> None:
     saved.write_bytes(damage(saved.read_bytes()))
     with pytest.raises(StateError, match=words) as refused:
         model.load_state(saved)

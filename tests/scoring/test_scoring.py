@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import edgelm
 from edgelm import ConfigError, ContextError, Model, PromptError
 from edgelm.bundle.folder import file_fact
-from edgelm.reuse.prompts import PromptEncoder
+from edgelm.reuse.prefix import PromptEncoder
 from edgelm.scoring import token_scores as scoring_module
 from edgelm.scoring.text_scores import split
 from edgelm.scoring.token_scores import continuation_logprobs, embed, option_scores, perplexity

@@ -1,4 +1,4 @@
-"""The prefix of a bundle that is being made: a text to compute, or keys and values that were learned."""
+"""The prefix of a bundle that is being made: a text to bake, or learned keys and values."""
 
 import shutil
 from dataclasses import dataclass
@@ -8,9 +8,8 @@ from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import PREFIX_FILE
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError, PrefixError
-from edgelm.reuse.bake import bake
-from edgelm.reuse.kv_file import KvDtype
-from edgelm.reuse.prefix import PREFIX_MAGIC, Prefix, check_length, learned_for, read_prefix
+from edgelm.reuse.kv_file import KvDtype, is_safetensors, read_kv_file
+from edgelm.reuse.prefix import Prefix, bake, check_length, read_prefix
 from edgelm.text.prompts import prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.gpt2 import HEAD_DIM_MULTIPLE
@@ -24,16 +23,21 @@ class PrefixPlan:
 
     file: Path
     text: str | None
-    """None where `file` holds learned keys and values."""
+    """None where `file` contains learned keys and values."""
     dtype: KvDtype | None
+    """How a text's keys and values are stored; None for the cache's dtype."""
     size_bytes: int
-    """About what it will take on disk."""
+    """Approximate size of the prefix file in the bundle."""
 
     def write(self, draft: Path, scratch: Path) -> Prefix:
-        """Add the prefix to the whole and sealed bundle in `draft`, which is to be sealed again.
+        """Add the prefix file to a complete and sealed bundle, which must be sealed again.
+
+        Args:
+            draft: the bundle's folder.
+            scratch: a folder for temporary files.
 
         Raises:
-            PrefixError: it does not fit.
+            PrefixError: the prefix does not fit the bundle.
         """
         bundle, made = Bundle.read(draft), scratch / PREFIX_FILE
         if self.text is None:
@@ -46,22 +50,27 @@ class PrefixPlan:
 
 
 def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> PrefixPlan:
-    """Read `file`: UTF-8 text, all of it to the last byte, or a prefix file that was learned.
+    """Read `file`: UTF-8 text, all of it to the last byte, or a learned prefix.
 
     Args:
-        dtype: how a text's keys and values are stored; None for the cache's own.
-        checkpoint: as it will be exported.
+        file: the text, or the prefix file.
+        dtype: how a text's keys and values are stored; None for the cache's dtype.
+        checkpoint: the model that will be exported.
 
     Raises:
-        ExportError: it cannot be read, is no text, does not fit the checkpoint, or leaves no room in the context.
+        ExportError: the file cannot be read, is neither text nor a learned prefix, does not fit the checkpoint, or
+            leaves no room in the context.
     """
     config = checkpoint.model.config
     try:
         content = file.read_bytes()
-        if content.startswith(PREFIX_MAGIC):
+        if is_safetensors(content):
             if dtype is not None:
                 raise ExportError(f"the prefix {str(file)!r} was learned and stays as it is: drop --prefix-dtype")
-            if learned_for(file) != body_sha256(checkpoint.model):
+            metadata = read_kv_file(file, "prefix file", "text", "learned").metadata
+            if metadata.kind == "text":
+                raise PrefixError("its text was computed with another bundle: give the text itself")
+            if metadata.made_for != body_sha256(checkpoint.model):
                 raise ExportError(f"the prefix {str(file)!r} was learned with other weights than {checkpoint.name!r}")
             return PrefixPlan(file, None, None, len(content))
         text = content.decode("utf-8")

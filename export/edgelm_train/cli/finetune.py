@@ -22,7 +22,7 @@ def command(base: str, data: Path, out: Path, revision: str | None, **options: A
     edgelm export gpt2 --adapter novel -o novel-int8
     edgelm finetune gpt2 --data reviews.tsv --prompt "{text} It was" --completion " {label}" \\
         --method prefix --out reviews
-    edgelm run -m gpt2-int8 --prefix reviews/prefix.kv "So dull. It was"
+    edgelm run -m gpt2-int8 --prefix reviews/prefix.safetensors "So dull. It was"
 
     Every token of a plain text is learned. Of an example, only the completion and an end-of-text token after it are
     learned; without templates, the columns "prompt" and "completion" are taken. Ctrl-C writes a checkpoint, and the

@@ -151,7 +151,7 @@ def test_a_learned_prefix_can_lie_in_the_bundle(tiny_export: TinyExport, tmp_pat
         (b"x", "needs 2 tokens at least"),
         (b"caf\xe9", "is not UTF-8 text"),
         (b"a b " * 40, "holds a prefix of 88 at most: shorten it"),
-        (b"EDGELMPX\0\0", "it is no prefix file"),
+        (b"\x02\0\0\0\0\0\0\0{}", "it is no prefix file"),
     ],
 )
 def test_texts_that_cannot_be_baked(tiny_export: TinyExport, tmp_path: Path, content: bytes, words: str) -> None:
