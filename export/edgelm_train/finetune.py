@@ -39,8 +39,8 @@ def finetune(
     """Tune a checkpoint on a file of text or of records, or resume the unfinished run in `out`.
 
     A finished run leaves report.md, report.json and curves.svg in `out`, and the result of its method: a checkpoint
-    (full), an adapter for ``edgelm export --adapter`` (lora), or ``prefix.safetensors`` for ``edgelm.load(..., prefix=...)``
-    with any bundle of `base` (prefix).
+    (full), an adapter for ``edgelm export --adapter`` (lora), or ``prefix.safetensors`` for
+    ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix).
 
     Args:
         base: a folder in Hugging Face layout, or a hub id.

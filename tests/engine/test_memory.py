@@ -82,11 +82,11 @@ def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_prefix_counts(tmp_path: Path) -> None:
     with edgelm.load(TINY_BUNDLE) as model:
         alone = model.memory
-        model.save_prefix(tmp_path / "prefix.kv", "Once upon a time")
+        model.save_prefix(tmp_path / "prefix.safetensors", "Once upon a time")
         tokens = len(model.tokenizer.encode("Once upon a time"))
         token_bytes = model.session.bytes_per_token
     assert alone.prefix_bytes == 0
-    with edgelm.load(TINY_BUNDLE, prefix=tmp_path / "prefix.kv") as model:
+    with edgelm.load(TINY_BUNDLE, prefix=tmp_path / "prefix.safetensors") as model:
         assert model.memory.prefix_bytes == tokens * token_bytes
         assert model.memory.forecast_bytes == alone.forecast_bytes + tokens * token_bytes
 

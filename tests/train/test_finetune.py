@@ -310,7 +310,7 @@ def test_losses_are_of_float32_whatever_a_run_left(playground: Playground) -> No
             "prefix",
             [
                 "edgelm export me/base --revision v1 -o base-int8",
-                "edgelm run -m base-int8 --prefix out/prefix.kv 'Your text'",
+                "edgelm run -m base-int8 --prefix out/prefix.safetensors 'Your text'",
             ],
         ),
     ],

@@ -86,12 +86,12 @@ def prepare(command: str, out: Path, files: Iterable[Path], *packages: str) -> N
     Raises:
         TrainingError: `out` cannot be used, a file is missing, or a package is not installed.
     """
-    check_out(out)
-    for file in files:
-        check_file(file)
     missing = [name for name in (*_NEEDED, *packages) if find_spec(name) is None]
     if missing:
         raise TrainingError(f"{command} needs {', '.join(missing)}; {install_hint('cpu,train')}")
+    check_out(out)
+    for file in files:
+        check_file(file)
     click.echo("loading torch and transformers ...", err=True)
 
 

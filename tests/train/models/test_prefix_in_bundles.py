@@ -46,9 +46,9 @@ def noisy_prefix(playground: Playground, tokens: int) -> Any:
 @pytest.mark.parametrize("tokens", [2, 16])
 def test_fp32_gives_peft_its_ids_and_logits(tokens: int, playground: Playground, tmp_path: Path) -> None:
     adapted = noisy_prefix(playground, tokens)
-    save_prefix(adapted, load_checkpoint(str(playground.base)), tmp_path / "prefix.kv")
+    save_prefix(adapted, load_checkpoint(str(playground.base)), tmp_path / "prefix.safetensors")
     export(str(playground.base), tmp_path / "bundle", "fp32")
-    model = edgelm.load(tmp_path / "bundle", device="cpu", threads=1, prefix=tmp_path / "prefix.kv")
+    model = edgelm.load(tmp_path / "bundle", device="cpu", threads=1, prefix=tmp_path / "prefix.safetensors")
     plain = edgelm.load(tmp_path / "bundle", device="cpu", threads=1)
     room = 64 - tokens - len(PROMPT)
     ids = list(model.generate(PROMPT, max_new_tokens=room, do_sample=False, eos_token_id=[]).choices[0].token_ids)
