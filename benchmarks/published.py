@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.decoding.logprobs import log_softmax
+from edgelm.ids import Logits
 from edgelm.model import Model
-from edgelm.scoring.comparison import Logits, log_softmax
 
 Ids = npt.NDArray[np.int64]
 

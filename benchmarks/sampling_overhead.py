@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine_facts
-from edgelm.decoding.beams import log_softmax
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.logits_processors import Ids, Row, process, processors_of
-from edgelm.decoding.row import TokenChoice
-from edgelm.decoding.sampling import largest
+from edgelm.decoding.logits_processors import process, processors_of
+from edgelm.decoding.logprobs import log_softmax
+from edgelm.decoding.sampling import TokenChoice, largest
+from edgelm.ids import IdArray, Logits
 
 VOCABULARY = 50_257
 PENALTIES = {"repetition_penalty": 1.2, "presence_penalty": 0.2, "frequency_penalty": 0.1}
@@ -59,18 +59,18 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def text_logits(rng: np.random.Generator) -> Row:
+def text_logits(rng: np.random.Generator) -> Logits:
     """Log-probabilities that fall with 1.5 times the logarithm of the rank, in random order."""
     ranks = rng.permutation(VOCABULARY) + 1
     return (-1.5 * np.log(ranks) + rng.normal(size=VOCABULARY) * 0.3).astype(np.float32)
 
 
-def flat_logits(rng: np.random.Generator) -> Row:
+def flat_logits(rng: np.random.Generator) -> Logits:
     """Normally distributed logits with a standard deviation of 3."""
     return (rng.normal(size=VOCABULARY) * 3).astype(np.float32)
 
 
-def chooser(options: dict[str, Any], ids: Ids) -> Callable[[Row, int], object]:
+def chooser(options: dict[str, Any], ids: IdArray) -> Callable[[Logits, int], object]:
     """A function (logits, step) that chooses one token with these options.
 
     Args:
@@ -83,12 +83,12 @@ def chooser(options: dict[str, Any], ids: Ids) -> Callable[[Row, int], object]:
     return lambda logits, step: choose(process(processors, ids, logits), step)
 
 
-def four_beams(logits: Row, step: int) -> object:
+def four_beams(logits: Logits, step: int) -> object:
     """The work of a step with four beams: four log-softmaxes, and the best eight continuations of each beam."""
-    return [largest(log_softmax(logits), 8) for _ in range(4)]
+    return [largest(log_softmax(logits, np.float32), 8) for _ in range(4)]
 
 
-def microseconds(call: Callable[[Row, int], object], rows: list[Row], runs: int) -> float:
+def microseconds(call: Callable[[Logits, int], object], rows: list[Logits], runs: int) -> float:
     """Median time of a call over `runs` calls, in microseconds."""
     taken = []
     for step in range(runs + 10):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import edgelm
-from edgelm.decoding.generation_options import GenerationOptions
+from edgelm.decoding.generation_config import GenerationOptions
 from edgelm.engine.memory import resident_bytes
 
 PROMPT = "Once upon a time"

@@ -20,13 +20,14 @@ KeysValues: TypeAlias = npt.NDArray[Any]
 """Keys and values (2·layers, H, T, D) of the cache's float type: each layer's keys, then its values."""
 Indices: TypeAlias = npt.NDArray[np.integer[Any]]
 """Places in an array, such as rows of a batch."""
-Ids = TokenIds
+Logprobs: TypeAlias = npt.NDArray[np.float64]
+"""Log-probabilities, in nats."""
 
 PREFILL_CHUNK_TOKENS = 256
 """Longer prompts run in pieces of this size, which bounds the memory of activations."""
 
 
-def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
+def as_ids(ids: TokenIds, vocab_size: int) -> IdArray:
     """Check token ids; returns int64 of shape (T,), T >= 1.
 
     Raises:
@@ -47,12 +48,12 @@ def as_ids(ids: Ids, vocab_size: int) -> npt.NDArray[np.int64]:
     return array.astype(np.int64, copy=False)
 
 
-def prompt_chunks(ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+def prompt_chunks(ids: IdArray) -> list[IdArray]:
     """The pieces that one call each computes, of PREFILL_CHUNK_TOKENS."""
     return cut(ids, PREFILL_CHUNK_TOKENS)
 
 
-def cut(ids: npt.NDArray[np.int64], piece_tokens: int) -> list[npt.NDArray[np.int64]]:
+def cut(ids: IdArray, piece_tokens: int) -> list[IdArray]:
     """Pieces of so many tokens; a single one left over joins the last piece. GroupQueryAttention has another kernel for
     one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
     starts = list(range(0, max(1, len(ids) - 1), piece_tokens))
@@ -63,14 +64,14 @@ LEAST_TOKENS = 2
 """One token alone has another kernel, which differs in the last bits: a prompt is cut into pieces of two and more."""
 
 
-def common_prefix(first: Ids, second: Ids) -> int:
+def common_prefix(first: TokenIds, second: TokenIds) -> int:
     """How many tokens two texts begin with alike."""
     most = min(len(first), len(second))
     differing = np.flatnonzero(np.asarray(first[:most]) != np.asarray(second[:most]))
     return int(differing[0]) if len(differing) else most
 
 
-def shared_tokens(held: Ids, prompt: Ids) -> int:
+def shared_tokens(held: TokenIds, prompt: TokenIds) -> int:
     """How many tokens of `prompt` need not be computed, where `held` begins like it.
 
     The last two always are: their logits are wanted. What was computed from a prompt of one token is never used.

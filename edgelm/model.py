@@ -8,8 +8,7 @@ from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
 from edgelm.bundle.folder import Bundle, default_bundle_path
-from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.generation_options import GenerationOptions
+from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
 from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large

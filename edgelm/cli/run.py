@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from edgelm.cli.generation_flags import GroupedCommand, generation_options, given_options
+from edgelm.cli.generation_flags import GroupedCommand, generation_flag, generation_options, given_options
 from edgelm.cli.shared import OpenModel, TextCommand, json_option, model_options, print_json, read_prompt
 
 if TYPE_CHECKING:
-    from edgelm.decoding.generation_options import GenerationOptions
+    from edgelm.decoding.generation_config import GenerationOptions
     from edgelm.generation.results import Chunk, Stats
     from edgelm.model import Model
     from edgelm.reuse.state import PromptState
@@ -28,9 +28,7 @@ class RunCommand(TextCommand, GroupedCommand):
 @generation_options
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @json_option("Print one JSON object instead of text.")
-@click.option(
-    "--logprobs", type=int, metavar="N", help="With --json: each token's log-probability and the N likeliest tokens."
-)
+@generation_flag("logprobs")
 @click.option(
     "--state",
     metavar="FILE",

@@ -1,1 +1,4 @@
-"""Logits become token ids: options, processors, sampling, searches, loop. It knows neither text nor ONNX Runtime."""
+"""Logits become token ids: options, processors, sampling, searches, the loop.
+
+This room knows neither text nor ONNX Runtime.
+"""

@@ -1,180 +1,262 @@
-"""Beam search and beam sampling over one prompt, as transformers 4.57's `_beam_search` does them.
+"""Beam search, beam sampling and group beam search over one prompt.
 
-All beams are rows of one batch. B beams, K candidates a step, T tokens so far, V vocabulary.
+The first two work as transformers 4.57's `_beam_search`, groups as `_group_beam_search` of transformers 4.56.2. All
+beams are rows of one batch, which is computed a step at a time.
+
+Shapes: B beams, G beams of a group, K candidates of a step, T tokens so far, V vocabulary.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from edgelm.decoding.logits_processors import Ids, LogitsProcessor, Row, process, processors_of
-from edgelm.decoding.request import DecodingSession, FinishReason, Request
+from edgelm.decoding.generation_config import LogitsProcessor
+from edgelm.decoding.logits_processors import process, processors_of
+from edgelm.decoding.logprobs import log_softmax
+from edgelm.decoding.request import DecodingBatch, DecodingSession, FinishReason, Request
 from edgelm.decoding.sampling import beam_uniforms, candidates, draw_without_replacement, filters_of, largest
 from edgelm.errors import ConfigError
+from edgelm.ids import IdArray, Indices, Logits
 
 NEVER = np.float32(-1e9)
-"""Score of a beam that must not win; finite, so that it can lead on where nothing else does."""
-
-Finished = tuple[list[int], FinishReason]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Continuations by one token, the best first: of which beam, by which token, at which score; (K,) each."""
-
-    beams: npt.NDArray[np.intp]
-    tokens: npt.NDArray[np.intp]
-    scores: Row
+"""Score of a beam that must not win; finite, so that the beam goes on if no other beam can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A finished text and its rank."""
 
-    score: np.float32
+    rank: float
     """Log-probability / length ** length_penalty."""
     tokens: list[int]
     """The new part, without an end-of-text token."""
     reason: FinishReason
 
 
-def beam_search(session: DecodingSession, request: Request, logits: Row) -> Iterator[Finished]:
-    """The best `num_return_sequences` continuations, the best first, each with the reason it ended.
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Continuations by one token, the best first."""
+
+    beams: Indices
+    """The beam that each one continues, (K,)."""
+    tokens: Indices
+    """(K,)"""
+    scores: Logits
+    """Log-probabilities of the whole texts, (K,)."""
+
+    def at(self, indices: Indices) -> "Candidates":
+        """The candidates at these indices."""
+        return Candidates(self.beams[indices], self.tokens[indices], self.scores[indices])
+
+
+def beam_search(session: DecodingSession, request: Request, logits: Logits) -> Iterator[Hypothesis]:
+    """The best `num_return_sequences` continuations, the best first.
 
     Args:
         session: holds the prompt.
-        logits: what follows the prompt, (V,).
+        request: whose configuration has more than one beam, in one group.
+        logits: after the prompt, (V,).
 
     Raises:
         ConfigError: fewer continuations exist under these options.
+        DeviceError: the model computes NaN.
     """
     config, prompt_tokens = request.config, len(request.prompt)
     beams = config.num_beams
-    text, scores = request.text_buffer(beams), np.full(beams, NEVER)
-    scores[0] = 0  # all beams begin alike: only the first may have offspring
-    # An end of text takes a candidate's place; enough others must be left to go on with.
-    wanted = max(2, 1 + len(config.eos_token_id)) * beams
+    text, scores = request.text_buffer(beams), _first_scores(beams)
     finished: list[Hypothesis] = []
     logits = np.broadcast_to(logits, (beams, request.vocab_size))
-    batch = session.batch(beams, prompt_tokens + request.most_new_tokens - 1) if request.most_new_tokens > 1 else None
-    for count in range(request.most_new_tokens):
+    batch = _batch(session, request)
+    for count in range(request.new_token_limit):
         end = prompt_tokens + count
-        found = _continuations(request, text[:, :end], logits, scores, wanted, count)
+        found = _continuations(request, text[:, :end], logits, scores, count)
         reasons = _reasons(request, text[:, prompt_tokens:end], found, count)
         ended = np.array([reason is not None for reason in reasons])
         full = len(finished) == beams and config.early_stopping is True
-        for place in np.flatnonzero(ended[:beams] & np.isfinite(found.scores[:beams])):
-            reason = reasons[place]
+        for index in np.flatnonzero(ended[:beams] & np.isfinite(found.scores[:beams])):
+            reason = reasons[index]
             if reason is None or full:
                 continue
-            new = text[found.beams[place], prompt_tokens:end].tolist()
-            new += [] if reason == "eos" else [int(found.tokens[place])]
-            score = found.scores[place] / np.float32(float(count + 1) ** config.length_penalty)
-            finished.append(Hypothesis(score, new, reason))
-        finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:beams]
+            new = text[found.beams[index], prompt_tokens:end].tolist()
+            new += [] if reason == "eos" else [int(found.tokens[index])]
+            rank = found.scores[index] / np.float32(float(count + 1) ** config.length_penalty)
+            finished.append(Hypothesis(float(rank), new, reason))
+        finished = sorted(finished, key=lambda hypothesis: -hypothesis.rank)[:beams]
         running = np.where(ended, found.scores + NEVER, found.scores)
-        going = np.argsort(-running, kind="stable")[:beams]
-        scores = running[going]
-        if ended.all() or _is_over(request, finished, scores, count):
+        order = np.argsort(-running, kind="stable")[:beams]
+        going, scores = found.at(order), running[order]
+        if ended.all() or _is_over(request, finished, scores, count + 1):
             break
-        text = text[found.beams[going]]
-        text[:, end] = found.tokens[going]
+        text = text[going.beams]
+        text[:, end] = going.tokens
         assert batch is not None
-        if count:  # at first all rows are the same
-            batch.reorder(found.beams[going])
+        if count:  # at first all rows are equal
+            batch.reorder(going.beams)
         logits = batch.step(text[:, end])
-    if request.most_new_tokens == 0:
-        finished = [Hypothesis(np.float32(0), [], request.last_reason)] * config.num_return_sequences
-    yield from best_of(request, [(hypothesis.tokens, hypothesis.reason) for hypothesis in finished])
+    yield from _best_of(request, finished)
 
 
-def best_of(request: Request, found: list[Finished]) -> list[Finished]:
-    """As many of the texts `found`, the best first, as are to be returned.
+def _first_scores(beams: int) -> Logits:
+    """Scores (B,) before the first step: all beams are equal then, so only the first may have offspring."""
+    scores = np.full(beams, NEVER)
+    scores[0] = 0
+    return scores
+
+
+def _batch(session: DecodingSession, request: Request) -> DecodingBatch | None:
+    """The rows of all beams; None if there is nothing to feed, because the last new token never is."""
+    if request.new_token_limit <= 1:
+        return None
+    return session.batch(request.config.num_beams, len(request.prompt) + request.new_token_limit - 1)
+
+
+def _candidates_per_beam(request: Request) -> int:
+    """Candidates for each beam: an end of text takes the place of one, and enough must be left to go on with."""
+    return max(2, 1 + len(request.config.eos_token_id))
+
+
+def _best_of(request: Request, found: list[Hypothesis]) -> list[Hypothesis]:
+    """The texts to return, given all texts that a search found, the best first.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer than `num_return_sequences`.
     """
-    wanted = request.config.num_return_sequences
-    if len(found) < wanted:
+    requested = request.config.num_return_sequences
+    if request.new_token_limit == 0:
+        return [Hypothesis(0.0, [], request.limit_reason)] * requested
+    if len(found) < requested:
         raise ConfigError(
-            f"only {len(found)} of num_return_sequences={wanted} continuations exist under these options: "
+            f"only {len(found)} of num_return_sequences={requested} continuations exist under these options: "
             "lower it, or allow more tokens"
         )
-    return found[:wanted]
+    return found[:requested]
 
 
-def log_softmax(logits: Row) -> Row:
-    """Log-probabilities of logits (V,)."""
-    result: Row = logits - logits.max()
-    result -= np.float32(np.log(np.exp(result).sum(dtype=np.float64)))
-    return result
-
-
-def _continuations(request: Request, texts: Ids, logits: Row, scores: Row, wanted: int, count: int) -> Candidates:
-    """The best, or the drawn, `wanted` continuations of `texts` (B, T) by one token."""
+def _divisor_of_best(request: Request, length: int) -> float:
+    """The divisor of a running beam's score that gives the best rank it may reach, given its `length` so far."""
     config = request.config
+    if config.early_stopping == "never" and config.length_penalty > 0:
+        length = config.new_token_limit(len(request.prompt))
+    divisor: float = float(length) ** config.length_penalty
+    return divisor
+
+
+def _continuations(request: Request, texts: IdArray, logits: Logits, scores: Logits, count: int) -> Candidates:
+    """The best continuations of `texts` (B, T) by one token, or drawn ones, given logits (B, V) and scores (B,)."""
+    config = request.config
+    requested = _candidates_per_beam(request) * config.num_beams
     filters = filters_of(config, at_least=1 + max(1, len(config.eos_token_id))) if config.do_sample else ()
     temperature = config.temperature if config.do_sample else 1.0
-    tokens, values, beams = [], [], []
+    parts = []
     for beam, score in enumerate(scores):
-        if count == 0 and beam > 0 and not config.do_sample and request.vocab_size >= wanted:
-            break  # their offspring cannot be among the best
-        row = request.processed(texts[beam], log_softmax(logits[beam]), required=False)
+        if count == 0 and beam > 0 and not config.do_sample and request.vocab_size >= requested:
+            break  # the offspring of these beams cannot be among the best
+        row = log_softmax(logits[beam], np.float32)
+        row = process(request.processors, texts[beam], row, may_rule_out_all=True)
         if np.isfinite(row.max()):
             kept, row = candidates(row, temperature, filters)
-            places = np.arange(len(row)) if kept is None else kept
+            tokens = np.arange(len(row)) if kept is None else kept
         else:  # no token may follow this beam
-            places, row = np.zeros(1, np.intp), row[:1]
+            tokens, row = np.zeros(1, np.intp), row[:1]
         if config.renormalize_logits and len(row) > 1:
-            row = log_softmax(row)
+            row = log_softmax(row, np.float32)
         row = row + score
         if not config.do_sample:
-            best = largest(row, wanted)
-            places, row = places[best], row[best]
-        tokens.append(places)
-        values.append(row)
-        beams.append(np.full(len(row), beam, np.intp))
-    found = Candidates(np.concatenate(beams), np.concatenate(tokens), np.concatenate(values))
+            best = largest(row, requested)
+            tokens, row = tokens[best], row[best]
+        parts.append(Candidates(np.full(len(row), beam, np.intp), tokens, row))
+    found = Candidates(
+        np.concatenate([part.beams for part in parts]),
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+    )
     if not np.isfinite(found.scores.max()):
         raise ConfigError(f"no beam can go on after {texts.shape[1]} tokens: the options rule out every token")
     if config.do_sample:
         uniforms = beam_uniforms(request.seed, count, len(scores) * request.vocab_size)
         drawn = uniforms[found.beams * request.vocab_size + found.tokens]
-        chosen = draw_without_replacement(found.scores, wanted, drawn)
-    else:
-        chosen = largest(found.scores, wanted)
-    return Candidates(found.beams[chosen], found.tokens[chosen], found.scores[chosen])
+        return found.at(draw_without_replacement(found.scores, requested, drawn))
+    return found.at(largest(found.scores, requested))
 
 
-def _reasons(request: Request, texts: Ids, found: Candidates, count: int) -> list[FinishReason | None]:
-    """Why each candidate ends its text; None where it goes on. `texts` are the beams' new tokens (B, T)."""
-    late = request.interruption
-    late = request.last_reason if count + 1 == request.most_new_tokens else late
-
-    def reason(beam: int, token: int) -> FinishReason | None:
+def _reasons(request: Request, new: IdArray, found: Candidates, count: int) -> list[FinishReason | None]:
+    """Why each candidate ends its text, None if it goes on; `new` are the beams' new tokens before it, (B, T)."""
+    late = request.limit_reason if count + 1 == request.new_token_limit else request.interruption
+    reasons: list[FinishReason | None] = []
+    for beam, token in zip(found.beams.tolist(), found.tokens.tolist(), strict=True):
         if token in request.config.eos_token_id:
-            return "eos"
-        if request.ends_text is not None and request.ends_text([*texts[beam].tolist(), token]):
-            return "stop"
-        return late
+            reasons.append("eos")
+        elif request.ends_text is not None and request.ends_text([*new[beam].tolist(), token]):
+            reasons.append("stop")
+        else:
+            reasons.append(late)
+    return reasons
 
-    return [reason(int(beam), int(token)) for beam, token in zip(found.beams, found.tokens, strict=True)]
 
-
-def _is_over(request: Request, finished: list[Hypothesis], scores: Row, count: int) -> bool:
-    """Whether the running beams' `scores`, the best first, can no longer better the finished ones."""
+def _is_over(request: Request, finished: list[Hypothesis], scores: Logits, length: int) -> bool:
+    """Whether the running beams' `scores`, the best first, can no longer improve the finished texts."""
     config = request.config
     if len(finished) < config.num_beams:
         return bool(scores[0] <= NEVER)
-    if config.early_stopping is True:
-        return True
-    length = count + 1
-    if config.early_stopping == "never" and config.length_penalty > 0:
-        length = config.new_token_limit(len(request.prompt))
-    best_possible = scores[0] / np.float32(float(length) ** config.length_penalty)
-    return bool(best_possible <= finished[-1].score)
+    best_rank = scores[0] / np.float32(_divisor_of_best(request, length))
+    return config.early_stopping is True or bool(best_rank <= finished[-1].rank)
+
+
+def group_beam_search(session: DecodingSession, request: Request, logits: Logits) -> Iterator[Hypothesis]:
+    """The best `num_return_sequences` continuations over all groups, the best first.
+
+    Source: Vijayakumar et al., arXiv 1610.02424. Stop strings do not steer the search; the caller cuts the texts.
+
+    Args:
+        session: holds the prompt.
+        request: whose configuration has more than one group.
+        logits: after the prompt, (V,).
+
+    Raises:
+        ConfigError: a group has too few continuations.
+        DeviceError: the model computes NaN.
+    """
+    config, prompt_tokens, beams = request.config, len(request.prompt), request.config.num_beams
+    size = beams // config.num_beam_groups
+    taken = np.zeros(request.vocab_size, np.float32)  # how often earlier groups chose each token in this step
+
+    def avoid_taken(ids: IdArray, logits: Logits) -> Logits:
+        return logits - np.float32(config.diversity_penalty) * taken
+
+    processors = processors_of(config, prompt_tokens, request.vocab_size, after_biases=[avoid_taken])
+    groups = [
+        _Group(request, processors, request.text_buffer(size), _first_scores(size))
+        for _ in range(config.num_beam_groups)
+    ]
+    logits = np.broadcast_to(logits, (beams, request.vocab_size))
+    batch = _batch(session, request)
+    end = prompt_tokens
+    reason: FinishReason = request.limit_reason
+    for count in range(request.new_token_limit):
+        order: list[int] = []
+        taken[:] = 0
+        for index, group in enumerate(groups):
+            first = index * size
+            order += (first + group.advance(logits[first : first + size], count)).tolist()
+            np.add.at(taken, group.text[:, end], 1)
+        end += 1
+        if all(group.done for group in groups) or count + 1 == request.new_token_limit:
+            break
+        if request.interruption is not None:
+            reason = request.interruption
+            break
+        assert batch is not None
+        if count:  # at first all rows are equal
+            batch.reorder(order)
+        logits = batch.step(np.concatenate([group.text[:, end - 1] for group in groups]))
+    for group in groups:
+        if not group.done and end > prompt_tokens:
+            for beam, score in enumerate(group.scores):
+                group.add(beam, end, float(score), reason)
+    # Of equal ranks the last comes first, because transformers takes texts from the end of an ascending list.
+    finished = sorted((text for group in groups for text in group.finished), key=lambda text: text.rank)[::-1]
+    yield from _best_of(request, finished)
 
 
 @dataclass
@@ -182,120 +264,60 @@ class _Group:
     """One group's beams and its best finished texts."""
 
     request: Request
-    text: Ids  # (G, T), with room for all new tokens
-    scores: Row  # (G,) log-probabilities
-    finished: list[tuple[float, list[int], FinishReason]] = field(default_factory=list)
+    processors: tuple[LogitsProcessor, ...]
+    text: IdArray
+    """The beams' texts with room for all new tokens, (G, T)."""
+    scores: Logits
+    """Their log-probabilities, (G,)."""
+    finished: list[Hypothesis] = field(default_factory=list)
     done: bool = False
 
-    def advance(self, logits: Row, processors: tuple[LogitsProcessor, ...], count: int) -> Ids:
-        """Choose this step's tokens, given logits (G, V); returns the beams (G,) they follow."""
-        config, size, vocab = self.request.config, len(self.scores), self.request.vocab_size
+    def advance(self, logits: Logits, count: int) -> IdArray:
+        """Choose the tokens of step `count`, given logits (G, V); returns the beams (G,) that they follow."""
+        config, size, vocab_size = self.request.config, len(self.scores), self.request.vocab_size
         end = len(self.request.prompt) + count
-        if self.done:  # transformers feeds it padding, which later groups then avoid
+        if self.done:  # transformers feeds the group padding, which later groups then avoid
             self.text[:, end] = config.eos_token_id[0]
             self.scores[:] = 0
             return np.zeros(size, np.int64)
         rows = [
-            process(processors, ids, log_softmax(row), required=False) + score
+            process(self.processors, ids, log_softmax(row, np.float32), may_rule_out_all=True) + score
             for ids, row, score in zip(self.text[:, :end], logits, self.scores, strict=True)
         ]
         scores = np.concatenate(rows)  # (G·V,)
-        best = largest(scores, max(2, 1 + len(config.eos_token_id)) * size)
+        best = largest(scores, _candidates_per_beam(self.request) * size)
         going: list[int] = []
-        for rank, place in enumerate(best.tolist()):
-            beam, token = divmod(place, vocab)
+        for rank, index in enumerate(best.tolist()):
+            beam, token = divmod(index, vocab_size)
             if token not in config.eos_token_id:
-                going.append(place)
+                going.append(index)
             elif rank < size:
-                self.add(beam, end, float(scores[place]), "eos")
+                self.add(beam, end, float(scores[index]), "eos")
             if len(going) == size:
                 break
         if len(going) < size:
             raise ConfigError(
-                f"a group of {size} beams cannot go on: the vocabulary has too few other tokens than ends"
+                f"a group of {size} beams cannot go on: the vocabulary has too few tokens beside those that end a text"
             )
+        if len(self.finished) == size:
+            best_rank = float(scores[best[0]]) / _divisor_of_best(self.request, count + 1)
+            worst_rank = min(text.rank for text in self.finished)
+            self.done = config.early_stopping is True or worst_rank >= best_rank
         chosen = np.array(going)
-        self.done = self._is_done(float(scores[best[0]]), count + 1)
-        beams: Ids = chosen // vocab
+        beams: IdArray = chosen // vocab_size
         self.text, self.scores = self.text[beams], scores[chosen]
-        self.text[:, end] = chosen % vocab
+        self.text[:, end] = chosen % vocab_size
         return beams
 
     def add(self, beam: int, end: int, score: float, reason: FinishReason) -> None:
-        """Note a finished text; an end-of-text token counts for its length."""
+        """Note the text of a beam as finished, if it is one of the best; its length counts an end-of-text token."""
         if not np.isfinite(score):
             return
         new = self.text[beam, len(self.request.prompt) : end].tolist()
         rank = score / float(len(new) + (reason == "eos")) ** self.request.config.length_penalty
-        if len(self.finished) < len(self.scores) or rank > min(self.finished)[0]:
-            self.finished.append((rank, new, reason))
-        if len(self.finished) > len(self.scores):
-            worst = min(range(len(self.finished)), key=lambda place: self.finished[place][0])
-            del self.finished[worst]
-
-    def _is_done(self, best: float, length: int) -> bool:
-        """Whether no running beam can better the worst finished text."""
-        config = self.request.config
-        if len(self.finished) < len(self.scores):
-            return False
-        if config.early_stopping is True:
-            return True
-        if config.early_stopping == "never" and config.length_penalty > 0:
-            length = config.new_token_limit(len(self.request.prompt))
-        return bool(min(self.finished)[0] >= best / float(length) ** config.length_penalty)
-
-
-def group_beam_search(session: DecodingSession, request: Request, logits: Row) -> Iterator[Finished]:
-    """The best `num_return_sequences` continuations over all groups, the best first.
-
-    Stop strings do not steer the search: the caller cuts the texts.
-
-    Args:
-        session: holds the prompt.
-        logits: what follows the prompt, (V,).
-
-    Raises:
-        ConfigError: a group has too few continuations.
-    """
-    config, prompt_tokens, beams = request.config, len(request.prompt), request.config.num_beams
-    size = beams // config.num_beam_groups
-    groups = []
-    for _ in range(config.num_beam_groups):
-        scores = np.full(size, NEVER)
-        scores[0] = 0
-        groups.append(_Group(request, request.text_buffer(size), scores))
-    taken = np.zeros(request.vocab_size, np.float32)  # how often earlier groups chose a token in this step
-
-    def avoid_taken(ids: Ids, logits: Row) -> Row:
-        return logits - np.float32(config.diversity_penalty) * taken
-
-    processors = processors_of(config, prompt_tokens, request.vocab_size, after_biases=[avoid_taken])
-    logits = np.broadcast_to(request.finite(logits), (beams, request.vocab_size))
-    batch = session.batch(beams, prompt_tokens + request.most_new_tokens - 1) if request.most_new_tokens > 1 else None
-    end, reason = prompt_tokens, request.last_reason
-    for count in range(request.most_new_tokens):
-        order: list[int] = []
-        taken[:] = 0
-        for index, group in enumerate(groups):
-            first = index * size
-            order += (first + group.advance(logits[first : first + size], processors, count)).tolist()
-            np.add.at(taken, group.text[:, end], 1)
-        end += 1
-        if all(group.done for group in groups) or count + 1 == request.most_new_tokens:
-            break
-        if request.interruption is not None:
-            reason = request.interruption
-            break
-        assert batch is not None
-        if count:
-            batch.reorder(order)
-        logits = request.finite(batch.step(np.concatenate([group.text[:, end - 1] for group in groups])))
-    for group in groups:
-        if not group.done and end > prompt_tokens:
-            for beam, score in enumerate(group.scores):
-                group.add(beam, end, float(score), reason)
-    # Of equal ones the last comes first, as transformers takes them from the end of an ascending list.
-    finished = sorted((found for group in groups for found in group.finished), key=lambda found: found[0])[::-1]
-    if request.most_new_tokens == 0:
-        finished = [(0.0, [], request.last_reason)] * config.num_return_sequences
-    yield from best_of(request, [(tokens, why) for _, tokens, why in finished])
+        if len(self.finished) == len(self.scores):
+            worst = min(self.finished, key=lambda text: text.rank)
+            if rank <= worst.rank:
+                return
+            self.finished.remove(worst)
+        self.finished.append(Hypothesis(rank, new, reason))

@@ -1,23 +1,29 @@
-"""Contrastive search (Su et al., arXiv 2202.06417), as transformers 4.55.4 does it: of the likeliest `top_k` tokens the
-one wins that is likely and whose hidden state is unlike those of the text so far.
+"""Contrastive search (Su et al., arXiv 2202.06417), as transformers 4.55.4 does it.
 
-K candidates, T tokens so far, D hidden size, V vocabulary.
+Of the likeliest `top_k` tokens it takes one that is likely and whose hidden state is unlike those of the text so far.
+
+Shapes: K candidates, T tokens so far, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from edgelm.decoding.logits_processors import Row
 from edgelm.decoding.request import DecodingSession, Request, Step
 from edgelm.decoding.sampling import largest
+from edgelm.ids import Hidden
 
 
 def contrastive_search(session: DecodingSession, request: Request) -> Iterator[Step]:
-    """The steps of the one row contrastive search finds; all candidates of a place run as one batch.
+    """The steps of the one text that contrastive search finds; all candidates for a place run as one batch.
+
+    Args:
+        session: empty.
+        request: whose configuration has `penalty_alpha` and `top_k`.
 
     Raises:
         BundleError: the bundle's graph has no hidden states.
+        DeviceError, ConfigError: as `Request.processed`.
     """
     config, prompt_tokens, alpha = request.config, len(request.prompt), np.float32(request.config.penalty_alpha or 0)
     candidates = min(config.top_k or 1, request.vocab_size)
@@ -29,8 +35,8 @@ def contrastive_search(session: DecodingSession, request: Request) -> Iterator[S
     text = request.text_buffer()[0]
     directions = np.empty((len(text), hidden.shape[1]), np.float32)
     directions[:prompt_tokens] = _directions(hidden)
-    batch = session.batch(candidates, min(len(text), session.context_length)) if request.most_new_tokens else None
-    for count in range(request.most_new_tokens):
+    batch = session.batch(candidates, min(len(text), session.context_length)) if request.new_token_limit else None
+    for count in range(request.new_token_limit):
         reason = request.interruption
         if reason == "cancelled" or (count and reason is not None):
             yield Step(None, reason)
@@ -38,30 +44,30 @@ def contrastive_search(session: DecodingSession, request: Request) -> Iterator[S
         end = prompt_tokens + count
         row = request.processed(text[:end], logits)
         weights = np.exp(row - row.max())
-        places = largest(row, candidates)  # (K,)
-        likely = weights[places] / np.float32(weights.sum(dtype=np.float64))
+        tokens = largest(row, candidates)  # (K,)
+        probabilities = weights[tokens] / np.float32(weights.sum(dtype=np.float64))
         if end < session.context_length:
             assert batch is not None
-            all_logits, all_hidden = batch.step_hidden(places)  # (K, V), (K, D)
-            found = _directions(all_hidden)
-            likeness = (directions[:end] @ found.T).max(axis=0)  # (K,)
-            scores = (1 - alpha) * likely - alpha * likeness
-            scores[likely == 0] = -np.inf  # ruled out
+            all_logits, all_hidden = batch.step_hidden(tokens)  # (K, V), (K, D)
+            new_directions = _directions(all_hidden)
+            likeness = (directions[:end] @ new_directions.T).max(axis=0)  # (K,)
+            scores = (1 - alpha) * probabilities - alpha * likeness
+            scores[probabilities == 0] = -np.inf  # tokens that the processors ruled out
             winner = int(np.argmax(scores))
             batch.reorder([winner] * candidates)
-            logits, directions[end] = all_logits[winner].copy(), found[winner]
-        else:  # the last token the context takes is never fed: there is nothing to compare
+            logits, directions[end] = all_logits[winner].copy(), new_directions[winner]
+        else:  # the last token that the context takes is never fed, so there is nothing to compare
             winner = 0
-        token = int(places[winner])
+        token = int(tokens[winner])
         if token in config.eos_token_id:
             yield Step(None, "eos")
             return
         text[end] = token
         yield Step(token, None)
-    yield Step(None, request.last_reason)
+    yield Step(None, request.limit_reason)
 
 
-def _directions(hidden: Row) -> Row:
-    """Hidden states (N, D), each of length 1."""
-    result: Row = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+def _directions(hidden: Hidden) -> Hidden:
+    """Hidden states (N, D), each scaled to length 1."""
+    result: Hidden = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
     return result

@@ -1,43 +1,51 @@
-"""How to continue a prompt: Hugging Face's ``GenerationConfig`` names, each default and each limit once."""
+"""How to continue a prompt: every option, declared once, with Hugging Face's ``GenerationConfig`` names.
+
+The command line's flags and the tables of docs/generation.md are made from the declarations. This module imports no
+numpy, because ``edgelm run --help`` reads them.
+"""
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
-from edgelm.bundle.folder import Bundle
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
-from edgelm.decoding.logits_processors import LogitsProcessor
-from edgelm.decoding.option_conflicts import check_combination, replaced_defaults
-from edgelm.decoding.option_rules import (
-    Rule,
-    callables,
+from edgelm.decoding.options import (
+    COMMON,
+    LENGTH,
+    OUTPUT,
+    REPETITION,
+    SAMPLING,
+    SEARCH,
+    SPEED,
+    TOKENS,
+    Option,
+    check_combination,
+    check_support,
+    event,
+    functions,
     number,
+    one_of,
     option,
-    or_none,
     sequence_biases,
     sequences,
+    side_effects,
+    start_and_factor,
+    switch,
     texts,
     texts_or_ids,
     token_biases,
     token_ids,
-    true_or_false,
     whole,
 )
 from edgelm.errors import BundleError, ConfigError
 
-DEFAULT_MAX_NEW_TOKENS = 128
-MAX_RETURN_SEQUENCES = 1024
-MAX_BEAMS = 256
-MAX_STOP_STRINGS = 64
-MAX_LOGPROBS = 1024
-MAX_DRAFTED_TOKENS = 64
+if TYPE_CHECKING:
+    from edgelm.bundle.folder import Bundle
+    from edgelm.ids import IdArray, Logits
 
-_SHARE = number(lambda p: 0 < p <= 1, "in (0, 1]")
-_CUTOFF = number(lambda p: 0 <= p < 1, "in [0, 1)")
-_PENALTY = number(lambda p: -100 <= p <= 100, "between -100 and 100")
-_START, _FACTOR = whole(0), number(lambda f: 0 < f <= 1e3, "")
+DEFAULT_MAX_NEW_TOKENS = 128
 
 
 class Cancel(Protocol):
@@ -47,157 +55,398 @@ class Cancel(Protocol):
         """Whether to stop."""
 
 
+class LogitsProcessor(Protocol):
+    """A function that changes the logits of the next token."""
+
+    def __call__(self, ids: "IdArray", logits: "Logits", /) -> "Logits":
+        """New logits, float32 (V,), given the token ids so far, int64 (T,), and the logits, float32 (V,)."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
-    """Options of one generation; the same words in Python, in JSON and as CLI flags."""
+    """Options of one generation; they have the same names in Python, in JSON and as flags of the command line.
 
-    max_new_tokens: int | None = option(None, or_none(whole(0)))
-    """Most tokens to add; 128 when `max_length` is not given either."""
-    max_length: int | None = option(None, or_none(whole(1)))
-    """Most tokens in all, prompt included."""
-    do_sample: bool = option(False, true_or_false())
-    """Draw tokens at random instead of taking the likeliest; a sampling option switches it on."""
+    What each option means is the text of its declaration; docs/generation.md shows all of them.
+    """
+
+    max_new_tokens: int | None = option(
+        None,
+        whole(0, optional=True),
+        "Maximum number of new tokens.",
+        group=COMMON,
+        flags=("-n", "--max-new-tokens"),
+        show_default=f"the bundle's, or {DEFAULT_MAX_NEW_TOKENS}",
+    )
+    do_sample: bool = option(
+        False,
+        switch(),
+        "Draw tokens at random, or always take the likeliest one.",
+        group=COMMON,
+        flags=("--do-sample/--greedy",),
+        show_default="the bundle's",
+    )
     temperature: float = option(
         1.0,
-        number(
-            lambda t: 1e-3 <= t <= 1e3,
-            "between 0.001 and 1000 (for greedy decoding use do_sample=False, --greedy on the command line)",
+        number("[0.001, 1000]", hint="for greedy decoding use do_sample=False, --greedy on the command line"),
+        "Divide the logits by T: below 1 is more predictable, above 1 less.",
+        group=COMMON,
+        metavar="T",
+    )
+    top_k: int | None = option(
+        None,
+        whole(1, optional=True),
+        "Sample from the K likeliest tokens.",
+        group=COMMON,
+        metavar="K",
+        details="With `penalty_alpha`, K candidates compete for each place.",
+    )
+    top_p: float = option(
+        1.0,
+        number("(0, 1]"),
+        "Sample from the likeliest tokens whose probabilities sum to P.",
+        group=COMMON,
+        metavar="P",
+    )
+    min_p: float = option(
+        0.0,
+        number("[0, 1]"),
+        "Sample from the tokens at least P times as likely as the likeliest.",
+        group=COMMON,
+        metavar="P",
+    )
+    repetition_penalty: float = option(
+        1.0,
+        number("(0, 1000]"),
+        "Above 1: make tokens of the prompt and of the text so far less likely.",
+        group=COMMON,
+        metavar="F",
+    )
+    stop_strings: tuple[str, ...] = option(
+        (),
+        texts(64),
+        "End the text where it contains TEXT.",
+        group=COMMON,
+        metavar="TEXT",
+        details="TEXT may begin and end inside tokens. It is not in the result.",
+        flags=("--stop-strings", "--stop"),
+    )
+    num_return_sequences: int = option(1, whole(1, 1024), "Number of continuations to return.", group=COMMON)
+    seed: int | None = option(
+        None,
+        whole(0, 2**64 - 1, optional=True),
+        "Seed of the random numbers: equal seeds give equal texts.",
+        group=COMMON,
+        details="The result does not depend on what else runs. It holds the seed.",
+        show_default="drawn",
+    )
+
+    prompt_lookup_num_tokens: int | None = option(
+        None,
+        whole(1, 64, optional=True),
+        "Draft up to N tokens from the text so far, and check them in one call.",
+        group=SPEED,
+        details=(
+            "A draft is what followed the last two or three tokens before. This is faster where a text repeats itself "
+            "or its prompt: [embedding.md](embedding.md) has the measurements. Not with beams or contrastive search."
         ),
     )
-    """Divides the logits before sampling: below 1 is more predictable."""
-    top_k: int | None = option(None, or_none(whole(1)))
-    """Sample among the k likeliest tokens; with `penalty_alpha`, how many candidates compete."""
-    top_p: float = option(1.0, _SHARE)
-    """Sample among the fewest tokens that hold this share of the probability."""
-    min_p: float = option(0.0, number(lambda p: 0 <= p <= 1, "in [0, 1]"))
-    """Sample among tokens at least this share as likely as the likeliest."""
-    repetition_penalty: float = option(1.0, number(lambda p: 0 < p <= 1e3, "more than 0 and at most 1000"))
-    """Above 1: makes tokens of the prompt and the text so far less likely."""
-    num_return_sequences: int = option(1, whole(1, MAX_RETURN_SEQUENCES))
-    """How many continuations of the prompt to return."""
-    stop_strings: tuple[str, ...] = option((), texts(MAX_STOP_STRINGS))
-    """Texts that end the generation; they are not in the result."""
-    eos_token_id: tuple[int, ...] = option((), token_ids())
-    """Tokens that end the generation; they are not in the result."""
-    seed: int | None = option(None, or_none(whole(0, 2**64 - 1)))
-    """Makes sampling repeatable; a fresh one is drawn when not given."""
-    logprobs: int | None = option(None, or_none(whole(0, MAX_LOGPROBS)))
-    """Return each token's log-probability under the model, before penalties, temperature and filters, and those of
-    this many of the likeliest tokens."""
 
-    min_new_tokens: int = option(0, whole(0))
-    """No end-of-text token before this many new tokens."""
-    min_length: int = option(0, whole(0))
-    """No end-of-text token before this many tokens in all, prompt included."""
-    max_time: float | None = option(None, or_none(number(lambda t: 0 < t <= 1e9, "more than 0, in seconds")))
-    """Most seconds for the whole generation; what is there by then is returned."""
-
+    max_length: int | None = option(
+        None,
+        whole(1, optional=True),
+        "Maximum number of tokens, prompt included.",
+        group=LENGTH,
+        details="Takes the place of `max_new_tokens`.",
+    )
+    min_new_tokens: int = option(0, whole(0), "No end-of-text token before N new tokens.", group=LENGTH)
+    min_length: int = option(0, whole(0), "No end-of-text token before N tokens in all, prompt included.", group=LENGTH)
+    max_time: float | None = option(
+        None,
+        number("(0, 1e9]", "seconds", optional=True),
+        "Stop after this time, and return the text so far.",
+        group=LENGTH,
+        metavar="SECONDS",
+        details='The first token always comes. The finish reason is "time".',
+    )
     cancel: Cancel | None = option(  # noqa: RUF009
-        None, or_none(Rule(lambda v: callable(getattr(v, "is_set", None)), "a threading.Event, or what has is_set()"))
+        None,
+        event(),
+        "End the text before its next token once the event is set, from any thread.",
+        group=LENGTH,
+        details='The text so far is returned, with the finish reason "cancelled". Python only.',
     )
-    """Ends the generation before its next token once it is set, from whatever thread; what is there is returned."""
     context_overflow: Literal["stop", "truncate", "window"] = option(
-        "stop", Rule(lambda v: v in ("stop", "truncate", "window"), '"stop", "truncate" or "window"')
+        "stop",
+        one_of("stop", "truncate", "window"),
+        "When the context is full: stop; drop the oldest tokens of a long prompt; or forget the oldest and go on.",
+        group=LENGTH,
+        details=(
+            '"stop" refuses a prompt longer than the context, and "truncate" drops as many tokens as the continuation '
+            "needs ([embedding.md](embedding.md))."
+        ),
+        show_default=True,
     )
-    """What happens at the end of the context. "stop": the text ends, and a longer prompt is refused; "truncate": the
-    oldest tokens of a prompt are dropped, so that its continuation fits; "window": the text goes on, and the model
-    forgets its oldest tokens when its context is full."""
-    pinned_tokens: int = option(0, whole(0))
-    """How many of the prompt's first tokens are never dropped or forgotten; at most half the context."""
-
-    typical_p: float = option(1.0, _SHARE)
-    """Sample among the tokens of the most typical surprise that hold this share of the probability."""
-    epsilon_cutoff: float = option(0.0, _CUTOFF)
-    """Sample among tokens at least this likely."""
-    eta_cutoff: float = option(0.0, _CUTOFF)
-    """Like `epsilon_cutoff`, but lower where the model is unsure."""
-    top_n_sigma: float | None = option(None, or_none(number(lambda n: 0 < n <= 100, "more than 0 and at most 100")))
-    """Sample among tokens whose logit is within this many standard deviations of the largest."""
-    xtc_probability: float = option(0.0, number(lambda p: 0 <= p <= 1, "in [0, 1]"))
-    """How often the likeliest choices are excluded, for variety."""
-    xtc_threshold: float = option(0.1, number(lambda p: 0 < p <= 0.5, "in (0, 0.5]"))
-    """All tokens at least this likely but the least likely of them are excluded."""
-    mirostat_tau: float | None = option(None, or_none(number(lambda t: 0 < t <= 100, "more than 0, in bits")))
-    """Mirostat 2: the surprise of each token to aim at, in bits."""
-    mirostat_eta: float = option(0.1, number(lambda e: 0 < e <= 1, "in (0, 1]"))
-    """How fast mirostat corrects itself."""
-
-    presence_penalty: float = option(0.0, _PENALTY)
-    """Subtracted from the logit of every token the new text already has."""
-    frequency_penalty: float = option(0.0, _PENALTY)
-    """Subtracted from a token's logit once for each time the new text has it."""
-    no_repeat_ngram_size: int = option(0, whole(0, 1024))
-    """No run of this many tokens appears twice, prompt included."""
-    dry_multiplier: float = option(0.0, number(lambda m: 0 <= m <= 100, "in [0, 100]"))
-    """DRY: the penalty of a token that would lengthen a repeated run."""
-    dry_base: float = option(1.75, number(lambda b: 1 <= b <= 10, "in [1, 10]"))
-    """How much DRY's penalty grows with each further token of the run."""
-    dry_allowed_length: int = option(2, whole(1, 1024))
-    """Repeated runs shorter than this go unpunished by DRY."""
-    dry_sequence_breakers: tuple[str | int, ...] = option(("\n", ":", '"', "*"), texts_or_ids())
-    """Texts (every token that holds one) and token ids over which DRY looks for no repetition."""
-
-    logit_bias: tuple[tuple[int, float], ...] = option((), token_biases())
-    """Added to the logits of these tokens."""
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = option((), sequence_biases())
-    """Added to the logit of the last token of a sequence where the text ends with the others."""
-    bad_words_ids: tuple[tuple[int, ...], ...] = option((), sequences())
-    """Sequences of tokens that never appear."""
-    suppress_tokens: tuple[int, ...] = option((), token_ids())
-    """Tokens that never appear."""
-    begin_suppress_tokens: tuple[int, ...] = option((), token_ids())
-    """Tokens that are not the first new one."""
-    forced_bos_token_id: int | None = option(None, or_none(whole(0)))
-    """The token that follows a prompt of one token."""
-    forced_eos_token_id: tuple[int, ...] = option((), token_ids())
-    """The token, or tokens to choose from, that fill the last place `max_length` or `max_new_tokens` gives."""
+    pinned_tokens: int = option(
+        0,
+        whole(0),
+        "Never drop or forget the first N tokens of the prompt.",
+        group=LENGTH,
+        details="At most half the context.",
+    )
+    eos_token_id: tuple[int, ...] = option(
+        (),
+        token_ids(),
+        "End the text at one of these tokens.",
+        group=LENGTH,
+        metavar="ID,...",
+        details="The token is not in the result.",
+        show_default="the bundle's",
+    )
+    forced_eos_token_id: tuple[int, ...] = option(
+        (),
+        token_ids(),
+        "Take one of these tokens for the last place that the maximum length gives.",
+        group=LENGTH,
+        metavar="ID,...",
+    )
     exponential_decay_length_penalty: tuple[int, float] | None = option(
         None,
-        Rule(
-            lambda v: (
-                v is None or (isinstance(v, tuple) and len(v) == 2 and _START.check(v[0]) and _FACTOR.check(v[1]))
-            ),
-            "a pair of a number of new tokens, 0 or more, and a factor, more than 0",
-            lambda v: tuple(v) if isinstance(v, list) else v,
+        start_and_factor(),
+        "After N new tokens, make the end likelier by FACTOR with each token.",
+        group=LENGTH,
+        metavar="N FACTOR",
+    )
+
+    typical_p: float = option(
+        1.0,
+        number("(0, 1]"),
+        "Sample from the most typical tokens whose probabilities sum to P.",
+        group=SAMPLING,
+        metavar="P",
+        details="A token is typical if its surprise is near the expected one (Meister et al., arXiv 2202.00666).",
+    )
+    epsilon_cutoff: float = option(
+        0.0,
+        number("[0, 1)"),
+        "Sample from the tokens with a probability of at least P.",
+        group=SAMPLING,
+        metavar="P",
+        details="Hewitt et al., arXiv 2210.15191.",
+    )
+    eta_cutoff: float = option(
+        0.0,
+        number("[0, 1)"),
+        "Like the epsilon cutoff, but with a lower limit where the model is unsure.",
+        group=SAMPLING,
+        metavar="P",
+        details="Hewitt et al., arXiv 2210.15191.",
+    )
+    top_n_sigma: float | None = option(
+        None,
+        number("(0, 100]", optional=True),
+        "Sample from the logits within N standard deviations of the largest.",
+        group=SAMPLING,
+        details="Tang et al., arXiv 2411.07641.",
+    )
+    xtc_probability: float = option(
+        0.0,
+        number("[0, 1]"),
+        "XTC: probability of excluding the likeliest choices at a step.",
+        group=SAMPLING,
+        metavar="P",
+        details="By p-e-w, for variety.",
+    )
+    xtc_threshold: float = option(
+        0.1,
+        number("(0, 0.5]"),
+        "XTC excludes every token at least this likely, except the least likely of them.",
+        group=SAMPLING,
+        metavar="P",
+        show_default=True,
+    )
+    mirostat_tau: float | None = option(
+        None,
+        number("(0, 100]", "bits", optional=True),
+        "Mirostat 2: surprise of each token to aim at.",
+        group=SAMPLING,
+        metavar="BITS",
+        details="Takes the place of the filters (Basu et al., arXiv 2007.14966).",
+    )
+    mirostat_eta: float = option(
+        0.1,
+        number("(0, 1]"),
+        "Mirostat 2: how fast it corrects itself.",
+        group=SAMPLING,
+        metavar="RATE",
+        show_default=True,
+    )
+
+    presence_penalty: float = option(
+        0.0,
+        number("[-100, 100]"),
+        "Subtract F from the logit of every token that the new text contains.",
+        group=REPETITION,
+        metavar="F",
+        details="OpenAI's.",
+    )
+    frequency_penalty: float = option(
+        0.0,
+        number("[-100, 100]"),
+        "Subtract F from a token's logit for each time the new text contains it.",
+        group=REPETITION,
+        metavar="F",
+        details="OpenAI's.",
+    )
+    no_repeat_ngram_size: int = option(
+        0, whole(0, 1024), "No run of N tokens appears twice, prompt included.", group=REPETITION
+    )
+    dry_multiplier: float = option(
+        0.0,
+        number("[0, 100]"),
+        "DRY: penalty of a token that would lengthen a repeated run of tokens.",
+        group=REPETITION,
+        metavar="F",
+        details="Subtracts multiplier · base ^ (length of the run - allowed length) from its logit (p-e-w).",
+    )
+    dry_base: float = option(
+        1.75,
+        number("[1, 10]"),
+        "DRY: growth of the penalty with each token of the run.",
+        group=REPETITION,
+        metavar="F",
+        show_default=True,
+    )
+    dry_allowed_length: int = option(
+        2, whole(1, 1024), "DRY: shorter runs have no penalty.", group=REPETITION, show_default=True
+    )
+    dry_sequence_breakers: tuple[str | int, ...] = option(
+        ("\n", ":", '"', "*"),
+        texts_or_ids(),
+        "DRY: runs end at tokens that contain TEXT.",
+        group=REPETITION,
+        metavar="TEXT",
+        details="In Python also at token ids.",
+        show_default='newline, : " *',
+    )
+
+    logit_bias: tuple[tuple[int, float], ...] = option(
+        (),
+        token_biases(),
+        "Add X to the token's logit.",
+        group=TOKENS,
+        metavar="ID=X",
+        details="`--logit-bias 11=-2`, in Python `{11: -2}`.",
+    )
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = option(
+        (),
+        sequence_biases(),
+        "Add X to the logit of the last token where the text ends with the tokens before it.",
+        group=TOKENS,
+        metavar="ID,...=X",
+        details="`--sequence-bias 11,42=-2`, in Python `{(11, 42): -2}`.",
+    )
+    bad_words_ids: tuple[tuple[int, ...], ...] = option(
+        (),
+        sequences(),
+        "This sequence of tokens never appears.",
+        group=TOKENS,
+        metavar="ID,...",
+        details="`--bad-words-ids 11,42`, in Python `[[11, 42]]`.",
+    )
+    suppress_tokens: tuple[int, ...] = option(
+        (), token_ids(), "These tokens never appear.", group=TOKENS, metavar="ID,..."
+    )
+    begin_suppress_tokens: tuple[int, ...] = option(
+        (), token_ids(), "These tokens are not the first new one.", group=TOKENS, metavar="ID,..."
+    )
+    forced_bos_token_id: int | None = option(
+        None, whole(0, optional=True), "The token that follows a prompt of one token.", group=TOKENS, metavar="ID"
+    )
+    logits_processor: tuple[LogitsProcessor, ...] = option(
+        (),
+        functions(64),
+        "Your own functions, called after all other processors.",
+        group=TOKENS,
+        details="Python only.",
+    )
+
+    num_beams: int = option(
+        1,
+        whole(1, 256),
+        "Beam search: follow N continuations at once.",
+        group=SEARCH,
+        details="They run in one batch. With `do_sample` the beams are drawn.",
+    )
+    num_beam_groups: int = option(
+        1,
+        whole(1, 256),
+        "Divide the beams into N groups that avoid each other's tokens.",
+        group=SEARCH,
+        details="Vijayakumar et al., arXiv 1610.02424.",
+    )
+    diversity_penalty: float = option(
+        0.0,
+        number("[0, 100]"),
+        "Subtract F from a token's logit for each beam of an earlier group that has it at this place.",
+        group=SEARCH,
+        metavar="F",
+    )
+    length_penalty: float = option(
+        1.0,
+        number("[-100, 100]"),
+        "Above 0 favours long beams, below 0 short ones.",
+        group=SEARCH,
+        metavar="F",
+        details="Beams rank by log-probability / length ^ F.",
+        show_default=True,
+    )
+    early_stopping: bool | Literal["never"] = option(
+        False,
+        one_of(True, False, "never"),
+        "Stop at N finished beams: at once (true), when better ones are unlikely (false) or impossible (never).",
+        group=SEARCH,
+        details="N is `num_beams`.",
+    )
+    renormalize_logits: bool = option(
+        False,
+        switch(),
+        "Turn logits into log-probabilities again after all filters, so that beams compare like with like.",
+        group=SEARCH,
+    )
+    penalty_alpha: float | None = option(
+        None,
+        number("(0, 1]", optional=True),
+        "Contrastive search: weight of a candidate's likeness to the text so far, against its probability.",
+        group=SEARCH,
+        metavar="A",
+        details="The candidates are the `top_k` likeliest tokens (Su et al., arXiv 2202.06417).",
+    )
+
+    logprobs: int | None = option(
+        None,
+        whole(0, 1024, optional=True),
+        "Log-probability of each token and of the N likeliest tokens; the command line needs --json too.",
+        group=OUTPUT,
+        details=(
+            "They are the model's, before penalties, temperature and filters ([scoring.md](scoring.md)). "
+            "Not with beams or contrastive search."
         ),
     )
-    """(start, factor): the end-of-text tokens grow likelier by the factor with each token after `start` new ones."""
-    renormalize_logits: bool = option(False, true_or_false())
-    """Turn logits back into log-probabilities after processors and filters; beams then compare like with like."""
-
-    num_beams: int = option(1, whole(1, MAX_BEAMS))
-    """Beam search: how many continuations to follow at once."""
-    num_beam_groups: int = option(1, whole(1, MAX_BEAMS))
-    """Beams in this many groups that avoid each other's tokens."""
-    diversity_penalty: float = option(0.0, number(lambda p: 0 <= p <= 100, "in [0, 100]"))
-    """How much a group avoids the tokens that earlier groups take at the same place."""
-    length_penalty: float = option(1.0, number(lambda p: -100 <= p <= 100, "between -100 and 100"))
-    """Beams rank by log-probability / length ** this: above 0 favours long texts, below 0 short ones."""
-    early_stopping: bool | Literal["never"] = option(
-        False, Rule(lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"')
-    )
-    """True: stop at `num_beams` finished texts; False: when better ones are unlikely; "never": when impossible."""
-    penalty_alpha: float | None = option(None, or_none(number(lambda a: 0 < a <= 1, "in (0, 1]")))
-    """Contrastive search: how much a candidate's likeness to the text so far counts against it; needs `top_k`."""
-
-    prompt_lookup_num_tokens: int | None = option(None, or_none(whole(1, MAX_DRAFTED_TOKENS)))
-    """Draft up to this many tokens from what followed the same words before, and check them in one call: faster where
-    a text repeats itself or its prompt."""
-
-    logits_processor: tuple[LogitsProcessor, ...] = option((), callables())
-    """Functions of the token ids so far, int64 (T,), and the logits, float32 (V,), that return new logits."""
 
     def __post_init__(self) -> None:
-        for name, rule in RULES.items():
-            object.__setattr__(self, name, rule.checked(name, getattr(self, name)))
-        check_combination(self)
+        values = {name: getattr(self, name) for name in OPTIONS}
+        for name, value in values.items():
+            if value is not DEFAULTS[name]:
+                values[name] = OPTIONS[name].rule.checked(name, value)
+                object.__setattr__(self, name, values[name])
+        check_combination(values, DEFAULTS)
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle) -> "GenerationConfig":
+    def of_bundle(cls, bundle: "Bundle") -> "GenerationConfig":
         """A bundle's defaults, checked against its vocabulary.
 
         Raises:
-            BundleError: the file holds no valid generation options, or names an unknown token.
+            BundleError: the file has no valid generation options, or names an unknown token.
         """
         name = "generation_config.json"
         try:
@@ -207,34 +456,45 @@ class GenerationConfig:
             config = config_from_file(content)
         except (StrictJsonError, ConfigError) as error:
             raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: {error}") from None
-        wrong = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
-        if wrong:
-            raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: eos_token_id {wrong[0]} is not in the vocabulary")
+        unknown = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
+        if unknown:
+            raise BundleError(
+                f"{name} of {os.fspath(bundle.path)!r}: eos_token_id {unknown[0]} is not in the vocabulary"
+            )
         return config
 
     def updated(self, options: Mapping[str, object]) -> "GenerationConfig":
         """This configuration with a caller's `options` over it.
 
-        A length the caller gives replaces both lengths of this configuration. A sampling option switches sampling
-        on, `num_beams` and `penalty_alpha` switch it off, unless `do_sample` is given too. What this configuration
-        has of a method that the caller's excludes goes back to its default.
+        A length that the caller gives replaces both lengths of this configuration. A sampling option switches sampling
+        on. `num_beams` and `penalty_alpha` switch it off, unless `do_sample` or a sampling option is given too.
+        Options of this configuration that belong to a method which the caller's options exclude go back to their
+        defaults.
 
         Raises:
             ConfigError: an unknown name, a value out of range, or options that contradict each other.
         """
         for name in options:
-            if name not in RULES:
-                close = difflib.get_close_matches(name, RULES, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(RULES)}"
+            if name not in OPTIONS:
+                close = difflib.get_close_matches(name, OPTIONS, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(OPTIONS)}"
                 raise ConfigError(f"unknown generation option {name!r}{hint}")
-        values = {name: RULES[name].checked(name, value) for name, value in options.items()}
-        return replace(self, **(replaced_defaults(self, values) | values))
+        given: dict[str, Any] = {name: OPTIONS[name].rule.checked(name, value) for name, value in options.items()}
+        return replace(self, **(side_effects(given, DEFAULTS, contrastive=self.penalty_alpha is not None) | given))
 
-    def new_token_limit(self, prompt_tokens: int) -> int:
-        """How many tokens may be added to a prompt of `prompt_tokens`.
+    def check_batch(self) -> None:
+        """Refuse options that work on one prompt at a time.
 
         Raises:
-            ConfigError: `max_length` is not more than the prompt has already.
+            ConfigError: such an option is used.
+        """
+        check_support({name: getattr(self, name) for name in OPTIONS}, in_batch=True)
+
+    def new_token_limit(self, prompt_tokens: int) -> int:
+        """Maximum number of tokens to add to a prompt of `prompt_tokens`.
+
+        Raises:
+            ConfigError: `max_length` is not more than `prompt_tokens`.
         """
         if self.max_length is None:
             return DEFAULT_MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
@@ -246,10 +506,81 @@ class GenerationConfig:
         return self.max_length - prompt_tokens
 
 
-RULES: dict[str, Rule] = {field.name: field.metadata["rule"] for field in fields(GenerationConfig)}
-"""Every option's rule, by name."""
+class GenerationOptions(TypedDict, total=False):
+    """The keyword options of `Model.generate` and `Model.stream`, as a caller may write them, for type checkers.
 
-# What other tools write into generation_config.json beside generation options.
+    Type checkers need the listing; tests/decoding/test_generation_config.py compares it with `GenerationConfig`.
+    """
+
+    max_new_tokens: int | None
+    do_sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop_strings: str | Sequence[str]
+    num_return_sequences: int
+    seed: int | None
+    prompt_lookup_num_tokens: int | None
+    max_length: int | None
+    min_new_tokens: int
+    min_length: int
+    max_time: float | None
+    cancel: Cancel | None
+    context_overflow: Literal["stop", "truncate", "window"]
+    pinned_tokens: int
+    eos_token_id: int | Sequence[int] | None
+    forced_eos_token_id: int | Sequence[int] | None
+    exponential_decay_length_penalty: tuple[int, float] | None
+    typical_p: float
+    epsilon_cutoff: float
+    eta_cutoff: float
+    top_n_sigma: float | None
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat_tau: float | None
+    mirostat_eta: float
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram_size: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_sequence_breakers: Sequence[str | int]
+    logit_bias: Mapping[int, float] | None
+    sequence_bias: Mapping[tuple[int, ...], float] | Sequence[tuple[Sequence[int], float]] | None
+    bad_words_ids: Sequence[Sequence[int]] | None
+    suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
+    forced_bos_token_id: int | None
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor]
+    num_beams: int
+    num_beam_groups: int
+    diversity_penalty: float
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+    renormalize_logits: bool
+    penalty_alpha: float | None
+    logprobs: int | None
+
+
+OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in fields(GenerationConfig)}
+"""Every option's declaration by its name, in the order of ``--help``."""
+DEFAULTS: dict[str, object] = {field.name: field.default for field in fields(GenerationConfig)}
+
+
+def default_text(name: str) -> str:
+    """An option's default, as ``--help`` and docs/generation.md show it."""
+    shown, default = OPTIONS[name].show_default, DEFAULTS[name]
+    if isinstance(shown, str):
+        return shown
+    if isinstance(default, float):
+        return f"{default:g}"
+    return "none" if default in (None, ()) else str(default)
+
+
+# Entries that other tools write into generation_config.json and that are no generation options here.
 _IGNORED_IN_FILES = {"_from_model_config", "transformers_version", "bos_token_id", "pad_token_id"}
 
 

@@ -1,45 +1,69 @@
-"""Log-probabilities out of logits: pure functions, natural logarithms (nats), float64 inside.
+"""Log-probabilities out of logits: pure functions, natural logarithms (nats).
 
 Shapes: T tokens, V vocabulary.
 """
+
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from edgelm.errors import DeviceError
+from edgelm.ids import IdArray, Logits, Logprobs
 
-Logits = npt.NDArray[np.float32]
-Logprobs = npt.NDArray[np.float64]
 IdLogprob = tuple[int, float]
 """A token id and its log-probability."""
 
+BROKEN_LOGITS = (
+    "the model computed NaN or infinite logits, which have no probabilities: it does not work on this device; "
+    "run `edgelm verify`, or use a bundle of another precision"
+)
 
-def log_softmax(values: npt.NDArray[np.floating]) -> Logprobs:
-    """Normalise the logarithms `values` (V,), so that their exponentials sum to 1.
+
+@overload
+def log_softmax(logits: npt.NDArray[np.floating], *, nan_ok: bool = False) -> Logprobs: ...
+
+
+@overload
+def log_softmax(
+    logits: npt.NDArray[np.floating], dtype: type[np.float32], *, nan_ok: bool = False
+) -> npt.NDArray[np.float32]: ...
+
+
+def log_softmax(
+    logits: npt.NDArray[np.floating], dtype: type[np.floating] = np.float64, *, nan_ok: bool = False
+) -> npt.NDArray[np.floating]:
+    """Log-probabilities of logits (..., V), over the last axis.
+
+    Args:
+        logits: float32 or float64.
+        dtype: of the result and of the exponentials, whose sum is always float64.
+        nan_ok: return NaN for a row that has no probabilities, as `edgelm verify` wants it, instead of raising.
 
     Raises:
-        DeviceError: a value is NaN, or the largest is infinite.
+        DeviceError: a logit is NaN, or the largest of a row is infinite.
     """
-    highest = float(values.max())
-    if not np.isfinite(highest):  # NaN carries through max
-        raise DeviceError(
-            "the model computed NaN or infinite logits, which have no probabilities: it does not work on this device; "
-            "run `edgelm verify`, or use a bundle of another precision"
-        )
-    shifted = values.astype(np.float64) - highest
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()), np.float64)
+    largest = logits.max(axis=-1, keepdims=True)
+    if not nan_ok and not np.isfinite(largest).all():  # NaN carries through max
+        raise DeviceError(BROKEN_LOGITS)
+    result: npt.NDArray[np.floating] = np.subtract(logits, largest, dtype=dtype)
+    result -= np.log(np.exp(result).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(dtype)
+    return result
 
 
-def logprobs_of(logits: Logits, ids: npt.NDArray[np.int64]) -> Logprobs:
-    """The log-probability of each token `ids` (T,) under its row of `logits` (T, V)."""
-    # Row by row: a float64 copy of (T, V) would be the largest array of all.
+def logprobs_of(logits: Logits, ids: IdArray) -> Logprobs:
+    """The log-probability of each token of `ids` (T,) under its row of `logits` (T, V)."""
+    # Row by row, because a float64 copy of (T, V) would be the largest array of all.
     return np.array([log_softmax(row)[token] for row, token in zip(logits, ids, strict=True)], np.float64)
 
 
 def with_alternatives(logits: Logits, token: int, count: int) -> tuple[IdLogprob, ...]:
-    """`token` first, then the `count` likeliest tokens, likeliest first (of equals the lower id); `logits` is (V,).
+    """`token` first, then the `count` likeliest tokens, likeliest first.
 
-    The token is among those again where it is that likely.
+    Of equally likely tokens the lower id comes first. `token` appears twice where it is one of the likeliest.
+
+    Args:
+        logits: (V,).
     """
     logprobs = log_softmax(logits)
     ids = [token]

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from edgelm.decoding.beams import Finished, beam_search, group_beam_search
+from edgelm.decoding.beams import Hypothesis, beam_search, group_beam_search
 from edgelm.decoding.contrastive_search import contrastive_search
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.logits_processors import Row
 from edgelm.decoding.prompt_lookup import decode_with_drafts
-from edgelm.decoding.request import DecodingSession, EndsText, FinishReason, Request, Step
-from edgelm.decoding.row import DecodingRow
+from edgelm.decoding.request import DecodingRow, DecodingSession, EndsText, FinishReason, Request, Step
+from edgelm.ids import Logits
 
 __all__ = ["DecodingSession", "FinishReason", "Step", "generate"]
 
@@ -24,16 +23,20 @@ def generate(
     ends_text: EndsText | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Iterator[Step]]:
-    """Continue `prompt_ids`: an iterator of steps for each of `num_return_sequences` rows, one row after another.
+    """Continue a prompt: an iterator of steps for each of `num_return_sequences` rows, one row after another.
 
-    The prompt is computed once and kept for all rows. A row may be left early; its iterator is dead once the next
-    row begins. A context of C tokens takes C + 1 - len(prompt_ids) new ones, for the last one is never fed.
+    The prompt is computed once, for all rows. A row may be left early; its iterator must not be used once the next
+    row begins. A context of C tokens takes C + 1 - len(prompt_ids) new ones, because the last one is never fed.
 
     Args:
-        session: holding the prompt's first `reused` tokens and nothing else.
-        reused: 0 for contrastive search, which needs the hidden states of the whole prompt.
-        ends_text: whether new tokens complete a stop string; beam search asks, elsewhere the caller just stops.
-        clock: seconds, for `max_time`.
+        session: holds the first `reused` tokens of the prompt and nothing else.
+        prompt_ids: the whole prompt, (T,).
+        config: the options.
+        seed: of the random numbers.
+        reused: must be 0 for contrastive search, which needs the hidden states of the whole prompt.
+        ends_text: whether new tokens complete a stop string. Only beam search asks; for other methods the caller leaves
+            the row.
+        clock: the time in seconds, for `max_time`.
 
     Raises:
         ContextError: the prompt is longer than the context.
@@ -45,27 +48,29 @@ def generate(
     if config.penalty_alpha is not None:
         yield contrastive_search(session, request)
         return
-    logits = request.prompt_logits(session, request.prompt[reused:])  # (V,)
-    if logits is None:
+    pieces = request.in_pieces(session.step, request.prompt[reused:])
+    if pieces is None:
         yield from (iter([Step(None, "cancelled")]) for _ in range(config.num_return_sequences))
         return
+    logits = pieces[-1]  # (V,)
     if config.num_beams > 1:
         search = group_beam_search if config.num_beam_groups > 1 else beam_search
-        found = search(session, request, logits)
+        texts = search(session, request, logits)
         for _ in range(config.num_return_sequences):
-            yield _steps_of_next(found)
+            yield _steps_of_next(texts)
         return
     prompt_end = session.position
     for row in range(config.num_return_sequences):
         session.rewind(session.position - prompt_end)
-        yield _generate_row(session, request, logits, row)
+        text = DecodingRow(request, row)
+        if config.prompt_lookup_num_tokens is None:
+            yield _decode(session, text, logits)
+        else:
+            yield decode_with_drafts(session, text, logits, config.prompt_lookup_num_tokens)
 
 
-def _generate_row(session: DecodingSession, request: Request, logits: Row, row: int) -> Iterator[Step]:
-    text = DecodingRow(request, row)
-    if request.config.prompt_lookup_num_tokens is not None:
-        yield from decode_with_drafts(session, text, logits, request.config.prompt_lookup_num_tokens)
-        return
+def _decode(session: DecodingSession, text: DecodingRow, logits: Logits) -> Iterator[Step]:
+    """Continue `text`, whose prompt the session holds and whose next logits (V,) are given."""
     while (reason := text.reason_to_end()) is None:
         if text.new_tokens:
             logits = session.step_all(text.ids[-1:])[0]  # (V,)
@@ -76,9 +81,9 @@ def _generate_row(session: DecodingSession, request: Request, logits: Row, row: 
     yield Step(None, reason)
 
 
-def _steps_of_next(found: Iterator[Finished]) -> Iterator[Step]:
-    """The next of the texts a search finds; the search runs when the first is asked for."""
-    tokens, reason = next(found)
-    for token in tokens:
+def _steps_of_next(texts: Iterator[Hypothesis]) -> Iterator[Step]:
+    """The steps of a search's next text; the search runs when the first of them is asked for."""
+    text = next(texts)
+    for token in text.tokens:
         yield Step(token, None)
-    yield Step(None, reason)
+    yield Step(None, text.reason)

@@ -1,36 +1,42 @@
-"""What all ways of decoding share: the session they need, the request they serve, the steps they give. No text."""
+"""What all decoding methods share: the session they need, the request they serve, a row of it, and the steps they give.
+
+This module knows no text.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
-from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.logits_processors import Ids, LogitsProcessor, Row, process, processors_of
-from edgelm.decoding.logprobs import IdLogprob
+from edgelm.decoding.generation_config import GenerationConfig, LogitsProcessor
+from edgelm.decoding.logits_processors import process, processors_of
+from edgelm.decoding.logprobs import BROKEN_LOGITS, IdLogprob, with_alternatives
+from edgelm.decoding.sampling import TokenChoice
 from edgelm.engine.call import DraftCost
-from edgelm.errors import ContextError, DeviceError
-from edgelm.ids import cut
+from edgelm.errors import ConfigError, ContextError, DeviceError
+from edgelm.ids import Hidden, IdArray, Logits, cut
 
 FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
 Computed = TypeVar("Computed")
 
 CANCEL_PIECE_TOKENS = 64
-"""A prompt's computation can be cancelled between pieces of this size, which take about as long as some new tokens."""
+"""A prompt's computation can be cancelled between pieces of this size, each of which takes as long as a few steps."""
+_FIRST_BUFFER = 1024
+"""Room for new tokens at first, because a text with a window may be endless."""
 
 
 class DecodingBatch(Protocol):
-    """Several continuations of one text, each a row with a cache of its own, all of the same length."""
+    """Several continuations of one text, all of the same length; each is a row with a cache of its own."""
 
-    def step(self, ids: Sequence[int] | Ids) -> Row:
+    def step(self, ids: Sequence[int] | IdArray) -> Logits:
         """Append one token to each row, (B,); returns the logits, float32 (B, V), valid until the next step."""
 
-    def step_hidden(self, ids: Sequence[int] | Ids) -> tuple[Row, Row]:
-        """The same, with the last hidden states, float32 (B, D)."""
+    def step_hidden(self, ids: Sequence[int] | IdArray) -> tuple[Logits, Hidden]:
+        """As `step`; returns the last hidden states, float32 (B, D), too."""
 
-    def reorder(self, rows: Sequence[int] | Ids) -> None:
+    def reorder(self, rows: Sequence[int] | IdArray) -> None:
         """Row i becomes a copy of row `rows[i]`, (B,)."""
 
 
@@ -49,32 +55,34 @@ class DecodingSession(Protocol):
     @property
     def draft_cost(self) -> DraftCost: ...
 
-    def step(self, ids: Sequence[int] | Ids) -> Row: ...
+    def step(self, ids: Sequence[int] | IdArray) -> Logits:
+        """Append ids (T,); returns the logits after the last one, float32 (V,)."""
 
-    def rewind(self, count: int) -> None: ...
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` tokens."""
 
-    def step_all(self, ids: Sequence[int] | Ids) -> Row:
-        """Append a few ids (T,); returns the logits of every one, float32 (T, V), valid until the next call."""
+    def step_all(self, ids: Sequence[int] | IdArray) -> Logits:
+        """Append a few ids (T,); returns the logits after every one, float32 (T, V), valid until the next call."""
 
-    def step_hidden(self, ids: Sequence[int] | Ids) -> tuple[Row, Row]:
-        """Append ids (T,); returns the last position's logits (V,) and the hidden states of all, float32 (T, D)."""
+    def step_hidden(self, ids: Sequence[int] | IdArray) -> tuple[Logits, Hidden]:
+        """Append ids (T,); returns the logits after the last one, (V,), and all hidden states, float32 (T, D)."""
 
     def batch(self, rows: int, capacity: int) -> DecodingBatch:
-        """That many rows which continue what this session holds, with room for `capacity` tokens in all."""
+        """`rows` copies of this session's text, with room for `capacity` tokens in each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One turn of the loop: a new token, or, as a row's last step, the reason why there is none."""
+    """One turn of the loop: a new token or, as the last step of a row, the reason why there is no token."""
 
     token_id: int | None
     finish_reason: FinishReason | None
     logprobs: tuple[IdLogprob, ...] | None = None
-    """Of the token and, after it, of the likeliest ones, where `GenerationConfig.logprobs` asks for them."""
+    """Of the token and, after it, of the likeliest tokens, if `GenerationConfig.logprobs` asks for them."""
     drafted: int = 0
-    """How many drafted tokens were computed with the logits of this step, and are checked by it and those after it."""
+    """Number of drafted tokens that were computed together with the logits of this step."""
     was_drafted: bool = False
-    """Whether the draft had this token."""
+    """Whether the draft predicted this token."""
 
 
 EndsText = Callable[[Sequence[int]], bool]
@@ -85,18 +93,19 @@ EndsText = Callable[[Sequence[int]], bool]
 class Request:
     """A prompt and how to continue it, checked against a model."""
 
-    prompt: Ids
+    prompt: IdArray
+    """(T,)"""
     config: GenerationConfig
     seed: int
     vocab_size: int
-    most_new_tokens: int
-    """As many as the configuration wants and the context holds; the last one is never fed."""
-    last_reason: FinishReason
-    """Why a row ends that has so many: "length" or "context"."""
+    new_token_limit: int
+    """Maximum number of new tokens, under the configuration and in the context. The last one is never fed."""
+    limit_reason: Literal["length", "context"]
+    """Why a row ends that reaches `new_token_limit`."""
     ends_text: EndsText | None
-    processors: tuple[LogitsProcessor, ...] = ()
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(default=0.0)
+    processors: tuple[LogitsProcessor, ...]
+    clock: Callable[[], float]
+    started: float
 
     @classmethod
     def of(
@@ -121,14 +130,14 @@ class Request:
                 f"the prompt has {count} tokens, but this model's context holds {context}: shorten the prompt, or "
                 "give context_overflow='truncate' or context_overflow='window'"
             )
-        wanted, room = config.new_token_limit(count), context + 1 - count
+        requested, room = config.new_token_limit(count), context + 1 - count
         return cls(
             prompt=np.asarray(prompt_ids, np.int64),
             config=config,
             seed=seed,
             vocab_size=session.vocab_size,
-            most_new_tokens=min(wanted, room),
-            last_reason="length" if wanted <= room else "context",
+            new_token_limit=min(requested, room),
+            limit_reason="length" if requested <= room else "context",
             ends_text=ends_text,
             processors=processors_of(config, count, session.vocab_size),
             clock=clock,
@@ -136,63 +145,140 @@ class Request:
         )
 
     @property
-    def out_of_time(self) -> bool:
-        """Whether `max_time` has passed."""
-        return self.config.max_time is not None and self.clock() - self.started >= self.config.max_time
-
-    @property
-    def interruption(self) -> FinishReason | None:
-        """Why to stop before the text's own end: "cancelled", or "time" once there is a first token; None to go on."""
-        if self.config.cancel is not None and self.config.cancel.is_set():
+    def interruption(self) -> Literal["cancelled", "time"] | None:
+        """Why to stop now: `cancel` is set, or `max_time` has passed (which counts only after a first token)."""
+        config = self.config
+        if config.cancel is not None and config.cancel.is_set():
             return "cancelled"
-        return "time" if self.out_of_time else None
+        if config.max_time is not None and self.clock() - self.started >= config.max_time:
+            return "time"
+        return None
 
-    def prompt_logits(self, session: DecodingSession, ids: Ids) -> Row | None:
-        """Compute `ids`, the prompt or what is left of it; returns the last logits (V,), None where cancelled."""
-        found = self.in_pieces(session.step, ids)
-        return None if found is None else found[-1]
+    def in_pieces(self, compute: Callable[[IdArray], Computed], ids: IdArray) -> list[Computed] | None:
+        """The results of `compute` for the pieces of `ids`; None if cancelled before the last piece.
 
-    def in_pieces(self, compute: Callable[[Ids], Computed], ids: Ids) -> list[Computed] | None:
-        """What `compute` makes of `ids`, of the prompt, piece by piece; None where cancelled before the last one.
+        Only a request with `cancel` has more than one piece.
 
-        Only a prompt that may be cancelled is cut here.
+        Args:
+            compute: a method of the session, e.g. `step`.
+            ids: the prompt, or the part of it that is still to be computed, (T,).
         """
         if self.config.cancel is None:
             return [compute(ids)]
-        found = []
+        results = []
         for piece in cut(ids, CANCEL_PIECE_TOKENS):
             if self.interruption == "cancelled":
                 return None
-            found.append(compute(piece))
-        return found
+            results.append(compute(piece))
+        return results
 
-    def text_buffer(self, rows: int = 1) -> Ids:
-        """The prompt with room for all new tokens, (rows, T)."""
-        buffer = np.empty((rows, len(self.prompt) + self.most_new_tokens), np.int64)
+    def text_buffer(self, rows: int = 1) -> IdArray:
+        """The prompt in every row, with room for all new tokens, (rows, T)."""
+        buffer = np.empty((rows, len(self.prompt) + self.new_token_limit), np.int64)
         buffer[:, : len(self.prompt)] = self.prompt
         return buffer
 
-    def processed(self, ids: Ids, logits: Row, *, required: bool = True) -> Row:
+    def processed(self, ids: IdArray, logits: Logits) -> Logits:
         """Logits (V,) after all processors, given the ids so far (T,).
-
-        Args:
-            required: whether a token must be left to choose.
 
         Raises:
             DeviceError: a logit is NaN, or the largest is infinite.
-            ConfigError: no token is left to choose.
-        """
-        return process(self.processors, ids, self.finite(logits), required=required)
-
-    def finite(self, logits: Row) -> Row:
-        """The same logits, (V,) or (B, V).
-
-        Raises:
-            DeviceError: one is NaN, or the largest is infinite.
+            ConfigError: the processors leave no token to choose.
         """
         if not np.isfinite(logits.max()):  # NaN carries through max
-            raise DeviceError(
-                "the model computed NaN or infinite logits: it does not work on this device; "
-                "run `edgelm verify`, or use a bundle of another precision"
-            )
-        return logits
+            raise DeviceError(BROKEN_LOGITS)
+        return process(self.processors, ids, logits) if self.processors else logits
+
+
+class DecodingRow:
+    """One text of a request, which grows by a token at a time: it takes logits and gives steps.
+
+    Args:
+        request: which all rows share.
+        row: number of the row, which determines its random numbers.
+    """
+
+    def __init__(self, request: Request, row: int) -> None:
+        self.new_tokens = 0
+        """Number of tokens after the prompt."""
+        self._request = request
+        self._choose = TokenChoice(request.config, request.seed, row)
+        room = np.empty(min(request.new_token_limit, _FIRST_BUFFER), np.int64)
+        self._buffer: IdArray = np.concatenate([request.prompt, room])
+        self._end = len(request.prompt)
+
+    @property
+    def ids(self) -> IdArray:
+        """The prompt and the new tokens, int64 (T,)."""
+        return self._buffer[: self._end]
+
+    @property
+    def tokens_left(self) -> int:
+        """Maximum number of further tokens."""
+        return self._request.new_token_limit - self.new_tokens
+
+    def reason_to_end(self) -> FinishReason | None:
+        """Why no token follows, as far as this is known before the logits are."""
+        if self.new_tokens == self._request.new_token_limit:
+            return self._request.limit_reason
+        reason = self._request.interruption
+        return reason if self.new_tokens or reason == "cancelled" else None
+
+    def take(self, logits: Logits) -> Step:
+        """Choose the next token, given the logits (V,) after `ids`.
+
+        Raises:
+            DeviceError, ConfigError: as `Request.processed`.
+        """
+        request = self._request
+        token = self._choose(request.processed(self.ids, logits), self.new_tokens)
+        if token in request.config.eos_token_id:
+            return Step(None, "eos")
+        if self._end == len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty_like(self._buffer)])
+        self._buffer[self._end] = token
+        self._end += 1
+        self.new_tokens += 1
+        count = request.config.logprobs
+        return Step(token, None, None if count is None else with_alternatives(logits, token, count))
+
+
+def fitted(prompt: list[int], config: GenerationConfig, context_length: int) -> tuple[list[int], GenerationConfig]:
+    """The prompt without its oldest tokens, if it does not fit with its new tokens and `context_overflow` allows it.
+
+    The new tokens get the room they need ("hole" of transformers' text-generation pipeline), but at least half the
+    context stays for the prompt, and at least a quarter for its newest tokens. The first `pinned_tokens` stay. If
+    tokens are dropped, `max_length` is replaced by the number of new tokens it means for the whole prompt.
+
+    Raises:
+        ConfigError: `pinned_tokens` is more than half the context.
+    """
+    half, pinned = context_length // 2, config.pinned_tokens
+    if pinned > half:
+        raise ConfigError(f"pinned_tokens must be at most {half}, half of this model's context, got {pinned}")
+    if config.context_overflow == "stop":
+        return prompt, config
+    requested = config.new_token_limit(len(prompt))
+    limit = context_length
+    if config.context_overflow == "truncate":  # a window makes room by itself: only the prompt has to fit
+        limit = min(limit, max(half, pinned + max(1, half // 2), context_length + 1 - requested))
+    if len(prompt) <= limit:
+        return prompt, config
+    if config.max_length is not None:
+        config = config.updated({"max_new_tokens": requested})
+    return prompt[:pinned] + prompt[len(prompt) - (limit - pinned) :], config
+
+
+def behind_prefix(config: GenerationConfig, prefix_tokens: int) -> GenerationConfig:
+    """The configuration of a fitted prompt, adapted to ids that begin with a prefix.
+
+    Lengths then count the prefix too, and a window keeps it.
+    """
+    windowed = config.context_overflow == "window"
+    return replace(
+        config,
+        max_length=None if config.max_length is None else config.max_length + prefix_tokens,
+        min_length=config.min_length + prefix_tokens if config.min_length else 0,
+        pinned_tokens=config.pinned_tokens + prefix_tokens if windowed else 0,
+        context_overflow="window" if windowed else "stop",
+    )

@@ -1,43 +1,44 @@
-"""From logits to a token: filters on one row of logits, and draws. Pure functions; tokens ruled out are -inf.
+"""From logits to a token: filters on one row of logits, draws, and the choice that joins them.
 
-A filter takes logits, float32 of shape (N,), and returns the places it keeps, ascending. A chain of filters works on
-ever fewer logits: the whole vocabulary is read, but never sorted. Order and meaning are those of transformers'
-logits warpers, so that the same options give the same distribution.
+A filter takes logits, float32 of shape (N,), and returns the indices it keeps, ascending. Each filter of a chain works
+on the logits that the one before it left, so the whole vocabulary is read but never sorted. Order and meaning are those
+of transformers' logits warpers, so the same options give the same distribution. Tokens that are ruled out are -inf.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.logits_processors import MASKED, Row
+from edgelm.decoding.logits_processors import MASKED
+from edgelm.ids import Indices, Logits
 
-Places = npt.NDArray[np.intp]
-Filter = Callable[[Row], Places]
+Filter = Callable[[Logits], Indices]
 
 _FIRST_TRY = 256
 _STRIPES = 16
 _SHORT_BLOCK, _BLOCK = 256, 8192
 _BINS, _BINS_A_LOGIT = 512, 16
-_DRAW, _EXCLUDE, _BEAMS = 0, 1, 2  # what a random number is for
+_DRAW, _EXCLUDE, _BEAMS = 0, 1, 2  # purposes of a random number
 
 
-def kth_largest(values: Row, k: int) -> np.float32:
+def kth_largest(values: Logits, k: int) -> np.float32:
     """The `k`-th largest of `values`, 1 <= k <= N."""
-    few = values[_at_least_largest(values, k)]
-    return np.float32(np.partition(few, len(few) - k)[len(few) - k])
+    largest_values = values[_at_least_largest(values, k)]
+    rank = len(largest_values) - k
+    return np.float32(np.partition(largest_values, rank)[rank])
 
 
-def largest(values: Row, k: int) -> Places:
-    """The places of the `k` largest of `values`, the largest first, equal ones by place."""
-    places = _at_least_largest(values, min(k, len(values)))
-    return places[np.argsort(-values[places], kind="stable")][:k]
+def largest(values: Logits, k: int) -> Indices:
+    """The indices of the `k` largest of `values`, the largest first; of equal values the lower index comes first."""
+    indices = _at_least_largest(values, min(k, len(values)))
+    return indices[np.argsort(-values[indices], kind="stable")][:k]
 
 
-def _at_least_largest(values: Row, k: int) -> Places:
-    """The places, ascending, of the `k` largest of `values` and of some others: about k where k is small."""
+def _at_least_largest(values: Logits, k: int) -> Indices:
+    """The indices, ascending, of the `k` largest of `values` and of some smaller ones: about k in all for a small k."""
     columns = len(values) // _STRIPES
     if k > columns // 4:
         if k > len(values) // 4:
@@ -50,24 +51,27 @@ def _at_least_largest(values: Row, k: int) -> Places:
     return np.flatnonzero(values >= bound)
 
 
-def top_k_filter(logits: Row, k: int, at_least: int = 1) -> Places:
-    """Keep the `k` largest logits, and all that equal the smallest of them (Fan et al., arXiv 1805.04833)."""
+def top_k_filter(logits: Logits, k: int, at_least: int = 1) -> Indices:
+    """Keep the `k` largest logits, and every logit equal to the smallest of these (Fan et al., arXiv 1805.04833)."""
     return np.flatnonzero(logits >= kth_largest(logits, min(max(k, at_least), len(logits))))
 
 
-def top_p_filter(logits: Row, p: float, at_least: int = 1) -> Places:
+def top_p_filter(logits: Logits, p: float, at_least: int = 1) -> Indices:
     """Keep the fewest tokens whose probabilities sum to at least `p` (Holtzman et al., arXiv 1904.09751)."""
     softmax = _Softmax(logits)
     return _fewest(logits, softmax.weights, p * softmax.total, at_least)
 
 
-def min_p_filter(logits: Row, p: float, at_least: int = 1) -> Places:
+def min_p_filter(logits: Logits, p: float, at_least: int = 1) -> Indices:
     """Keep tokens at least `p` times as likely as the likeliest (Nguyen et al., arXiv 2407.01082)."""
     return _above(logits, logits.max() + np.float32(np.log(p)), at_least)
 
 
-def typical_filter(logits: Row, p: float, at_least: int = 1) -> Places:
-    """Keep the fewest tokens of mass `p` whose surprise is nearest the entropy (Meister et al., arXiv 2202.00666)."""
+def typical_filter(logits: Logits, p: float, at_least: int = 1) -> Indices:
+    """Keep the tokens whose surprise is nearest the entropy, as few as have probabilities that sum to `p`.
+
+    Source: Meister et al., arXiv 2202.00666.
+    """
     softmax = _Softmax(logits)
     mean = softmax.logit_of(float(np.exp(-softmax.entropy(logits))))  # the logit of a token of that surprise
     nearness = logits - mean
@@ -75,27 +79,32 @@ def typical_filter(logits: Row, p: float, at_least: int = 1) -> Places:
     return _fewest(nearness, softmax.weights, p * softmax.total, at_least)
 
 
-def epsilon_filter(logits: Row, epsilon: float, at_least: int = 1) -> Places:
-    """Keep tokens of probability `epsilon` at least (Hewitt et al., arXiv 2210.15191)."""
+def epsilon_filter(logits: Logits, epsilon: float, at_least: int = 1) -> Indices:
+    """Keep tokens with a probability of at least `epsilon` (Hewitt et al., arXiv 2210.15191)."""
     return _above(logits, _Softmax(logits).logit_of(epsilon), at_least)
 
 
-def eta_filter(logits: Row, epsilon: float, at_least: int = 1) -> Places:
-    """The same with min(epsilon, sqrt(epsilon) · exp(-entropy)) (Hewitt et al., arXiv 2210.15191)."""
+def eta_filter(logits: Logits, epsilon: float, at_least: int = 1) -> Indices:
+    """Keep tokens with a probability of at least min(epsilon, sqrt(epsilon) · exp(-entropy)).
+
+    Source: Hewitt et al., arXiv 2210.15191.
+    """
     softmax = _Softmax(logits)
     eta = min(epsilon, epsilon**0.5 * float(np.exp(-softmax.entropy(logits))))
     return _above(logits, softmax.logit_of(eta), at_least)
 
 
-def top_n_sigma_filter(logits: Row, n: float, at_least: int = 1) -> Places:
+def top_n_sigma_filter(logits: Logits, n: float, at_least: int = 1) -> Indices:
     """Keep logits within `n` standard deviations of the largest (Tang et al., arXiv 2411.07641)."""
     finite = logits if logits.min() > -np.inf else logits[logits > -np.inf]
     return _above(logits, logits.max() - np.float32(n) * finite.std(), at_least)
 
 
-def exclude_top_choices(logits: Row, threshold: float) -> Row:
-    """Rule out all tokens of probability `threshold` at least but the least likely of them (XTC, p-e-w,
-    github.com/oobabooga/text-generation-webui/pull/6335); returns new logits."""
+def exclude_top_choices(logits: Logits, threshold: float) -> Logits:
+    """Rule out every token with a probability of at least `threshold`, except the least likely of these tokens.
+
+    Source: XTC by p-e-w, github.com/oobabooga/text-generation-webui/pull/6335.
+    """
     top = np.flatnonzero(logits >= _Softmax(logits).logit_of(threshold))
     if len(top) < 2:
         return logits
@@ -106,89 +115,121 @@ def exclude_top_choices(logits: Row, threshold: float) -> Row:
     return result
 
 
-def mirostat_filter(logits: Row, mu: float) -> Places:
-    """Keep tokens whose surprise is at most `mu` bits, the likeliest always (Basu et al., arXiv 2007.14966)."""
+def mirostat_filter(logits: Logits, mu: float) -> Indices:
+    """Keep tokens with a surprise of at most `mu` bits, and always the likeliest (Basu et al., arXiv 2007.14966)."""
     return _above(logits, _Softmax(logits).logit_of(2.0**-mu), 1)
 
 
 def filters_of(config: GenerationConfig, at_least: int = 1) -> tuple[Filter, ...]:
-    """The filters a configuration asks for, in transformers' order; each keeps `at_least` tokens."""
-
-    def wanted() -> Iterator[Filter]:
-        if config.top_n_sigma is not None:
-            yield partial(top_n_sigma_filter, n=config.top_n_sigma, at_least=at_least)
-        if config.top_k is not None:
-            yield partial(top_k_filter, k=config.top_k, at_least=at_least)
-        if config.top_p < 1:
-            yield partial(top_p_filter, p=config.top_p, at_least=at_least)
-        if config.min_p > 0:
-            yield partial(min_p_filter, p=config.min_p, at_least=at_least)
-        if config.typical_p < 1:
-            yield partial(typical_filter, p=config.typical_p, at_least=at_least)
-        if config.epsilon_cutoff > 0:
-            yield partial(epsilon_filter, epsilon=config.epsilon_cutoff, at_least=at_least)
-        if config.eta_cutoff > 0:
-            yield partial(eta_filter, epsilon=config.eta_cutoff, at_least=at_least)
-
-    return tuple(wanted())
+    """The filters a configuration asks for, in transformers' order; each keeps at least `at_least` tokens."""
+    filters: list[Filter] = []
+    if config.top_n_sigma is not None:
+        filters.append(partial(top_n_sigma_filter, n=config.top_n_sigma, at_least=at_least))
+    if config.top_k is not None:
+        filters.append(partial(top_k_filter, k=config.top_k, at_least=at_least))
+    if config.top_p < 1:
+        filters.append(partial(top_p_filter, p=config.top_p, at_least=at_least))
+    if config.min_p > 0:
+        filters.append(partial(min_p_filter, p=config.min_p, at_least=at_least))
+    if config.typical_p < 1:
+        filters.append(partial(typical_filter, p=config.typical_p, at_least=at_least))
+    if config.epsilon_cutoff > 0:
+        filters.append(partial(epsilon_filter, epsilon=config.epsilon_cutoff, at_least=at_least))
+    if config.eta_cutoff > 0:
+        filters.append(partial(eta_filter, epsilon=config.eta_cutoff, at_least=at_least))
+    return tuple(filters)
 
 
-def candidates(logits: Row, temperature: float, filters: tuple[Filter, ...]) -> tuple[Places | None, Row]:
-    """The tokens (N,) to draw from, ascending, and their logits (N,), after temperature and filters; None for all."""
+def candidates(logits: Logits, temperature: float, filters: tuple[Filter, ...]) -> tuple[Indices | None, Logits]:
+    """The tokens (N,) to draw from, ascending, and their logits (N,), after temperature and filters.
+
+    The tokens are None where all of the vocabulary is left.
+    """
     if temperature != 1:
         logits = logits / np.float32(temperature)
-    tokens: Places | None = None
+    tokens: Indices | None = None
     for keep in filters:
-        tokens, logits = narrowed(tokens, logits, keep(logits))
+        kept = keep(logits)
+        tokens, logits = kept if tokens is None else tokens[kept], logits[kept]
     return tokens, logits
 
 
-def narrowed(tokens: Places | None, logits: Row, kept: Places) -> tuple[Places, Row]:
-    """Of candidates those at the places `kept`."""
-    return kept if tokens is None else tokens[kept], logits[kept]
+class TokenChoice:
+    """Chooses the tokens of one row; its only state is mirostat's.
+
+    Args:
+        config: the options.
+        seed: of the random numbers.
+        row: which of the seed's random numbers the row gets, one for each step.
+    """
+
+    def __init__(self, config: GenerationConfig, seed: int, row: int) -> None:
+        self._config, self._seed, self._row = config, seed, row
+        self._filters = filters_of(config)
+        self._mu = 2 * (config.mirostat_tau or 0.0)  # mirostat 2: the surprise allowed, in bits
+
+    def __call__(self, logits: Logits, step: int) -> int:
+        """The next token, given processed logits (V,)."""
+        config = self._config
+        if not config.do_sample:
+            return int(np.argmax(logits))
+        tokens, logits = candidates(logits, config.temperature, self._filters)
+        excludes = config.xtc_probability > 0
+        if excludes and uniform(self._seed, self._row, step, _EXCLUDE) < config.xtc_probability:
+            logits = exclude_top_choices(logits, config.xtc_threshold)
+        if config.mirostat_tau is not None:
+            kept = mirostat_filter(logits, self._mu)
+            tokens, logits = kept if tokens is None else tokens[kept], logits[kept]
+        index = draw(logits, uniform(self._seed, self._row, step))
+        if config.mirostat_tau is not None:
+            weights = np.exp(logits - logits.max(), dtype=np.float64)
+            surprise = -float(np.log2(weights[index] / weights.sum()))
+            self._mu -= config.mirostat_eta * (surprise - config.mirostat_tau)
+        return index if tokens is None else int(tokens[index])
 
 
-def draw(logits: Row, uniform: float) -> int:
-    """The place at `uniform` in [0, 1) of the cumulative distribution softmax(`logits`); never one of -inf."""
+def draw(logits: Logits, uniform: float) -> int:
+    """The index at `uniform` in [0, 1) of the cumulative distribution softmax(`logits`); never that of a -inf."""
     softmax = _Softmax(logits)
     weights, start = softmax.weights, 0
     target = uniform * softmax.total
-    if len(weights) > _BLOCK:  # first the block, then the place in it
+    if len(weights) > _BLOCK:  # first the block, then the index in it
         starts = np.arange(0, len(weights), _SHORT_BLOCK)
         blocks = np.add.reduceat(weights, starts, dtype=np.float64)
         ends = np.cumsum(blocks)
         block = min(int(np.searchsorted(ends, target, side="right")), int(np.flatnonzero(blocks)[-1]))
         start = block * _SHORT_BLOCK
         weights, target = weights[start : start + _SHORT_BLOCK], target - float(ends[block] - blocks[block])
-    place = int(np.searchsorted(np.cumsum(weights, dtype=np.float64), target, side="right"))
-    if place == len(weights):  # rounding of the sums
-        place = int(np.flatnonzero(weights)[-1])
-    return start + place
+    index = int(np.searchsorted(np.cumsum(weights, dtype=np.float64), target, side="right"))
+    if index == len(weights):  # because the sums are rounded
+        index = int(np.flatnonzero(weights)[-1])
+    return start + index
 
 
-def draw_without_replacement(logits: Row, count: int, uniforms: npt.NDArray[np.float64]) -> Places:
-    """`count` places drawn one after another from softmax(`logits`), each at most once, in the order drawn.
+def draw_without_replacement(logits: Logits, count: int, uniforms: npt.NDArray[np.float64]) -> Indices:
+    """`count` indices drawn one after another from softmax(`logits`), each at most once, in the order drawn.
 
-    The largest of logits + Gumbel noise are such a sample (Kool et al., arXiv 1903.06059); the noise is made of one
-    random number in [0, 1) for each place.
+    The largest of logits + Gumbel noise are such a sample (Kool et al., arXiv 1903.06059).
+
+    Args:
+        logits: (N,).
+        count: of indices.
+        uniforms: random numbers in [0, 1), (N,), from which the noise is made.
     """
     noise = -np.log(-np.log(uniforms + 1e-300))
     return largest((logits - logits.max() + noise).astype(np.float32), count)
 
 
 def uniform(seed: int, row: int, step: int, purpose: int = _DRAW) -> float:
-    """The random number in [0, 1) of a step of a row: a function of its arguments alone, so that a row's draws do
-    not depend on its neighbours (Philox 4x64, Salmon et al., SC 2011)."""
+    """The random number in [0, 1) of a step of a row (Philox 4x64, Salmon et al., SC 2011).
+
+    It is a function of its arguments alone, so a row's draws do not depend on its neighbours.
+    """
     return float(int(_philox(seed, row, step, purpose).random_raw()) >> 11) * 2.0**-53
 
 
-def xtc_excludes(seed: int, row: int, step: int, probability: float) -> bool:
-    """Whether XTC works at a step of a row."""
-    return probability > 0 and uniform(seed, row, step, _EXCLUDE) < probability
-
-
 def beam_uniforms(seed: int, step: int, count: int) -> npt.NDArray[np.float64]:
-    """The random numbers in [0, 1) of a step of beam sampling: one for every token after every beam."""
+    """`count` random numbers in [0, 1) for a step of beam sampling, one for every token after every beam."""
     return np.random.Generator(_philox(seed, 0, step, _BEAMS)).random(count)
 
 
@@ -198,17 +239,17 @@ def _philox(seed: int, row: int, step: int, purpose: int) -> np.random.Philox:
 
 
 class _Softmax:
-    """Softmax of logits (N,) with its factor left out, and what follows from it."""
+    """Softmax of logits (N,) before the division by `total`."""
 
-    def __init__(self, logits: Row) -> None:
+    def __init__(self, logits: Logits) -> None:
         self.largest = logits.max()
-        self.weights: Row = logits - self.largest
+        self.weights: Logits = logits - self.largest
         np.exp(self.weights, out=self.weights)  # in place: fresh pages cost as much as the work
         self.total = float(self.weights.sum(dtype=np.float64))
 
-    def entropy(self, logits: Row) -> float:
-        """In nats."""
-        relative = np.maximum(logits - self.largest, np.float32(-1e4))  # a weight of 0 times -inf is none
+    def entropy(self, logits: Logits) -> float:
+        """Entropy of the distribution, in nats."""
+        relative = np.maximum(logits - self.largest, np.float32(-1e4))  # 0 times -inf would be NaN
         relative *= self.weights
         return float(np.log(self.total)) - float(relative.sum(dtype=np.float64)) / self.total
 
@@ -217,23 +258,27 @@ class _Softmax:
         return np.float32(float(self.largest) + np.log(self.total) + np.log(probability))
 
 
-def _above(logits: Row, threshold: np.float32, at_least: int) -> Places:
-    """Where logits are `threshold` or more, and the `at_least` largest in any case."""
+def _above(logits: Logits, threshold: np.float32, at_least: int) -> Indices:
+    """The indices of logits of at least `threshold`, and those of the `at_least` largest in any case."""
     lowest = logits.max() if at_least == 1 else kth_largest(logits, min(at_least, len(logits)))
     return np.flatnonzero(logits >= min(threshold, lowest))
 
 
-def _fewest(keys: Row, weights: Row, target: float, at_least: int) -> Places:
-    """The fewest places, by falling key, that have `target` of the weights, and `at_least` so many; ascending.
+def _fewest(keys: Logits, weights: Logits, target: float, at_least: int) -> Indices:
+    """As few indices as have weights that sum to `target`, those with the largest keys first; returned ascending.
 
-    Of places with equal keys the first go first.
+    Args:
+        keys: (N,); of equal keys the lower index comes first.
+        weights: (N,).
+        target: sum of weights to reach.
+        at_least: minimum number of indices.
     """
     order = largest(keys, _FIRST_TRY)
     mass = np.cumsum(weights[order], dtype=np.float64)
     if mass[-1] >= target or len(order) == len(keys):
         return np.sort(order[: max(int(np.searchsorted(mass, target)) + 1, at_least)])
-    # Many are needed: a histogram finds the bin in which the mass is reached, and only that bin is sorted.
-    # Block by block: arrays of the vocabulary's length in 8-byte numbers cost more in page faults than in work.
+    # Many tokens are needed: a histogram finds the bin in which the mass is reached, and only that bin is sorted.
+    # Block by block, because 8-byte arrays of the vocabulary's length cost more in page faults than in work.
     scaled = np.minimum((keys[order[0]] - keys) * np.float32(_BINS_A_LOGIT), np.float32(_BINS - 1))
     bins = scaled.astype(np.uint16)
     ends = np.cumsum(
@@ -245,8 +290,8 @@ def _fewest(keys: Row, weights: Row, target: float, at_least: int) -> Places:
     reached = min(int(np.searchsorted(ends, target)), _BINS - 1)
     within = np.flatnonzero(bins == reached)
     within = within[np.argsort(-keys[within], kind="stable")]
-    before = float(ends[reached - 1]) if reached else 0.0
+    mass_above = float(ends[reached - 1]) if reached else 0.0
     kept = bins < reached
-    kept[within[: int(np.searchsorted(np.cumsum(weights[within], dtype=np.float64), target - before)) + 1]] = True
+    kept[within[: int(np.searchsorted(np.cumsum(weights[within], dtype=np.float64), target - mass_above)) + 1]] = True
     kept[order[:at_least]] = True
     return np.flatnonzero(kept)

@@ -1,4 +1,4 @@
-"""Continuous batching: texts come, decode side by side, and leave when they are done. Ids only; no threads, no clock.
+"""Continuous batching: texts come, decode side by side, and leave when they are done. No text, no threads, no clock.
 
 Source: iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
 """
@@ -7,110 +7,103 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.request import Request, Step
-from edgelm.decoding.row import DecodingRow
-from edgelm.decoding.window import fitted
+from edgelm.decoding.request import DecodingRow, Request, Step, fitted
 from edgelm.engine.batch import IDLE_TOKEN
 from edgelm.engine.session import Session
 from edgelm.errors import ConfigError
-from edgelm.ids import PREFILL_CHUNK_TOKENS, Ids, Logits, as_ids, prompt_chunks, shared_tokens
+from edgelm.ids import PREFILL_CHUNK_TOKENS, IdArray, Logits, TokenIds, as_ids, prompt_chunks, shared_tokens
 from edgelm.reuse.state import PromptState, most_shared
 
 DEFAULT_MAX_ROWS = 8
 
 Handle = int
-"""Names a submitted text; never used twice."""
+"""Names a submitted text; no two texts of a scheduler have the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a step did for one text: a token, a reason to end, or an error, which is a text's last turn too."""
+    """The result of a step for one text: a new token or, as its last turn, a reason to end or an error."""
 
     handle: Handle
     step: Step | None
     error: Exception | None = None
     reused_tokens: int = 0
-    """Of a text's first token: how much of the prompt a state or a text before it had."""
+    """With a text's first token: number of prompt tokens that a saved state or an earlier text had computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     handle: Handle
     text: DecodingRow
-    prompt: npt.NDArray[np.int64]
+    prompt: IdArray
 
 
 class Scheduler:
-    """Decodes up to `max_rows` texts at a time; more wait in the order they came.
+    """Decodes up to `max_rows` texts at a time; further texts wait in the order in which they came.
 
-    A prompt is computed alone, by the same calls as everywhere, and then joins the batch, whose steps compute an even
-    number of rows. So a text's ids are the same, bit for bit, whatever else is submitted, before, beside or after it.
-    At most some 256 tokens of prompts are computed between two steps of the batch. Not for use by several threads
-    at a time.
+    A prompt is computed alone, by the same calls as elsewhere, and then joins the batch, whose steps compute an even
+    number of rows. So a text's ids are the same, bit for bit, whatever texts are submitted before, beside or after it.
+    Between two steps of the batch, about PREFILL_CHUNK_TOKENS tokens of prompts are computed at most. A scheduler must
+    not be used by several threads at the same time.
+
+    Args:
+        session: computes the prompts; the tokens it holds are forgotten.
+        max_rows: maximum number of texts that decode at a time.
+        states: saved states, for prompts that begin like one of them.
+
+    Raises:
+        ConfigError: `max_rows` is out of range.
     """
 
     def __init__(
         self, session: Session, *, max_rows: int = DEFAULT_MAX_ROWS, states: Sequence[PromptState] = ()
     ) -> None:
-        """Args: a session for the prompts, whose own tokens are forgotten; how many texts decode at a time; states
-        for prompts that begin like them.
-
-        Raises:
-            ConfigError: `max_rows` is out of range.
-        """
         check_max_rows(max_rows)
         session.reset()
         self._session = session
         self._states = states
-        self._held: Ids = ()  # the prompt whose first tokens the session holds
+        self._held: TokenIds = ()  # the prompt whose first tokens the session holds
         self._batch = session.empty_batch(max_rows)
         self._waiting: deque[_Waiting] = deque()
-        self._pieces: deque[npt.NDArray[np.int64]] = deque()  # of the first waiting prompt: what is left to compute
-        self._reused = 0  # how much of that prompt was there already
-        self._turns: list[Turn] = []  # of a step that is not finished: an error must not lose them
+        self._pieces: deque[IdArray] = deque()  # the part of the first waiting prompt that is left to compute
+        self._reused = 0  # number of tokens of that prompt that were not computed again
+        self._turns: list[Turn] = []  # of an unfinished step, because an error must not lose them
         self._stepping = False
-        self._cancelled: list[Handle] = []  # by signals and processors during a step, until its end
+        self._cancelled: list[Handle] = []  # during a step, by signals and processors
         self._rows: dict[Handle, int] = {}
         self._texts: dict[Handle, DecodingRow] = {}
         self._handles = 0
 
     @property
     def pending(self) -> int:
-        """How many texts are waiting or decoding, or have a turn to come: 0 when there is nothing to do."""
+        """Number of texts that wait, decode or have a turn to come; 0 when there is nothing to do."""
         return len(self._waiting) + len(self._texts.keys() | {turn.handle for turn in self._turns})
 
     def submit(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int, *, row: int = 0) -> Handle:
-        """Queue a text; the following steps have its turns.
+        """Queue a text; the following steps return its turns.
 
         Args:
-            row: which of `num_return_sequences` this is; each has random numbers of its own.
+            prompt_ids: the prompt, (T,).
+            config: the options.
+            seed: of the random numbers.
+            row: which of the prompt's `num_return_sequences` this text is; each row has random numbers of its own.
 
         Raises:
-            PromptError: no ids, or unknown ones.
+            PromptError: there are no ids, or an id is not in the vocabulary.
             ContextError: the prompt is longer than the context.
             ConfigError: an option cannot be used with this model, or not in a batch.
         """
-        for name in ("num_beams", "penalty_alpha", "prompt_lookup_num_tokens"):
-            if getattr(config, name) not in (None, 1):
-                raise ConfigError(f"{name} works on one prompt at a time: drop it, or call generate for each prompt")
-        if config.context_overflow == "window":
-            raise ConfigError(
-                "context_overflow='window' works on one prompt at a time: use 'truncate', or call generate for each "
-                "prompt"
-            )
-        known = as_ids(prompt_ids, self._session.vocab_size).tolist()
-        kept, config = fitted(known, config, self._session.context_length)
+        config.check_batch()
+        ids = as_ids(prompt_ids, self._session.vocab_size).tolist()
+        kept, config = fitted(ids, config, self._session.context_length)
         request = Request.of(self._session, kept, config, seed)
         self._handles += 1
         self._waiting.append(_Waiting(self._handles, DecodingRow(request, row), request.prompt))
         return self._handles
 
     def cancel(self, handle: Handle) -> None:
-        """Forget a text; it has no more turns. One that is done already is no error.
+        """Forget a text, which then has no more turns; nothing happens if it is done already.
 
         Signals and processors may call this in the middle of a step.
         """
@@ -127,10 +120,10 @@ class Scheduler:
         self._leave(handle)
 
     def step(self) -> list[Turn]:
-        """Compute some of what waits, then a token of every text that decodes.
+        """Compute some tokens of waiting prompts, then a new token of every text that decodes.
 
-        What fails in one text is its last turn. Where the step itself fails (no memory, a closed model) nothing is
-        lost: the next one goes on where this one stopped.
+        An error in one text is that text's last turn. If the step itself fails (no memory, a closed model), nothing is
+        lost: the next step goes on where this one stopped.
 
         Raises:
             ClosedError, ForkError, InsufficientMemoryError: as `Session.step`.
@@ -186,7 +179,7 @@ class Scheduler:
             self._choose(handle, logits[self._rows[handle]])
 
     def _choose(self, handle: Handle, logits: Logits, reused_tokens: int = 0) -> None:
-        """The next token of a text. A caller's logits_processor may raise anything: it ends its own text only."""
+        """Choose a text's next token; whatever a caller's logits_processor raises ends its own text only."""
         try:
             turn = Turn(handle, self._texts[handle].take(logits), reused_tokens=reused_tokens)
         except Exception as error:
@@ -195,8 +188,8 @@ class Scheduler:
         if turn.step is None or turn.step.finish_reason is not None:
             self._leave(handle)
 
-    def _begin(self, prompt: npt.NDArray[np.int64]) -> None:
-        """Keep what the session has of `prompt`; the rest is to be computed."""
+    def _begin(self, prompt: IdArray) -> None:
+        """Keep the longest computed beginning of `prompt`, and queue the rest."""
         kept = shared_tokens(self._held[: self._session.position], prompt)
         content, stored = most_shared(self._states, prompt.tolist())
         if content is not None and stored > kept:
@@ -223,13 +216,13 @@ class Scheduler:
 
 
 def check_max_rows(max_rows: object) -> None:
-    """Raises ConfigError where `max_rows` is out of range."""
+    """Raises ConfigError: `max_rows` is out of range."""
     if isinstance(max_rows, bool) or not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
         raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
 
 
 def _ending(handle: Handle, text: DecodingRow) -> Turn | None:
-    """The last turn of a text that is done before its next token is known; a caller's `cancel` may raise anything."""
+    """The last turn of a text that ends before its next token; an error that a caller's `cancel` raises ends it too."""
     try:
         reason = text.reason_to_end()
     except Exception as error:

@@ -4,11 +4,11 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.generation_options import GenerationOptions
+from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
 from edgelm.decoding.loop import generate
+from edgelm.decoding.request import behind_prefix, fitted
 from edgelm.decoding.scheduler import Handle, Scheduler, check_max_rows
-from edgelm.decoding.window import WindowSession, behind_prefix, fitted
+from edgelm.decoding.window import WindowSession
 from edgelm.errors import ConfigError, ContextError, PromptError
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.session import Session
-
-Logits = npt.NDArray[np.float32]
+from edgelm.ids import Logits
 
 SLICE_ROWS = 64
 """Rows of logits that become log-probabilities at a time, because float64 copies of (T, V) are large."""
@@ -38,7 +38,7 @@ class Comparison:
 
 def compare_logits(source: Logits, bundle: Logits, targets: npt.NDArray[np.int64]) -> Comparison:
     """Compare two models' logits (T, V), whose row t predicts `targets[t]`, on targets (T,)."""
-    source_log, bundle_log = log_softmax(source), log_softmax(bundle)  # (T, V)
+    source_log, bundle_log = log_softmax(source, nan_ok=True), log_softmax(bundle, nan_ok=True)  # (T, V)
     rows = np.arange(len(targets))
     return Comparison(
         tokens=len(targets),
@@ -74,10 +74,3 @@ def compare_texts(
         progress((done + 1) / len(texts))
     session.reset()
     return total
-
-
-def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Log-probabilities (T, V) of logits (T, V), in nats."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    totals: npt.NDArray[np.float64] = np.exp(shifted).sum(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(totals), np.float64)

@@ -10,10 +10,10 @@ stay comparable. Parts given as token ids are joined unchanged. A prefix precede
 from collections.abc import Sequence
 from typing import get_args
 
-from edgelm.decoding.logprobs import IdLogprob, Logprobs
+from edgelm.decoding.logprobs import IdLogprob
 from edgelm.engine.session import Session
 from edgelm.errors import PromptError
-from edgelm.ids import common_prefix
+from edgelm.ids import Logprobs, common_prefix
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.scoring.results import (
     LengthNormalization,

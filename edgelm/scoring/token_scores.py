@@ -10,8 +10,9 @@ from typing import Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgelm.decoding.logprobs import Logits, Logprobs, log_softmax, logprobs_of
+from edgelm.decoding.logprobs import log_softmax, logprobs_of
 from edgelm.errors import ConfigError, ContextError, PromptError
+from edgelm.ids import Logits, Logprobs
 from edgelm.scoring.results import Perplexity, Pooling
 
 Ids = Sequence[int] | npt.NDArray[np.int64]

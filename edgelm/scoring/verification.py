@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from edgelm.bundle.certificate import Reference
 from edgelm.bundle.reference import LogProbabilities, ReferenceData, rounded, rows_of
+from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.session import Session
 from edgelm.ids import Logits
-from edgelm.scoring.comparison import SLICE_ROWS, log_softmax
+from edgelm.scoring.comparison import SLICE_ROWS
 
 NOISE_FACTOR = 1.5
 """Tolerance of single log-probabilities, in multiples of their noise. The noise is saturated (it is an amplified last
@@ -102,7 +103,7 @@ def observe(
         done = 0
         for piece in score(row):
             for start in range(0, len(piece), SLICE_ROWS):
-                logs = log_softmax(piece[start : start + SLICE_ROWS])  # (t, V)
+                logs = log_softmax(piece[start : start + SLICE_ROWS], nan_ok=True)  # (t, V)
                 count = len(logs)
                 tops.append(np.take_along_axis(logs, top_ids[at : at + count], 1))
                 targets = following[done : done + count]

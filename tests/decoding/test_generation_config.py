@@ -1,12 +1,15 @@
 """Options: every limit, every contradiction, every name."""
 
 import math
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
+import click
 import pytest
 
 from edgelm import ConfigError, GenerationConfig
-from edgelm.decoding.generation_config import RULES, config_from_file
+from edgelm.cli.run import command
+from edgelm.decoding.generation_config import DEFAULTS, OPTIONS, GenerationOptions, config_from_file
+from edgelm.ids import IdArray, Logits
 from tests.conftest import ROOT
 
 BASE = GenerationConfig()
@@ -67,6 +70,11 @@ def test_limits(name: str, good: list[Any], bad: list[Any]) -> None:
     for value in bad:
         with pytest.raises(ConfigError, match=rf"^{name} must be "):
             BASE.updated({name: value})
+
+
+def test_every_default_keeps_its_rule() -> None:
+    for name, option in OPTIONS.items():
+        assert option.rule.checked(name, DEFAULTS[name]) == DEFAULTS[name]
 
 
 def test_unknown_names_are_refused_with_a_guess() -> None:
@@ -139,16 +147,20 @@ def test_sampling_the_caller_wants_replaces_the_default_of_a_search() -> None:
 
 
 def test_every_option_is_in_the_typed_dict_the_flags_and_the_page() -> None:
-    import click
-
-    from edgelm.cli.run import command
-    from edgelm.decoding.generation_options import GenerationOptions
-
-    names = set(RULES)
-    assert set(GenerationOptions.__annotations__) == names
+    names = set(OPTIONS)
+    assert list(GenerationOptions.__annotations__) == list(OPTIONS)
     assert names - {"logits_processor", "cancel"} <= {p.name for p in command.params if isinstance(p, click.Option)}
     page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in names)
+
+
+def test_the_typed_dict_and_the_configuration_have_the_same_types() -> None:
+    """But for tuples, which a caller may write in other ways."""
+    arrays = {"IdArray": IdArray, "Logits": Logits}
+    keywords = get_type_hints(GenerationOptions, localns=arrays)
+    for name, annotation in get_type_hints(GenerationConfig, localns=arrays).items():
+        if get_origin(annotation) is not tuple:
+            assert keywords[name] == annotation, name
 
 
 def test_the_callers_length_replaces_the_defaults() -> None:

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.logits_processors import (
-    Ids,
-    Row,
     SequenceBias,
     bias_tokens,
     dry,
@@ -23,23 +21,24 @@ from edgelm.decoding.logits_processors import (
     suppress_before,
 )
 from edgelm.errors import ConfigError
+from edgelm.ids import IdArray, Logits
 
 IDS = st.lists(st.integers(0, 5), min_size=1, max_size=30)
 
 
-def ids(*tokens: int) -> Ids:
+def ids(*tokens: int) -> IdArray:
     return np.array(tokens, np.int64)
 
 
-def row(*values: float) -> Row:
+def row(*values: float) -> Logits:
     return np.array(values, np.float32)
 
 
-def zeros(size: int = 6) -> Row:
+def zeros(size: int = 6) -> Logits:
     return np.zeros(size, np.float32)
 
 
-def masked(logits: Row) -> list[int]:
+def masked(logits: Logits) -> list[int]:
     return np.flatnonzero(logits == -np.inf).tolist()
 
 
@@ -122,7 +121,7 @@ def test_the_end_grows_likelier_but_not_where_it_is_ruled_out() -> None:
     assert hasten_end(ids(1, 1, 1), row(-np.inf, 2), ids(0, 1), 1, 2.0).tolist() == [-np.inf, 8]
 
 
-def all_processors(**options: object) -> list[Row]:
+def all_processors(**options: object) -> list[Logits]:
     config = GenerationConfig().updated(options)
     return [process(processors_of(config, 1, 6), ids(1), zeros())]
 
@@ -135,7 +134,7 @@ def test_an_end_of_text_is_no_bad_word() -> None:
 def test_custom_processors_run_in_order_on_copies() -> None:
     seen = []
 
-    def first(text: Ids, logits: Row) -> Row:
+    def first(text: IdArray, logits: Logits) -> Logits:
         seen.append(text.tolist())
         text[:] = 0
         logits += 1

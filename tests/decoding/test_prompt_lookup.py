@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import edgelm
 from edgelm import ConfigError, GenerationConfig, Model
 from edgelm.decoding.loop import generate
-from edgelm.decoding.prompt_lookup import FIRST_CREDIT, LOSS_SHARE, MOST_CREDIT, PromptLookup, continuation
+from edgelm.decoding.prompt_lookup import FIRST_CREDIT, LOSS_SHARE, MAX_CREDIT, PromptLookup, continuation
 from edgelm.decoding.request import Step
 from edgelm.engine.call import FOUR_BIT_DRAFTS, OTHER_DRAFTS, DraftCost, draft_cost
 from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows, flat_rows
@@ -102,7 +102,7 @@ def test_what_drafts_lose_is_bounded(most: int, cost: DraftCost, turns: list[tup
         tokens += true + 1
         gained += true - (cost.of(width) if width else 0)
         assert gained >= -FIRST_CREDIT - LOSS_SHARE * tokens - 1e-6
-        assert gained >= best - max(FIRST_CREDIT, MOST_CREDIT) - LOSS_SHARE * (tokens - tokens_at_best) - 1e-6
+        assert gained >= best - max(FIRST_CREDIT, MAX_CREDIT) - LOSS_SHARE * (tokens - tokens_at_best) - 1e-6
         if gained > best:
             best, tokens_at_best = gained, tokens
 

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.logits_processors import Row
-from edgelm.decoding.row import TokenChoice
 from edgelm.decoding.sampling import (
     Filter,
+    TokenChoice,
     beam_uniforms,
     candidates,
     draw,
@@ -31,15 +30,16 @@ from edgelm.decoding.sampling import (
     typical_filter,
     uniform,
 )
+from edgelm.ids import Logits
 
 V = 50_257
 
 
-def row(*values: float) -> Row:
+def row(*values: float) -> Logits:
     return np.array(values, np.float32)
 
 
-def from_probabilities(*values: float) -> Row:
+def from_probabilities(*values: float) -> Logits:
     return np.log(np.array(values, np.float32))
 
 

@@ -8,7 +8,8 @@ import pytest
 import edgelm
 from edgelm import ConfigError, ContextError, Model
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.window import WindowSession, fitted
+from edgelm.decoding.request import fitted
+from edgelm.decoding.window import WindowSession
 from edgelm.engine.graph import Graph
 from tests.conftest import TINY_BUNDLE, FakeSession, RunCommand, counting_rows
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.published import PUBLISHED, read_published
-from edgelm.scoring.comparison import log_softmax
+from edgelm.decoding.logprobs import log_softmax
 from edgelm_export.source.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.export.checkpoints import Ids, TorchModel

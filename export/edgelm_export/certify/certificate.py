@@ -16,7 +16,8 @@ from edgelm.bundle.reference import ReferenceData, encode_reference, rounded
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.errors import ExportError
-from edgelm.scoring.comparison import Logits, compare_texts
+from edgelm.ids import Logits
+from edgelm.scoring.comparison import compare_texts
 from edgelm.scoring.verification import drift, figures, observe, observe_session, source_perplexity
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.certify.judgement import GREEDY_PROMPTS, count_equal_greedy, judge, quality

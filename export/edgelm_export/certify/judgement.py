@@ -13,7 +13,8 @@ import numpy.typing as npt
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import Precision
 from edgelm.engine.session import Session
-from edgelm.scoring.comparison import Comparison, Logits
+from edgelm.ids import Logits
+from edgelm.scoring.comparison import Comparison
 
 PERPLEXITY_GATES: dict[Precision, float] = {
     "fp32": 1.001,

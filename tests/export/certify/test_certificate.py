@@ -24,10 +24,10 @@ from benchmarks.alterations import (
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.bundle.reference import read_reference, rounded
+from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
 from edgelm.model import load
-from edgelm.scoring.comparison import log_softmax
 from edgelm.scoring.verification import Check, checks, drift, figures, observe_session, source_perplexity
 from edgelm_export.certify.certificate import _top, read_eval_text
 from edgelm_export.pipeline import export
