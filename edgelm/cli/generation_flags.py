@@ -75,7 +75,7 @@ def _start_and_factor(ctx: click.Context, param: click.Parameter, value: Any) ->
 
 
 _READERS: dict[Kind, dict[str, Any]] = {
-    "switch": {"is_flag": True, "default": None, "metavar": None},
+    "switch": {"is_flag": True, "default": None},
     "whole": {"type": int},
     "number": {"type": float},
     "decay": {"type": float, "nargs": 2, "callback": _start_and_factor},
@@ -92,18 +92,19 @@ def _choice(choices: tuple[object, ...]) -> dict[str, Any]:
     """How click reads one of `choices`; True and False are written in lower case."""
     spelled = {str(choice).lower() if isinstance(choice, bool) else str(choice): choice for choice in choices}
     read = lambda ctx, param, value: None if value is None else spelled[value]  # noqa: E731
-    return {"type": click.Choice(list(spelled)), "metavar": None, "callback": read}
+    return {"type": click.Choice(list(spelled)), "callback": read}
 
 
 def generation_flag(name: str) -> Callable[[Function], Function]:
     """The flag of one generation option."""
     option = OPTIONS[name]
     attributes = {
-        "metavar": option.metavar,
+        "metavar": option.rule.metavar or None,
         "group": option.group,
         **(_choice(option.rule.choices) if option.rule.kind == "choice" else _READERS[option.rule.kind]),
     }
-    text = f"{option.help} Repeatable." if "multiple" in attributes else option.help
+    text = option.meaning.partition(". ")[0].removesuffix(".") + "."
+    text += " Repeatable." if "multiple" in attributes else ""
     text += f"  [default: {default_text(name)}]" if option.show_default else ""
     flags = option.flags or (f"--{name.replace('_', '-')}",)
     return click.option(*flags, help=text, cls=GroupedOption, **attributes)

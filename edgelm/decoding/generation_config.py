@@ -72,365 +72,281 @@ class GenerationConfig:
     max_new_tokens: int | None = option(
         None,
         whole(0, optional=True),
+        COMMON,
         "Maximum number of new tokens.",
-        group=COMMON,
         flags=("-n", "--max-new-tokens"),
         show_default=f"the bundle's, or {DEFAULT_MAX_NEW_TOKENS}",
     )
     do_sample: bool = option(
         False,
         switch(),
+        COMMON,
         "Draw tokens at random, or always take the likeliest one.",
-        group=COMMON,
         flags=("--do-sample/--greedy",),
         show_default="the bundle's",
     )
     temperature: float = option(
         1.0,
-        number("[0.001, 1000]", hint="for greedy decoding use do_sample=False, --greedy on the command line"),
+        number("[0.001, 1000]", "T", hint="for greedy decoding use do_sample=False, --greedy on the command line"),
+        COMMON,
         "Divide the logits by T: below 1 is more predictable, above 1 less.",
-        group=COMMON,
-        metavar="T",
     )
     top_k: int | None = option(
         None,
-        whole(1, optional=True),
-        "Sample from the K likeliest tokens.",
-        group=COMMON,
-        metavar="K",
-        details="With `penalty_alpha`, K candidates compete for each place.",
+        whole(1, optional=True, metavar="K"),
+        COMMON,
+        "Sample from the K likeliest tokens. With `penalty_alpha`, K candidates compete for each place.",
     )
     top_p: float = option(
-        1.0,
-        number("(0, 1]"),
-        "Sample from the likeliest tokens whose probabilities sum to P.",
-        group=COMMON,
-        metavar="P",
+        1.0, number("(0, 1]", "P"), COMMON, "Sample from the likeliest tokens whose probabilities sum to P."
     )
     min_p: float = option(
-        0.0,
-        number("[0, 1]"),
-        "Sample from the tokens at least P times as likely as the likeliest.",
-        group=COMMON,
-        metavar="P",
+        0.0, number("[0, 1]", "P"), COMMON, "Sample from the tokens at least P times as likely as the likeliest."
     )
     repetition_penalty: float = option(
-        1.0,
-        number("(0, 1000]"),
-        "Above 1: make tokens of the prompt and of the text so far less likely.",
-        group=COMMON,
-        metavar="F",
+        1.0, number("(0, 1000]", "F"), COMMON, "Above 1: make tokens of the prompt and of the text so far less likely."
     )
     stop_strings: tuple[str, ...] = option(
         (),
         texts(64),
-        "End the text where it contains TEXT.",
-        group=COMMON,
-        metavar="TEXT",
-        details="TEXT may begin and end inside tokens. It is not in the result.",
+        COMMON,
+        "End the text where it contains TEXT. TEXT may begin and end inside tokens. It is not in the result.",
         flags=("--stop-strings", "--stop"),
     )
-    num_return_sequences: int = option(1, whole(1, 1024), "Number of continuations to return.", group=COMMON)
+    num_return_sequences: int = option(1, whole(1, 1024), COMMON, "Number of continuations to return.")
     seed: int | None = option(
         None,
         whole(0, 2**64 - 1, optional=True),
-        "Seed of the random numbers: equal seeds give equal texts.",
-        group=COMMON,
-        details="The result does not depend on what else runs. It holds the seed.",
+        COMMON,
+        "Seed of the random numbers: equal seeds give equal texts. It does not matter what else runs. The "
+        "completion has the seed.",
         show_default="drawn",
     )
 
     prompt_lookup_num_tokens: int | None = option(
         None,
         whole(1, 64, optional=True),
-        "Draft up to N tokens from the text so far, and check them in one call.",
-        group=SPEED,
-        details=(
-            "A draft is what followed the last two or three tokens before. This is faster where a text repeats itself "
-            "or its prompt: [embedding.md](embedding.md) has the measurements. Not with beams or contrastive search."
-        ),
+        SPEED,
+        "Draft up to N tokens from the text so far, and check them in one call. A draft is what followed the last "
+        "two or three tokens before. This is faster where a text repeats itself or its prompt: "
+        "[embedding.md](embedding.md) has the measurements. Not with beams or contrastive search.",
     )
 
     max_length: int | None = option(
         None,
         whole(1, optional=True),
-        "Maximum number of tokens, prompt included.",
-        group=LENGTH,
-        details="Takes the place of `max_new_tokens`.",
+        LENGTH,
+        "Maximum number of tokens, prompt included. Give it instead of `max_new_tokens`.",
     )
-    min_new_tokens: int = option(0, whole(0), "No end-of-text token before N new tokens.", group=LENGTH)
-    min_length: int = option(0, whole(0), "No end-of-text token before N tokens in all, prompt included.", group=LENGTH)
+    min_new_tokens: int = option(0, whole(0), LENGTH, "No end-of-text token before N new tokens.")
+    min_length: int = option(0, whole(0), LENGTH, "No end-of-text token before N tokens in all, prompt included.")
     max_time: float | None = option(
         None,
-        number("(0, 1e9]", "seconds", optional=True),
-        "Stop after this time, and return the text so far.",
-        group=LENGTH,
-        metavar="SECONDS",
-        details='The first token always comes. The finish reason is "time".',
+        number("(0, 1e9]", "SECONDS", unit="seconds", optional=True),
+        LENGTH,
+        'Stop after this time, and return the text so far. The first token always comes. The finish reason is "time".',
     )
     cancel: Cancel | None = option(  # noqa: RUF009
         None,
         event(),
-        "End the text before its next token once the event is set, from any thread.",
-        group=LENGTH,
-        details='The text so far is returned, with the finish reason "cancelled". Python only.',
+        LENGTH,
+        "End the text before its next token once the event is set, from any thread. The text so far is returned, "
+        'with the finish reason "cancelled". Python only.',
     )
     context_overflow: Literal["stop", "truncate", "window"] = option(
         "stop",
         one_of("stop", "truncate", "window"),
-        "When the context is full: stop; drop the oldest tokens of a long prompt; or forget the oldest and go on.",
-        group=LENGTH,
-        details=(
-            '"stop" refuses a prompt longer than the context, and "truncate" drops as many tokens as the continuation '
-            "needs ([embedding.md](embedding.md))."
-        ),
+        LENGTH,
+        "When the context is full: stop; drop the oldest tokens of a long prompt; or forget the oldest and go on. "
+        '"stop" refuses a prompt longer than the context, and "truncate" drops as many tokens as the continuation '
+        "needs ([embedding.md](embedding.md)).",
         show_default=True,
     )
     pinned_tokens: int = option(
-        0,
-        whole(0),
-        "Never drop or forget the first N tokens of the prompt.",
-        group=LENGTH,
-        details="At most half the context.",
+        0, whole(0), LENGTH, "Never drop or forget the first N tokens of the prompt. At most half the context."
     )
     eos_token_id: tuple[int, ...] = option(
         (),
         token_ids(),
-        "End the text at one of these tokens.",
-        group=LENGTH,
-        metavar="ID,...",
-        details="The token is not in the result.",
+        LENGTH,
+        "End the text at one of these tokens. The token is not in the result.",
         show_default="the bundle's",
     )
     forced_eos_token_id: tuple[int, ...] = option(
-        (),
-        token_ids(),
-        "Take one of these tokens for the last place that the maximum length gives.",
-        group=LENGTH,
-        metavar="ID,...",
+        (), token_ids(), LENGTH, "Take one of these tokens for the last place that the maximum length gives."
     )
     exponential_decay_length_penalty: tuple[int, float] | None = option(
-        None,
-        start_and_factor(),
-        "After N new tokens, make the end likelier by FACTOR with each token.",
-        group=LENGTH,
-        metavar="N FACTOR",
+        None, start_and_factor(), LENGTH, "After N new tokens, make the end likelier by FACTOR with each token."
     )
 
     typical_p: float = option(
         1.0,
-        number("(0, 1]"),
-        "Sample from the most typical tokens whose probabilities sum to P.",
-        group=SAMPLING,
-        metavar="P",
-        details="A token is typical if its surprise is near the expected one (Meister et al., arXiv 2202.00666).",
+        number("(0, 1]", "P"),
+        SAMPLING,
+        "Sample from the most typical tokens whose probabilities sum to P. A token is typical if its surprise is "
+        "near the expected one (Meister et al., arXiv 2202.00666).",
     )
     epsilon_cutoff: float = option(
         0.0,
-        number("[0, 1)"),
-        "Sample from the tokens with a probability of at least P.",
-        group=SAMPLING,
-        metavar="P",
-        details="Hewitt et al., arXiv 2210.15191.",
+        number("[0, 1)", "P"),
+        SAMPLING,
+        "Sample from the tokens with a probability of at least P. Source: Hewitt et al., arXiv 2210.15191.",
     )
     eta_cutoff: float = option(
         0.0,
-        number("[0, 1)"),
-        "Like the epsilon cutoff, but with a lower limit where the model is unsure.",
-        group=SAMPLING,
-        metavar="P",
-        details="Hewitt et al., arXiv 2210.15191.",
+        number("[0, 1)", "P"),
+        SAMPLING,
+        "Like the epsilon cutoff, but with a lower limit where the model is unsure. Source: Hewitt et al., arXiv "
+        "2210.15191.",
     )
     top_n_sigma: float | None = option(
         None,
-        number("(0, 100]", optional=True),
-        "Sample from the logits within N standard deviations of the largest.",
-        group=SAMPLING,
-        details="Tang et al., arXiv 2411.07641.",
+        number("(0, 100]", "N", optional=True),
+        SAMPLING,
+        "Sample from the logits within N standard deviations of the largest. Source: Tang et al., arXiv 2411.07641.",
     )
     xtc_probability: float = option(
         0.0,
-        number("[0, 1]"),
-        "XTC: probability of excluding the likeliest choices at a step.",
-        group=SAMPLING,
-        metavar="P",
-        details="By p-e-w, for variety.",
+        number("[0, 1]", "P"),
+        SAMPLING,
+        "XTC: probability of excluding the likeliest choices at a step. Source: p-e-w. It adds variety.",
     )
     xtc_threshold: float = option(
         0.1,
-        number("(0, 0.5]"),
+        number("(0, 0.5]", "P"),
+        SAMPLING,
         "XTC excludes every token at least this likely, except the least likely of them.",
-        group=SAMPLING,
-        metavar="P",
         show_default=True,
     )
     mirostat_tau: float | None = option(
         None,
-        number("(0, 100]", "bits", optional=True),
-        "Mirostat 2: surprise of each token to aim at.",
-        group=SAMPLING,
-        metavar="BITS",
-        details="Takes the place of the filters (Basu et al., arXiv 2007.14966).",
+        number("(0, 100]", "BITS", unit="bits", optional=True),
+        SAMPLING,
+        "Mirostat 2: surprise of each token to aim at. It takes the place of the filters (Basu et al., arXiv "
+        "2007.14966).",
     )
     mirostat_eta: float = option(
-        0.1,
-        number("(0, 1]"),
-        "Mirostat 2: how fast it corrects itself.",
-        group=SAMPLING,
-        metavar="RATE",
-        show_default=True,
+        0.1, number("(0, 1]", "RATE"), SAMPLING, "Mirostat 2: how fast it corrects itself.", show_default=True
     )
 
     presence_penalty: float = option(
         0.0,
-        number("[-100, 100]"),
-        "Subtract F from the logit of every token that the new text contains.",
-        group=REPETITION,
-        metavar="F",
-        details="OpenAI's.",
+        number("[-100, 100]", "F"),
+        REPETITION,
+        "Subtract F from the logit of every token that the new text contains. As in OpenAI's API.",
     )
     frequency_penalty: float = option(
         0.0,
-        number("[-100, 100]"),
-        "Subtract F from a token's logit for each time the new text contains it.",
-        group=REPETITION,
-        metavar="F",
-        details="OpenAI's.",
+        number("[-100, 100]", "F"),
+        REPETITION,
+        "Subtract F from a token's logit for each time the new text contains it. As in OpenAI's API.",
     )
     no_repeat_ngram_size: int = option(
-        0, whole(0, 1024), "No run of N tokens appears twice, prompt included.", group=REPETITION
+        0, whole(0, 1024), REPETITION, "No run of N tokens appears twice, prompt included."
     )
     dry_multiplier: float = option(
         0.0,
-        number("[0, 100]"),
-        "DRY: penalty of a token that would lengthen a repeated run of tokens.",
-        group=REPETITION,
-        metavar="F",
-        details="Subtracts multiplier · base ^ (length of the run - allowed length) from its logit (p-e-w).",
+        number("[0, 100]", "F"),
+        REPETITION,
+        "DRY: penalty of a token that would lengthen a repeated run of tokens. Subtracts multiplier · base ^ "
+        "(length of the run - allowed length) from its logit (p-e-w).",
     )
     dry_base: float = option(
         1.75,
-        number("[1, 10]"),
+        number("[1, 10]", "F"),
+        REPETITION,
         "DRY: growth of the penalty with each token of the run.",
-        group=REPETITION,
-        metavar="F",
         show_default=True,
     )
     dry_allowed_length: int = option(
-        2, whole(1, 1024), "DRY: shorter runs have no penalty.", group=REPETITION, show_default=True
+        2, whole(1, 1024), REPETITION, "DRY: shorter runs have no penalty.", show_default=True
     )
     dry_sequence_breakers: tuple[str | int, ...] = option(
         ("\n", ":", '"', "*"),
         texts_or_ids(),
-        "DRY: runs end at tokens that contain TEXT.",
-        group=REPETITION,
-        metavar="TEXT",
-        details="In Python also at token ids.",
+        REPETITION,
+        "DRY: runs end at tokens that contain TEXT. In Python also at token ids.",
         show_default='newline, : " *',
     )
 
     logit_bias: tuple[tuple[int, float], ...] = option(
-        (),
-        token_biases(),
-        "Add X to the token's logit.",
-        group=TOKENS,
-        metavar="ID=X",
-        details="`--logit-bias 11=-2`, in Python `{11: -2}`.",
+        (), token_biases(), TOKENS, "Add X to the token's logit. `--logit-bias 11=-2`, in Python `{11: -2}`."
     )
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = option(
         (),
         sequence_biases(),
-        "Add X to the logit of the last token where the text ends with the tokens before it.",
-        group=TOKENS,
-        metavar="ID,...=X",
-        details="`--sequence-bias 11,42=-2`, in Python `{(11, 42): -2}`.",
+        TOKENS,
+        "Add X to the logit of the last token where the text ends with the tokens before it. `--sequence-bias "
+        "11,42=-2`, in Python `{(11, 42): -2}`.",
     )
     bad_words_ids: tuple[tuple[int, ...], ...] = option(
         (),
         sequences(),
-        "This sequence of tokens never appears.",
-        group=TOKENS,
-        metavar="ID,...",
-        details="`--bad-words-ids 11,42`, in Python `[[11, 42]]`.",
+        TOKENS,
+        "This sequence of tokens never appears. `--bad-words-ids 11,42`, in Python `[[11, 42]]`.",
     )
-    suppress_tokens: tuple[int, ...] = option(
-        (), token_ids(), "These tokens never appear.", group=TOKENS, metavar="ID,..."
-    )
-    begin_suppress_tokens: tuple[int, ...] = option(
-        (), token_ids(), "These tokens are not the first new one.", group=TOKENS, metavar="ID,..."
-    )
+    suppress_tokens: tuple[int, ...] = option((), token_ids(), TOKENS, "These tokens never appear.")
+    begin_suppress_tokens: tuple[int, ...] = option((), token_ids(), TOKENS, "These tokens are not the first new one.")
     forced_bos_token_id: int | None = option(
-        None, whole(0, optional=True), "The token that follows a prompt of one token.", group=TOKENS, metavar="ID"
+        None, whole(0, optional=True, metavar="ID"), TOKENS, "The token that follows a prompt of one token."
     )
     logits_processor: tuple[LogitsProcessor, ...] = option(
-        (),
-        functions(64),
-        "Your own functions, called after all other processors.",
-        group=TOKENS,
-        details="Python only.",
+        (), functions(64), TOKENS, "Your own functions, called after all other processors. Python only."
     )
 
     num_beams: int = option(
         1,
         whole(1, 256),
-        "Beam search: follow N continuations at once.",
-        group=SEARCH,
-        details="They run in one batch. With `do_sample` the beams are drawn.",
+        SEARCH,
+        "Beam search: follow N continuations at once. They run in one batch. With `do_sample` the beams are drawn.",
     )
     num_beam_groups: int = option(
         1,
         whole(1, 256),
-        "Divide the beams into N groups that avoid each other's tokens.",
-        group=SEARCH,
-        details="Vijayakumar et al., arXiv 1610.02424.",
+        SEARCH,
+        "Divide the beams into N groups that avoid each other's tokens. Source: Vijayakumar et al., arXiv 1610.02424.",
     )
     diversity_penalty: float = option(
         0.0,
-        number("[0, 100]"),
+        number("[0, 100]", "F"),
+        SEARCH,
         "Subtract F from a token's logit for each beam of an earlier group that has it at this place.",
-        group=SEARCH,
-        metavar="F",
     )
     length_penalty: float = option(
         1.0,
-        number("[-100, 100]"),
-        "Above 0 favours long beams, below 0 short ones.",
-        group=SEARCH,
-        metavar="F",
-        details="Beams rank by log-probability / length ^ F.",
+        number("[-100, 100]", "F"),
+        SEARCH,
+        "Above 0 favours long beams, below 0 short ones. Beams rank by log-probability / length ^ F.",
         show_default=True,
     )
     early_stopping: bool | Literal["never"] = option(
         False,
         one_of(True, False, "never"),
-        "Stop at N finished beams: at once (true), when better ones are unlikely (false) or impossible (never).",
-        group=SEARCH,
-        details="N is `num_beams`.",
+        SEARCH,
+        "Stop at N finished beams: at once (true), when better ones are unlikely (false) or impossible (never). N "
+        "is `num_beams`.",
     )
     renormalize_logits: bool = option(
         False,
         switch(),
+        SEARCH,
         "Turn logits into log-probabilities again after all filters, so that beams compare like with like.",
-        group=SEARCH,
     )
     penalty_alpha: float | None = option(
         None,
-        number("(0, 1]", optional=True),
-        "Contrastive search: weight of a candidate's likeness to the text so far, against its probability.",
-        group=SEARCH,
-        metavar="A",
-        details="The candidates are the `top_k` likeliest tokens (Su et al., arXiv 2202.06417).",
+        number("(0, 1]", "A", optional=True),
+        SEARCH,
+        "Contrastive search: weight of a candidate's likeness to the text so far, against its probability. The "
+        "candidates are the `top_k` likeliest tokens (Su et al., arXiv 2202.06417).",
     )
 
     logprobs: int | None = option(
         None,
         whole(0, 1024, optional=True),
-        "Log-probability of each token and of the N likeliest tokens; the command line needs --json too.",
-        group=OUTPUT,
-        details=(
-            "They are the model's, before penalties, temperature and filters ([scoring.md](scoring.md)). "
-            "Not with beams or contrastive search."
-        ),
+        OUTPUT,
+        "Log-probability of each token and of the N likeliest tokens; the command line needs --json too. They are "
+        "the model's, before penalties, temperature and filters ([scoring.md](scoring.md)). Not with beams or "
+        "contrastive search.",
     )
 
     def __post_init__(self) -> None:

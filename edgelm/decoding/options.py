@@ -55,6 +55,8 @@ class Rule:
     """Whether a value in its normal form is allowed."""
     normalize: Callable[[object], object] | None = None
     """Turns other spellings into the normal form, e.g. one id into a tuple; returns what it cannot read unchanged."""
+    metavar: str = ""
+    """Stands for the value in `Option.meaning`."""
     optional: bool = False
     """Whether None is allowed, which means "not used"."""
     choices: tuple[object, ...] = ()
@@ -82,14 +84,10 @@ class Option:
     """What is declared of an option beside its name, its type and its default, which are those of a dataclass field."""
 
     rule: Rule
-    help: str
-    """The text of ``--help``, which begins the option's meaning in docs/generation.md."""
     group: str
     """The heading of ``--help`` under which the flag stands."""
-    metavar: str
-    """Stands for the value in `help`."""
-    details: str
-    """Continues `help` in docs/generation.md."""
+    meaning: str
+    """The first sentence is the text of ``--help``; docs/generation.md has all of them."""
     flags: tuple[str, ...]
     """Spellings of the flag; empty for ``--`` and the name with hyphens."""
     show_default: bool | str
@@ -99,29 +97,26 @@ class Option:
 def option(
     default: Default,
     rule: Rule,
-    help: str,
-    *,
     group: str,
-    metavar: str = "N",
-    details: str = "",
+    meaning: str,
+    *,
     flags: tuple[str, ...] = (),
     show_default: bool | str = False,
 ) -> Default:
     """A dataclass field that carries its `Option`."""
-    declared = Option(rule, help, group, metavar, details, flags, show_default)
-    return field(default=default, metadata={"option": declared})
+    return field(default=default, metadata={"option": Option(rule, group, meaning, flags, show_default)})
 
 
-def whole(low: int, high: int | None = None, *, optional: bool = False) -> Rule:
+def whole(low: int, high: int | None = None, *, metavar: str = "N", optional: bool = False) -> Rule:
     """A whole number from `low` to `high`; without `high`, `low` or more."""
     if high is None:
         limit, high = f"a whole number, {low} or more", 2**31 - 1
     else:
         limit = f"a whole number from {low} to {'2**64 - 1' if high == 2**64 - 1 else high}"
-    return Rule("whole", limit, partial(_is_whole, low=low, high=high), optional=optional)
+    return Rule("whole", limit, partial(_is_whole, low=low, high=high), metavar=metavar, optional=optional)
 
 
-def number(interval: str, unit: str = "", *, hint: str = "", optional: bool = False) -> Rule:
+def number(interval: str, metavar: str, *, unit: str = "", hint: str = "", optional: bool = False) -> Rule:
     """A number in an interval such as "(0, 1]", which excludes 0 and includes 1; `hint` follows it in messages."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     # The next float inside an open end is the closed end of the same interval.
@@ -129,7 +124,7 @@ def number(interval: str, unit: str = "", *, hint: str = "", optional: bool = Fa
     high = math.nextafter(high, -math.inf) if interval[-1] == ")" else high
     limit = f"a number of {unit} in {interval}" if unit else f"in {interval}"
     limit += f" ({hint})" if hint else ""
-    return Rule("number", limit, partial(_is_number, low=low, high=high), optional=optional)
+    return Rule("number", limit, partial(_is_number, low=low, high=high), metavar=metavar, optional=optional)
 
 
 def switch() -> Rule:
@@ -147,23 +142,23 @@ def one_of(*choices: str | bool) -> Rule:
 def texts(limit: int) -> Rule:
     """At most `limit` texts; one text stands for a list of one, None for an empty list."""
     words = f"at most {limit} texts of 1 to {MAX_TEXT_CHARACTERS} characters"
-    return Rule("texts", words, partial(_is_tuple_of, check=_is_text, limit=limit), _as_tuple)
+    return Rule("texts", words, partial(_is_tuple_of, check=_is_text, limit=limit), _as_tuple, "TEXT")
 
 
 def texts_or_ids() -> Rule:
     """Texts and token ids, mixed."""
-    return Rule("texts", "texts or token ids", partial(_is_tuple_of, check=_is_text_or_token_id), _as_tuple)
+    return Rule("texts", "texts or token ids", partial(_is_tuple_of, check=_is_text_or_token_id), _as_tuple, "TEXT")
 
 
 def token_ids() -> Rule:
     """Token ids; one id stands for a list of one, None for an empty list."""
-    return Rule("ids", "token ids, 0 or more", partial(_is_tuple_of, check=_is_token_id), _as_tuple)
+    return Rule("ids", "token ids, 0 or more", partial(_is_tuple_of, check=_is_token_id), _as_tuple, "ID,...")
 
 
 def sequences() -> Rule:
     """Lists of token ids."""
     limit = f"lists of 1 to {MAX_SEQUENCE_TOKENS} token ids"
-    return Rule("sequences", limit, partial(_is_tuple_of, check=_is_sequence), _as_tuples)
+    return Rule("sequences", limit, partial(_is_tuple_of, check=_is_sequence), _as_tuples, "ID,...")
 
 
 def token_biases() -> Rule:
@@ -173,6 +168,7 @@ def token_biases() -> Rule:
         "a dict of token ids (0 or more) and finite numbers",
         partial(_is_tuple_of, check=partial(_is_bias, is_key=_is_token_id)),
         partial(_as_pairs, key_of=lambda key: int(key) if isinstance(key, str) and key.isdecimal() else key),
+        "ID=X",
     )
 
 
@@ -183,13 +179,15 @@ def sequence_biases() -> Rule:
         f"pairs of a list of 1 to {MAX_SEQUENCE_TOKENS} token ids and a finite number",
         partial(_is_tuple_of, check=partial(_is_bias, is_key=_is_sequence)),
         partial(_as_pairs, key_of=lambda key: tuple(key) if isinstance(key, list) else key),
+        "ID,...=X",
     )
 
 
 def start_and_factor() -> Rule:
     """A pair of a number of tokens and a factor."""
     limit = "a pair of a number of new tokens, 0 or more, and a factor in (0, 1000]"
-    return Rule("decay", limit, _is_start_and_factor, lambda v: tuple(v) if isinstance(v, list) else v, optional=True)
+    normalize = lambda value: tuple(value) if isinstance(value, list) else value  # noqa: E731
+    return Rule("decay", limit, _is_start_and_factor, normalize, "N FACTOR", optional=True)
 
 
 def functions(limit: int) -> Rule:

@@ -15,9 +15,8 @@ def table(group: str) -> str:
     lines = ["| option | values | default | meaning |", "|---|---|---|---|"]
     for name, option in OPTIONS.items():
         if option.group == group:
-            placeholder = f" {option.metavar}" if option.rule.kind not in ("switch", "choice", "python") else ""
-            meaning = f"{option.help} {option.details}".strip()
-            lines.append(f"| `{name}`{placeholder} | {option.rule.limit} | {default_text(name)} | {meaning} |")
+            shown = f"`{name}` {option.rule.metavar}".strip()
+            lines.append(f"| {shown} | {option.rule.limit} | {default_text(name)} | {option.meaning} |")
     return "".join(f"{line}\n" for line in lines)
 
 

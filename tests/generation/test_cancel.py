@@ -105,7 +105,7 @@ def test_a_cancel_that_never_comes_changes_nothing(model: Model) -> None:
 
 
 def test_a_cancel_without_is_set_is_refused(model: Model) -> None:
-    with pytest.raises(ConfigError, match=r"cancel must be a threading.Event, or what has is_set\(\), got 5"):
+    with pytest.raises(ConfigError, match=r"cancel must be a threading.Event, or an object with a method is_set"):
         model.generate(PROMPT, cancel=5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="unknown generation option 'cancle'"):
         model.astream(PROMPT, cancle=None)  # type: ignore[call-arg]
