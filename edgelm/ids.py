@@ -18,7 +18,7 @@ Hidden: TypeAlias = npt.NDArray[np.float32]
 """Hidden states (T, E): the output of the final norm."""
 KeysValues: TypeAlias = npt.NDArray[Any]
 """Keys and values (2·layers, H, T, D) of the cache's float type: each layer's keys, then its values."""
-Indices: TypeAlias = npt.NDArray[np.integer[Any]]
+Indices: TypeAlias = npt.NDArray[np.intp]
 """Places in an array, such as rows of a batch."""
 Logprobs: TypeAlias = npt.NDArray[np.float64]
 """Log-probabilities, in nats."""

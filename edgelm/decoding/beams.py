@@ -181,7 +181,7 @@ def _continuations(request: Request, texts: IdArray, logits: Logits, scores: Log
 
 
 def _reasons(request: Request, new: IdArray, found: Candidates, count: int) -> list[FinishReason | None]:
-    """Why each candidate ends its text, None if it goes on; `new` are the beams' new tokens before it, (B, T)."""
+    """Why each candidate ends its text, None if it goes on; `new` holds the beams' new tokens so far, (B, T)."""
     late = request.limit_reason if count + 1 == request.new_token_limit else request.interruption
     reasons: list[FinishReason | None] = []
     for beam, token in zip(found.beams.tolist(), found.tokens.tolist(), strict=True):

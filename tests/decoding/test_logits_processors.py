@@ -49,8 +49,8 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative() -> None:
 
 
 def test_presence_and_frequency_count_the_new_text_only() -> None:
-    found = penalize_presence_and_frequency(ids(5, 5, 1, 2, 2), zeros(), 0.5, 0.25, 2)
-    assert found.tolist() == [0, -0.75, -1, 0, 0, 0]
+    logits = penalize_presence_and_frequency(ids(5, 5, 1, 2, 2), zeros(), 0.5, 0.25, 2)
+    assert logits.tolist() == [0, -0.75, -1, 0, 0, 0]
     assert penalize_presence_and_frequency(ids(5), zeros(), 0.5, 0.25, 1).tolist() == [0] * 6
 
 
@@ -70,7 +70,7 @@ def test_no_repeated_ngram() -> None:
 
 @given(IDS, st.integers(1, 5))
 def test_no_ngram_appears_twice(start: list[int], size: int) -> None:
-    """A token is ruled out just where it would complete a run that is there already."""
+    """A token is ruled out exactly if it would complete a run that the text has already."""
     text = np.array(start, np.int64)
     runs = {tuple(start[i : i + size]) for i in range(len(start) - size + 1)}
     end = tuple(start[len(start) - size + 1 :])
@@ -79,7 +79,7 @@ def test_no_ngram_appears_twice(start: list[int], size: int) -> None:
 
 
 def dry_by_hand(text: list[int], token: int, multiplier: float, base: float, allowed: int, breakers: set[int]) -> float:
-    """The definition: the longest run that ends the text, breakers apart, and is followed by `token` elsewhere."""
+    """The definition: the longest run without breakers that ends the text and is followed by `token` earlier."""
     longest = 0
     for end in range(1, len(text)):
         if text[end] != token:

@@ -32,9 +32,9 @@ def steps(session: FakeSession, prompt: list[int], **options: Any) -> list[Step]
     return row
 
 
-def test_a_draft_is_what_followed_the_last_tokens_before() -> None:
+def test_a_draft_is_what_followed_the_last_tokens_earlier() -> None:
     assert continuation(ids(1, 2, 3, 4, 5, 9, 1, 2, 3), 3) == [4, 5, 9]
-    assert continuation(ids(7, 2, 3, 4, 5, 9, 1, 2, 3), 2) == [4, 5], "two tokens do where three do not"
+    assert continuation(ids(7, 2, 3, 4, 5, 9, 1, 2, 3), 2) == [4, 5], "two tokens match where three do not"
     assert continuation(ids(2, 3, 8, 2, 3, 9, 2, 3), 2) == [9, 2], "the latest place counts"
     assert continuation(ids(1, 2, 3, 4, 5), 4) == []
     assert continuation(ids(1), 4) == continuation(ids(5, 5, 5), 0) == []
@@ -46,7 +46,7 @@ def test_a_draft_beyond_the_text_repeats_itself() -> None:
 
 
 def widths(drafts: PromptLookup, comes_true: list[int]) -> list[int]:
-    """How wide the drafts are where so many tokens of each guess come true."""
+    """The width of each draft, given how many tokens of each guess come true."""
     found = []
     for right in comes_true:
         draft = drafts.draft(ids(*[5] * 9), 100)
@@ -57,7 +57,7 @@ def widths(drafts: PromptLookup, comes_true: list[int]) -> list[int]:
 
 
 def test_the_width_follows_success() -> None:
-    """After one right guess, which costs nothing."""
+    """The first draft follows one right guess, which costs nothing."""
     assert widths(PromptLookup(8, FOUR_BIT_DRAFTS), [9, 9, 9, 9, 3, 9, 9]) == [0, 2, 4, 8, 8, 3, 6]
     assert widths(PromptLookup(1, FOUR_BIT_DRAFTS), [9, 9, 9]) == [0, 1, 1]
     assert PromptLookup(8, FOUR_BIT_DRAFTS).draft(ids(5, 5, 5), 0) == []
@@ -93,7 +93,7 @@ def test_a_draft_costs_most_where_weights_have_four_bits() -> None:
     turns=st.lists(st.tuples(st.booleans(), st.integers(0, 64)), min_size=1, max_size=300),
 )
 def test_what_drafts_lose_is_bounded(most: int, cost: DraftCost, turns: list[tuple[bool, int]]) -> None:
-    """Counted from the start and from any place where they had gained, whatever comes true."""
+    """Counted from the start, and from any step after which the drafts had gained most."""
     drafts, gained, best, tokens, tokens_at_best = PromptLookup(most, cost), 0.0, 0.0, 0, 0
     for guess_is_right, right in turns:
         width = len(drafts.draft(ids(*[5] * 9), 100))
@@ -137,8 +137,10 @@ def test_what_is_fed_is_the_text_alone() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"do_sample": True, "temperature": 0.5, "seed": 5}, {"top_k": 5, "seed": 1, "logprobs": 2}]
 )
-def test_the_tiny_model_says_the_same(model: Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With drafts that are right, wrong, or right up to some place."""
+def test_drafts_do_not_change_the_ids_of_the_tiny_model(
+    model: Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With drafts that are right, wrong, or right up to some token."""
     prompt = list(range(20, 45))
     plain = model.generate(prompt, max_new_tokens=80, eos_token_id=(), **options)
     told = [*prompt, *plain.choices[0].token_ids, *[7] * 20]

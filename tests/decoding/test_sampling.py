@@ -190,7 +190,7 @@ def test_drawing_from_blocks_equals_drawing_from_the_whole() -> None:
 
 
 def chi_square_limit(freedom: int) -> float:
-    """Where p = 0.001 (Wilson and Hilferty)."""
+    """The value that chi-square exceeds with a probability of 0.001 (Wilson and Hilferty)."""
     return float(freedom * (1 - 2 / (9 * freedom) + 3.0902 * (2 / (9 * freedom)) ** 0.5) ** 3)
 
 
@@ -239,7 +239,7 @@ def test_xtc_works_as_often_as_told() -> None:
 
 
 def test_random_numbers_are_fixed_for_ever() -> None:
-    """A seed must mean the same on every machine and in every release: these are Philox 4x64's own numbers."""
+    """A seed must give the same numbers on every machine and in every release: these are those of Philox 4x64."""
     assert [uniform(7, 0, 0), uniform(7, 0, 1), uniform(7, 1, 0), uniform(2**64 - 1, 3, 5)] == pytest.approx(
         FIXED_UNIFORMS, abs=0
     )

@@ -84,7 +84,7 @@ def test_texts_that_come_and_go_get_what_they_get_alone(tiny: Session) -> None:
 
 @pytest.mark.parametrize("neighbours", [0, 1, 2, 7])
 def test_int8_ids_do_not_depend_on_the_neighbours(int8: Session, neighbours: int) -> None:
-    """Nor do log-probabilities, which show the last bits."""
+    """Log-probabilities, which show the last bits, do not depend on them either."""
     texts = prompts(9)
     wanted = config(max_new_tokens=25, logprobs=3)
 

@@ -1,4 +1,4 @@
-"""Searches on the tiny bundle against ids that the last transformers which hold them computed, and beams' own rules."""
+"""Searches on the tiny bundle equal the last transformers that has them; beams keep their own rules."""
 
 import itertools
 import json

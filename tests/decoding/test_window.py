@@ -124,7 +124,7 @@ def test_generation_goes_on_past_the_context(model: Model) -> None:
 
 
 def test_a_window_gives_what_encoding_its_text_anew_gives(model: Model) -> None:
-    """After the first slide the model sees the pinned tokens and the newest ones, at the positions from 0 on."""
+    """After the first slide the model sees the pinned tokens and the newest ones, at positions that begin with 0."""
     context, pinned = model.session.context_length, 4
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]
     kept = (context - pinned) - (context - pinned) // 2
@@ -188,7 +188,7 @@ def test_truncating_always_keeps_newest_tokens_too() -> None:
 
 @pytest.mark.parametrize("pinned", [0, 3, 5, 6, 9, 100])
 def test_rows_of_a_window_do_not_see_each_other(pinned: int) -> None:
-    """Also where more is pinned than the prompt has: the first row's own tokens, which the second must not keep."""
+    """Where more tokens are pinned than the prompt has, the second row must not keep new tokens of the first."""
     options: dict[str, Any] = {"context_overflow": "window", "pinned_tokens": pinned, "do_sample": True, "seed": 1}
     with edgelm.load(device="cpu", threads=1) as model:
         prompt = model.tokenizer.encode("Lily had a cat.")
