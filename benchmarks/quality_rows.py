@@ -16,24 +16,22 @@ import numpy.typing as npt
 import torch
 
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.manifest import FORMAT_VERSION, Manifest, Source
-from edgelm.bundle.manifest import Recipe as RecipeFacts
+from edgelm.bundle.manifest import FORMAT_VERSION, Manifest, Recipe, Source
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.scoring.comparison import Comparison, compare_texts
 from edgelm_export.graph.decoder import write_graph
-from edgelm_export.model.forward import Activation
-from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm_export.model.decoder import DecoderWeights
+from edgelm_export.model.families import collect_weights
 from edgelm_export.quantize.budget import base_recipe, measure_options, mixed_recipe, plan
-from edgelm_export.quantize.calibrate import StoredGpt2, smooth, store
+from edgelm_export.quantize.calibrate import StoredDecoder, smooth, store
 from edgelm_export.quantize.recipe import (
     BLOCK4,
     BLOCK4_FINE,
     BLOCK8,
-    POSITION_TABLE,
-    Recipe,
+    StorageRecipe,
     fixed_recipe,
-    table_matrices,
+    uniform_storage,
 )
 from edgelm_export.quantize.smooth import fold_norm
 from edgelm_export.quantize.storage import Storage, quantize_blocks
@@ -53,18 +51,17 @@ OUTLIER_CHANNELS = 6
 class Material:
     """The weights and token ids that every row is made from."""
 
-    weights: Gpt2Weights
-    activations: list[Activation]
+    weights: DecoderWeights
     calibration: Ids
     """Token ids (R, T) to calibrate with."""
     judged: Ids
     """Token ids (R, T) to plan mixed recipes with."""
 
 
-Make = Callable[[Material], StoredGpt2]
+Make = Callable[[Material], StoredDecoder]
 
 
-def with_outliers(weights: Gpt2Weights) -> Gpt2Weights:
+def with_outliers(weights: DecoderWeights) -> DecoderWeights:
     """Weights of the same function, with some channels of every LayerNorm 30 times as large."""
     rng = np.random.default_rng(0)
     layers = []
@@ -78,12 +75,9 @@ def with_outliers(weights: Gpt2Weights) -> Gpt2Weights:
     return replace(weights, layers=tuple(layers))
 
 
-def recipe_of(weights: Gpt2Weights, body: Storage, table: Storage) -> Recipe:
+def recipe_of(weights: DecoderWeights, body: Storage, table: Storage) -> StorageRecipe:
     """A recipe that stores all products in one way and the token table in another."""
-    fixed = fixed_recipe("int4", weights).storage
-    tables = table_matrices(weights)
-    chosen = {name: table if name in tables else body for name in fixed if name != POSITION_TABLE}
-    return Recipe("mixed", {**chosen, POSITION_TABLE: fixed[POSITION_TABLE]})
+    return StorageRecipe("mixed", uniform_storage(weights, body, table))
 
 
 def uniform(body: Storage, table: Storage = BLOCK8, *, smoothed: bool = True, gptq: bool = True) -> Make:
@@ -96,20 +90,18 @@ def uniform(body: Storage, table: Storage = BLOCK8, *, smoothed: bool = True, gp
         gptq: use GPTQ at 4 bits; otherwise round to nearest with searched scales.
     """
 
-    def make(material: Material) -> StoredGpt2:
+    def make(material: Material) -> StoredDecoder:
         recipe = recipe_of(material.weights, body, table)
         weights = material.weights
         if smoothed:
-            weights = smooth(weights, recipe, material.activations, material.calibration)
+            weights = smooth(weights, recipe, material.calibration)
         if gptq or body.bits == 8:
-            return store(weights, recipe, material.activations, material.calibration)
-        stored = store(weights, recipe_of(weights, BLOCK8, table), material.activations, None)
+            return store(weights, recipe, material.calibration)
+        stored = store(weights, recipe_of(weights, BLOCK8, table), None)
         assert body.block_size is not None
-        for layer in weights.layers:
-            for field in PRODUCTS:
-                linear = layer.product(field)
-                rows = np.ascontiguousarray(linear.weight.T)
-                stored.stored[linear.name] = quantize_blocks(rows, body.bits, body.block_size)
+        for linear in weights.products:
+            rows = np.ascontiguousarray(linear.weight.T)
+            stored.stored[linear.name] = quantize_blocks(rows, body.bits, body.block_size)
         return stored
 
     return make
@@ -118,12 +110,12 @@ def uniform(body: Storage, table: Storage = BLOCK8, *, smoothed: bool = True, gp
 def within(ratio: float) -> Make:
     """A row with the smallest mixed recipe that is expected to keep the perplexity ratio below `ratio`."""
 
-    def make(material: Material) -> StoredGpt2:
+    def make(material: Material) -> StoredDecoder:
         base = base_recipe(material.weights)
-        weights = smooth(material.weights, base, material.activations, material.calibration)
-        options = measure_options(weights, material.activations, material.calibration, material.judged)
+        weights = smooth(material.weights, base, material.calibration)
+        options = measure_options(weights, material.calibration, material.judged)
         recipe = mixed_recipe(plan(options, math.inf, math.inf, math.log(ratio)))
-        return store(weights, recipe, material.activations, material.calibration)
+        return store(weights, recipe, material.calibration)
 
     return make
 
@@ -131,12 +123,12 @@ def within(ratio: float) -> Make:
 def named(name: Any) -> Make:
     """A row with the fixed recipe that `edgelm export --precision` makes under this name."""
 
-    def make(material: Material) -> StoredGpt2:
+    def make(material: Material) -> StoredDecoder:
         recipe = fixed_recipe(name, material.weights)
         if not recipe.is_quantized:
-            return store(material.weights, recipe, material.activations, None)
-        weights = smooth(material.weights, recipe, material.activations, material.calibration)
-        return store(weights, recipe, material.activations, material.calibration)
+            return store(material.weights, recipe, None)
+        weights = smooth(material.weights, recipe, material.calibration)
+        return store(weights, recipe, material.calibration)
 
     return make
 
@@ -164,7 +156,7 @@ ROWS: dict[str, Make] = {
 }
 
 
-def open_session(stored: StoredGpt2, folder: Path) -> tuple[Session, int]:
+def open_session(stored: StoredDecoder, folder: Path) -> tuple[Session, int]:
     """A session of the shipped runtime on the stored model, and the bytes of its graph and weights."""
     graph, matrices = write_graph(stored, folder)
     manifest = Manifest(
@@ -173,7 +165,7 @@ def open_session(stored: StoredGpt2, folder: Path) -> tuple[Session, int]:
         created_by="benchmarks.quality",
         architecture=stored.source.architecture,
         graph=graph,
-        recipe=RecipeFacts(stored.recipe.name, None, matrices),
+        recipe=Recipe(stored.recipe.name, None, matrices),
         source=Source("benchmark", None, None, "GPT2LMHeadModel", 1),
         certificate=None,
     )
@@ -256,11 +248,10 @@ def measure_checkpoint(
     calibration, judged = (
         np.stack(draw_texts(checkpoint.model, n, s)) for n, s in ((CALIBRATION_TOKENS, 1), (JUDGED_TOKENS, 2))
     )
-    activations = [block.mlp.act for block in checkpoint.model.transformer.h]
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
     rows = {name: ROWS[name] for name in names}
     for kind, source in (("plain", weights), ("outliers", with_outliers(weights))):
         print(kind, file=sys.stderr)
-        for name, size, measured in measure(rows, Material(source, activations, calibration, judged), reference, text):
+        for name, size, measured in measure(rows, Material(source, calibration, judged), reference, text):
             results[name] |= {"bytes": size} | {f"{kind}_{key}": value for key, value in facts(measured).items()}
     return sum(len(ids) - 1 for ids in text), results

@@ -18,30 +18,27 @@ from edgelm.bundle.manifest import GraphFacts
 from edgelm_export.quantize.storage import FloatStored, Stored, block_size_for, quantize_blocks
 
 if TYPE_CHECKING:
-    from edgelm_export.model.gpt2 import Gpt2Weights
-    from edgelm_export.quantize.calibrate import StoredGpt2
+    from edgelm_export.model.decoder import DecoderWeights
+    from edgelm_export.quantize.calibrate import StoredDecoder
 
 BLOCK = 128
 """Size of a block. genai's own model builder has 32, which is slower."""
 
 
-def store_in_blocks(weights: "Gpt2Weights", bits: int) -> "StoredGpt2":
+def store_in_blocks(weights: "DecoderWeights", bits: int) -> "StoredDecoder":
     """Store all products in blocks of `bits` bits and the tied table in 8 bits, rounded to nearest."""
-    from edgelm_export.model.gpt2 import PRODUCTS
-    from edgelm_export.quantize.calibrate import StoredGpt2
-    from edgelm_export.quantize.recipe import POSITION_TABLE, TOKEN_TABLE, fixed_recipe
+    from edgelm_export.quantize.calibrate import StoredDecoder
+    from edgelm_export.quantize.recipe import fixed_recipe
 
-    width = weights.token_table.shape[1]
+    positions, tokens = weights.position_table, weights.token_table
     stored: dict[str, Stored] = {
-        POSITION_TABLE: FloatStored(weights.position_table),
-        TOKEN_TABLE: quantize_blocks(weights.token_table, 8, block_size_for(width, BLOCK)),
+        positions.name: FloatStored(positions.weight),
+        tokens.name: quantize_blocks(tokens.weight, 8, block_size_for(tokens.weight.shape[1], BLOCK)),
     }
-    for layer in weights.layers:
-        for field in PRODUCTS:
-            linear = layer.product(field)
-            rows = np.ascontiguousarray(linear.weight.T)  # (N, K)
-            stored[linear.name] = quantize_blocks(rows, bits, block_size_for(rows.shape[1], BLOCK))
-    return StoredGpt2(fixed_recipe("int4", weights), weights, weights, stored)
+    for linear in weights.products:
+        rows = np.ascontiguousarray(linear.weight.T)  # (N, K)
+        stored[linear.name] = quantize_blocks(rows, bits, block_size_for(rows.shape[1], BLOCK))
+    return StoredDecoder(fixed_recipe("int4", weights), weights, weights, stored)
 
 
 def take_genai_inputs(file: Path, facts: GraphFacts, vocabulary: int) -> None:
@@ -101,7 +98,7 @@ def take_genai_inputs(file: Path, facts: GraphFacts, vocabulary: int) -> None:
     onnx.checker.check_model(str(file))
 
 
-def genai_config(weights: "Gpt2Weights", facts: GraphFacts) -> dict[str, object]:
+def genai_config(weights: "DecoderWeights", facts: GraphFacts) -> dict[str, object]:
     """Content of `genai_config.json`: type "decoder", with past and present in one buffer."""
     sizes = weights.architecture
     past, present = (
@@ -121,7 +118,7 @@ def genai_config(weights: "Gpt2Weights", facts: GraphFacts) -> dict[str, object]
                 "hidden_size": sizes.hidden_size,
                 "head_size": sizes.head_dim,
                 "num_attention_heads": sizes.num_heads,
-                "num_key_value_heads": sizes.num_heads,
+                "num_key_value_heads": sizes.num_key_value_heads,
                 "num_hidden_layers": sizes.num_layers,
                 "inputs": {
                     "input_ids": facts.input_ids,
@@ -157,7 +154,7 @@ def main() -> None:
     folder: Path = options.folder
 
     from edgelm_export.graph.decoder import write_graph
-    from edgelm_export.model.gpt2 import collect_weights
+    from edgelm_export.model.families import collect_weights
     from edgelm_export.source.checkpoint import load_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,10 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.manifest import Architecture
 from edgelm.errors import InsufficientMemoryError
 
 RUNTIME_BYTES = 16 << 20
@@ -38,16 +40,34 @@ class ModelMemory:
     @classmethod
     def of(cls, bundle: Bundle, prefix_bytes: int = 0) -> "ModelMemory":
         """Forecast the memory of `bundle` with a prefix of `prefix_bytes` before every prompt. Nothing is loaded."""
-        facts, graph = bundle.manifest.architecture, bundle.manifest.graph
-        weights = bundle.manifest.files[graph.weights_file].size_bytes
-        number_bytes = 2 if graph.kv_dtype == "float16" else 4
-        cache = facts.cache_values_per_token * facts.context_length * number_bytes
+        manifest = bundle.manifest
+        weights_bytes = manifest.files[manifest.graph.weights_file].size_bytes
+        return cls.forecast(manifest.architecture, manifest.graph.kv_dtype, weights_bytes, prefix_bytes)
+
+    @classmethod
+    def forecast(
+        cls,
+        architecture: Architecture,
+        kv_dtype: Literal["float32", "float16"],
+        weights_bytes: int,
+        prefix_bytes: int = 0,
+    ) -> "ModelMemory":
+        """Forecast the memory of a model that need not exist yet.
+
+        Args:
+            architecture: sizes of the model.
+            kv_dtype: type of the keys and values in the cache.
+            weights_bytes: size of the weights' file.
+            prefix_bytes: size of the keys and values that stand before every prompt.
+        """
+        cache = architecture.cache_values_per_token * architecture.context_length * (2 if kv_dtype == "float16" else 4)
         # Four copies of the widest activation at once (inputs and outputs of two nodes), and the scores of attention.
-        tokens = min(PREFILL_TOKENS, facts.context_length)
-        activations = tokens * (4 * facts.widest_activation + facts.num_heads * facts.context_length) * 4
-        prepacked = math.ceil(weights * PREPACKED_SHARE)
-        forecast = RUNTIME_BYTES + prepacked + cache + activations + prefix_bytes
-        return cls(weights, prepacked, cache, activations, prefix_bytes, forecast, resident_bytes())
+        tokens = min(PREFILL_TOKENS, architecture.context_length)
+        scores = architecture.num_heads * architecture.context_length
+        activations = tokens * (4 * architecture.widest_activation + scores) * 4
+        prepacked = math.ceil(weights_bytes * PREPACKED_SHARE)
+        total = RUNTIME_BYTES + prepacked + cache + activations + prefix_bytes
+        return cls(weights_bytes, prepacked, cache, activations, prefix_bytes, total, resident_bytes())
 
 
 @dataclass(frozen=True, slots=True)

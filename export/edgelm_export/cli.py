@@ -36,16 +36,29 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
 
 @click.command(name="export")
 @click.argument("source")
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="Where the bundle goes: new, or empty.")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="Folder for the bundle: new, or empty.")
 @click.option(
     "--precision",
     type=click.Choice(get_args(FixedPrecision)),
-    help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small; w8a8 is int8 that reads long prompts faster and "
-    "writes slower; int4-small has 4 bits in the token table too.  [default: int8]",
+    help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small. w8a8 is an int8 that reads long prompts faster and "
+    "writes more slowly. int4-small has 4 bits in the token table too.  [default: int8]",
 )
-@click.option("--max-disk", type=_Bytes(), help="Choose bits matrix by matrix: at most so large on disk.")
-@click.option("--max-ram", type=_Bytes(), help="The same: at most so much memory when the context is full.")
-@click.option("--max-ppl", type=float, metavar="RATIO", help="The same: perplexity at most the source's times RATIO.")
+@click.option(
+    "--max-disk",
+    type=_Bytes(),
+    help="Choose the bits of every matrix so that the bundle takes at most SIZE on disk, like 80M or 1.5G.",
+)
+@click.option(
+    "--max-ram",
+    type=_Bytes(),
+    help="Choose the bits of every matrix so that a process with a full context takes at most SIZE of memory.",
+)
+@click.option(
+    "--max-ppl",
+    type=float,
+    metavar="RATIO",
+    help="Choose the bits of every matrix so that the perplexity is at most RATIO times the source's.",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option(
     "--eval-text",
@@ -53,26 +66,27 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Measure on this UTF-8 text too; repeatable.",
+    help="UTF-8 text to measure the bundle on, beside text drawn from SOURCE. May be given several times.",
 )
-@click.option("--adapter", metavar="ADAPTER", help="Merge this LoRA adapter (a folder or a hub id) into SOURCE first.")
+@click.option("--adapter", metavar="ADAPTER", help="LoRA adapter, a folder or a hub id, to merge into SOURCE first.")
 @click.option(
     "--vocabulary",
     metavar="FILE",
-    help="Keep only the tokens this text of your domain needs; all other text is spelt with smaller ones.",
+    help="UTF-8 text of your domain. Only the tokens that it needs are kept. Other text is spelt in smaller pieces.",
 )
 @click.option(
     "--prefix",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Put this UTF-8 text, all of it, before every prompt, already computed; or a prefix file that was learned.",
+    help="UTF-8 text, all of it, to compute once and put before every prompt, or a prefix file that was learned.",
 )
 @click.option(
     "--prefix-dtype",
     type=click.Choice(get_args(KvDtype)),
-    help="float16 halves the prefix; results are not those of the text to the last bit.  [default: the model's own]",
+    help="Type of the prefix's keys and values. float16 halves the prefix and changes the last bits of the results.  "
+    "[default: the model's own]",
 )
-@click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even if it misses its quality gate.")
+@click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even where it misses its quality gate.")
 def command(
     source: str,
     output: str,
@@ -95,8 +109,9 @@ def command(
     edgelm export ./my-checkpoint -o my-int4 --precision int4
     edgelm export gpt2 -o gpt2-small --max-disk 80M --max-ppl 1.02
 
-    With limits the bits of every matrix are chosen by what each is measured to lose. Limits of size are used up; a
-    limit of perplexity alone gives the smallest bundle that keeps it.
+    With a limit (--max-disk, --max-ram, --max-ppl) edgelm measures what every matrix loses at different bits, and
+    chooses the bits that lose least. Limits of size are used up; a limit of perplexity alone gives the smallest bundle
+    that keeps it.
     """
     limits = (max_disk, max_ram, max_ppl)
     if precision is not None and limits != (None, None, None):
@@ -110,7 +125,7 @@ def command(
         raise ExportError(f"export needs {', '.join(missing)}; {install_hint('cpu,export')}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the half-built bundle is removed
 
-    check_output(Path(output).absolute())  # before the seconds it takes to load torch
+    check_output(Path(output).absolute())  # before torch is loaded, which takes seconds
 
     progress = _Progress()
     progress.begin("loading torch, transformers and optimum")
@@ -153,18 +168,20 @@ def _lost(quality: Quality) -> str:
 
 
 class _Progress:
-    """One line a stage on stderr, with the seconds it took."""
+    """Prints a line for each stage on stderr, with the seconds that it took."""
 
     def __init__(self) -> None:
         self._began = 0.0
         self._open = False
 
     def begin(self, stage: str) -> None:
+        """End the current stage, and begin the stage called `stage`."""
         self.end()
         click.echo(f"{stage} ... ", err=True, nl=False)
         self._began, self._open = time.monotonic(), True
 
     def end(self) -> None:
+        """End the current stage, if there is one."""
         if self._open:
             click.echo(f"{time.monotonic() - self._began:.1f} s", err=True)
         self._open = False

@@ -1,4 +1,4 @@
-"""The stored form of a checkpoint: as a recipe's name says, or as a budget allows."""
+"""The stored form of a checkpoint: as the name of a recipe says, or as a budget allows."""
 
 import math
 import subprocess
@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.engine.memory import ModelMemory
 from edgelm.errors import ExportError
-from edgelm.ids import PREFILL_CHUNK_TOKENS
-from edgelm_export.graph.writer import stored_bytes
-from edgelm_export.model.forward import Activation
-from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, collect_weights
+from edgelm_export.model.decoder import DecoderWeights, TokenIds
+from edgelm_export.model.families import collect_weights
 from edgelm_export.quantize.budget import (
     MARGIN,
     Budget,
@@ -25,8 +23,9 @@ from edgelm_export.quantize.budget import (
     mixed_recipe,
     plan,
 )
-from edgelm_export.quantize.calibrate import StoredGpt2, smooth, store
-from edgelm_export.quantize.recipe import Recipe, fixed_recipe
+from edgelm_export.quantize.calibrate import StoredDecoder, smooth, store
+from edgelm_export.quantize.recipe import fixed_recipe
+from edgelm_export.quantize.storage import stored_bytes
 from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.drawn_text import draw_texts
 
@@ -36,50 +35,53 @@ JUDGED_TOKENS = 2_048
 JUDGED_SEED = 2
 
 PAPERS_BYTES = 120_000
-"""Room in a bundle for model card, settings, and the certificate's reference."""
+"""Disk for the model card, the settings and the certificate's reference."""
 PAPERS_BYTES_A_LAYER = 8_000
-"""Room for a layer's nodes in the graph and its matrices in the manifest."""
+"""Disk for a layer's nodes in the graph and for its matrices in the manifest."""
 
 Report = Callable[[str], None]
 
 
-def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) -> StoredGpt2:
-    """Store a checkpoint by the recipe of that name."""
+def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) -> StoredDecoder:
+    """Store a checkpoint by the recipe called `precision`; `report` gets the name of each stage."""
     weights = collect_weights(checkpoint.model)
     recipe = fixed_recipe(precision, weights)
     if not recipe.is_quantized:
-        return store(weights, recipe, _activations(checkpoint), None)
+        return store(weights, recipe, None)
     rows = _calibration(checkpoint, report)
-    report("smoothing, and rounding with GPTQ" if recipe.wants_inputs else "smoothing")
-    return store(smooth(weights, recipe, _activations(checkpoint), rows), recipe, _activations(checkpoint), rows)
+    report("smoothing, and rounding with GPTQ" if recipe.needs_inputs else "smoothing")
+    return store(smooth(weights, recipe, rows), recipe, rows)
 
 
 def store_within(
     checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, report: Report, prefix_bytes: int = 0
-) -> tuple[StoredGpt2, str]:
+) -> tuple[StoredDecoder, str]:
     """Store a checkpoint with bits chosen matrix by matrix, so that it keeps `budget` and loses least.
 
     Limits of size are used up; a limit of perplexity alone gives the smallest weights that keep it.
 
     Args:
-        tokenizer_json: the bundle's, already written: it takes disk and memory too.
-        prefix_bytes: what the bundle's prefix takes of both.
+        checkpoint: to store.
+        budget: limits of the bundle.
+        tokenizer_json: the bundle's tokenizer, already written. It takes disk and memory too.
+        report: gets the name of each stage.
+        prefix_bytes: size of the bundle's prefix, on disk and in memory.
 
     Returns:
-        The stored model, and what was given up, in one line.
+        The stored model, and one line that says what was given up.
 
     Raises:
         ExportError: the budget cannot be kept.
     """
-    weights, activations = collect_weights(checkpoint.model), _activations(checkpoint)
-    disk, ram = (room - prefix_bytes for room in _room(budget, weights, tokenizer_json))
+    weights = collect_weights(checkpoint.model)
+    disk, ram = _room(budget, weights, tokenizer_json, prefix_bytes)
     check_smallest(weights, disk, ram)
     rows = _calibration(checkpoint, report)
     report("smoothing")
-    smoothed = smooth(weights, base_recipe(weights), activations, rows)
-    report("measuring what every matrix loses at 4 bits, at 4 bits in finer blocks, and at 8")
+    smoothed = smooth(weights, base_recipe(weights), rows)
+    report("measuring what every matrix loses at 4 bits, at 4 bits in finer blocks, and at 8 bits")
     judged = np.stack(draw_texts(checkpoint.model, JUDGED_TOKENS, JUDGED_SEED))
-    options = measure_options(smoothed, activations, rows, judged)
+    options = measure_options(smoothed, rows, judged)
     report("choosing bits, and rounding with GPTQ")
     limit = math.log(budget.max_perplexity_ratio or 1) * MARGIN
     only_quality = budget.max_disk_bytes is None and budget.max_ram_bytes is None
@@ -91,45 +93,37 @@ def store_within(
             f"{'' if only_quality else ' inside the other limits'}: the best one is expected at "
             f"x {math.exp(expected):.4f} ({given_up(chosen)})"
         )
-    recipe: Recipe = mixed_recipe(chosen)
-    return store(smoothed, recipe, activations, rows), given_up(chosen)
+    return store(smoothed, mixed_recipe(chosen), rows), given_up(chosen)
 
 
-def _activations(checkpoint: Checkpoint) -> list[Activation]:
-    return [block.mlp.act for block in checkpoint.model.transformer.h]
-
-
-def _calibration(checkpoint: Checkpoint, report: Report) -> npt.NDArray[np.int64]:
+def _calibration(checkpoint: Checkpoint, report: Report) -> TokenIds:
     report(f"drawing {CALIBRATION_TOKENS:,} tokens from the source to calibrate on")
     return np.stack(draw_texts(checkpoint.model, CALIBRATION_TOKENS, CALIBRATION_SEED))  # (R, T)
 
 
-def _room(budget: Budget, weights: Gpt2Weights, tokenizer_json: Path) -> tuple[float, float]:
-    """Bytes of disk and of memory that a budget leaves to the matrices."""
-    facts = weights.architecture
-    vectors = [weights.position_table, *[weights.final_norm.weight] * 2]
+def _room(budget: Budget, weights: DecoderWeights, tokenizer_json: Path, prefix_bytes: int) -> tuple[float, float]:
+    """The bytes of disk and of memory that a budget leaves for the matrices."""
+    sizes = weights.architecture
+    vectors = [weights.position_table.weight, *[weights.final_norm.weight] * 2]
     for layer in weights.layers:
         vectors += [layer.attention_norm.weight, layer.mlp_norm.weight] * 2
-        vectors += [layer.product(field).bias for field in PRODUCTS]
+        vectors += [linear.bias for linear in layer.products]
     floats = sum(stored_bytes(vector.nbytes) for vector in vectors)
     disk = ram = math.inf
     if budget.max_disk_bytes is not None:
-        papers = PAPERS_BYTES + facts.num_layers * (PAPERS_BYTES_A_LAYER + 4 * facts.num_heads * facts.head_dim)
-        papers += tokenizer_json.stat().st_size
-        disk = budget.max_disk_bytes - floats - papers
+        value_divisors = 4 * sizes.num_key_value_heads * sizes.head_dim
+        papers = PAPERS_BYTES + sizes.num_layers * (PAPERS_BYTES_A_LAYER + value_divisors)
+        disk = budget.max_disk_bytes - floats - papers - tokenizer_json.stat().st_size - prefix_bytes
     if budget.max_ram_bytes is not None:
-        kv = 4 * facts.cache_values_per_token * facts.context_length
-        width = 3 * facts.num_heads * facts.head_dim + weights.layers[0].mlp_in.weight.shape[1] + 4 * facts.hidden_size
-        chunk = 4 * min(PREFILL_CHUNK_TOKENS, facts.context_length) * width
-        # The table is mapped beside its packed form, and once more in memory while it is packed.
-        table = 2 * weights.token_table.size  # a byte a value, where it has 8 bits
-        base = _runtime_bytes(tokenizer_json)
-        ram = budget.max_ram_bytes - base - floats - kv - 2 * chunk - table
+        without_weights = ModelMemory.forecast(sizes, "float32", 0, prefix_bytes).forecast_bytes
+        # The token table is mapped beside its packed form, and once more in memory while it is packed.
+        table = 2 * weights.token_table.weight.size  # a value takes a byte where it has 8 bits
+        ram = budget.max_ram_bytes - _runtime_bytes(tokenizer_json) - without_weights - floats - table
     return disk, ram
 
 
 def _runtime_bytes(tokenizer_json: Path) -> int:
-    """The memory of a process that has loaded the runtime and this tokenizer, but no graph."""
+    """The memory of a process that has loaded ONNX Runtime and this tokenizer, but no graph."""
     code = (
         "import sys, edgelm.engine.session; from edgelm.engine.device import import_onnxruntime; import_onnxruntime();"
         "from edgelm.text.tokenizer import Tokenizer; from edgelm.engine.memory import peak_rss_bytes;"

@@ -10,13 +10,13 @@ import torch
 
 from edgelm import __version__
 from edgelm.bundle.certificate import Certificate
-from edgelm.bundle.folder import Bundle, file_fact
+from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import (
     FORMAT_VERSION,
-    MANIFEST_NAME,
     PREFIX_FEATURE,
     VALUE_DIVISORS_FILE,
     FixedPrecision,
+    GraphFacts,
     Manifest,
     Matrix,
     Recipe,
@@ -27,14 +27,15 @@ from edgelm.engine.machine import default_threads
 from edgelm.errors import ConfigError, ExportError
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.certify.certificate import EvaluationText, certify, read_eval_text
-from edgelm_export.certify.optimum_graph import Reference
+from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph.decoder import write_graph
-from edgelm_export.model.gpt2 import Gpt2Weights
+from edgelm_export.model.decoder import DecoderWeights
 from edgelm_export.publish.card import model_card
-from edgelm_export.publish.folder import folder_bytes, publish, workshop
+from edgelm_export.publish.folder import folder_bytes, publish, seal, workshop
 from edgelm_export.publish.prefix import plan_prefix
 from edgelm_export.quantize.budget import Budget, check_budget
+from edgelm_export.quantize.calibrate import StoredDecoder
 from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.source.drawn_text import draw_texts
@@ -52,7 +53,7 @@ class Exported:
     bundle: Bundle
     certificate: Certificate
     notes: tuple[str, ...]
-    """What the person should know: settings that were left out, for example."""
+    """Remarks for the person who exports: a setting that was left out, for example."""
 
 
 def export(
@@ -71,20 +72,20 @@ def export(
 ) -> Exported:
     """Turn the checkpoint `source` into a bundle in the folder `output`.
 
-    The bundle is built beside `output`, measured through the runtime against optimum's graph, and renamed into
-    place only when it is whole and has passed its gate: nothing half-written is ever seen there.
+    The bundle is built beside `output` and measured with the runtime against optimum's graph. It is renamed into its
+    place only when it is whole and has passed its gate, so nobody sees half a bundle there.
 
     Args:
-        source: a folder in Hugging Face layout or a hub id.
+        source: a folder in Hugging Face layout, or a hub id.
         output: a folder that does not exist yet, or is empty.
-        precision: a recipe's name, or a budget that a recipe of its own is made for.
+        precision: the name of a recipe, or a budget, for which a recipe is made.
         revision: branch, tag or commit of a hub id.
         adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
-        vocabulary: UTF-8 text; only the tokens it needs are kept, and those that spell everything else.
-        prefix: what stands before every prompt of the bundle: UTF-8 text, or a prefix file that was learned.
-        prefix_dtype: how the keys and values of such a text are stored; None for the cache's own, which is exact.
-        accept_quality_loss: publish also what missed its gate.
-        eval_texts: UTF-8 text files to measure on, beside the text drawn from the source.
+        vocabulary: file of UTF-8 text. Only the tokens of this text are kept, and the tokens that spell all other text.
+        prefix: file of what stands before every prompt of the bundle: UTF-8 text, or a prefix that was learned.
+        prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
+        accept_quality_loss: whether to publish a bundle that missed its gate.
+        eval_texts: files of UTF-8 text to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
 
     Raises:
@@ -101,104 +102,108 @@ def export(
         if vocabulary is not None:
             report(f"keeping the tokens that {vocabulary} needs")
             checkpoint = prune_vocabulary(checkpoint, vocabulary)
-        before = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
+        planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         settings, notes = _generation_settings(checkpoint)
-        config = checkpoint.model.config
         bos = settings.get("bos_token_id")
-        given = [
-            read_eval_text(path, checkpoint.tokenizer, bos if isinstance(bos, int) else None, config.n_positions)
-            for path in eval_texts
-        ]
+        bos_token_id = bos if isinstance(bos, int) else None
+        context_length = checkpoint.architecture.context_length
+        given = [read_eval_text(path, checkpoint.tokenizer, bos_token_id, context_length) for path in eval_texts]
         report("exporting the reference graph with optimum")
-        reference = Reference(checkpoint.model, scratch)
+        reference = OptimumGraph(checkpoint.model, scratch)
         report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
         texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
         _write_papers(checkpoint, settings, draft)
         if isinstance(precision, Budget):
-            prefix_bytes = 0 if before is None else before.size_bytes
+            prefix_bytes = 0 if planned is None else planned.size_bytes
             stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report, prefix_bytes)
             notes += (given_up,)
         else:
             stored = store_as(checkpoint, precision, report)
         report("writing the graph")
         graph, matrices = write_graph(stored, draft)
-        recipe = Recipe(stored.recipe.name, CALIBRATION_TOKENS if stored.recipe.is_quantized else None, matrices)
         _check_account(checkpoint, matrices)
         _write_value_divisors(stored.source, draft)
-        draft_manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            required_features=(FEATURE,) if stored.source.architecture.vocab_size < checkpoint.vocab_size else (),
-            created_by=f"edgelm {__version__}",
-            architecture=stored.source.architecture,
-            graph=graph,
-            recipe=recipe,
-            source=Source(
-                checkpoint.name,
-                checkpoint.revision,
-                checkpoint.license,
-                type(checkpoint.model).__name__,
-                checkpoint.parameters,
-                adapter=checkpoint.adapter,
-                vocab_size=checkpoint.vocab_size,
-                body_sha256=body_sha256(checkpoint.model),
-            ),
-            certificate=None,
-        )
-        _seal(draft, draft_manifest)
+        manifest = seal(draft, _uncertified(checkpoint, stored, graph, matrices))
         drawn = EvaluationText(f"drawn from the source at temperature 1, seed {EVALUATION_SEED}", texts)
-        parameters = draft_manifest.source.parameters
         limit = precision.max_perplexity_ratio if isinstance(precision, Budget) else None
-        measured = certify(Bundle.read(draft), limit, reference.logits, parameters, [drawn, *given], report)
+        measured = certify(Bundle.read(draft), limit, reference.logits, checkpoint.parameters, [drawn, *given], report)
         if not (measured.passed or accept_quality_loss):
             lost = measured.drawn
             raise ExportError(
-                f"the {recipe.name} bundle missed its gate ({measured.gate}): perplexity ratio "
+                f"the {stored.recipe.name} bundle missed its gate ({measured.gate}): perplexity ratio "
                 f"{lost.perplexity_ratio:.4f}, max |logit difference| {lost.max_abs_logit_difference:.2g}; "
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
-        manifest, added = replace(draft_manifest, certificate=measured), None
-        if before is not None:
+        manifest, added = replace(manifest, certificate=measured), None
+        if planned is not None:
             report(f"adding the prefix {prefix}")
-            _seal(draft, manifest)
-            added = before.write(draft, scratch)
+            manifest = seal(draft, manifest)
+            added = planned.write(draft, scratch)
             manifest = replace(manifest, required_features=(*manifest.required_features, PREFIX_FEATURE))
         if isinstance(precision, Budget):
             check_budget(precision, folder_bytes(draft), measured.footprint.peak_rss_bytes)
         card = model_card(manifest, measured, output.name, checkpoint.card, added)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        _seal(draft, manifest)
+        seal(draft, manifest)
         publish(draft, output)
     return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
 
 
+def _uncertified(
+    checkpoint: Checkpoint, stored: StoredDecoder, graph: GraphFacts, matrices: tuple[Matrix, ...]
+) -> Manifest:
+    """The manifest of a bundle that has not been measured yet, without its files."""
+    sizes = stored.source.architecture
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        required_features=(FEATURE,) if sizes.vocab_size < checkpoint.vocab_size else (),
+        created_by=f"edgelm {__version__}",
+        architecture=sizes,
+        graph=graph,
+        recipe=Recipe(stored.recipe.name, CALIBRATION_TOKENS if stored.recipe.is_quantized else None, matrices),
+        source=Source(
+            checkpoint.name,
+            checkpoint.revision,
+            checkpoint.license,
+            type(checkpoint.model).__name__,
+            checkpoint.parameters,
+            adapter=checkpoint.adapter,
+            vocab_size=checkpoint.vocab_size,
+            body_sha256=body_sha256(checkpoint.model),
+        ),
+        certificate=None,
+    )
+
+
 def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None:
-    """Every matrix of the source must be in the account: none left out, none twice."""
-    state = checkpoint.model.state_dict()
-    expected = {name for name, tensor in state.items() if tensor.ndim == 2}
-    if state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr():
-        expected.remove("lm_head.weight")
+    """Refuse an account in which a matrix of the source is missing, or stands twice."""
+    names: dict[int, str] = {}  # of a tied matrix only the first name counts
+    for name, tensor in checkpoint.model.state_dict().items():
+        if tensor.ndim == 2:
+            names.setdefault(tensor.data_ptr(), name)
+    expected = set(names.values())
     stored = [matrix.name for matrix in matrices]
     if len(stored) != len(set(stored)) or set(stored) != expected:
         odd = sorted(expected.symmetric_difference(stored)) or stored
         raise ExportError(f"the graph does not account for every weight matrix, for one {odd[0]!r}: please report this")
 
 
-def _write_value_divisors(weights: Gpt2Weights, draft: Path) -> None:
-    """How the values of a learned prefix become those of this bundle; nothing where smoothing left them alone."""
-    facts = weights.architecture
+def _write_value_divisors(weights: DecoderWeights, draft: Path) -> None:
+    """Write the factors by which smoothing divided the values, if it did: the values of a learned prefix need them."""
+    sizes = weights.architecture
     if any(layer.value_divisors is not None for layer in weights.layers):
-        ones = np.ones(facts.num_heads * facts.head_dim, np.float32)
+        ones = np.ones(sizes.num_key_value_heads * sizes.head_dim, np.float32)
         divisors = [ones if layer.value_divisors is None else layer.value_divisors for layer in weights.layers]
         (draft / VALUE_DIVISORS_FILE).write_bytes(np.stack(divisors).astype("<f4").tobytes())
 
 
 def _generation_settings(checkpoint: Checkpoint) -> tuple[dict[str, object], tuple[str, ...]]:
-    """What the bundle's ``generation_config.json`` will say, and what of the source's settings it cannot say."""
+    """The content of the bundle's ``generation_config.json``, and notes on the source's settings that were left out."""
     known = {field.name for field in fields(GenerationConfig)}
     neutral = {"bos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
     settings: dict[str, object] = {}
     notes: list[str] = []
-    vocab = checkpoint.model.config.vocab_size
+    vocab = checkpoint.architecture.vocab_size
     for name, value in checkpoint.generation_settings.items():
         ids = value if isinstance(value, list) else [value]
         if name.endswith("_token_id") and any(isinstance(i, int) and not 0 <= i < vocab for i in ids):
@@ -219,10 +224,3 @@ def _write_papers(checkpoint: Checkpoint, settings: dict[str, object], draft: Pa
     (draft / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
     text = json.dumps(settings, indent=1, ensure_ascii=False)
     (draft / "generation_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _seal(draft: Path, manifest: Manifest) -> None:
-    """Write ``bundle.json`` over whatever the folder holds."""
-    files = {path.name: file_fact(path) for path in sorted(draft.iterdir()) if path.name != MANIFEST_NAME}
-    text = replace(manifest, files=files).sealed().to_json()
-    (draft / MANIFEST_NAME).write_text(text, encoding="utf-8")

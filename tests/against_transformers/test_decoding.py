@@ -1,7 +1,7 @@
-"""Every decoding method against transformers: the same ids, for random settings and prompts.
+"""Every decoding method gives the ids of transformers, for random settings and prompts.
 
-Sampling is compared too: transformers draws with our random numbers. Near ties, where the two programs' float32
-rounding decides, are the only excuse, and a case must prove it.
+Sampling is compared too, because transformers draws with edgelm's random numbers. A difference is accepted only where
+the case proves a near tie, which the float32 rounding of the two programs decides.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ NEW_TOKENS = 12
 SHAPE = Shape(width=32, heads=4, layers=2, context=64, vocab=300)
 EOS = (5, 9)
 CASES = 50
-"""Of each kind; four kinds."""
+"""Random cases of each of the four kinds."""
 
 
 def ours(session: Session, prompt: list[int], options: dict[str, Any], seed: int) -> list[list[int]]:
-    """The new tokens of every row, with the end-of-text token that transformers leaves in dropped."""
+    """The new tokens of every row without the end-of-text token, which transformers keeps."""
     session.reset()
     config = GenerationConfig().updated(options)
     fake: DecodingSession = session
@@ -47,7 +47,7 @@ FEW_LEFT = ("top_k", "top_p", "typical_p", "min_p", "epsilon_cutoff", "forced_eo
 
 
 class TooFewCandidates(Exception):
-    """The filters leave fewer candidates than a step of beams draws: what transformers draws then is undefined."""
+    """Whether the filters left fewer candidates than a beam step draws; transformers then draws undefined ids."""
 
 
 class OurRandomNumbers:
@@ -77,7 +77,7 @@ def theirs(model: Any, prompt: list[int], options: dict[str, Any], seed: int) ->
     given = dict(options)
     end = given.get("eos_token_id")
     if "top_k" not in given:
-        given["top_k"] = 0  # its own default is 50
+        given["top_k"] = 0  # the default of transformers is 50
     config = transformers.GenerationConfig(pad_token_id=0, use_cache=True, **given)
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)
     ids, mask = torch.tensor([prompt]), torch.ones(1, len(prompt), dtype=torch.long)
@@ -112,7 +112,7 @@ def random_processors(rng: np.random.Generator, vocab: int) -> dict[str, Any]:
         "exponential_decay_length_penalty": lambda: (int(rng.integers(0, 6)), float(rng.uniform(1.01, 1.6))),
     }
     names = {str(name) for name in rng.choice(list(choices), int(rng.integers(0, 4)), replace=False)}
-    if "exponential_decay_length_penalty" in names:  # transformers computes NaN where these rule an end out
+    if "exponential_decay_length_penalty" in names:  # NaN in transformers where the end is forbidden
         names -= {"min_new_tokens", "min_length", "bad_words_ids", "suppress_tokens", "forced_eos_token_id"}
     return {name: choices[name]() for name in sorted(names)}
 
@@ -150,7 +150,7 @@ def random_case(kind: str, rng: np.random.Generator, vocab: int) -> tuple[list[i
     if rng.random() < 0.8:
         options["eos_token_id"] = list(EOS)[: int(rng.integers(1, 3))]
     else:
-        options.pop("exponential_decay_length_penalty", None)  # transformers needs an end for it
+        options.pop("exponential_decay_length_penalty", None)  # transformers needs an end-of-text token for it
     if kind in ("sampling", "beam sampling"):
         options |= random_filters(rng, vocab)
     if kind == "beam sampling" and rng.random() < 0.8:  # few candidates are the rare case, not the usual one
@@ -163,7 +163,7 @@ def random_case(kind: str, rng: np.random.Generator, vocab: int) -> tuple[list[i
 
 
 def check(model: Any, session: Session, kind: str, cases: int, seed: int) -> None:
-    """All ids of `cases` random cases are the same."""
+    """The ids of edgelm and of transformers are equal in `cases` random cases."""
     rng, vocab, case, wrong = np.random.default_rng(seed), session.vocab_size, 0, []
     while case < cases:
         prompt, options = random_case(kind, rng, vocab)
@@ -215,7 +215,7 @@ def test_filters_give_the_distribution_of_transformers_warpers(name: str, at_lea
     for value in values:
         for spread in (0.5, 4.0):
             logits = (rng.normal(size=size) * spread).astype(np.float32)
-            logits[rng.choice(size, 500, replace=False)] = -np.inf  # ruled out before
+            logits[rng.choice(size, 500, replace=False)] = -np.inf  # forbidden already
             row = torch.tensor(logits)[None]
             wanted = getattr(transformers, warper)(value, min_tokens_to_keep=at_least)(None, row)[0]
             config = GenerationConfig().updated({name: value})

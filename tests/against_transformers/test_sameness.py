@@ -52,7 +52,7 @@ def remembered(session: Session) -> list[Logits]:
 
 
 def test_chunks_and_threads_change_no_bit(tiny: Tiny) -> None:
-    """Of the next token's logits, nor of all that is remembered."""
+    """Neither the next token's logits nor the cache depends on how a text is cut."""
     sessions = {threads: tiny.session(threads) for threads in (1, 2)}
     for length in sorted({2, 3, 8, tiny.shape.context - 1, tiny.shape.context}):
         ids = tiny.text()[:length]
@@ -78,7 +78,7 @@ def test_chunks_and_threads_change_no_bit_of_scores(tiny: Tiny) -> None:
 
 
 def test_a_rewound_cache_is_as_good_as_new(tiny: Tiny) -> None:
-    """Other tokens were there, and more of them; a prefix was kept and fed on."""
+    """A session that had a longer text, and then kept a prefix of it, computes as a new session does."""
     ids, other = tiny.text(), tiny.text(1)
     session = tiny.session()
     wanted, cache = session.step(ids), remembered(session)
@@ -104,14 +104,14 @@ def test_interleaved_sessions_do_not_disturb_each_other(tiny: Tiny) -> None:
 
 
 def _fed(session: Session, ids: Ids) -> list[Ids]:
-    """A prompt and then token by token, into an emptied cache."""
+    """A prompt, and then single tokens, into an emptied cache."""
     session.reset()
     half = len(ids) // 2
     return [ids[:half], *(ids[at : at + 1] for at in range(half, len(ids)))]
 
 
 def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
-    """Nor, in fp32 or where the session is batch invariant, on being in a batch: docs/decisions.md, Batches."""
+    """In fp32, and where the session is batch invariant, a row is also the same alone: docs/decisions.md, Batches."""
     half = tiny.shape.context // 2
     texts = [tiny.text(seed)[: half + 1 - seed] for seed in range(6)]
     greedy = GenerationConfig(max_new_tokens=half - 2, logprobs=2)
@@ -159,7 +159,7 @@ def test_rows_of_beams_equal_single_runs_where_the_session_is_batch_invariant(ro
 def test_w8a8_rows_equal_single_runs_but_for_the_last_bits_of_the_head(
     rows: int, shape: Shape, tiny_export: TinyExport
 ) -> None:
-    """A token has its own scale, whatever is beside it; the head computes pairs of rows by another kernel."""
+    """A token's scale depends on that token alone; the head uses a different kernel for pairs of rows."""
     tiny = tiny_export(shape, "w8a8")
     session, text = tiny.session(), tiny.text()
     prompt, tokens = text[:4], np.stack([tiny.text(seed)[4:10] for seed in range(rows)], axis=1)  # (6, rows)
@@ -168,7 +168,7 @@ def test_w8a8_rows_equal_single_runs_but_for_the_last_bits_of_the_head(
         session.reset()
         session.step(prompt)
         alone.append(np.stack([session.step(token) for token in tokens[:, row : row + 1]]))
-    cache = remembered(session)  # of the last row, alone
+    cache = remembered(session)  # of the last row alone
     session.reset()
     session.step(prompt)
     batch = session.batch(rows, 16)

@@ -25,7 +25,7 @@ def model(tiny: Tiny) -> Model:
 
 
 def torch_logprobs(tiny: Tiny, ids: Ids) -> npt.NDArray[np.float64]:
-    """Log-probabilities (T - 1,) of each token but the first."""
+    """Log-probabilities (T - 1,) of every token except the first."""
     logits = torch.from_numpy(tiny.torch.logits(ids)).double()
     found: npt.NDArray[np.float64] = torch.log_softmax(logits, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
     return found
@@ -55,7 +55,7 @@ def test_choices(tiny: Tiny, model: Model) -> None:
 
 
 def transformers_perplexity(tiny: Tiny, ids: Ids, stride: int) -> float:
-    """The loop of transformers' documentation, "Perplexity of fixed-length models", as it stands there."""
+    """The loop in transformers' documentation, "Perplexity of fixed-length models", unchanged."""
     model, encodings = tiny.torch.model, torch.from_numpy(ids)[None]
     max_length = model.config.n_positions
     seq_len = encodings.size(1)

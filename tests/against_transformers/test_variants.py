@@ -1,18 +1,18 @@
-"""Every kind of GPT-2 there is, by its config: the bundle computes what torch computes."""
+"""For every kind of GPT-2 config, the bundle computes what torch computes."""
 
 import numpy as np
 import pytest
 from transformers.activations import ACT2FN
 
 from edgelm.bundle.manifest import FixedPrecision
-from edgelm_export.graph.activations import ACTIVATIONS
+from edgelm_export.model.activations import ACTIVATIONS
 from tests.build_side import Report
 from tests.export.checkpoints import Logits, Shape, Tiny, TinyExport, greedy
 
 pytestmark = pytest.mark.export
 
-# optimum's export takes most of an export's time, so one shape shows several things; in test_activations.py each
-# activation stands alone.
+# optimum takes most of an export's time, so one shape tests several features. test_activations.py tests each
+# activation alone.
 SHAPES = [
     Shape(),
     Shape(width=48, heads=3, layers=1, context=11, vocab=54, config={"activation_function": "gelu_10"}),  # head dim 16
@@ -26,7 +26,7 @@ SHAPES = [
     Shape(width=16, heads=2, layers=1, context=8, vocab=300_000, config={"activation_function": "tanh"}),
     Shape(width=96, heads=6, layers=3, config={"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu"}),
     Shape(width=48, heads=6, config={"scale_attn_weights": False, "activation_function": "relu"}),
-    Shape(  # the two together, padded and untied
+    Shape(  # both scale settings, padded and untied
         width=20,
         heads=4,
         layers=3,
@@ -55,7 +55,7 @@ SHAPES = [
 
 
 def test_every_activation_of_transformers_is_in_some_shape() -> None:
-    assert {shape.config.get("activation_function", "gelu_new") for shape in SHAPES} == set(ACT2FN) == ACTIVATIONS
+    assert {shape.config.get("activation_function", "gelu_new") for shape in SHAPES} == set(ACT2FN) == set(ACTIVATIONS)
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: shape.name)
@@ -74,7 +74,7 @@ def test_fp32_logits_equal_torch_at_every_position(exact: Tiny) -> None:
 
 def test_fp32_greedy_ids_equal_torch_to_the_end_of_the_context(exact: Tiny) -> None:
     prompt = exact.text(1)[:3].tolist()
-    # The token after the last position is the last one that can be had; it is never fed.
+    # The token after the last position is the last token that can be generated; it is never fed.
     new_tokens = exact.shape.context + 1 - len(prompt)
     assert greedy(exact.session(), prompt, new_tokens) == exact.torch.greedy(prompt, new_tokens)
 
@@ -106,7 +106,7 @@ def shape(request: pytest.FixtureRequest) -> Shape:
 
 
 def relative_difference(found: Logits, wanted: Logits) -> float:
-    """Root mean square of the difference over the spread of the wanted logits around their row's mean."""
+    """Root mean square of the difference, divided by the spread of the expected logits around their row's mean."""
     spread = wanted - wanted.mean(axis=1, keepdims=True)
     return float(np.sqrt(np.square(found - wanted).mean() / np.square(spread).mean()))
 
@@ -131,7 +131,7 @@ def test_quantized_logits_stay_near_torch(
 def test_quantized_decoding_stays_near_recomputation(
     shape: Shape, tiny_export: TinyExport, precision: FixedPrecision
 ) -> None:
-    # One token at a time takes another kernel of attention; rounding of activations amplifies its last bits.
+    # A single token uses a different attention kernel; the rounding of activations amplifies its last bits.
     tiny = tiny_export(shape, precision)
     ids, session = tiny.text(2), tiny.session()
     whole = session.score(ids)

@@ -28,7 +28,7 @@ BYTE_TOKENS = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """A checkpoint to make: sizes, how it is stored, and further fields of its config."""
+    """A checkpoint to make: its sizes, how it is stored, and more fields of its config."""
 
     width: int = 32
     heads: int = 4
@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Every field that is not the usual one."""
+        """Every field that differs from the default."""
         usual = Shape()
         facts = {key: value for key, value in vars(self).items() if value != getattr(usual, key)}
         facts |= facts.pop("config", {})
@@ -58,7 +58,9 @@ def save_checkpoint(folder: Path, shape: Shape | None = None, **changes: Any) ->
     """Write a checkpoint with seeded random weights, large enough that its logits are far from flat.
 
     Args:
-        changes: fields of the config to write over the finished checkpoint's; None removes one.
+        folder: where the checkpoint goes.
+        shape: of the checkpoint; None for the defaults.
+        changes: fields to set in the finished checkpoint's config; None removes a field.
     """
     shape = shape or Shape()
     special = None if shape.vocab < BYTE_TOKENS else 0
@@ -119,7 +121,7 @@ def _rename_like_the_hub(folder: Path, shape: Shape) -> None:
 
 
 def save_tokenizer(folder: Path, vocab: int) -> None:
-    """Write a tokenizer.json: one token a byte, or one a letter where the vocabulary is smaller than that."""
+    """Write a tokenizer.json with a token for each byte, or for each letter where the vocabulary is too small."""
     if vocab >= BYTE_TOKENS:
         alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
@@ -132,12 +134,12 @@ def save_tokenizer(folder: Path, vocab: int) -> None:
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
         tokenizer.decoder = tokenizers.decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
-    # Without it the class would follow from the model type, and GPT-2's adds a token <|endoftext|>.
+    # Without this file the model type decides the class, and GPT-2's class adds a token <|endoftext|>.
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Set fields of a JSON file; None removes one."""
+    """Set fields of a JSON file; None removes a field."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
 
@@ -157,7 +159,7 @@ class TorchModel:
         return found
 
     def greedy(self, prompt: list[int], new_tokens: int) -> list[int]:
-        """The likeliest continuation, with the whole text computed anew for every token."""
+        """The likeliest continuation of `prompt`; every token computes the whole text again."""
         ids = list(prompt)
         for _ in range(new_tokens):
             ids.append(int(self.logits(ids)[-1].argmax()))
@@ -165,7 +167,7 @@ class TorchModel:
 
 
 def greedy(session: Session, prompt: list[int], new_tokens: int) -> list[int]:
-    """The session's likeliest continuation, one cached step a token."""
+    """The session's likeliest continuation of `prompt`; every token is a step with the cache."""
     session.reset()
     tokens = [int(session.step(prompt).argmax())]
     while len(tokens) < new_tokens:
@@ -188,7 +190,7 @@ class Tiny:
         return self.exported.certificate
 
     def session(self, threads: int = 1, *, batch_invariant: bool = False) -> Session:
-        """The bundle's graph, loaded anew."""
+        """A new session of the bundle."""
         return Graph.open(
             self.exported.bundle, device="cpu", threads=threads, batch_invariant=batch_invariant
         ).session()
@@ -199,11 +201,11 @@ class Tiny:
 
 
 FOOTPRINT = Footprint("a test", "a test", "1.32.0", 1, 8, 8, 1.0, 1.0, 1)
-"""Instead of a process that measures; tests of the command line have a real one."""
+"""Replaces the measurement in a process of its own, which the tests of the command line do."""
 
 
 class TinyExport:
-    """Makes checkpoints and exports them, each only once."""
+    """Makes and exports checkpoints, each of them once."""
 
     def __init__(self, folder: Path, tokens: int) -> None:
         self._folder = folder
@@ -222,7 +224,7 @@ class TinyExport:
                 mock.patch("edgelm_export.fit.CALIBRATION_TOKENS", self._tokens),
                 mock.patch("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT),
             ):
-                # Random weights are harder to quantize than trained ones; what is lost is judged by the tests.
+                # Random weights are harder to quantize than trained ones. The tests judge the loss themselves.
                 exported = export(str(source), output, precision, accept_quality_loss=True)
             self._done[key] = Tiny(shape, source, exported, TorchModel(source))
         return self._done[key]

@@ -1,4 +1,4 @@
-"""``edgelm export`` as a person runs it, and what the other commands make of its result."""
+"""``edgelm export`` as a person runs it, and the other commands on the bundle that it makes."""
 
 import json
 import re
@@ -28,7 +28,7 @@ STAGES = [
     r"writing the graph",
     r"measuring speed and memory in a process of its own",
     r"measuring the bundle against the reference on the text drawn from the source at temperature 1, seed 0",
-    r"writing the reference to measure it again with",
+    r"writing the reference for measuring again",
 ]
 
 
@@ -71,7 +71,7 @@ def test_info_and_verify(exported: CommandResult, folder: Path, edgelm_command: 
     assert facts["certificate"]["passed"] is True
     assert facts["certificate"]["texts"][0]["tokens"] >= 10_000
     footprint = facts["certificate"]["footprint"]
-    assert 10_000_000 < footprint["peak_rss_bytes"] < 300_000_000  # no torch in there
+    assert 10_000_000 < footprint["peak_rss_bytes"] < 300_000_000  # that process has not loaded torch
     assert footprint["decode_tokens_per_second"] > 0
     verified = edgelm_command("verify", bundle)
     assert verified.status == 0, verified.stderr
@@ -154,7 +154,7 @@ def test_same_source_gives_the_same_bytes(exported: CommandResult, folder: Path,
     done = edgelm_command("export", str(folder / "checkpoint"), "-o", str(folder / "again"))
     assert done.status == 0, done.stderr
     first, again = Bundle.read(folder / "bundle").manifest, Bundle.read(folder / "again").manifest
-    # Speed and memory are the moment's; they are in bundle.json and the model card.
+    # Two exports measure different speed and memory, which are in bundle.json and the model card.
     for name in sorted(first.files.keys() - {"README.md"}):
         assert (folder / "again" / name).read_bytes() == (folder / "bundle" / name).read_bytes(), name
     assert first.certificate is not None and again.certificate is not None
@@ -162,7 +162,7 @@ def test_same_source_gives_the_same_bytes(exported: CommandResult, folder: Path,
 
 
 def test_vocabulary_larger_than_the_tokenizer(tiny_export: TinyExport) -> None:
-    # Vocabularies are often padded (50,257 to 50,304); random weights do choose ids that stand for nothing.
+    # Vocabularies are often padded (50,257 to 50,304), and random weights do choose ids without a token.
     model = load(tiny_export(Shape(), "fp32").exported.bundle.path, device="cpu")
     size = load_tokenizer(model.bundle.path).vocab_size
     assert size < model.session.vocab_size == model.tokenizer.vocab_size

@@ -1,1 +1,1 @@
-"""What a bundle lost against its source: measured, judged, written down."""
+"""Measures what a bundle lost against its source, judges it, and writes it down."""

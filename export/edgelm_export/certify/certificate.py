@@ -1,4 +1,4 @@
-"""The whole certificate of a finished draft: quality on every text, footprint, and the reference to measure again."""
+"""The certificate of a finished draft: quality on every text, footprint, and the reference for measuring again."""
 
 import json
 import subprocess
@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgelm.bundle.certificate import Certificate, Footprint, Quality, Reference
 from edgelm.bundle.folder import Bundle
@@ -20,14 +19,12 @@ from edgelm.ids import Logits
 from edgelm.scoring.comparison import compare_texts
 from edgelm.scoring.verification import drift, figures, observe, observe_session, source_perplexity
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.certify.judgement import GREEDY_PROMPTS, count_equal_greedy, judge, quality
-from edgelm_export.source.drawn_text import Text
-
-SourceLogits = Callable[[npt.NDArray[np.int64]], Logits]
+from edgelm_export.certify.judgement import GREEDY_PROMPTS, SourceLogits, count_equal_greedy, judge, quality
+from edgelm_export.model.decoder import TokenIds
 
 REFERENCE_NAME = "reference.bin"
 REFERENCE_TOKENS = 2_048
-"""At least one row that fills the context is taken too, so that every position is measured again."""
+"""The reference has at least one row that fills the context, so that every position is measured again."""
 MAX_REFERENCE_TOKENS = 16_384
 TOP_COUNT = 8
 MAX_EVAL_TEXT_BYTES = 64 * 2**20
@@ -39,11 +36,18 @@ class EvaluationText:
     """A text to measure on."""
 
     name: str
-    rows: Sequence[Text]
+    rows: Sequence[TokenIds]
+    """Token ids of each row, (T,)."""
 
 
 def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, context_length: int) -> EvaluationText:
-    """A UTF-8 text file in windows of the context, as the model reads it: BOS first where it has one.
+    """Read a UTF-8 text file into windows of the context.
+
+    Args:
+        path: of the file.
+        tokenizer: of the source.
+        bos_token_id: the token that stands before the text; None for no such token.
+        context_length: length of a window, in tokens.
 
     Raises:
         ExportError: the file cannot be read, is no UTF-8 text, is too large, or has fewer than two tokens.
@@ -57,16 +61,16 @@ def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, c
         raise ExportError(f"the --eval-text {str(path)!r} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise ExportError(f"cannot read the --eval-text {str(path)!r}: {error.strerror}") from None
-    start = [] if bos_token_id is None else [bos_token_id]
-    ids = np.array(start + list(tokenizer.encode(text, add_special_tokens=False)), np.int64)  # (T,)
+    bos = [] if bos_token_id is None else [bos_token_id]
+    ids = np.array(bos + list(tokenizer.encode(text, add_special_tokens=False)), np.int64)  # (T,)
     rows = [row for row in np.split(ids, range(context_length, len(ids), context_length)) if len(row) >= 2]
     if not rows:
-        raise ExportError(f"the --eval-text {str(path)!r} has fewer than two tokens: there is nothing to measure")
+        raise ExportError(f"the --eval-text {str(path)!r} has fewer than two tokens, so there is nothing to measure")
     return EvaluationText(path.name, rows)
 
 
 def measure_quality(source: SourceLogits, session: Session, text: EvaluationText) -> Quality:
-    """What the bundle of `session` lost on one text."""
+    """Measure what the bundle of `session` lost on one text."""
     measured = compare_texts(source, session, text.rows)
     greedy = count_equal_greedy(source, session, text.rows[:GREEDY_PROMPTS])
     return quality(text.name, measured, greedy)
@@ -80,13 +84,14 @@ def certify(
     texts: Sequence[EvaluationText],
     report: Callable[[str], None] = lambda stage: None,
 ) -> Certificate:
-    """Measure a sealed draft, and write its reference file, which is to be sealed too.
+    """Measure a sealed draft, and write its reference file. The draft must be sealed again afterwards.
 
     Args:
+        draft: the bundle to measure.
         limit: of the perplexity ratio; None for the recipe's own gate.
-        source: the reference's logits (T, V) of a text (T,).
-        source_parameters: how many numbers the source holds.
-        texts: first the one drawn from the source, which the gate judges.
+        source: computes the source's logits.
+        source_parameters: number of the source's parameters.
+        texts: to measure on; the first one was drawn from the source, and the gate judges it.
         report: called with the name of each stage as it begins.
     """
     report("measuring speed and memory in a process of its own")
@@ -96,7 +101,7 @@ def certify(
     for text in texts:
         report(f"measuring the bundle against the reference on the text {text.name}")
         measured.append(measure_quality(source, session, text))
-    report("writing the reference to measure it again with")
+    report("writing the reference for measuring again")
     facts, data = make_reference(source, session, texts[0].rows)
     (draft.path / REFERENCE_NAME).write_bytes(encode_reference(data))
     gate, passed = judge(draft.manifest.recipe.name, measured[0], limit)
@@ -113,10 +118,10 @@ def certify(
 
 
 def measure_footprint(bundle: Path) -> Footprint:
-    """Speed and peak memory of the runtime alone: this process holds torch, so another one measures.
+    """Measure speed and peak memory of the runtime in a process of its own, because this process has loaded torch.
 
     Raises:
-        ExportError: the bundle does not run there.
+        ExportError: the bundle does not run in that process.
     """
     command = [
         sys.executable,
@@ -137,8 +142,8 @@ def measure_footprint(bundle: Path) -> Footprint:
     return Footprint(**{field.name: result[field.name] for field in fields(Footprint)})
 
 
-def make_reference(source: SourceLogits, session: Session, rows: Sequence[Text]) -> tuple[Reference, ReferenceData]:
-    """The content of the reference file, with what the bundle of `session` gives on it here and now."""
+def make_reference(source: SourceLogits, session: Session, rows: Sequence[TokenIds]) -> tuple[Reference, ReferenceData]:
+    """The facts and the content of the reference file, with what the bundle of `session` computes on this machine."""
     vocab, context = session.vocab_size, session.context_length
     ids = np.concatenate(rows)[: min(max(REFERENCE_TOKENS, context), MAX_REFERENCE_TOKENS)]  # (T,)
     if len(ids) % context == 1:  # a row of one token predicts nothing
@@ -152,14 +157,14 @@ def make_reference(source: SourceLogits, session: Session, rows: Sequence[Text])
     top, following = rounded(of_source.top), rounded(of_source.next)
     unmeasured = ReferenceData(ids, top_ids, top, top, following, following, of_source.mean)
     of_bundle = observe_session(draft, unmeasured, session)
-    # As it will be read back, so that the stated figures are those of the file.
+    # Rounded as the file rounds, so that the stated figures are those of the file.
     data = replace(
         unmeasured,
         bundle_top=rounded(of_bundle.top),
         bundle_next=rounded(of_bundle.next),
         bundle_mean=of_bundle.mean.astype(np.float32).astype(np.float64),
     )
-    found = figures(draft, data, of_bundle)
+    stated = figures(draft, data, of_bundle)
     noise = drift(data, observe_session(draft, data, session, one_by_one=True))
     facts = Reference(
         file=REFERENCE_NAME,
@@ -167,17 +172,17 @@ def make_reference(source: SourceLogits, session: Session, rows: Sequence[Text])
         row_tokens=row_tokens,
         top_count=top_count,
         source_perplexity=source_perplexity(draft, data),
-        perplexity_ratio=found.perplexity_ratio,
-        mean_kl_divergence=found.mean_kl_divergence,
-        top1_agreement=found.top1_agreement,
+        perplexity_ratio=stated.perplexity_ratio,
+        mean_kl_divergence=stated.mean_kl_divergence,
+        top1_agreement=stated.top1_agreement,
         value_noise=noise.values,
         mean_noise=noise.means,
     )
     return facts, data
 
 
-def _top(logits: Logits, count: int) -> npt.NDArray[np.int64]:
-    """The ids (T, K) of the largest logits of every row of (T, V), the largest first; the first of equals."""
+def _top(logits: Logits, count: int) -> TokenIds:
+    """The ids (T, count) of the largest of `logits` (T, V), the largest first; of equal logits the lower id first."""
     chosen = np.sort(np.argpartition(-logits, count - 1, axis=1)[:, :count], axis=1)
     order = np.argsort(-np.take_along_axis(logits, chosen, 1), axis=1, kind="stable")
     return np.asarray(np.take_along_axis(chosen, order, 1), np.int64)

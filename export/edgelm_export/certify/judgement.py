@@ -1,20 +1,20 @@
-"""Measures what a bundle lost: its logits through the shipped runtime against the reference's, token by token.
-
-Pure comparisons; `certificate.py` puts them together.
-"""
+"""Compares a bundle with its source, token by token, and judges the comparison; `certificate.py` puts it together."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import Precision
 from edgelm.engine.session import Session
 from edgelm.ids import Logits
 from edgelm.scoring.comparison import Comparison
+from edgelm_export.model.decoder import TokenIds
+
+SourceLogits = Callable[[TokenIds], Logits]
+"""Computes the source's logits (T, V) of a text (T,)."""
 
 PERPLEXITY_GATES: dict[Precision, float] = {
     "fp32": 1.001,
@@ -32,23 +32,27 @@ GREEDY_TOKENS = 64
 
 @dataclass(frozen=True)
 class Greedy:
-    """How long greedy texts of the bundle stay those of the source, over several prompts."""
+    """How many greedy tokens of a bundle its source would have chosen too, over several prompts."""
 
     tokens_equal: int
     tokens_compared: int
     first_divergence: int | None
-    """Equal tokens of the text that differs first; None where none differs."""
+    """Number of equal tokens in the text that differs first; None where all texts are equal."""
 
 
 def count_equal_greedy(
-    reference: Callable[[npt.NDArray[np.int64]], Logits],
+    source: SourceLogits,
     session: Session,
-    texts: Sequence[npt.NDArray[np.int64]],
+    texts: Sequence[TokenIds],
     new_tokens: int = GREEDY_TOKENS,
 ) -> Greedy:
-    """Greedy tokens of the bundle that the reference would have chosen too, before the first that differs.
+    """Count the greedy tokens of a bundle that its source would have chosen too, up to the first different token.
 
-    Each text's first quarter, 16 tokens at most, is the prompt.
+    Args:
+        source: computes the source's logits.
+        session: of the bundle.
+        texts: the first quarter of each text, at most 16 tokens, is a prompt.
+        new_tokens: how many tokens to compare after each prompt; fewer where the context ends.
     """
     equal = compared = 0
     divergences: list[int] = []
@@ -62,9 +66,9 @@ def count_equal_greedy(
             if session.position == session.context_length:
                 break
             logits = session.step([tokens[-1]])
-        # Feeding the bundle's own choices: the reference agrees up to a token exactly if its argmax is that token.
-        wanted = reference(np.concatenate([prompt, tokens[:-1]]).astype(np.int64)).argmax(axis=1)[len(prompt) - 1 :]
-        differs = np.flatnonzero(wanted != np.array(tokens))
+        # The source reads the bundle's choices: it agrees with a token exactly if its argmax is that token.
+        expected = source(np.concatenate([prompt, tokens[:-1]]).astype(np.int64)).argmax(axis=1)[len(prompt) - 1 :]
+        differs = np.flatnonzero(expected != np.array(tokens))
         equal += int(differs[0]) if len(differs) else len(tokens)
         compared += len(tokens)
         divergences += [int(at) for at in differs[:1]]
@@ -73,7 +77,7 @@ def count_equal_greedy(
 
 
 def quality(text: str, measured: Comparison, greedy: Greedy) -> Quality:
-    """A measurement on `text`, as the manifest states it."""
+    """A measurement on the text called `text`, as the manifest states it."""
     return Quality(
         text=text,
         tokens=measured.tokens,
@@ -90,9 +94,11 @@ def quality(text: str, measured: Comparison, greedy: Greedy) -> Quality:
 
 
 def judge(precision: Precision, drawn: Quality, limit: float | None = None) -> tuple[str, bool]:
-    """A gate in words, and whether the bundle passes it on the text drawn from the source.
+    """A quality gate in words, and whether the bundle passes it.
 
     Args:
+        precision: name of the bundle's recipe.
+        drawn: measured on the text drawn from the source.
         limit: of the perplexity ratio; None for the recipe's own gate.
     """
     if precision == "fp32":

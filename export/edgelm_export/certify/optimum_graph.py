@@ -1,4 +1,4 @@
-"""The numerical reference: optimum's own export of the checkpoint. It checks the lean graph and never ships."""
+"""The numerical reference: optimum's own export of the checkpoint. It judges the lean graph and never ships."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from optimum.exporters.onnx import onnx_export_from_model
 
 from edgelm.engine.device import import_onnxruntime
 from edgelm.engine.machine import default_threads
 from edgelm.errors import ExportError
+from edgelm.ids import Logits
+from edgelm_export.model.decoder import TokenIds
 from edgelm_export.source.checkpoint import quiet_torch
 
 TASK = "text-generation-with-past"
@@ -19,20 +22,25 @@ TASK = "text-generation-with-past"
 _TRACED_TOKENS = 16
 
 
-class Reference:
-    """optimum's graph of a model, computing logits of whole texts."""
+class OptimumGraph:
+    """optimum's graph of a model. It computes the logits of whole texts."""
 
-    def __init__(self, model: Any, folder: Path) -> None:
-        """Export `model` (eager attention, float32) into `folder` and load it.
+    def __init__(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Export a model and load its graph.
+
+        Args:
+            model: in float32, with eager attention.
+            folder: where the graph goes.
 
         Raises:
             ExportError: the context is too short for optimum to trace.
         """
-        # optimum traces with a past and new tokens of this many each: together they must fit the context.
-        tokens = min(_TRACED_TOKENS, model.config.n_positions // 2)
+        # optimum traces with as many past tokens as new tokens; together they must fit the context.
+        context = model.config.max_position_embeddings
+        tokens = min(_TRACED_TOKENS, context // 2)
         if tokens < 2:
-            raise ExportError(f"the context holds only {model.config.n_positions} tokens; edgelm exports 4 or more")
-        torch.onnx.register_custom_op_symbolic("aten::expm1", _expm1, 1)  # of xielu; torch's exporter lacks it
+            raise ExportError(f"the context is only {context} tokens long; edgelm exports contexts of 4 or more")
+        torch.onnx.register_custom_op_symbolic("aten::expm1", _expm1, 1)  # xielu needs it; torch's exporter lacks it
         with quiet_torch(), _silenced_stderr():
             onnx_export_from_model(model, folder, task=TASK, do_validation=False, sequence_length=tokens)
         onnxruntime = import_onnxruntime()
@@ -43,7 +51,7 @@ class Reference:
             os.fspath(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
 
-    def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def logits(self, ids: TokenIds) -> Logits:
         """Logits (T, V) of the text `ids` (T,)."""
         tokens = len(ids)
         feeds: dict[str, npt.NDArray[Any]] = {}
@@ -54,9 +62,9 @@ class Reference:
                 feeds[node.name] = np.ones((1, tokens), np.int64)
             elif node.name == "position_ids":
                 feeds[node.name] = np.arange(tokens, dtype=np.int64)[None]
-            else:  # past_key_values.N.key / value: (B, H, P, D) with nothing in it
+            else:  # past_key_values.N.key / value: (B, H, past tokens, h), without past tokens
                 feeds[node.name] = np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32)
-        logits: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0][0]
+        logits: Logits = self._session.run(["logits"], feeds)[0][0]
         return logits
 
 
@@ -65,7 +73,7 @@ def _expm1(graph: Any, x: Any) -> Any:
 
 
 class _silenced_stderr:
-    """Torch's tracer writes to the file descriptor itself; send that nowhere."""
+    """Discards what is written to the file descriptor of stderr, as torch's tracer does."""
 
     def __enter__(self) -> None:
         self._saved = os.dup(2)

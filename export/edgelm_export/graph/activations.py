@@ -1,81 +1,52 @@
-"""The MLP's activations: every one transformers knows, as the operators of ONNX Runtime that compute it.
+"""The activations of the MLP, as the operators of ONNX Runtime that compute them.
 
-F inner size.
+Shapes: B batch, T new tokens, F inner size.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import transformers
+import onnx
 from onnx import helper, numpy_helper
 
 from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter
-
-
-@dataclass(frozen=True)
-class Activation:
-    """One layer's activation."""
-
-    name: str
-    """As ``activation_function`` in ``config.json`` says it."""
-    parameters: tuple[float, ...] = ()
-    """What it learned: the slope of prelu; alpha_p, alpha_n, beta and eps of xielu."""
-
-
-def collect_activation(name: str, module: Any) -> Activation:
-    """Copy an activation out of a loaded model's MLP.
-
-    Args:
-        name: a key of `ACTIVATIONS`.
-        module: the ``torch.nn.Module`` that computes it.
-    """
-    learned: tuple[torch.Tensor, ...] = ()
-    if name == "prelu":
-        learned = (module.weight,)
-    if name == "xielu":
-        positive, negative = torch.nn.functional.softplus(module.alpha_p), torch.nn.functional.softplus(module.alpha_n)
-        learned = (positive, module.beta + negative, module.beta, module.eps)
-    return Activation(name, tuple(value.detach().item() for value in learned))
-
-
-def widen_activation(module: Any) -> None:
-    """Give xielu parameters in float32 that make of it, to the last bits, what its own in bfloat16 do.
-
-    It computes with its parameters in bfloat16, whatever type the rest of the model has; ONNX cannot.
-    """
-    if isinstance(module, transformers.activations.XIELUActivation):
-        softplus = torch.nn.functional.softplus
-        positive = softplus(module.alpha_p.data).double()
-        negative = (module.beta + softplus(module.alpha_n.data)).double() - module.beta.double()
-        for parameter, rounded in ((module.alpha_p, positive), (module.alpha_n, negative)):
-            parameter.data = torch.log(torch.expm1(rounded)).float()
-        module.beta, module.eps = module.beta.float(), module.eps.float()
+from edgelm_export.model.activations import ACTIVATIONS, Activation
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an activation is written: its input (B, T, F), the name of its output, the type of both."""
+    """Where an activation is written."""
 
     writer: GraphWriter
     x: str
+    """Name of the input, (B, T, F)."""
     out: str
+    """Name of the output, (B, T, F)."""
     dtype: type[np.floating]
+    """Of the input and the output."""
     parameters: tuple[float, ...]
+    """Of the activation: `Activation.parameters`."""
 
     def node(self, operator: str, *inputs: str, domain: str = "", **attributes: float) -> str:
-        """The last node: it makes the output."""
+        """Write the node that makes the output; returns the output's name.
+
+        Args:
+            operator: name of the operator.
+            inputs: names of its inputs after the first, which is `x`.
+            domain: of the operator.
+            attributes: of the node.
+        """
         return self.writer.node(operator, [self.x, *inputs], self.out, attributes, domain=domain)
 
     def constant(self, name: str, value: float) -> str:
-        """A scalar of the activation's type."""
+        """Store a scalar of the activation's type; returns its full name."""
         return self.writer.weight(f"{self.out}.{name}", np.array(value, self.dtype))
 
 
 Write = Callable[[Place], str]
+"""Writes an activation at a place; returns the output's name."""
 
 
 def _operator(name: str, domain: str = "", **attributes: float) -> Write:
@@ -87,7 +58,13 @@ def _clip(low: float, high: float) -> Write:
 
 
 def _function(name: str, *nodes: tuple[str, str, str], **constants: float) -> Write:
-    """A local function of `x` (B, T, F); each node is (operator, its inputs with blanks between, its output)."""
+    """A local function of `x` (B, T, F), which makes `y`.
+
+    Args:
+        name: of the function.
+        nodes: (operator, its inputs separated by blanks, its output) each.
+        constants: scalars that the nodes may take as inputs.
+    """
 
     def write(place: Place) -> str:
         made = [_constant(key, value, place.dtype) for key, value in constants.items()]
@@ -99,7 +76,7 @@ def _function(name: str, *nodes: tuple[str, str, str], **constants: float) -> Wr
     return write
 
 
-def _constant(name: str, value: float, dtype: npt.DTypeLike) -> Any:
+def _constant(name: str, value: float, dtype: npt.DTypeLike) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, dtype), name))
 
 
@@ -136,21 +113,12 @@ def _xielu(place: Place) -> str:
     return place.node("XIELU", *values, domain=LOCAL)
 
 
-_TANH_GELU, _ERF_GELU = _operator("FastGelu", CONTRIB), _operator("Gelu")  # they differ by up to 5e-4
-_SILU = _operator("QuickGelu", CONTRIB, alpha=1.0)
-
 _WRITE: dict[str, Write] = {
-    "gelu_new": _TANH_GELU,
-    "gelu_pytorch_tanh": _TANH_GELU,
-    "gelu_python_tanh": _TANH_GELU,
-    "gelu_fast": _TANH_GELU,
-    "gelu_accurate": _TANH_GELU,
-    "gelu": _ERF_GELU,
-    "gelu_python": _ERF_GELU,
-    "gelu_10": _function("ClippedGelu", ("Gelu", "x", "gelu"), ("Clip", "gelu low high", "y"), low=-10, high=10),
+    "tanh_gelu": _operator("FastGelu", CONTRIB),
+    "erf_gelu": _operator("Gelu"),
+    "clipped_gelu": _function("ClippedGelu", ("Gelu", "x", "gelu"), ("Clip", "gelu low high", "y"), low=-10, high=10),
     "quick_gelu": _operator("QuickGelu", CONTRIB, alpha=1.702),
-    "silu": _SILU,
-    "swish": _SILU,
+    "silu": _operator("QuickGelu", CONTRIB, alpha=1.0),
     "mish": _operator("Mish"),
     "relu": _operator("Relu"),
     "relu2": _function("ReluSquared", ("Relu", "x", "relu"), ("Mul", "relu relu", "y")),
@@ -175,15 +143,15 @@ _WRITE: dict[str, Write] = {
     "xielu": _xielu,
 }
 
-ACTIVATIONS = frozenset(_WRITE)
-"""All that can be exported: all of transformers 4.57."""
-
 
 def write_activation(writer: GraphWriter, activation: Activation, x: str, out: str, dtype: type[np.floating]) -> str:
-    """Write the activation of `x` (B, T, F).
+    """Write an activation; returns the name of its output.
 
     Args:
-        out: the output's name.
+        writer: where to write.
+        activation: which one.
+        x: name of the input, (B, T, F).
+        out: name of the output.
         dtype: of the input and the output.
     """
-    return _WRITE[activation.name](Place(writer, x, out, dtype, activation.parameters))
+    return _WRITE[ACTIVATIONS[activation.name]](Place(writer, x, out, dtype, activation.parameters))

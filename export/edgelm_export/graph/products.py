@@ -1,25 +1,33 @@
-"""Writes products, lookups and logits of stored matrices: which operators each way of storing asks for.
+"""Writes matrix products, lookups and logits, with the operators that each way of storing a matrix needs.
 
-Every matrix written is accounted for, with the error it makes.
+Every matrix that is written is accounted for, with its error.
+Shapes: B batch, T new tokens, N rows of logits, D hidden size, V vocabulary; a product's weight is (K, N).
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import helper, numpy_helper
 
 from edgelm.bundle.manifest import Matrix
 from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter
-from edgelm_export.quantize.recipe import HEAD, POSITION_TABLE, TOKEN_TABLE
-from edgelm_export.quantize.storage import Array, BlockQuantized, FloatStored, RowQuantized, Stored, relative_error
+from edgelm_export.model.decoder import Array, Linear, Table
+from edgelm_export.quantize.storage import BlockQuantized, FloatStored, RowQuantized, Stored, relative_error
 
 
 class Products:
-    """What the graph asks for wherever a matrix is used."""
+    """Writes whatever uses a stored matrix."""
 
     def __init__(self, writer: GraphWriter, stored: Mapping[str, Stored], dtype: type[np.floating]) -> None:
-        """Args: where to write, the matrices by name, and the type of activations, norms, biases and KV cache."""
+        """Begin an account without matrices.
+
+        Args:
+            writer: where to write.
+            stored: the stored matrices by the names of their sources.
+            dtype: of the activations, norms, biases and keys and values.
+        """
         self.dtype = dtype
         self.matrices: list[Matrix] = []
         """The account of all matrices written so far."""
@@ -27,48 +35,45 @@ class Products:
         self._stored = stored
         self._names: dict[str, str] = {}
 
-    def linear(self, x: str, name: str, source: Array, bias: Array | None, out: str) -> str:
-        """``x @ weight``, plus the bias where one is given.
+    def linear(self, x: str, linear: Linear, out: str) -> str:
+        """Write ``x @ weight + bias``; returns the name of the output.
 
         Args:
-            x: (B, T, K).
-            name: of the matrix in the checkpoint.
-            source: (K, N), what the stored matrix stands in for.
+            x: name of the input, (B, T, K).
+            linear: the source that the stored matrix replaces.
+            out: name of the output, (B, T, N).
         """
+        name, shape = linear.name, linear.weight.shape
         stored = self._stored[name]
         if isinstance(stored, BlockQuantized):
-            self._account(name, source.shape, stored, source.T)
-            return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, bias)
-        self._account(name, source.shape, stored, source.T if isinstance(stored, RowQuantized) else source)
-        product = out if bias is None else f"{out}.product"
+            self._account(name, shape, stored, linear.weight.T)
+            return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, linear.bias)
         if isinstance(stored, RowQuantized):
+            self._account(name, shape, stored, linear.weight.T)
             self._writer.function(row_quantized_matmul())
-            inputs = [
-                x,
-                self._writer.weight(name, stored.values),
-                self._writer.weight(f"{name}.scales", stored.scales),
-            ]
-            self._writer.node("RowQuantizedMatMul", inputs, product, domain=LOCAL)
+            values = self._writer.weight(name, stored.values)
+            scales = self._writer.weight(f"{name}.scales", stored.scales)
+            product = self._writer.node("RowQuantizedMatMul", [x, values, scales], f"{out}.product", domain=LOCAL)
         else:
-            self._writer.node("MatMul", [x, self._writer.weight(name, stored.values)], product)
-        if bias is None:
-            return product
-        return self._writer.node("Add", [product, self._writer.weight(f"{out}.bias", bias.astype(self.dtype))], out)
+            self._account(name, shape, stored, linear.weight)
+            product = self._writer.node("MatMul", [x, self._writer.weight(name, stored.values)], f"{out}.product")
+        bias = self._writer.weight(f"{out}.bias", linear.bias.astype(self.dtype))
+        return self._writer.node("Add", [product, bias], out)
 
-    def token_lookup(self, ids: str, source: Array, out: str) -> str:
-        """Rows `ids` (B, T) of the token table, whose source is (V, D)."""
-        stored = self._stored[TOKEN_TABLE]
-        self._account(TOKEN_TABLE, source.shape, stored, source)
+    def token_lookup(self, ids: str, table: Table, out: str) -> str:
+        """Write the lookup of the rows `ids` (B, T) of the token table (V, D); returns the name of the output."""
+        name, stored = table.name, self._stored[table.name]
+        self._account(name, table.weight.shape, stored, table.weight)
         if isinstance(stored, FloatStored):
-            self._names[TOKEN_TABLE] = self._writer.weight(TOKEN_TABLE, stored.values)
-            return self._writer.node("Gather", [self._names[TOKEN_TABLE], ids], out)
+            self._names[name] = self._writer.weight(name, stored.values)
+            return self._writer.node("Gather", [self._names[name], ids], out)
         assert isinstance(stored, BlockQuantized)
-        # Flat for the lookup, reshaped at the head: ORT then keeps this one mapped and frees the folded copy.
-        table, scales = self._add_blocks(TOKEN_TABLE, stored, stored.packed.reshape(len(source), -1))
+        # Flat for the lookup and reshaped at the head: ONNX Runtime keeps this copy mapped and frees the folded copy.
+        packed, scales = self._add_blocks(name, stored, stored.packed.reshape(len(table.weight), -1))
         exact = stored.scales.shape[1] * stored.block_size == stored.columns
         rows = self._writer.node(
             "GatherBlockQuantized",
-            [table, ids, scales],
+            [packed, ids, scales],
             out if exact else f"{out}.padded",
             {"bits": stored.bits, "block_size": stored.block_size, "gather_axis": 0, "quantize_axis": 1},
             domain=CONTRIB,
@@ -79,39 +84,44 @@ class Products:
         names = [self._writer.weight(f"{out}.{name}", np.array([value], np.int64)) for name, value in bounds]
         return self._writer.node("Slice", [rows, *names], out)
 
-    def position_lookup(self, ids: str, source: Array, out: str) -> str:
-        """Rows `ids` (B, T) of the position table (C, D)."""
-        stored = self._stored[POSITION_TABLE]
+    def position_lookup(self, ids: str, table: Table, out: str) -> str:
+        """Write the lookup of the rows `ids` (B, T) of the position table (C, D); returns the name of the output."""
+        stored = self._stored[table.name]
         assert isinstance(stored, FloatStored)
-        self._account(POSITION_TABLE, source.shape, stored, source)
-        return self._writer.node("Gather", [self._writer.weight(POSITION_TABLE, stored.values), ids], out)
+        self._account(table.name, table.weight.shape, stored, table.weight)
+        return self._writer.node("Gather", [self._writer.weight(table.name, stored.values), ids], out)
 
-    def head(self, x: str, source: Array | None, out: str) -> str:
-        """Logits (N, V) of x (N, D); `source` is None where the token table serves."""
-        name = TOKEN_TABLE if source is None else HEAD
-        stored = self._stored[name]
-        if source is not None:
-            self._account(HEAD, source.shape, stored, source)
+    def head(self, x: str, table: Table, out: str) -> str:
+        """Write the logits; returns the name of the output.
+
+        Args:
+            x: name of the input, (N, D).
+            table: the source of the head, (V, D); the token table, which is written already, where the two are tied.
+            out: name of the output, (N, V).
+        """
+        name, stored, tied = table.name, self._stored[table.name], table.name in self._names
+        if not tied:
+            self._account(name, table.weight.shape, stored, table.weight)
         if isinstance(stored, FloatStored):
-            table = self._names[TOKEN_TABLE] if source is None else self._writer.weight(HEAD, stored.values)
-            # transB reads the (V, D) table as it lies: no transposed copy of the tied weights.
-            return self._writer.node("Gemm", [x, table], out, {"transB": 1})
+            weight = self._names[name] if tied else self._writer.weight(name, stored.values)
+            # transB reads the (V, D) table as it is: no transposed copy of the tied weights.
+            return self._writer.node("Gemm", [x, weight], out, {"transB": 1})
         assert isinstance(stored, BlockQuantized)
-        if source is not None:
-            return self._blocks(x, stored, self._add_blocks(HEAD, stored, stored.packed), out, None)
+        if not tied:
+            return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, None)
         shape = self._writer.weight(f"{out}.table_shape", np.array(stored.packed.shape, np.int64))
-        packed = self._writer.node("Reshape", [self._names[TOKEN_TABLE], shape], f"{out}.table")
-        return self._blocks(x, stored, (packed, f"{TOKEN_TABLE}.scales"), out, None)
+        packed = self._writer.node("Reshape", [self._names[name], shape], f"{out}.table")
+        return self._blocks(x, stored, (packed, f"{name}.scales"), out, None)
 
     def _blocks(self, x: str, stored: BlockQuantized, names: tuple[str, str], out: str, bias: Array | None) -> str:
-        # Inputs 3 and 4 are zero points (none: symmetric) and a group index.
+        # Inputs 3 and 4 are zero points, which symmetric codes lack, and a group index.
         inputs = [x, *names] if bias is None else [x, *names, "", "", self._writer.weight(f"{out}.bias", bias)]
         attributes: dict[str, int | float] = {
             "K": stored.columns,
             "N": len(stored.packed),
             "bits": stored.bits,
             "block_size": stored.block_size,
-            "accuracy_level": 4,  # int8 activations per block; every other level dequantizes B at each call
+            "accuracy_level": 4,  # int8 activations in blocks; every other level dequantizes B at each call
         }
         return self._writer.node("MatMulNBits", inputs, out, attributes, domain=CONTRIB)
 
@@ -125,14 +135,14 @@ class Products:
         self.matrices.append(Matrix(name, shape, storage.format, storage.bits, storage.block_size, error))
 
 
-def row_quantized_matmul() -> object:
+def row_quantized_matmul() -> onnx.FunctionProto:
     """The local function ``y = x @ (values * scales)`` with x quantized to 8 bits, one scale per row.
 
-    A token's numbers depend on that token alone: neighbours in a batch or a chunk change nothing. ORT inlines the
-    function and packs the weights. uint8 with zero point 128 is the form its fast kernels take.
+    A token's numbers depend on that token alone, not on its neighbours in a batch or a chunk. ONNX Runtime inlines the
+    function and packs the weights. Its fast kernels take uint8 with zero point 128.
     """
 
-    def constant(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> object:
+    def constant(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> onnx.NodeProto:
         return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, dtype), name))
 
     nodes = [

@@ -1,4 +1,4 @@
-"""Writes an ONNX graph with its weights beside it: one data file, aligned, to be memory-mapped."""
+"""Writes an ONNX graph, and its weights into one data file beside it, aligned so that it can be memory-mapped."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgelm_export.quantize.storage import ALIGNMENT_BYTES, INLINE_BYTES
+
 OPSET = 21
 IR_VERSION = 10
 CONTRIB = "com.microsoft"
@@ -16,33 +18,32 @@ CONTRIB = "com.microsoft"
 LOCAL = "edgelm"
 """Domain of the graph's local functions."""
 
-_ALIGNMENT_BYTES = 4096  # a page, so that every weight can be mapped on its own
-_INLINE_BYTES = 1024  # smaller tensors stay inside the graph file
-
-
-def stored_bytes(tensor_bytes: int) -> int:
-    """What a tensor takes in the data file, or in the graph file where it is small."""
-    return tensor_bytes if tensor_bytes < _INLINE_BYTES else -(-tensor_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-
 
 class GraphWriter:
-    """Collects nodes and weights; `save` writes them. Weights go to disk as they come, not into memory."""
+    """Collects the nodes, which `save` writes. Each weight goes to disk at once and takes no memory."""
 
     def __init__(self, folder: Path, file: str, weights_file: str) -> None:
+        """Begin the data file.
+
+        Args:
+            folder: where both files go.
+            file: name of the graph file.
+            weights_file: name of the data file.
+        """
         self._path = folder / file
         self._weights_file = weights_file
         self._data = (folder / weights_file).open("wb")
-        self._nodes: list[Any] = []
-        self._initializers: list[Any] = []
-        self._functions: dict[str, Any] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: list[TensorProto] = []
+        self._functions: dict[str, onnx.FunctionProto] = {}
 
     def weight(self, name: str, array: npt.NDArray[Any]) -> str:
         """Store `array` under `name`; returns the name."""
         array = np.ascontiguousarray(array)
-        if array.nbytes < _INLINE_BYTES:
+        if array.nbytes < INLINE_BYTES:
             self._initializers.append(numpy_helper.from_array(array, name))
             return name
-        self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT_BYTES))
+        self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT_BYTES))
         tensor = TensorProto(
             name=name,
             dims=array.shape,
@@ -64,23 +65,33 @@ class GraphWriter:
         *,
         domain: str = "",
     ) -> str:
-        """Add a node; returns the name of its first output."""
+        """Add a node; returns the name of its first output.
+
+        Args:
+            operator: name of the operator.
+            inputs: names of the inputs; "" where an optional input is left out.
+            outputs: names of the outputs, or the name of the only one.
+            attributes: of the node.
+            domain: of the operator.
+        """
         names = [outputs] if isinstance(outputs, str) else list(outputs)
-        # Named after what it makes, so that a viewer and a profile show where in the model it is.
+        # A node is named after its output, so that a viewer and a profile show where in the model it is.
         self._nodes.append(
             helper.make_node(operator, list(inputs), names, name=names[0], domain=domain, **(attributes or {}))
         )
         return names[0]
 
-    def function(self, proto: Any) -> None:
-        """Add a local function, once per name."""
+    def function(self, proto: onnx.FunctionProto) -> None:
+        """Add a local function. A second function of the same name replaces the first."""
         self._functions[proto.name] = proto
 
-    def save(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    def save(self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> None:
         """Write the graph file and close the data file.
 
         Args:
-            inputs, outputs: ``onnx.ValueInfoProto`` each.
+            name: of the graph.
+            inputs: names, types and shapes of the graph's inputs.
+            outputs: names, types and shapes of the graph's outputs.
         """
         self._data.close()
         graph = helper.make_graph(self._nodes, name, list(inputs), list(outputs), self._initializers)

@@ -1,1 +1,1 @@
-"""An architecture's weights as plain arrays, and the function they compute."""
+"""A decoder's weights as arrays, read from each family's checkpoints, and the function that they compute."""

@@ -1,100 +1,84 @@
-"""A GPT-2's weights as arrays, ready for the graph: heads padded, the scale of attention made explicit.
+"""GPT-2: the only file that knows the names of its config fields and modules.
 
-D hidden size, H heads, h head dim of the source, p padded head dim, F inner size, C context, V vocabulary.
+Shapes: D hidden size, H heads, h head dim of the source, p padded head dim.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import transformers
+from torch import Tensor
 
 from edgelm.bundle.manifest import Architecture
-from edgelm_export.graph.activations import Activation, collect_activation
+from edgelm.errors import ExportError
+from edgelm_export.model.activations import ACTIVATIONS, collect_activation, widen_activation
+from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Table
 
-Array = npt.NDArray[np.float32]
-
-HEAD_DIM_MULTIPLE = 8
-"""GroupQueryAttention takes head dims that are a multiple of this; zeros fill the rest."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """LayerNorm: scale and shift, (D,) each."""
-
-    weight: Array
-    bias: Array
+_HEAD_DIM_MULTIPLE = 8
+"""GroupQueryAttention takes head dims that are a multiple of this number; zeros fill the rest."""
 
 
-@dataclass(frozen=True)
-class Linear:
-    """``x @ weight + bias``: weight (K, N), bias (N,)."""
+def refuse(config: Mapping[str, Any], name: str) -> None:
+    """Refuse what edgelm does not export.
 
-    name: str
-    """Name of the weight in the checkpoint."""
-    weight: Array
-    bias: Array
+    Args:
+        config: content of the checkpoint's ``config.json``.
+        name: name of the checkpoint, for messages.
 
-
-ProductField = Literal["qkv", "attention_out", "mlp_in", "mlp_out"]
-PRODUCTS: tuple[ProductField, ...] = get_args(ProductField)
-"""The products of a layer, in the order a token passes them."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One Transformer block, in the order a token passes it."""
-
-    attention_norm: Norm
-    qkv: Linear
-    """(D, 3·H·p): query, key and value side by side."""
-    attention_scale: float
-    attention_out: Linear
-    """(H·p, D)."""
-    mlp_norm: Norm
-    mlp_in: Linear
-    """(D, F)."""
-    activation: Activation
-    mlp_out: Linear
-    """(F, D)."""
-    value_divisors: Array | None = None
-    """What smoothing divided the values by, (H·p,)."""
-
-    def product(self, field: ProductField) -> Linear:
-        """One of its products."""
-        found: Linear = getattr(self, field)
-        return found
-
-    def with_weight(self, field: ProductField, weight: Array) -> "Layer":
-        """The same layer with another weight (K, N) in one of its products."""
-        return replace(self, **{field: replace(self.product(field), weight=weight)})  # type: ignore[arg-type]
+    Raises:
+        ExportError: the model has no language head, an unknown activation, no layers, or cross attention.
+    """
+    architectures = config.get("architectures")
+    if architectures and "GPT2LMHeadModel" not in architectures and "GPT2DoubleHeadsModel" not in architectures:
+        raise ExportError(f"{name!r} is a {architectures[0]}, which generates no text; export needs a GPT2LMHeadModel")
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise ExportError(
+            f"{name!r} uses the activation {activation!r}, which transformers {transformers.__version__} does not "
+            f"know; edgelm exports {', '.join(sorted(ACTIVATIONS))}"
+        )
+    if config.get("n_layer", config.get("num_hidden_layers")) == 0:
+        raise ExportError(f"{name!r} has no layers (n_layer 0): there is nothing to export")
+    if config.get("add_cross_attention"):
+        raise ExportError(f"{name!r} has cross attention (add_cross_attention), which edgelm does not export")
 
 
-@dataclass(frozen=True)
-class Gpt2Weights:
-    """A whole GPT-2."""
-
-    architecture: Architecture
-    epsilon: float
-    token_table: Array
-    """(V, D)."""
-    position_table: Array
-    """(C, D)."""
-    layers: tuple[Layer, ...]
-    final_norm: Norm
-    head: Array | None
-    """(V, D); None where the head is the token table."""
+def prepare(model: transformers.GPT2LMHeadModel) -> None:
+    """Change a loaded model into one that ONNX can compute, and whose layers all have the same size."""
+    for block in model.transformer.h:
+        widen_activation(block.mlp.act)
+    _restore_pruned_heads(model)
 
 
-def collect_weights(model: Any) -> Gpt2Weights:
-    """Copy the weights out of a ``GPT2LMHeadModel``."""
-    config = model.config
-    state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+def describe(config: transformers.GPT2Config) -> Architecture:
+    """The sizes of a model with this config."""
     heads, head_dim = config.n_head, config.n_embd // config.n_head
-    padded = -(-head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+    padded = -(-head_dim // _HEAD_DIM_MULTIPLE) * _HEAD_DIM_MULTIPLE
+    return Architecture(
+        num_layers=config.n_layer,
+        num_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=padded,
+        source_head_dim=head_dim,
+        cache_values_per_token=2 * config.n_layer * heads * padded,
+        hidden_size=config.n_embd,
+        widest_activation=max(3 * heads * padded, config.n_inner or 4 * config.n_embd),
+        context_length=config.n_positions,
+        vocab_size=config.vocab_size,
+    )
+
+
+def collect(model: transformers.GPT2LMHeadModel) -> DecoderWeights:
+    """Copy the weights out of a model."""
+    config, sizes = model.config, describe(model.config)
+    state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
 
     def array(name: str) -> Array:
         return np.array(state[name], np.float32)
+
+    def table(name: str) -> Table:
+        return Table(name, array(name))
 
     def norm(name: str) -> Norm:
         return Norm(array(f"{name}.weight"), array(f"{name}.bias"))
@@ -104,59 +88,76 @@ def collect_weights(model: Any) -> Gpt2Weights:
 
     def layer(index: int) -> Layer:
         prefix = f"transformer.h.{index}"
-        scale = head_dim**-0.5 if config.scale_attn_weights else 1.0
+        scale = sizes.source_head_dim**-0.5 if config.scale_attn_weights else 1.0
         return Layer(
             attention_norm=norm(f"{prefix}.ln_1"),
-            qkv=_pad_qkv(linear(f"{prefix}.attn.c_attn"), heads, head_dim, padded),
+            qkv=_pad_qkv(linear(f"{prefix}.attn.c_attn"), sizes),
             attention_scale=scale / (index + 1) if config.scale_attn_by_inverse_layer_idx else scale,
-            attention_out=_pad_attention_out(linear(f"{prefix}.attn.c_proj"), heads, head_dim, padded),
+            attention_out=_pad_attention_out(linear(f"{prefix}.attn.c_proj"), sizes),
             mlp_norm=norm(f"{prefix}.ln_2"),
             mlp_in=linear(f"{prefix}.mlp.c_fc"),
             activation=collect_activation(config.activation_function, model.transformer.h[index].mlp.act),
             mlp_out=linear(f"{prefix}.mlp.c_proj"),
         )
 
-    table = array("transformer.wte.weight")
     tied = model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
-    return Gpt2Weights(
-        architecture=Architecture(
-            num_layers=config.n_layer,
-            num_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=padded,
-            source_head_dim=head_dim,
-            cache_values_per_token=2 * config.n_layer * heads * padded,
-            hidden_size=config.n_embd,
-            widest_activation=max(3 * heads * padded, config.n_inner or 4 * config.n_embd),
-            context_length=config.n_positions,
-            vocab_size=table.shape[0],
-        ),
+    return DecoderWeights(
+        model_type=config.model_type,
+        architecture=sizes,
         epsilon=config.layer_norm_epsilon,
-        token_table=table,
-        position_table=array("transformer.wpe.weight"),
+        token_table=table("transformer.wte.weight"),
+        position_table=table("transformer.wpe.weight"),
         layers=tuple(layer(index) for index in range(config.n_layer)),
         final_norm=norm("transformer.ln_f"),
-        head=None if tied else array("lm_head.weight"),
+        head=None if tied else table("lm_head.weight"),
     )
 
 
-def _pad_qkv(qkv: Linear, heads: int, head_dim: int, padded: int) -> Linear:
-    if padded == head_dim:
-        return qkv
-    width = [(0, padded - head_dim)]
-    weight = qkv.weight.reshape(-1, 3, heads, head_dim)
-    bias = qkv.bias.reshape(3, heads, head_dim)
-    return Linear(
-        qkv.name,
-        np.pad(weight, [(0, 0)] * 3 + width).reshape(len(qkv.weight), -1),  # (D, 3·H·p)
-        np.pad(bias, [(0, 0)] * 2 + width).reshape(-1),  # (3·H·p,)
-    )
+def _pad_qkv(qkv: Linear, sizes: Architecture) -> Linear:
+    """Pad each head of the query, the key and the value, which are three equal parts in GPT-2."""
+    parts, padding = (3, sizes.num_heads, sizes.source_head_dim), (0, sizes.head_dim - sizes.source_head_dim)
+    weight = np.pad(qkv.weight.reshape(-1, *parts), [(0, 0)] * 3 + [padding])  # (D, 3, H, p)
+    bias = np.pad(qkv.bias.reshape(parts), [(0, 0)] * 2 + [padding])  # (3, H, p)
+    return Linear(qkv.name, weight.reshape(len(weight), -1), bias.reshape(-1))
 
 
-def _pad_attention_out(out: Linear, heads: int, head_dim: int, padded: int) -> Linear:
-    if padded == head_dim:
-        return out
-    weight = out.weight.reshape(heads, head_dim, -1)
-    return Linear(
-        out.name, np.pad(weight, [(0, 0), (0, padded - head_dim), (0, 0)]).reshape(heads * padded, -1), out.bias
-    )
+def _pad_attention_out(out: Linear, sizes: Architecture) -> Linear:
+    """Pad the rows that take each head."""
+    heads = out.weight.reshape(sizes.num_heads, sizes.source_head_dim, -1)  # (H, h, D)
+    weight = np.pad(heads, [(0, 0), (0, sizes.head_dim - sizes.source_head_dim), (0, 0)])  # (H, p, D)
+    return Linear(out.name, weight.reshape(-1, weight.shape[-1]), out.bias)
+
+
+def _restore_pruned_heads(model: transformers.GPT2LMHeadModel) -> None:
+    """Give every layer all its heads again. A head of zeros adds exactly nothing."""
+    heads = model.config.n_head
+    for block in model.transformer.h:
+        attention = block.attn
+        kept = [head for head in range(heads) if head not in attention.pruned_heads]
+        if len(kept) == heads:
+            continue
+        dim = attention.head_dim
+        attention.c_attn.weight.data = _spread(attention.c_attn.weight.data, kept, heads, dim)  # (D, 3·H·h)
+        attention.c_attn.bias.data = _spread(attention.c_attn.bias.data[None], kept, heads, dim)[0]  # (3·H·h,)
+        attention.c_proj.weight.data = _spread(attention.c_proj.weight.data.T, kept, heads, dim).T.contiguous()
+        attention.c_attn.nf = 3 * attention.embed_dim
+        attention.split_size, attention.num_heads, attention.pruned_heads = attention.embed_dim, heads, set()
+    model.config.pruned_heads = {}
+
+
+def _spread(columns: Tensor, kept: Sequence[int], heads: int, head_dim: int) -> Tensor:
+    """Put zeros where heads are missing.
+
+    Args:
+        columns: (N, parts·kept·h).
+        kept: which of the `heads` heads `columns` has.
+        heads: number of heads of the result.
+        head_dim: h.
+
+    Returns:
+        (N, parts·H·h).
+    """
+    cut = columns.reshape(len(columns), -1, len(kept), head_dim)
+    full = cut.new_zeros(*cut.shape[:2], heads, head_dim)
+    full[:, :, kept] = cut
+    return full.reshape(len(columns), -1)

@@ -21,7 +21,15 @@ _PRECISION_TEXT = {
 def model_card(
     manifest: Manifest, certificate: Certificate, folder_name: str, source_card: str, prefix: Prefix | None = None
 ) -> str:
-    """The text of the card; `source_card` is the source's own, quoted below ours; `prefix` the bundle's."""
+    """The text of the card.
+
+    Args:
+        manifest: of the bundle.
+        certificate: of the bundle.
+        folder_name: of the bundle, for the commands.
+        source_card: text of the source's own card, which is quoted at the end; empty where there is none.
+        prefix: of the bundle, where it has one.
+    """
     source, recipe, c, made_on = manifest.source, manifest.recipe, certificate, certificate.footprint
     # JSON strings are YAML strings: quoted, so that a name cannot end the front matter.
     meta = ["library_name: edgelm", "pipeline_tag: text-generation", "tags: [edgelm, onnx, gpt2]"]
@@ -29,6 +37,7 @@ def model_card(
         meta.append(f"license: {json.dumps(source.license)}")
     if source.revision:  # it came from the hub
         meta += [f"base_model: {json.dumps(source.name)}", "base_model_relation: quantized"]
+    memory = f"{made_on.peak_rss_bytes / 1e6:.0f} MB"
     quoted = f"\n## The source's own card\n\n{source_card}\n" if source_card else ""
     return f"""---
 {chr(10).join(meta)}
@@ -42,10 +51,10 @@ An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters
 ```sh
 edgelm run -m {folder_name} "Once upon a time"
 ```
-{_before(prefix)}
+{_about_prefix(prefix)}
 ## What it lost
 
-Measured against {source.name} in float32, through the runtime that ships:
+Measured against {source.name} in float32, with the runtime of edgelm:
 
 {_table(c)}
 
@@ -55,14 +64,13 @@ Gate, on the first text: {c.gate}: **{"passed" if c.passed else "missed"}**.
 Every matrix with its bits and its error is listed in `bundle.json`. `edgelm verify {folder_name}` measures
 {c.reference.tokens:,} tokens again, on your machine and without torch, and fails if the weights were altered.
 
-On the machine that made it ({made_on.cpu}, {made_on.system}, {made_on.threads} threads): a prompt of
-{made_on.prompt_tokens} tokens at {made_on.prefill_tokens_per_second:.0f} tokens/s, then
-{made_on.decode_tokens_per_second:.0f} tokens/s, with {made_on.peak_rss_bytes / 1e6:.0f} MB of memory at most.
+With {made_on.prompt_tokens} tokens of prompt and {made_on.new_tokens} new tokens a process took {memory} of memory.
+`edgelm bench {folder_name}` measures the speed on your machine.
 {quoted}"""
 
 
 def _table(certificate: Certificate) -> str:
-    """A column a text."""
+    """A table with a column for each text."""
     texts = certificate.texts
     rows: list[tuple[str, list[str]]] = [
         ("", [_cell(q.text) for q in texts]),
@@ -87,12 +95,10 @@ def _divergence(quality: Quality) -> str:
 
 
 def _chart(certificate: Certificate) -> str:
-    """Bars in a code block: readable as text, on the hub, everywhere."""
+    """Bars in a code block, which is readable as plain text and on the hub."""
     first, c = certificate.drawn, certificate
-    most_bytes, most_perplexity = (
-        max(c.weights_bytes, c.source_weights_bytes),
-        max(first.source_perplexity, first.bundle_perplexity),
-    )
+    most_bytes = max(c.weights_bytes, c.source_weights_bytes)
+    most_perplexity = max(first.source_perplexity, first.bundle_perplexity)
     lines = [
         _bar("size        source", c.source_weights_bytes / most_bytes, f"{c.source_weights_bytes / 1e6:.1f} MB"),
         _bar("            bundle", c.weights_bytes / most_bytes, f"{c.weights_bytes / 1e6:.1f} MB"),
@@ -111,17 +117,18 @@ def _bar(label: str, share: float, value: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A file's name must not end its cell of the table."""
+    """`text` without line ends and bars, which would end its cell of the table."""
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _before(prefix: Prefix | None) -> str:
+def _about_prefix(prefix: Prefix | None) -> str:
+    """A paragraph about the bundle's prefix."""
     if prefix is None:
         return ""
-    what = "learned by prefix-tuning" if prefix.text is None else f"of the text {shortened(_cell(prefix.text))}"
+    origin = "learned by prefix-tuning" if prefix.text is None else f"of the text {shortened(_cell(prefix.text))}"
     return f"""
-Before every prompt stand {prefix.tokens} tokens, {what}. Their keys and values lie in the bundle; nothing needs to
-compute them. What follows was measured without them.
+{prefix.tokens} tokens stand before every prompt, {origin}. The bundle contains their keys and values, so nothing needs
+to compute them. The figures below were measured without them.
 """
 
 

@@ -1,11 +1,17 @@
-"""Publishing: a bundle is built beside its place and renamed into it when whole. Imports nothing heavy."""
+"""A bundle is built in a draft folder beside its place, sealed, and renamed into its place when it is whole.
+
+The command line imports this file before it loads torch, so nothing heavy is imported here.
+"""
 
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from edgelm.bundle.folder import file_fact
+from edgelm.bundle.manifest import MANIFEST_NAME, Manifest
 from edgelm.errors import ExportError
 
 
@@ -13,7 +19,7 @@ def check_output(output: Path) -> None:
     """Refuse a place that is taken.
 
     Raises:
-        ExportError: `output` is a file, or a folder with something in it.
+        ExportError: `output` is a file, or a folder that is not empty.
     """
     if output.is_dir() and any(output.iterdir()):
         raise ExportError(f"the output folder {str(output)!r} is not empty; choose another or remove it first")
@@ -23,10 +29,10 @@ def check_output(output: Path) -> None:
 
 @contextmanager
 def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
-    """A temporary folder near `output`, on its file system: one part to be published, one to be thrown away.
+    """Two temporary folders on the file system of `output`: the draft to publish, and scratch to throw away.
 
     Raises:
-        ExportError: the place is taken or not writable, or writing fails; nothing is left behind.
+        ExportError: the place is taken or not writable, or writing fails. Nothing is left behind.
     """
     check_output(output)
     near = next(folder for folder in output.parents if folder.is_dir())
@@ -43,6 +49,20 @@ def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
         raise ExportError(f"cannot write the bundle: {error.strerror or error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal(draft: Path, manifest: Manifest) -> Manifest:
+    """Write ``bundle.json`` for the files in `draft`; returns the manifest that lists them.
+
+    Args:
+        draft: the folder.
+        manifest: the files that it lists already must not have changed, because only the other files are hashed.
+    """
+    present = [path for path in sorted(draft.iterdir()) if path.name != MANIFEST_NAME]
+    files = {path.name: manifest.files.get(path.name) or file_fact(path) for path in present}
+    sealed = replace(manifest, files=files).sealed()
+    (draft / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
+    return sealed
 
 
 def publish(draft: Path, output: Path) -> None:

@@ -12,7 +12,6 @@ from edgelm.reuse.kv_file import KvDtype, is_safetensors, read_kv_file
 from edgelm.reuse.prefix import Prefix, bake, check_length, read_prefix
 from edgelm.text.prompts import prompt_ids
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.model.gpt2 import HEAD_DIM_MULTIPLE
 from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.fingerprint import body_sha256
 
@@ -61,7 +60,7 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
         ExportError: the file cannot be read, is neither text nor a learned prefix, does not fit the checkpoint, or
             leaves no room in the context.
     """
-    config = checkpoint.model.config
+    sizes = checkpoint.architecture
     try:
         content = file.read_bytes()
         if is_safetensors(content):
@@ -75,7 +74,7 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
             return PrefixPlan(file, None, None, len(content))
         text = content.decode("utf-8")
         ids = prompt_ids(checkpoint.tokenizer, text, "prefix")
-        check_length(len(ids), config.n_positions)
+        check_length(len(ids), sizes.context_length)
     except OSError as error:
         raise ExportError(f"cannot read the prefix {str(file)!r}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -83,6 +82,5 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
     except (PrefixError, ValueError) as error:
         raise ExportError(f"cannot use the prefix {str(file)!r}: {error}") from None
     number_bytes = 2 if dtype == "float16" else 4
-    head_dim = -(-config.n_embd // config.n_head // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
-    numbers = len(ids) * 2 * config.n_layer * config.n_head * head_dim
+    numbers = len(ids) * sizes.cache_values_per_token
     return PrefixPlan(file, text, dtype, len(content) + 4 * len(ids) + numbers * number_bytes)

@@ -1,66 +1,57 @@
-"""A recipe made to measure: bits for every matrix, so that a bundle fits a budget and loses least.
+"""A recipe for a budget: chooses the bits of every matrix, so that the bundle fits and loses least.
 
-How much each matrix suffers from each way of storing it is measured, one matrix at a time, on text the source drew:
-the mean KL divergence from the source. On such text the logarithm of the perplexity ratio is that divergence in
-expectation, and the divergences of small errors add up, so a plan is a choice of one option per matrix: start with the
-smallest and take, again and again, the step that saves the most nats per byte.
+One matrix at a time is stored in each possible way, and the mean KL divergence from the source is measured on text that
+the source drew. On such text the expected logarithm of the perplexity ratio is that divergence, and the divergences of
+small errors add up. A plan therefore chooses one option per matrix: it begins with the smallest options, and takes the
+step that saves the most nats per byte, again and again.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from edgelm.errors import ExportError
-from edgelm_export.graph.writer import stored_bytes
-from edgelm_export.model.forward import Activation, Gpt2Forward
-from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights
+from edgelm_export.model.decoder import PRODUCTS, DecoderWeights, TokenIds
+from edgelm_export.model.forward import DecoderForward
 from edgelm_export.quantize.calibrate import as_product, store, store_table
-from edgelm_export.quantize.recipe import (
-    BLOCK4,
-    BLOCK4_FINE,
-    BLOCK8,
-    HEAD,
-    POSITION_TABLE,
-    TOKEN_TABLE,
-    Recipe,
-    body_matrices,
-    table_matrices,
-)
-from edgelm_export.quantize.storage import FLOAT32, Storage, block_size_for
+from edgelm_export.quantize.recipe import BLOCK4, BLOCK4_FINE, BLOCK8, StorageRecipe, uniform_storage
+from edgelm_export.quantize.storage import FLOAT32, Storage, block_size_for, stored_bytes
 
 OPTIONS = (BLOCK4, BLOCK4_FINE, BLOCK8)
-"""The smallest first."""
+"""How a matrix may be stored, the smallest option first."""
 MARGIN = 0.9
-"""Of a perplexity limit: a plan aims below it, for it is judged on other text than it was made on."""
+"""Share of a perplexity limit that a plan uses, because it is judged on different text than it was made on."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a bundle may cost; None where it does not matter."""
+    """Limits of a bundle; None where there is no limit."""
 
     max_disk_bytes: int | None = None
+    """Size of the bundle's folder."""
     max_ram_bytes: int | None = None
+    """Memory of a process in which one text fills the context."""
     max_perplexity_ratio: float | None = None
+    """Perplexity of the bundle, divided by that of the source."""
 
 
 def check_budget(budget: Budget, disk_bytes: int, peak_rss_bytes: int) -> None:
     """Compare a finished bundle with its budget.
 
     Raises:
-        ExportError: it is larger, or was measured to need more memory.
+        ExportError: the bundle is larger, or was measured to need more memory.
     """
-    for what, found, limit in (
+    for verb, measured, limit in (
         ("takes", disk_bytes, budget.max_disk_bytes),
         ("was measured to need a memory of", peak_rss_bytes, budget.max_ram_bytes),
     ):
-        if limit is not None and found > limit:
+        if limit is not None and measured > limit:
             raise ExportError(
-                f"the bundle {what} {found / 1e6:.1f} MB, more than the {limit / 1e6:.1f} MB allowed; nothing was "
-                f"written; the forecast was short: ask for {limit / 1e6 - 1.1 * (found - limit) / 1e6:.1f} MB instead"
+                f"the bundle {verb} {measured / 1e6:.1f} MB, more than the {limit / 1e6:.1f} MB allowed, because the "
+                f"forecast was too low; nothing was written; set the limit to "
+                f"{limit / 1e6 - 1.1 * (measured - limit) / 1e6:.1f} MB"
             )
 
 
@@ -71,31 +62,37 @@ class Option:
     storage: Storage
     disk_bytes: int
     ram_bytes: int
-    """Of the form the kernels work with."""
+    """Of the packed form, with which the kernels compute."""
     loss_nats: float
-    """Mean KL divergence from the source when this matrix alone is stored so."""
+    """Mean KL divergence from the source where only this matrix is stored in this way."""
 
 
 Options = Mapping[str, Sequence[Option]]
-"""By matrix, the smallest first."""
+"""The options of each matrix by its name, the smallest first."""
 
 
 def plan(options: Options, disk_bytes: float, ram_bytes: float, loss_nats: float) -> dict[str, Option]:
     """Choose an option for every matrix.
 
-    Within `disk_bytes` and `ram_bytes` (of the matrices together) the loss is made as small as it gets, but not
-    smaller than `loss_nats`: what is good enough is not paid for.
+    The loss becomes as small as the sizes allow. The choice stops at `loss_nats`, because a smaller loss is not worth
+    its bytes.
+
+    Args:
+        options: of every matrix.
+        disk_bytes: disk that all matrices together may take.
+        ram_bytes: memory that all matrices together may take.
+        loss_nats: a total loss that is good enough.
 
     Raises:
         ExportError: even the smallest options do not fit.
     """
-    chosen = {name: several[0] for name, several in options.items()}
+    chosen = {name: choices[0] for name, choices in options.items()}
     disk, ram = sum(o.disk_bytes for o in chosen.values()), sum(o.ram_bytes for o in chosen.values())
     if disk > disk_bytes or ram > ram_bytes:
-        what, need, limit = ("disk", disk, disk_bytes) if disk > disk_bytes else ("memory", ram, ram_bytes)
+        place, need, limit = ("disk", disk, disk_bytes) if disk > disk_bytes else ("memory", ram, ram_bytes)
         raise ExportError(
-            f"the weights need at least {need / 1e6:.1f} MB of {what}, but the budget leaves them "
-            f"{max(limit, 0) / 1e6:.1f} MB: raise the limit or take a smaller model"
+            f"the weights need at least {need / 1e6:.1f} MB of {place}, but the budget leaves "
+            f"{max(limit, 0) / 1e6:.1f} MB for them: raise the limit or take a smaller model"
         )
     while sum(o.loss_nats for o in chosen.values()) > loss_nats:
         steps = [
@@ -115,31 +112,26 @@ def plan(options: Options, disk_bytes: float, ram_bytes: float, loss_nats: float
     return chosen
 
 
-def check_smallest(weights: Gpt2Weights, disk_bytes: float, ram_bytes: float) -> None:
+def check_smallest(weights: DecoderWeights, disk_bytes: float, ram_bytes: float) -> None:
     """Refuse a budget that not even the smallest options fit, before anything is measured.
 
     Raises:
         ExportError: as `plan`.
     """
-    smallest = {
-        layer.product(field).name: [_option(OPTIONS[0], layer.product(field).weight.shape, 0.0)]
-        for layer in weights.layers
-        for field in PRODUCTS
-    }
-    for name, table in ((TOKEN_TABLE, weights.token_table), (HEAD, weights.head)):
-        if table is not None:
-            smallest[name] = [_option(OPTIONS[0], table.shape[::-1], 0.0, is_table=name == TOKEN_TABLE)]
+    smallest = {linear.name: [_option(OPTIONS[0], linear.weight.shape, 0.0)] for linear in weights.products}
+    for table in weights.tables:
+        is_looked_up = table is weights.token_table
+        smallest[table.name] = [_option(OPTIONS[0], table.weight.shape[::-1], 0.0, is_looked_up=is_looked_up)]
     plan(smallest, disk_bytes, ram_bytes, 0.0)
 
 
-def mixed_recipe(chosen: Mapping[str, Option]) -> Recipe:
+def mixed_recipe(chosen: Mapping[str, Option]) -> StorageRecipe:
     """The recipe of a plan."""
-    storage = {name: option.storage for name, option in chosen.items()}
-    return Recipe("mixed", {**storage, POSITION_TABLE: FLOAT32})
+    return StorageRecipe("mixed", {name: option.storage for name, option in chosen.items()})
 
 
 def given_up(chosen: Mapping[str, Option]) -> str:
-    """What a plan gave up, in one line, the costliest matrix named."""
+    """One line that says how many matrices got which bits, what that costs, and which matrix costs most."""
     counts: dict[str, int] = {}
     for option in chosen.values():
         kind = f"{option.storage.bits} bits in blocks of {option.storage.block_size}"
@@ -153,77 +145,68 @@ def given_up(chosen: Mapping[str, Option]) -> str:
     )
 
 
-def base_recipe(weights: Gpt2Weights) -> Recipe:
-    """All matrices at the smallest option: what smoothing prepares for."""
-    body, tables = dict.fromkeys(body_matrices(weights), BLOCK4), dict.fromkeys(table_matrices(weights), BLOCK4)
-    return Recipe("mixed", {**body, **tables, POSITION_TABLE: FLOAT32})
+def base_recipe(weights: DecoderWeights) -> StorageRecipe:
+    """The recipe that smoothing prepares for: all matrices at the smallest option."""
+    return StorageRecipe("mixed", uniform_storage(weights, BLOCK4, BLOCK4))
 
 
-def measure_options(
-    weights: Gpt2Weights,
-    activations: Sequence[Activation],
-    calibration: npt.NDArray[np.int64],
-    judged: npt.NDArray[np.int64],
-) -> Options:
+def measure_options(weights: DecoderWeights, calibration: TokenIds, judged: TokenIds) -> Options:
     """Measure what every option of every matrix costs.
 
     Args:
         weights: smoothed for `base_recipe`.
-        activations: of every layer's MLP.
-        calibration: text (R, T) for GPTQ.
-        judged: other text (R, T), on which the divergence is measured.
+        calibration: text for GPTQ, (R, T).
+        judged: different text, on which the divergence is measured, (R, T).
     """
-    forward = Gpt2Forward(weights, activations)
-    streams = [forward.embed(judged)]  # what enters each layer
-    for index, layer in enumerate(weights.layers):
-        streams.append(forward.layer(index, layer, streams[-1]))
+    forward = DecoderForward(weights)
+    streams = [forward.embed(judged)]  # the residual stream (R, T, D) that enters each layer, and the last layer's
+    for layer in weights.layers:
+        streams.append(forward.layer(layer, streams[-1]))
     source = forward.log_probabilities(forward.final(streams[-1]))  # (R, T, V)
 
-    def loss(changed: Gpt2Weights, first_layer: int, x: Tensor) -> float:
-        other = Gpt2Forward(changed, activations)
-        for index in range(first_layer, len(changed.layers)):
-            x = other.layer(index, changed.layers[index], x)
-        found = other.log_probabilities(other.final(x))
-        return max(0.0, float((source.exp() * (source - found)).sum(dim=-1).mean()))
+    def loss(changed: DecoderWeights, first_layer: int, x: Tensor) -> float:
+        """The mean divergence of `changed`, where `x` (R, T, D) enters its layer `first_layer`."""
+        other = DecoderForward(changed)
+        for layer in changed.layers[first_layer:]:
+            x = other.layer(layer, x)
+        log_probabilities = other.log_probabilities(other.final(x))
+        return max(0.0, float((source.exp() * (source - log_probabilities)).sum(dim=-1).mean()))
 
-    options: dict[str, list[Option]] = {name: [] for name in [*body_matrices(weights), *table_matrices(weights)]}
+    options: dict[str, list[Option]] = {linear.name: [] for linear in weights.products}
+    options |= {table.name: [] for table in weights.tables}
     for storage in OPTIONS:
-        same = Recipe("mixed", dict.fromkeys(options, storage) | _float_tables(weights))
-        stored = store(weights, same, activations, calibration).stored
+        stored = store(weights, StorageRecipe("mixed", uniform_storage(weights, storage, FLOAT32)), calibration).stored
         for index, layer in enumerate(weights.layers):
             for field in PRODUCTS:
                 linear = layer.product(field)
-                other = layer.with_weight(field, as_product(stored[linear.name]))
-                layers = (*weights.layers[:index], other, *weights.layers[index + 1 :])
+                changed_layer = layer.with_weight(field, as_product(stored[linear.name]))
+                layers = (*weights.layers[:index], changed_layer, *weights.layers[index + 1 :])
                 nats = loss(replace(weights, layers=layers), index, streams[index])
                 options[linear.name].append(_option(storage, linear.weight.shape, nats))
     calibrated = forward.embed(calibration)
-    for index, layer in enumerate(weights.layers):
-        calibrated = forward.layer(index, layer, calibrated)
+    for layer in weights.layers:
+        calibrated = forward.layer(layer, calibrated)
     head_inputs = forward.final(calibrated)  # (R, T, D)
+    tokens, head = weights.token_table, weights.head
     for storage in OPTIONS:
-        table = store_table(weights.token_table, storage, head_inputs if weights.head is None else None).restored()
-        changed = replace(weights, token_table=table)
-        x = Gpt2Forward(changed, activations).embed(judged)
-        options[TOKEN_TABLE].append(_option(storage, table.shape[::-1], loss(changed, 0, x), is_table=True))
-        if weights.head is not None:
-            head = store_table(weights.head, storage, head_inputs).restored()
-            nats = loss(replace(weights, head=head), len(weights.layers), streams[-1])
-            options[HEAD].append(_option(storage, head.shape[::-1], nats))
+        rows = store_table(tokens.weight, storage, head_inputs if head is None else None).restored()
+        changed = replace(weights, token_table=replace(tokens, weight=rows))
+        nats = loss(changed, 0, DecoderForward(changed).embed(judged))
+        options[tokens.name].append(_option(storage, rows.shape[::-1], nats, is_looked_up=True))
+        if head is not None:
+            rows = store_table(head.weight, storage, head_inputs).restored()
+            nats = loss(replace(weights, head=replace(head, weight=rows)), len(weights.layers), streams[-1])
+            options[head.name].append(_option(storage, rows.shape[::-1], nats))
     return options
 
 
-def _float_tables(weights: Gpt2Weights) -> dict[str, Storage]:
-    return dict.fromkeys([*table_matrices(weights), POSITION_TABLE], FLOAT32)
-
-
-def _option(storage: Storage, shape: tuple[int, ...], loss_nats: float, *, is_table: bool = False) -> Option:
-    """An option of a matrix (K, N)."""
+def _option(storage: Storage, shape: tuple[int, ...], loss_nats: float, *, is_looked_up: bool = False) -> Option:
+    """An option of a matrix (K, N), which is a table whose rows are looked up, or only a product."""
     k, n = shape
     assert storage.block_size is not None
     size = block_size_for(k, storage.block_size)
     blocks = -(-k // size)
     codes, scales = n * blocks * size * storage.bits // 8, 4 * n * blocks
-    # Packed, every block has a sum beside its scale; a table's scales are also kept as they are, for the lookup.
-    disk = stored_bytes(codes) + stored_bytes(scales)
-    return Option(storage, disk, codes + (3 if is_table else 2) * scales, loss_nats)
+    # In the packed form every block has a sum beside its scale. The lookup needs the scales once more, unpacked.
+    ram = codes + (3 if is_looked_up else 2) * scales
+    return Option(storage, stored_bytes(codes) + stored_bytes(scales), ram, loss_nats)

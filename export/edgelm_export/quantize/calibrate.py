@@ -1,20 +1,18 @@
-"""From float weights to stored matrices, layer by layer, with the activations of calibration text at hand."""
+"""From float weights to stored matrices, layer by layer, with the activations that calibration text causes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgelm_export.model.forward import Activation, Gpt2Forward, Watch
-from edgelm_export.model.gpt2 import PRODUCTS, Gpt2Weights, Layer, Linear
+from edgelm_export.model.decoder import PRODUCTS, Array, DecoderWeights, Layer, Linear, Table, TokenIds, qkv_widths
+from edgelm_export.model.forward import DecoderForward, Watch
 from edgelm_export.quantize.gptq import gptq_blocks
-from edgelm_export.quantize.recipe import HEAD, POSITION_TABLE, TOKEN_TABLE, Recipe
+from edgelm_export.quantize.recipe import StorageRecipe
 from edgelm_export.quantize.smooth import best_factors, fold_norm, fold_values
 from edgelm_export.quantize.storage import (
-    Array,
     FloatStored,
     Storage,
     Stored,
@@ -26,83 +24,87 @@ from edgelm_export.quantize.storage import (
 SAMPLE_TOKENS = 512
 """Tokens on which smoothing factors are compared."""
 
-Hessian = Callable[[], npt.NDArray[np.float32]]
+Hessian = Callable[[], Array]
 
 
 @dataclass(frozen=True)
-class StoredGpt2:
-    """A GPT-2 whose matrices are stored as a recipe wants them."""
+class StoredDecoder:
+    """A decoder whose matrices are stored as a recipe says."""
 
-    recipe: Recipe
-    source: Gpt2Weights
-    """What was to be stored: the errors are measured against it; norms and biases ship as they are."""
-    restored: Gpt2Weights
-    """What the stored matrices stand for, in float32."""
+    recipe: StorageRecipe
+    source: DecoderWeights
+    """The weights before they were stored. Errors are measured against them; their norms and biases ship."""
+    restored: DecoderWeights
+    """The float32 weights that the stored matrices stand for."""
     stored: dict[str, Stored]
     """By the matrix's name in the checkpoint."""
 
 
-def smooth(
-    weights: Gpt2Weights, recipe: Recipe, activations: Sequence[Activation], rows: npt.NDArray[np.int64]
-) -> Gpt2Weights:
-    """The same function with the factors that suit how `recipe` will store each product; see `smooth`.
+def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: TokenIds) -> DecoderWeights:
+    """The same function, with weights that lose less when they are stored as `recipe` says.
 
     Args:
-        activations: of every layer's MLP.
-        rows: calibration text (R, T).
+        weights: of the source.
+        recipe: how the products will be stored.
+        rows: calibration text, (R, T).
     """
-    forward = Gpt2Forward(weights, activations)
+    forward = DecoderForward(weights)
     x = forward.embed(rows)  # (R, T, D)
     layers = []
-    for index, layer in enumerate(weights.layers):
+    for layer in weights.layers:
         seen: dict[str, list[Tensor]] = {}
-        following = forward.layer(index, layer, x, _collect(seen))
-        layers.append(_smoothed(layer, recipe, {name: torch.cat(inputs) for name, inputs in seen.items()}))
+        following = forward.layer(layer, x, _collect(seen))
+        inputs = {name: torch.cat(parts) for name, parts in seen.items()}
+        layers.append(_smoothed(layer, weights, recipe, inputs))
         x = following
     return replace(weights, layers=tuple(layers))
 
 
-def store(
-    weights: Gpt2Weights,
-    recipe: Recipe,
-    activations: Sequence[Activation],
-    rows: npt.NDArray[np.int64] | None,
-) -> StoredGpt2:
+def store(weights: DecoderWeights, recipe: StorageRecipe, rows: TokenIds | None) -> StoredDecoder:
     """Store every matrix of `weights` as `recipe` says.
 
-    With calibration text every layer sees what the stored layers before it make of the text, so that later layers
-    make up for earlier ones' errors.
+    Each layer is stored with the inputs that the stored layers before it give. Later layers therefore make up for the
+    errors of earlier layers.
 
     Args:
-        activations: of every layer's MLP.
-        rows: calibration text (R, T); None only for recipes without 4-bit products.
+        weights: to store.
+        recipe: how.
+        rows: calibration text, (R, T); None only where the recipe needs no inputs.
     """
-    stored: dict[str, Stored] = {POSITION_TABLE: _in_float(weights.position_table, recipe.storage[POSITION_TABLE])}
-    forward = Gpt2Forward(replace(weights, position_table=stored[POSITION_TABLE].restored()), activations)
-    x = forward.embed(rows) if rows is not None and recipe.wants_inputs else None  # (R, T, D)
+    positions, token_table, head = weights.position_table, weights.token_table, weights.head
+    stored: dict[str, Stored] = {positions.name: _in_float(positions.weight, recipe.float_storage)}
+    forward = DecoderForward(replace(weights, position_table=_restored_table(positions, stored)))
+    x = forward.embed(rows) if rows is not None and recipe.needs_inputs else None  # (R, T, D)
     layers = []
-    for index, layer in enumerate(weights.layers):
+    for layer in weights.layers:
         for field in PRODUCTS:
             linear = layer.product(field)
-            hessian = _hessian(forward, index, layer, x, linear.name)
+            hessian = _hessian(forward, layer, x, linear.name)
             kept = _store_product(linear.weight, recipe.storage[linear.name], hessian)
             stored[linear.name] = kept
             layer = layer.with_weight(field, as_product(kept))
         layers.append(layer)
-        x = None if x is None else forward.layer(index, layer, x)
+        x = None if x is None else forward.layer(layer, x)
     final = None if x is None else forward.final(x)  # (R, T, D)
-    stored[TOKEN_TABLE] = store_table(
-        weights.token_table, recipe.storage[TOKEN_TABLE], final if weights.head is None else None
+    head_inputs = final if head is None else None
+    stored[token_table.name] = store_table(token_table.weight, recipe.storage[token_table.name], head_inputs)
+    if head is not None:
+        stored[head.name] = store_table(head.weight, recipe.storage[head.name], final)
+    restored = replace(
+        forward.weights,
+        token_table=_restored_table(token_table, stored),
+        layers=tuple(layers),
+        head=None if head is None else _restored_table(head, stored),
     )
-    restored = replace(forward.weights, token_table=stored[TOKEN_TABLE].restored(), layers=tuple(layers))
-    if weights.head is not None:
-        stored[HEAD] = store_table(weights.head, recipe.storage[HEAD], final)
-        restored = replace(restored, head=stored[HEAD].restored())
-    return StoredGpt2(recipe, weights, restored, stored)
+    return StoredDecoder(recipe, weights, restored, stored)
+
+
+def _restored_table(table: Table, stored: dict[str, Stored]) -> Table:
+    return replace(table, weight=stored[table.name].restored())
 
 
 def as_product(stored: Stored) -> Array:
-    """What a stored product stands for, (K, N)."""
+    """The weight (K, N) that a stored product stands for."""
     return stored.restored() if isinstance(stored, FloatStored) else np.ascontiguousarray(stored.restored().T)
 
 
@@ -111,18 +113,20 @@ def _store_product(weight: Array, storage: Storage, hessian: Hessian) -> Stored:
         assert storage.block_size is not None
         size = block_size_for(len(weight), storage.block_size)
         rows = np.ascontiguousarray(weight.T)  # (N, K)
-        if storage.bits == 8:  # so fine that there is nothing to make up for
+        if storage.bits == 8:  # so fine that GPTQ has no error to make up for
             return quantize_blocks(rows, 8, size)
         return gptq_blocks(rows, hessian(), storage.bits, size)
     return quantize_columns(weight) if storage.format == "int8_row" else _in_float(weight, storage)
 
 
 def store_table(table: Array, storage: Storage, head_inputs: Tensor | None = None) -> Stored:
-    """A table (V, D): its rows are looked up, and are the head's outputs.
+    """Store a token table or a head.
 
     Args:
-        head_inputs: what the head sees, (R, T, D), where the table is one: 4 bits are then rounded for its outputs,
-            which suffer more than what is looked up.
+        table: (V, D).
+        storage: how.
+        head_inputs: what enters the head, (R, T, D), where the table is the head. 4 bits are then rounded for the
+            logits, because logits suffer more than looked-up rows.
     """
     if storage.format != "block":
         return _in_float(table, storage)
@@ -138,11 +142,18 @@ def _in_float(array: Array, storage: Storage) -> FloatStored:
     return FloatStored(array.astype(np.float16 if storage.format == "float16" else np.float32))
 
 
-def _hessian(forward: Gpt2Forward, index: int, layer: Layer, x: Tensor | None, name: str) -> Hessian:
-    """Sums ``x.T @ x`` over the inputs of one product of `layer`, when asked."""
+def _hessian(forward: DecoderForward, layer: Layer, x: Tensor | None, name: str) -> Hessian:
+    """A function that sums ``x.T @ x`` over the inputs of a product.
 
-    def compute() -> npt.NDArray[np.float32]:
-        assert x is not None, "4 bits want calibration text"
+    Args:
+        forward: computes the layer.
+        layer: the product's layer.
+        x: what enters the layer, (R, T, D).
+        name: of the product.
+    """
+
+    def compute() -> Array:
+        assert x is not None, "4 bits need calibration text"
         sums: list[Tensor] = []
 
         def watch(linear: Linear, inputs: Tensor) -> None:
@@ -150,14 +161,16 @@ def _hessian(forward: Gpt2Forward, index: int, layer: Layer, x: Tensor | None, n
                 flat = inputs.reshape(-1, inputs.shape[-1])  # (R·T, K)
                 sums.append(flat.T @ flat)
 
-        forward.layer(index, layer, x, watch)
-        total: npt.NDArray[np.float32] = torch.stack(sums).sum(dim=0).numpy()
+        forward.layer(layer, x, watch)
+        total: Array = torch.stack(sums).sum(dim=0).numpy()
         return total
 
     return compute
 
 
 def _collect(seen: dict[str, list[Tensor]]) -> Watch:
+    """A watch that appends a sample of each product's inputs to `seen`, by the product's name."""
+
     def watch(linear: Linear, inputs: Tensor) -> None:
         flat = inputs.reshape(-1, inputs.shape[-1])
         seen.setdefault(linear.name, []).append(flat[:: max(1, len(flat) // SAMPLE_TOKENS)])
@@ -165,17 +178,20 @@ def _collect(seen: dict[str, list[Tensor]]) -> Watch:
     return watch
 
 
-def _smoothed(layer: Layer, recipe: Recipe, inputs: dict[str, Tensor]) -> Layer:
-    """The same function; `inputs` are samples (tokens, K) of what each product sees, by its name."""
+def _smoothed(layer: Layer, weights: DecoderWeights, recipe: StorageRecipe, inputs: dict[str, Tensor]) -> Layer:
+    """Smooth one layer of `weights`; `inputs` are samples (tokens, K) of what enters each product, by its name."""
 
     def factors(linear: Linear) -> Array | None:
         storage = recipe.storage[linear.name]
         if storage.format not in ("int8_row", "block"):
             return None
-        found = inputs[linear.name]
-        return best_factors(linear.weight, found[:: max(1, len(found) // SAMPLE_TOKENS)], storage)
+        sample = inputs[linear.name]
+        return best_factors(linear.weight, sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage)
 
-    for_qkv, for_values, for_mlp = factors(layer.qkv), factors(layer.attention_out), factors(layer.mlp_in)
+    # A value head that serves several query heads has no factors of its own.
+    query_width, _, value_width = qkv_widths(weights.architecture)
+    for_values = factors(layer.attention_out) if value_width == query_width else None
+    for_qkv, for_mlp = factors(layer.qkv), factors(layer.mlp_in)
     if for_qkv is not None:
         norm, qkv = fold_norm(layer.attention_norm, layer.qkv, for_qkv)
         layer = replace(layer, attention_norm=norm, qkv=qkv)

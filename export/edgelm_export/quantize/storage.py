@@ -1,4 +1,7 @@
-"""Matrices to few bits: pure functions on arrays. A stored matrix knows what it stands for (`restored`)."""
+"""Matrices in few bits: pure functions on arrays. A stored matrix knows the floats that it stands for (`restored`).
+
+Shapes: a product's weight is (K, N), inputs by outputs; rows to cut into blocks are (N, K).
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,10 +9,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+from edgelm_export.model.decoder import Array
+
+ALIGNMENT_BYTES = 4096
+"""Where a tensor begins in the data file: at a page, so that every weight can be mapped on its own."""
+INLINE_BYTES = 1024
+"""Smaller tensors stay inside the graph file."""
 
 BLOCK_SIZES = (256, 128, 64, 32, 16)
-"""Sizes MatMulNBits and GatherBlockQuantized have fast kernels for, best first."""
+"""Sizes for which MatMulNBits and GatherBlockQuantized have fast kernels, best first."""
 
 _SMALLEST_CLIP = 0.6
 _CLIPS = 20
@@ -17,31 +25,33 @@ _CLIPS = 20
 
 @dataclass(frozen=True)
 class Storage:
-    """How one matrix is stored; the words of the manifest."""
+    """How one matrix is stored, in the words of the manifest."""
 
     format: Literal["float32", "float16", "int8_row", "block"]
     bits: int
     block_size: int | None = None
-    """The most a block may hold; smaller where that divides the matrix and this does not."""
+    """The largest allowed block. `block_size_for` chooses a smaller one where this size does not divide the rows."""
 
 
 FLOAT32 = Storage("float32", 32)
 FLOAT16 = Storage("float16", 16)
 INT8_ROW = Storage("int8_row", 8)
-"""int8 weights with a scale per output, multiplied with activations that have a scale per token (W8A8)."""
+"""int8 weights with one scale per output column; the activations they meet have one scale per token (W8A8)."""
 
 
 @dataclass(frozen=True)
 class FloatStored:
-    """A matrix in a float type, as it lies in the source."""
+    """A matrix in a float type, with the axes of the source."""
 
     values: npt.NDArray[np.floating]
 
     @property
     def storage(self) -> Storage:
+        """Float32 or float16."""
         return FLOAT32 if self.values.dtype == np.float32 else FLOAT16
 
     def restored(self) -> Array:
+        """The values in float32."""
         return self.values.astype(np.float32)
 
 
@@ -56,29 +66,30 @@ class RowQuantized:
     storage = INT8_ROW
 
     def restored(self) -> Array:
-        """(N, K): rows are outputs, as in `BlockQuantized`."""
+        """The floats that the codes stand for, (N, K), as in `BlockQuantized`."""
         return np.ascontiguousarray((self.values * self.scales).T)
 
 
 @dataclass(frozen=True)
 class BlockQuantized:
-    """Rows cut into blocks along K, each with a scale; the layout of MatMulNBits and GatherBlockQuantized."""
+    """Rows cut into blocks along K. Each block has a scale. MatMulNBits and GatherBlockQuantized take this layout."""
 
     packed: npt.NDArray[np.uint8]
-    """(N, blocks, block_size · bits / 8), two 4-bit values a byte, the low half first."""
+    """(N, blocks, block_size · bits / 8); a byte holds two 4-bit codes, the first in its low half."""
     scales: Array
     """(N, blocks); a scale may be negative."""
     bits: int
     block_size: int
     columns: int
-    """K: the last block may be longer than what is left of a row."""
+    """K. The last block of a row may reach beyond it."""
 
     @property
     def storage(self) -> Storage:
+        """Blocks of this size."""
         return Storage("block", self.bits, self.block_size)
 
     def restored(self) -> Array:
-        """(N, K)."""
+        """The floats that the codes stand for, (N, K)."""
         codes = self.packed
         if self.bits == 4:
             codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
@@ -89,6 +100,11 @@ class BlockQuantized:
 Stored = FloatStored | RowQuantized | BlockQuantized
 
 
+def stored_bytes(tensor_bytes: int) -> int:
+    """The bytes that a tensor takes on disk: in the data file, or in the graph file where the tensor is small."""
+    return tensor_bytes if tensor_bytes < INLINE_BYTES else -(-tensor_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
 def quantize_columns(weight: Array) -> RowQuantized:
     """Symmetric int8, each column of `weight` (K, N) scaled so that its largest magnitude is 127."""
     scales = np.abs(weight).max(axis=0) / np.float32(127)  # (N,)
@@ -97,11 +113,13 @@ def quantize_columns(weight: Array) -> RowQuantized:
 
 
 def quantize_blocks(rows: Array, bits: int, block_size: int, importance: Array | None = None) -> BlockQuantized:
-    """Symmetric 4 or 8 bits, round to nearest, each block's scale searched for the least square error.
+    """Round to the nearest code, symmetrically; each block's scale is searched for the least squared error.
 
     Args:
         rows: (N, K); K is padded with zeros to whole blocks.
-        importance: (K,), what an error in each column counts; None for all alike.
+        bits: of a code, 4 or 8.
+        block_size: values of a block.
+        importance: (K,), the weight of an error in each column; None for equal weights.
     """
     scales = search_scales(rows, bits, block_size, importance)  # (N, blocks)
     middle = 2 ** (bits - 1)
@@ -112,9 +130,13 @@ def quantize_blocks(rows: Array, bits: int, block_size: int, importance: Array |
 def search_scales(rows: Array, bits: int, block_size: int, importance: Array | None = None) -> Array:
     """The scale of every block of `rows` (N, K), float32 (N, blocks).
 
-    Tried are the scale that puts the value of the largest magnitude on the lowest code, -2^(bits-1), whatever its
-    sign (it uses all codes, at the price of scales that may be negative), the one that puts it on the highest code,
-    and both shrunk by up to 40%, which clips that value and resolves the others better. 8 bits leave nothing to gain.
+    One candidate puts the value of the largest magnitude on the lowest code, -2^(bits-1), whatever the sign of the
+    value; it uses all codes, and the scale may be negative. Another puts that value on the highest code. Each of the
+    two is also shrunk by up to 40%, which clips that value and resolves the rest of the block better. With 8 bits the
+    search gains nothing, so the first candidate is taken.
+
+    Args:
+        rows, bits, block_size, importance: as in `quantize_blocks`.
     """
     cut = cut_blocks(rows, block_size)  # (N, blocks, block_size)
     largest = np.take_along_axis(cut, np.abs(cut).argmax(axis=2, keepdims=True), axis=2)  # (N, blocks, 1)
@@ -137,7 +159,7 @@ def search_scales(rows: Array, bits: int, block_size: int, importance: Array | N
 
 
 def cut_blocks(rows: npt.NDArray[np.floating], block_size: int) -> Array:
-    """`rows` (N, K) as (N, blocks, block_size), filled up with zeros."""
+    """`rows` (N, K) as (N, blocks, block_size); zeros fill the last block."""
     n, k = rows.shape
     blocks = -(-k // block_size)
     padded = np.zeros((n, blocks * block_size), np.float32)
@@ -146,19 +168,26 @@ def cut_blocks(rows: npt.NDArray[np.floating], block_size: int) -> Array:
 
 
 def pack_blocks(codes: npt.NDArray[np.uint8], scales: Array, bits: int, columns: int) -> BlockQuantized:
-    """Codes (N, blocks, block_size) from 0 to 2^bits - 1, in the layout of the operators."""
+    """Put codes into the layout of the operators.
+
+    Args:
+        codes: from 0 to 2^bits - 1, (N, blocks, block_size).
+        scales: (N, blocks).
+        bits: of a code, 4 or 8.
+        columns: K, without the padding.
+    """
     packed: npt.NDArray[np.uint8] = codes
     if bits == 4:
         packed = (codes[:, :, 0::2] | (codes[:, :, 1::2] << 4)).astype(np.uint8)
     return BlockQuantized(packed, scales, bits, codes.shape[2], columns)
 
 
-def block_size_for(k: int, most: int) -> int:
-    """The largest block of at most `most` that divides `k`; 32 or less, with padding, where none does."""
-    return next((size for size in BLOCK_SIZES if size <= most and k % size == 0), min(32, most))
+def block_size_for(k: int, limit: int) -> int:
+    """The largest block size up to `limit` that divides `k`; where no size does, at most 32, with padding."""
+    return next((size for size in BLOCK_SIZES if size <= limit and k % size == 0), min(32, limit))
 
 
 def relative_error(stored: npt.NDArray[np.floating], source: Array) -> float:
-    """Root mean square of the difference over root mean square of `source`; 0 for all zeros."""
+    """Root mean square of `stored` - `source`, divided by that of `source`; 0 where `source` is all zeros."""
     power = float(np.mean(np.square(source, dtype=np.float64)))
     return float(np.sqrt(np.mean(np.square(stored - source, dtype=np.float64)) / power)) if power else 0.0

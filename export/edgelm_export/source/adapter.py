@@ -1,7 +1,7 @@
 """LoRA adapters (Hu et al., arXiv 2106.09685) in peft's layout, merged into their base model before anything else.
 
-peft does the arithmetic. It drops what it does not expect and starts at random what is missing, each with a warning
-at most; here every weight of the adapter must find its place, and the merged model must compute what the unmerged did.
+peft does the arithmetic. It drops unexpected weights, and starts missing weights at random, with a warning at most.
+Here every weight of the adapter must have its place, and the merged model must compute what the unmerged model did.
 """
 
 import importlib.util
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from edgelm.errors import ExportError, install_hint
-from edgelm_export.source.checkpoint import Checkpoint, quiet_torch
+from edgelm_export.source.checkpoint import Checkpoint, name_weights, quiet_torch
 from edgelm_export.source.hub import first_line, locate, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-"""The first that is there is read."""
+"""Names of the weights' file. The first file that exists is read."""
 
 MERGE_TOLERANCE = 1e-3
-"""Largest difference of a logit that merging may make, relative to the largest logit."""
+"""By how much merging may change a logit, relative to the largest logit."""
 
 _PASSED_ON = (
     *("task_type", "target_modules", "exclude_modules", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias"),
@@ -41,11 +42,12 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     """The checkpoint with a LoRA adapter merged into its model.
 
     Args:
+        checkpoint: the base of the adapter.
         adapter: a folder that peft wrote, or a hub id.
 
     Raises:
-        ExportError: peft is missing; the adapter is no LoRA, uses what cannot be merged, is damaged, or was trained
-            on another base.
+        ExportError: peft is missing; or the adapter is no LoRA, uses a feature that cannot be merged, is damaged, or
+            was trained on a different base.
     """
     if importlib.util.find_spec("peft") is None:
         raise ExportError(f"--adapter needs peft; {install_hint('cpu,export')}")
@@ -72,7 +74,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
 
 
 def _options(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """What peft is told; anything that would be lost is refused."""
+    """The options that peft gets. An option that would have no effect is refused."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ExportError(f"{name!r} is a {kind!r} adapter; edgelm merges LoRA adapters only")
@@ -100,69 +102,84 @@ def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
         raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
     bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if bad:
-        raise ExportError(f"the weight {bad[0]!r} of {name!r} holds NaN or infinity: it is damaged")
+        raise ExportError(f"the weight {bad[0]!r} of {name!r} contains NaN or infinity: it is damaged")
     return weights
 
 
 def _unpickle(path: Path) -> dict[str, torch.Tensor]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError("it holds something else than weights")
+        raise ValueError("it contains something other than weights")
     return content
 
 
-def _merged(checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
+def _merged(
+    checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> transformers.PreTrainedModel:
     import peft
 
     model = checkpoint.model
-    table = model.transformer.wte.weight
-    was_tied = model.lm_head.weight is table
+    table = model.get_input_embeddings().weight
+    was_tied = model.get_output_embeddings().weight is table
+    head_name = next(path for path, module in model.named_modules() if module is model.get_output_embeddings())
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    ids = torch.arange(min(model.config.n_positions, 64))[None] * 7 % model.config.vocab_size  # (1, T)
+    sizes = checkpoint.architecture
+    ids = torch.arange(min(sizes.context_length, 64))[None] * 7 % sizes.vocab_size  # (1, T)
     try:
         adapted = peft.PeftModel(model, peft.LoraConfig(**options, inference_mode=True)).eval()
-        wanted = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except Exception as error:  # peft raises whatever its layers do
         raise ExportError(f"the adapter {name!r} does not fit {checkpoint.name!r}: {first_line(error)}") from None
-    _check_weights(weights, wanted, adapted.state_dict(), f"the adapter {name!r} does not fit {checkpoint.name!r}")
+    _check_weights(weights, expected, adapted.state_dict(), f"the adapter {name!r} does not fit {checkpoint.name!r}")
     try:
         peft.set_peft_model_state_dict(adapted, weights)
         with torch.no_grad():
-            before = adapted(input_ids=ids).logits
-            _untie(adapted, table)
+            unmerged_logits = adapted(input_ids=ids).logits
+            _untie(adapted, head_name, table)
             merged = adapted.merge_and_unload(safe_merge=True).eval()
-            after = merged(input_ids=ids).logits
+            merged_logits = merged(input_ids=ids).logits
     except Exception as error:
         raise ExportError(f"the adapter {name!r} cannot be merged: {first_line(error)}") from None
     if {key: value.shape for key, value in merged.state_dict().items()} != shapes or not torch.allclose(
-        after, before, rtol=0, atol=MERGE_TOLERANCE * max(1.0, float(before.abs().max()))
+        merged_logits, unmerged_logits, rtol=0, atol=MERGE_TOLERANCE * max(1.0, float(unmerged_logits.abs().max()))
     ):
         raise ExportError(f"the adapter {name!r} cannot be merged: the merged model computes something else")
-    tied = was_tied and torch.equal(merged.lm_head.weight, merged.transformer.wte.weight)
+    head, table = merged.get_output_embeddings(), merged.get_input_embeddings().weight
+    tied = was_tied and torch.equal(head.weight, table)
     if tied:
-        merged.lm_head.weight = merged.transformer.wte.weight
+        head.weight = table
     merged.config.tie_word_embeddings = tied
     return merged
 
 
 def _check_weights(
-    weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], known: dict[str, torch.Tensor], misfit: str
+    weights: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    known: dict[str, torch.Tensor],
+    misfit: str,
 ) -> None:
-    """Every weight of the adapter has a place in the model, and every place a weight, of the same shape."""
-    # A saved token table has its usual name in the model; it is no part of what an adapter must have.
-    places = known | wanted
-    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - places.keys())
+    """Refuse an adapter whose weights are not exactly the expected ones, with their shapes.
+
+    Args:
+        weights: of the adapter.
+        expected: what peft would save of the model with the adapter.
+        known: all weights of the model with the adapter.
+        misfit: beginning of the message.
+    """
+    # A saved token table has its usual name in the model; an adapter need not have it.
+    places = known | expected
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - places.keys())
     if extra:
-        raise ExportError(f"{misfit}: it holds {len(extra)} weights without a place there, the first is {extra[0]!r}")
+        raise ExportError(f"{misfit}: the model has no place for {name_weights(extra)}")
     if missing:
-        raise ExportError(f"{misfit}: it lacks {len(missing)} weights, the first is {missing[0]!r}")
+        raise ExportError(f"{misfit}: it lacks {name_weights(missing)}")
     for key, value in weights.items():
         if value.shape != places[key].shape:
             raise ExportError(f"{misfit}: {key!r} has the shape {tuple(value.shape)}, not {tuple(places[key].shape)}")
 
 
-def _untie(adapted: Any, table: torch.Tensor) -> None:
-    """Give the head a copy of the tied table: what is merged into one of the two must not reach the other."""
+def _untie(adapted: torch.nn.Module, head_name: str, table: torch.Tensor) -> None:
+    """Give the head a copy of the tied table, because a change merged into one of them must not reach the other."""
     for path, module in adapted.named_modules():
-        if "lm_head" in path.split(".") and module._parameters.get("weight") is table:
+        if head_name in path.split(".") and module._parameters.get("weight") is table:
             module.weight = torch.nn.Parameter(table.detach().clone(), requires_grad=False)

@@ -1,37 +1,40 @@
-"""Text drawn from the source model itself, so that every language and domain has some to measure and calibrate on."""
+"""Text drawn from the source model itself: every language and domain has such text for measuring and calibrating."""
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 import torch
+import transformers
 
+from edgelm_export.model.decoder import TokenIds
 from edgelm_export.source.checkpoint import quiet_torch
 
 MAX_ROW_TOKENS = 256
-"""Rows are many and short rather than few and long: torch copies the whole cache at every token."""
+"""Many short rows are faster than few long rows, because torch copies the whole cache at every token."""
 _BATCH_ROWS = 64
 
-Text = npt.NDArray[np.int64]
 
+def draw_texts(model: transformers.PreTrainedModel, tokens: int, seed: int) -> list[TokenIds]:
+    """Sample rows of token ids, (T,) each, at temperature 1.
 
-def draw_texts(model: Any, tokens: int, seed: int) -> list[Text]:
-    """Rows that predict at least `tokens` ids in all (a row's first one is given), sampled at temperature 1.
+    Every row starts with the model's BOS token, or with a random token where the model has none. It runs to the end of
+    the context or to 256 tokens, even through ends of text.
 
-    Every row starts with the model's BOS token, or with a random one where it has none, and runs to the end of the
-    context or 256 tokens, straight through ends of text.
+    Args:
+        model: to draw from.
+        tokens: how many ids the rows predict at least, in all. The first id of a row is not predicted.
+        seed: of the sampling.
     """
-    length = min(model.config.n_positions, MAX_ROW_TOKENS)
+    length = min(model.config.max_position_embeddings, MAX_ROW_TOKENS)
     rows = -(-tokens // (length - 1))
     generator = torch.Generator().manual_seed(seed)
-    texts: list[Text] = []
+    texts: list[TokenIds] = []
     with quiet_torch(), torch.no_grad():
         for start in range(0, rows, _BATCH_ROWS):
             texts += _draw_batch(model, min(_BATCH_ROWS, rows - start), length, generator)
     return texts
 
 
-def _draw_batch(model: Any, rows: int, length: int, generator: torch.Generator) -> list[Text]:
+def _draw_batch(
+    model: transformers.PreTrainedModel, rows: int, length: int, generator: torch.Generator
+) -> list[TokenIds]:
     vocab, bos = model.config.vocab_size, model.config.bos_token_id
     if bos is not None and 0 <= bos < vocab:
         ids = torch.full((rows, 1), bos)

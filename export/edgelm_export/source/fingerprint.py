@@ -1,22 +1,24 @@
-"""What tells one checkpoint from another, and its body however its vocabulary was cut."""
+"""Hashes of weights: one that identifies a checkpoint, and one that ignores its vocabulary."""
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
+import transformers
 
 
-def body_sha256(model: Any) -> str:
-    """SHA-256 (hex) of the weights of a ``GPT2LMHeadModel`` in float32, but for the token table and the head.
+def body_sha256(model: transformers.PreTrainedModel) -> str:
+    """SHA-256 (hex) of a model's weights in float32, without the token table and the head.
 
     A learned prefix fits every bundle whose source has this body: `edgelm.reuse.prefix.write_learned_prefix`.
     """
-    weights = model.transformer.state_dict()
-    return _sha256({name: value for name, value in weights.items() if name != "wte.weight"})
+    body = model.base_model
+    table = body.get_input_embeddings().weight
+    tables = {name for name, value in body.named_parameters() if value is table}
+    return _sha256({name: value for name, value in body.state_dict().items() if name not in tables})
 
 
-def model_sha256(model: Any) -> str:
+def model_sha256(model: transformers.PreTrainedModel) -> str:
     """SHA-256 (hex) of all weights of a model in float32."""
     return _sha256(model.state_dict())
 

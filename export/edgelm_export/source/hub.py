@@ -1,4 +1,4 @@
-"""Where a checkpoint or an adapter comes from: a folder, or the hub, of which only the files named are fetched."""
+"""Finds a checkpoint or an adapter: in a folder, or on the hub, from which only the needed files are fetched."""
 
 import json
 import re
@@ -11,20 +11,20 @@ from edgelm.errors import ExportError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 Choose = Callable[[set[str]], set[str]]
-"""Of the names of a repository's files, those to fetch."""
+"""Takes the names of a repository's files and returns those to fetch."""
 
 
 def locate(source: str, revision: str | None, choose: Choose, what: str) -> tuple[Path, str, str | None]:
-    """The folder that holds `source`, its name, and its commit where it came from the hub.
+    """The folder of `source`, its name, and its commit where it came from the hub.
 
     Args:
         source: a folder or a hub id.
         revision: a branch, tag or commit of a hub id.
-        choose: which files to fetch of a hub id.
-        what: what the source is to be, for messages: "checkpoint".
+        choose: which files of a hub id to fetch.
+        what: what the source should be, for messages: "checkpoint".
 
     Raises:
-        ExportError: it is neither, or cannot be fetched.
+        ExportError: `source` is neither a folder nor a hub id, or cannot be fetched.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -35,14 +35,18 @@ def locate(source: str, revision: str | None, choose: Choose, what: str) -> tupl
         raise ExportError(f"{source!r} is a file; give the folder of a {what}, or a hub id")
     if not _HUB_ID.fullmatch(source):
         raise ExportError(f"there is no folder {source!r}, and it is no hub id like 'gpt2' or 'owner/name'")
-    return _download(source, revision, choose)
+    return _download(source, revision, choose, what)
 
 
 def read_json(path: Path, what: str = "no checkpoint in Hugging Face layout") -> dict[str, Any]:
     """The object in a JSON file.
 
+    Args:
+        path: of the file.
+        what: what its folder is where the file is missing, for the message.
+
     Raises:
-        ExportError: there is no such file (then its folder is `what`), or it holds no JSON object.
+        ExportError: the file is missing, cannot be read, or contains no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -56,21 +60,44 @@ def read_json(path: Path, what: str = "no checkpoint in Hugging Face layout") ->
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """The first line of an exception's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _download(repo: str, revision: str | None, choose: Choose) -> tuple[Path, str, str | None]:
-    """Fetch the files export needs, and no others, into the hub's own cache."""
+def _download(repo: str, revision: str | None, choose: Choose, what: str) -> tuple[Path, str, str | None]:
+    """Fetch the chosen files into the hub's own cache."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         info = HfApi().model_info(repo, revision=revision)
         names = {file.rfilename for file in info.siblings or []}
         folder = snapshot_download(repo, revision=info.sha, allow_patterns=sorted(choose(names) & names))
-    except Exception as error:  # huggingface_hub raises requests' and its own errors, and OSError
+    except Exception as error:  # huggingface_hub raises its own errors, those of its HTTP library, and OSError
         raise ExportError(
-            f"cannot fetch {repo!r} from the hub, and there is no such folder: {first_line(error)}"
+            f"cannot fetch {repo!r} from the hub: {_hub_failure(error, revision)}, or give the folder of a local {what}"
         ) from None
     return Path(folder), repo, info.sha
+
+
+def _hub_failure(error: Exception, revision: str | None) -> str:
+    """What went wrong on the hub or on the way to it, and what to do."""
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it"
+    if isinstance(error, errors.GatedRepoError):
+        return "access to this model is restricted; accept its terms on its page and run `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the model has no revision {revision!r}; check --revision"
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+        return "the hub has no public model of this name; check the name"
+    if status in (401, 403):
+        return f"the hub refused access (status {status}); check your access token with `hf auth whoami`"
+    if status is not None:
+        return f"the hub answered with status {status}; try again later"
+    library = type(error).__module__.partition(".")[0]
+    if isinstance(error, errors.LocalEntryNotFoundError) or library in ("requests", "urllib3", "httpx"):
+        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}); check the network and the proxy"
+    return f"{first_line(error)}; check the name"

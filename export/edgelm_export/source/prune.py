@@ -1,7 +1,7 @@
-"""Vocabulary pruning: a checkpoint that knows the tokens of a domain only, with the same logits for those.
+"""Vocabulary pruning: a checkpoint that keeps only the tokens of a domain, and computes the same logits for them.
 
-The model itself is pruned before everything else, so that the reference, the text that is drawn and the
-certificate are all about the tokens that are left.
+The model itself is pruned first, so that the reference graph, the drawn text and the certificate are all about the
+tokens that are left.
 """
 
 import json
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from edgelm.errors import ExportError
 from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.vocabulary import prune_tokenizer
 
 FEATURE = "pruned_vocabulary"
-"""What a bundle made of such a checkpoint names in `required_features`."""
+"""Name of this feature in the `required_features` of a bundle."""
 
 MAX_TEXT_BYTES = 2**28
 
@@ -26,9 +27,10 @@ _OTHER_IDS = ("sequence_bias", "logit_bias", "forced_decoder_ids", "force_words_
 
 
 def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
-    """Keep the tokens that the text in `file` needs, and what it takes to spell every other text.
+    """Keep the tokens that the text in `file` needs, and the tokens that spell every other text.
 
     Args:
+        checkpoint: to prune.
         file: UTF-8 text of the domain.
 
     Raises:
@@ -36,7 +38,7 @@ def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
     """
     text = _read_text(file)
     config = json.loads(checkpoint.config_json)
-    size = checkpoint.model.config.vocab_size
+    size = checkpoint.architecture.vocab_size
     loaded = checkpoint.model.config.to_dict()
     needed = {i for settings in (config, loaded, checkpoint.generation_settings) for i in _single_ids(settings)}
     needed = {i for i in needed if 0 <= i < size}
@@ -69,31 +71,31 @@ def _read_text(file: Path) -> str:
 
 def _single_ids(settings: dict[str, Any]) -> list[int]:
     """The ids that fields like ``eos_token_id`` name."""
-    found: list[int] = []
+    ids: list[int] = []
     for name, value in settings.items():
         if name.endswith("_token_id"):
-            found += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
-    return found
+            ids += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+    return ids
 
 
 def _renumbered(settings: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
-    """A config with its ids renumbered; what was out of range before stays, and is out of range still."""
+    """A config with its ids renumbered. An id that was out of range stays, and is still out of range."""
     result = dict(settings)
     for name, value in settings.items():
         if name in _OTHER_IDS and value:
             raise ExportError(f"--vocabulary cannot renumber the setting {name}; remove it from the source's files")
         if name.endswith("_token_id"):
             result[name] = [new_ids.get(i, i) for i in value] if isinstance(value, list) else new_ids.get(value, value)
-        elif name in _LISTS and value:  # what is gone need not be forbidden
+        elif name in _LISTS and value:  # a token that is gone need not be forbidden
             result[name] = [new_ids[i] for i in value if i in new_ids]
         elif name in _NESTED_LISTS and value:
             result[name] = [[new_ids[i] for i in word] for word in value if new_ids.keys() >= set(word)]
     return result
 
 
-def _keep_rows(model: Any, kept: list[int]) -> None:
-    """Cut the token table (V, D) and the head of a ``GPT2LMHeadModel``."""
-    table, head = model.transformer.wte, model.lm_head
+def _keep_rows(model: transformers.PreTrainedModel, kept: list[int]) -> None:
+    """Cut the token table (V, D) and the head down to the rows `kept`."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is table.weight
     rows = torch.tensor(kept)
     table.weight = torch.nn.Parameter(table.weight.detach()[rows])

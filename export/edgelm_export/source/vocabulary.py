@@ -1,6 +1,6 @@
-"""A tokenizer cut down to the tokens a domain needs; every string it could spell before it still spells.
+"""A tokenizer cut down to the tokens that a domain needs. It still spells every string that it could spell before.
 
-Text of the domain keeps its tokens; other text falls into smaller ones, down to bytes or characters.
+Text of the domain keeps its tokens. Other text falls into smaller tokens, down to bytes or characters.
 """
 
 import json
@@ -19,28 +19,29 @@ _LINE_END = re.compile(r"\n(?=\S)")  # a cut here splits no token of the usual t
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is left of a tokenizer."""
+    """A pruned tokenizer."""
 
     tokenizer: Tokenizer
     new_ids: dict[int, int]
-    """The new id of every old one that was kept, in the order 0, 1, 2, ..."""
+    """The new id of every old id that was kept, in the order 0, 1, 2, ..."""
 
 
 def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = ()) -> Vocabulary:
-    """Keep the tokens of `text`, those without which some string could not be spelt, and all added ones.
+    """Keep the tokens of `text`, the tokens without which a string could not be spelt, and all added tokens.
 
-    Byte-level and other BPE keep every token that no merge makes (the 256 bytes among them), and the merges whose
-    parts and results are kept, with all that leads to them: BPE always applies the earliest merge that fits, so the
-    text's own merges come in the same order as before. WordPiece and Unigram keep every single character, and what
-    holds a character that has no token of its own.
+    Byte-level and other BPE keep every token that no merge makes, such as the 256 bytes. They keep the merges whose
+    parts and results are kept, and all that leads to these. BPE always applies the earliest merge that fits, so the
+    text's own merges come in the same order as before. WordPiece and Unigram keep every single character, and each
+    token with a character that has no token of its own.
 
     Args:
+        tokenizer: to prune.
         text: of the domain.
-        needed: ids to keep in any case, with or without a token: the ends of text that a config names.
+        needed: ids to keep in any case, with or without a token, such as the ends of text that a config names.
 
     Raises:
-        ExportError: the text is empty, the tokenizer is of a kind that could then not spell what it spelt before,
-            or the cut tokenizer does not encode the text as before.
+        ExportError: the text is empty, a pruned tokenizer of this kind could not spell every string, or the pruned
+            tokenizer does not encode the text as before.
     """
     if not text.strip():
         raise ExportError("the vocabulary file is empty; give text of the domain")
@@ -56,7 +57,7 @@ def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = (
     always |= set(added.values()) | {model.get("unk_token")}
     used = {ids[old] for old in set().union(*encoded) if old in ids}
     tokens = _spelling(model, used | (always & _ids_of(model).keys()))
-    # Added tokens that the model does not know get the ids after it, in their order, wherever they are read.
+    # Added tokens that the model does not know get the ids after the model's, in their order, wherever they are read.
     kept = sorted(old for old, token in ids.items() if token in tokens)
     kept += sorted(added.keys() - ids.keys())
     kept += sorted(set(needed) - set(kept))
@@ -69,7 +70,7 @@ def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = (
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of about a million characters, for the tokenizer needs a hundred times their size."""
+    """The text in pieces of about a million characters, because the tokenizer needs a hundred times their size."""
     start = 0
     while start < len(text):
         cut = _LINE_END.search(text, start + _PIECE_CHARACTERS)
@@ -79,20 +80,20 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _ids_of(model: dict[str, Any]) -> dict[str, int]:
-    """Token to id of a tokenizer.json's model, whatever its kind."""
+    """The id of each token of a tokenizer.json's model, whatever its kind."""
     vocab = model.get("vocab")
     if model.get("type") == "Unigram":
         return {piece: i for i, (piece, _score) in enumerate(model["vocab"])}
     if model.get("type") not in _SPELLERS or not isinstance(vocab, dict):
         raise ExportError(
-            f"cannot prune a {model.get('type')} tokenizer: it can spell a token that is gone in no other way; "
+            f"cannot prune a {model.get('type')} tokenizer, because it has no other way to spell a pruned token; "
             "byte-level and other BPE, WordPiece and Unigram can be pruned"
         )
     return vocab
 
 
 def _spelling(model: dict[str, Any], tokens: set[str]) -> set[str]:
-    """`tokens` with all that is needed to make them, and to spell whatever could be spelt before."""
+    """`tokens`, with the tokens that make them and the tokens that spell every string."""
     return _SPELLERS[model["type"]](model, tokens)
 
 
@@ -103,7 +104,7 @@ def _spell_bpe(model: dict[str, Any], tokens: set[str]) -> set[str]:
     kept = tokens | {token for token in model["vocab"] if token not in makers}
     open_ends = list(kept)
     while open_ends:
-        # Where several merges make a token, all are kept: which of them a word takes depends on the word.
+        # Where several merges make a token, all of them are kept, because the word decides which of them it takes.
         parts = {part for pair in makers.get(open_ends.pop(), ()) for part in pair} - kept
         kept |= parts
         open_ends += parts
@@ -124,7 +125,7 @@ def _spell_wordpiece(model: dict[str, Any], tokens: set[str]) -> set[str]:
 def _spell_unigram(model: dict[str, Any], tokens: set[str]) -> set[str]:
     vocab = model["vocab"]
     pieces = {piece for piece, _score in vocab}
-    # An unknown character costs a fixed amount more than the worst piece: that one stays, so that nothing shifts.
+    # An unknown character costs a fixed amount more than the worst piece, so that piece stays and no cost shifts.
     worst = min(vocab, key=lambda entry: entry[1])[0]
     unknown = set() if model["unk_id"] is None else {vocab[model["unk_id"]][0]}
     byte_pieces = {piece for piece in pieces if model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", piece)}
@@ -133,7 +134,7 @@ def _spell_unigram(model: dict[str, Any], tokens: set[str]) -> set[str]:
 
 
 def _is_atom(token: str, letters: list[str], vocab: Collection[str]) -> bool:
-    """Nothing else could spell this token: it is one letter, or holds one that has no token of its own."""
+    """Whether only this token spells its letters: it is one letter, or one of them has no token of its own."""
     return len(letters) == 1 or any(letter not in vocab for letter in letters)
 
 
@@ -151,7 +152,7 @@ def _merge_result(model: dict[str, Any], left: str, right: str) -> str:
 
 
 def _ids_in(processor: Any) -> Iterator[int]:
-    """All token ids that a post-processor puts into texts."""
+    """The token ids that a post-processor puts into texts."""
     if isinstance(processor, dict) and "type" in processor:
         for step in processor.get("processors", ()):
             yield from _ids_in(step)
@@ -174,7 +175,7 @@ def _renumber_processor(processor: Any, new_ids: dict[int, int]) -> None:
 
 
 def _renumbered(state: dict[str, Any], tokens: set[str], new_ids: dict[int, int]) -> Tokenizer:
-    """The tokenizer of `tokens`; `state`, a tokenizer.json, is changed for it."""
+    """The tokenizer of `tokens`; changes `state`, the content of a tokenizer.json."""
     model = state["model"]
     if model["type"] == "Unigram":
         entries = model["vocab"]
@@ -194,8 +195,8 @@ def _renumbered(state: dict[str, Any], tokens: set[str], new_ids: dict[int, int]
     _renumber_processor(state["post_processor"], new_ids)
     if state["padding"] is not None:
         state["padding"]["pad_id"] = new_ids.get(state["padding"]["pad_id"], 0)
-    wanted = _ids_of(model) | {token["content"]: token["id"] for token in state["added_tokens"]}
+    expected = _ids_of(model) | {token["content"]: token["id"] for token in state["added_tokens"]}
     pruned = Tokenizer.from_json(json.dumps(state, ensure_ascii=False))
-    if any(pruned.token_id(token) != new for token, new in wanted.items()):
+    if any(pruned.token_id(token) != new for token, new in expected.items()):
         raise ExportError("the pruned tokenizer numbers its tokens in another way: please report this")
     return pruned

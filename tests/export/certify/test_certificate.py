@@ -1,4 +1,4 @@
-"""The certificate: measured at export, measured again anywhere, and not fooled by hashes that were fixed up."""
+"""The certificate is measured at export and again anywhere; repaired hashes do not fool it."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def tiny(request: pytest.FixtureRequest, tiny_export: TinyExport) -> Tiny:
 
 
 def measured_again(bundle: Path, threads: int = 2) -> list[Check]:
-    """What `edgelm verify` would say."""
+    """The result of `edgelm verify`."""
     opened = Bundle.read(bundle)
     opened.verify()
     facts, data = read_reference(opened)
@@ -107,7 +107,7 @@ def test_altered_weights_fail_with_hashes_fixed_up(
     ("layer", "change"),
     [
         *product([0, 3, 5], [zeroed, scaled, sign_flipped, low_bits_flipped]),
-        (3, two_rows_swapped),  # in layers 0 and 5 it is less than another CPU may do: docs/quality.md
+        (3, two_rows_swapped),  # in layers 0 and 5 the change is smaller than that of another CPU: docs/quality.md
     ],
 )
 def test_an_altered_layer_of_the_embedded_model_fails(
@@ -117,7 +117,7 @@ def test_an_altered_layer_of_the_embedded_model_fails(
     name = f"transformer.h.{layer}.attn.c_attn.weight"
     if change in (scaled, sign_flipped):
         alter(copy, f"{name}.scales", change)
-    elif change is low_bits_flipped:  # of every matrix
+    elif change is low_bits_flipped:  # in every matrix
         for tensor in stored_tensors(copy):
             if tensor.dtype.kind in "iu":
                 alter(copy, tensor.name, change)

@@ -1,4 +1,4 @@
-"""What the recipes lose on really trained checkpoints; the numbers are shown, also where all is well."""
+"""What the recipes lose on trained checkpoints. The numbers are shown in every case."""
 
 import math
 import shutil
@@ -16,7 +16,7 @@ from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.graph import Graph
 from edgelm.model import Model, load
 from edgelm.scoring.comparison import Comparison, compare_texts
-from edgelm_export.certify.optimum_graph import Reference
+from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.pipeline import Exported, export
 from edgelm_export.source.drawn_text import draw_texts
 from edgelm_export.source.tokenizer import load_tokenizer
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.export, pytest.mark.shared]
 HELD_OUT_STORIES = 206
 HELD_OUT_TOKENS = 41_913
 HELD_OUT_LOSS = 2.2912
-"""Of the source, in windows of 512. Both are its README's; how it treated the windows' borders is not said."""
+"""Perplexity of the source in windows of 512, from its README, which does not say how windows begin."""
 
 MakeBundle = Callable[[str, FixedPrecision], Exported]
 
@@ -46,7 +46,7 @@ def make_bundle(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     drawn: dict[tuple[int, int, int, int], list[Ids]] = {}
 
     def draw_once(model: Any, tokens: int, seed: int) -> list[Ids]:
-        """The text an export would draw: the same for every precision, so drawn once."""
+        """The text that an export draws. It does not depend on the precision, so it is drawn once."""
         key = (model.config.vocab_size, model.config.n_embd, tokens, seed)
         if key not in drawn:
             drawn[key] = draw_texts(model, tokens, seed)
@@ -117,8 +117,10 @@ def test_perplexity_of_held_out_stories(
 
 @pytest.fixture(scope="session")
 def outlier_checkpoint(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """stories-6m with six channels of every LayerNorm times 30 and the rows that take them divided by 30: the same
-    function, and as hard to round as real GPT-2 checkpoints."""
+    """stories-6m with six channels of every LayerNorm times 30, and the rows that read them divided by 30.
+
+    The function is the same, and as hard to round as real GPT-2 checkpoints.
+    """
     folder = tmp_path_factory.mktemp("outliers") / "stories-6m-outliers"
     shutil.copytree(checkpoints / "stories-6m", folder)
     weights = load_file(folder / "model.safetensors")
@@ -155,7 +157,7 @@ def test_fp32_logits_equal_optimums_graph(
     make_bundle: MakeBundle, stories: list[Ids], stories_torch: TorchModel, tmp_path: Path, report: Report
 ) -> None:
     session = load(make_bundle("stories-6m", "fp32").bundle.path, device="cpu").session
-    reference = Reference(stories_torch.model, tmp_path)
+    reference = OptimumGraph(stories_torch.model, tmp_path)
     worst = 0.0
     for window in stories[:10]:
         session.reset()

@@ -10,8 +10,9 @@ import torch
 from onnx import helper
 from transformers.activations import ACT2FN
 
-from edgelm_export.graph.activations import ACTIVATIONS, collect_activation, widen_activation, write_activation
+from edgelm_export.graph.activations import write_activation
 from edgelm_export.graph.writer import GraphWriter
+from edgelm_export.model.activations import ACTIVATIONS, collect_activation, widen_activation
 
 pytestmark = pytest.mark.export
 
@@ -35,7 +36,7 @@ def test_activation(name: str, dtype: type[np.floating], limit: float, tmp_path:
 
 
 def run(name: str, module: object, x: npt.NDArray[np.floating], folder: Path) -> npt.NDArray[np.floating]:
-    """The activation of x (F,), as the graph would have it."""
+    """The activation of `x` (F,), as the graph computes it."""
     dtype, kind = x.dtype.type, helper.np_dtype_to_tensor_dtype(x.dtype)
     writer = GraphWriter(folder, "model.onnx", "model.onnx.data")
     write_activation(writer, collect_activation(name, module), "x", "y", dtype)

@@ -16,7 +16,7 @@ from edgelm.scoring.comparison import Comparison, compare_logits
 from edgelm_export.certify.judgement import Greedy, judge, quality
 from edgelm_export.graph.products import row_quantized_matmul
 from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter
-from edgelm_export.model.gpt2 import Array
+from edgelm_export.model.decoder import Array
 from edgelm_export.publish.card import model_card
 from edgelm_export.source.drawn_text import draw_texts
 from tests.export.checkpoints import Shape, TinyExport, TorchModel, save_checkpoint
@@ -224,7 +224,7 @@ def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"])
 def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: FixedPrecision) -> None:
-    """The output is a value the logits need anyway, in its own type: who does not bind it pays nothing."""
+    """The logits need the hidden states anyway, so a run that does not bind that output computes nothing more."""
     bundle = tiny_export(Shape(), precision).exported.bundle
     graph = onnx.load(str(bundle.file("model.onnx")), load_external_data=False).graph
     name = bundle.manifest.graph.hidden_states

@@ -55,7 +55,7 @@ def test_a_baked_text_is_the_text_before_the_prompt(precision: FixedPrecision, t
     baked = export(str(source), tmp_path / "baked", precision, accept_quality_loss=True, prefix=tmp_path / "task.txt")
     assert baked.certificate.texts == plain.certificate.texts
     assert baked.bundle.manifest.required_features == ("prefix",)
-    assert "Before every prompt stand" in baked.bundle.file("README.md").read_text(encoding="utf-8")
+    assert "tokens stand before every prompt" in baked.bundle.file("README.md").read_text(encoding="utf-8")
     bundle = baked.bundle
     with_text = Model(Graph.open(bundle, device="cpu", threads=1), Tokenizer.of_bundle(bundle))
     model = load(bundle.path, device="cpu", threads=1)

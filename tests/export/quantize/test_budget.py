@@ -1,4 +1,4 @@
-"""Bits chosen matrix by matrix: the choice itself by hand, and a whole export inside limits no fixed recipe keeps."""
+"""Bits chosen matrix by matrix: plans computed by hand, and an export within limits that no fixed recipe keeps."""
 
 from pathlib import Path
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgelm_export.model.forward import Gpt2Forward
-from edgelm_export.model.gpt2 import Array, Gpt2Weights, Linear, Norm, collect_weights
+from edgelm_export.model.decoder import Array, DecoderWeights, Linear, Norm
+from edgelm_export.model.families import collect_weights
+from edgelm_export.model.forward import DecoderForward
 from edgelm_export.quantize.calibrate import SAMPLE_TOKENS, smooth, store
 from edgelm_export.quantize.recipe import BLOCK4, fixed_recipe
 from edgelm_export.quantize.smooth import best_factors, fold_norm, fold_values
@@ -26,15 +27,11 @@ SHAPES = [
 ]
 
 
-def activations(model: Any) -> list[Any]:
-    return [block.mlp.act for block in model.transformer.h]
-
-
-def log_probabilities(weights: Gpt2Weights, model: Any, rows: Ids) -> Logits:
-    forward = Gpt2Forward(weights, activations(model))
+def log_probabilities(weights: DecoderWeights, rows: Ids) -> Logits:
+    forward = DecoderForward(weights)
     x = forward.embed(rows)
-    for index, layer in enumerate(weights.layers):
-        x = forward.layer(index, layer, x)
+    for layer in weights.layers:
+        x = forward.layer(layer, x)
     found: Logits = forward.log_probabilities(forward.final(x)).numpy()
     return found
 
@@ -45,12 +42,12 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 def test_forward_computes_what_transformers_does(model: Any) -> None:
-    rows = np.random.default_rng(0).integers(0, 300, (10, 64))  # more rows than go at once
+    rows = np.random.default_rng(0).integers(0, 300, (10, 64))  # more rows than one call takes
     wanted = torch.log_softmax(model(torch.from_numpy(rows)).logits, -1).numpy()
-    assert np.abs(log_probabilities(collect_weights(model), model, rows) - wanted).max() <= 1e-4
+    assert np.abs(log_probabilities(collect_weights(model), rows) - wanted).max() <= 1e-4
 
 
-def with_outliers(weights: Gpt2Weights, factor: float = 30) -> Gpt2Weights:
+def with_outliers(weights: DecoderWeights, factor: float = 30) -> DecoderWeights:
     """The same function with a few loud channels in every LayerNorm."""
     layers = []
     for layer in weights.layers:
@@ -67,8 +64,8 @@ def test_smoothing_keeps_the_function_and_undoes_outliers(model: Any, precision:
     plain = collect_weights(model)
     loud, recipe = with_outliers(plain), fixed_recipe(precision, plain)
     rows = np.stack(draw_texts(model, 1000, 1))
-    smoothed = smooth(loud, recipe, activations(model), rows)
-    before, after = log_probabilities(plain, model, rows), log_probabilities(smoothed, model, rows)
+    smoothed = smooth(loud, recipe, rows)
+    before, after = log_probabilities(plain, rows), log_probabilities(smoothed, rows)
     assert np.abs(before - after).max() <= 1e-3
     for layer, outliers in zip(smoothed.layers, loud.layers, strict=True):
         for norm, old in (
@@ -90,7 +87,7 @@ def test_values_fold_through_attention(model: Any) -> None:
     factors = np.random.default_rng(1).uniform(0.1, 10, len(layer.attention_out.weight)).astype(np.float32)
     qkv, out = fold_values(layer.qkv, layer.attention_out, factors)
     folded = replace(weights, layers=(replace(layer, qkv=qkv, attention_out=out), *weights.layers[1:]))
-    before, after = log_probabilities(weights, model, rows), log_probabilities(folded, model, rows)
+    before, after = log_probabilities(weights, rows), log_probabilities(folded, rows)
     assert np.abs(before - after).max() <= 1e-3
     assert not np.array_equal(qkv.weight, layer.qkv.weight)
 
@@ -130,12 +127,13 @@ def test_stored_matrices_stand_for_the_weights(model: Any, precision: Any) -> No
     weights = collect_weights(model)
     recipe = fixed_recipe(precision, weights)
     rows = np.stack(draw_texts(model, 500, 1)) if recipe.is_quantized else None
-    stored = store(weights, recipe, activations(model), rows)
-    assert set(stored.stored) == set(recipe.storage)
+    stored = store(weights, recipe, rows)
+    storage = {**recipe.storage, weights.position_table.name: recipe.float_storage}
+    assert set(stored.stored) == set(storage)
     for name, matrix in stored.stored.items():
-        assert matrix.storage.format == recipe.storage[name].format
+        assert matrix.storage.format == storage[name].format
     judged = np.random.default_rng(0).integers(0, 300, (4, 64))
-    source = log_probabilities(weights, model, judged)
-    difference = np.abs(log_probabilities(stored.restored, model, judged) - source).mean()
+    source = log_probabilities(weights, judged)
+    difference = np.abs(log_probabilities(stored.restored, judged) - source).mean()
     most = {"fp32": 0.0, "fp16": 0.005, "int8": 0.1, "w8a8": 0.1, "int4": 1.0, "int4-small": 1.5}
     assert difference <= most[precision]

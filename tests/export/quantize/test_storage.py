@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgelm_export.model.decoder import Array
 from edgelm_export.quantize.gptq import gptq_blocks
 from edgelm_export.quantize.storage import (
     BLOCK_SIZES,
-    Array,
     BlockQuantized,
     block_size_for,
     quantize_blocks,
@@ -85,7 +85,7 @@ def test_rows_are_padded_to_whole_blocks_with_zeros() -> None:
 
 
 def rounded_to_nearest(rows: Array, bits: int, block: int) -> Array:
-    """What the scale that puts the largest magnitude on the lowest code makes of rows whose blocks are whole."""
+    """`rows`, with whole blocks, rounded with the scale that puts the largest magnitude on the lowest code."""
     cut = rows.reshape(len(rows), -1, block)
     largest = np.take_along_axis(cut, np.abs(cut).argmax(axis=2, keepdims=True), axis=2)
     scales = np.where(largest == 0, 1, largest / -(2 ** (bits - 1)))
@@ -137,7 +137,7 @@ def test_gptq_disturbs_outputs_less_than_rounding_to_nearest(k: int, block: int)
     clever = gptq_blocks(rows, x.T @ x, 4, block)
     assert clever.packed.shape == plain.packed.shape
     assert output_error(clever, rows, x) < 0.7 * output_error(plain, rows, x)
-    other = correlated_inputs(k, seed=0)[::-1] + 0.01  # text it did not see, of the same kind
+    other = correlated_inputs(k, seed=0)[::-1] + 0.01  # different text of the same kind
     assert output_error(clever, rows, other) < 0.8 * output_error(plain, rows, other)
 
 

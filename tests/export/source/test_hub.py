@@ -1,4 +1,4 @@
-"""Exporting a hub id, against a stand-in for the hub on this machine; nothing leaves it."""
+"""Exporting a hub id, with a stand-in for the hub on this machine. No request leaves the machine."""
 
 import hashlib
 import json
@@ -10,7 +10,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import requests
 
+from edgelm.errors import ExportError
+from edgelm_export.source.hub import locate
 from tests.conftest import RunCommand
 from tests.export.checkpoints import Shape, save_checkpoint
 
@@ -35,9 +38,11 @@ class Hub:
     """What the stand-in serves, and what was asked of it."""
 
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Repository to its files."""
+    """The files of each repository."""
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Method and path."""
+    broken: int | None = None
+    """The HTTP status of every answer; None for a hub that works."""
     url: str = ""
 
     def fetched(self) -> set[str]:
@@ -57,7 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append((self.command, path))
-        if path.startswith("/api/models/"):
+        if self.hub.broken is not None:
+            self._send(self.hub.broken, b"{}", {})
+        elif path.startswith("/api/models/"):
             repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
             self._describe(repo, revision or "main")
         elif "/resolve/" in path:
@@ -97,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A hub with one model under two names, and files beside it that export has no use for."""
+    """A hub with one model under two names, and with files that export does not need."""
     source = save_checkpoint(tmp_path / "upload", Shape(layers=1, context=16, vocab=256))
     content = {path.name: path.read_bytes() for path in source.iterdir()}
     content["README.md"] = CARD.encode()
@@ -187,13 +194,44 @@ def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, edgelm_comm
     done = edgelm_command("export", "owner/nothing", "-o", "out", env=hub_env)
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/nothing'" in line
+    assert "no public model of this name; check the name, or give the folder of a local checkpoint" in line
     assert not (tmp_path / "out").exists()
 
 
 def test_unknown_revision(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
     done = edgelm_command("export", "owner/tiny", "--revision", "v9", "-o", "out", env=hub_env)
-    assert "'owner/tiny'" in failure(done.status, done.stdout, done.stderr)
+    line = failure(done.status, done.stdout, done.stderr)
+    assert "'owner/tiny'" in line
+    assert "no revision 'v9'; check --revision" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "check your access token"),
+        (403, "check your access token"),
+        (404, "check the name"),
+        (503, "try again later"),
+    ],
+)
+def test_hub_that_refuses(status: int, advice: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.broken = status
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(ExportError, match=f"cannot fetch 'owner/tiny' from the hub: .*{advice}.*, or give the folder"):
+        locate("owner/tiny", None, set, "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["ProxyError", "SSLError", "ConnectTimeout", "ReadTimeout", "ConnectionError"])
+def test_network_that_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise getattr(requests.exceptions, name)("HTTPSConnectionPool(host='hub', port=443): Max retries exceeded")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    with pytest.raises(ExportError, match=rf"cannot be reached \({name}\); check the network and the proxy") as caught:
+        locate("owner/tiny", None, set, "checkpoint")
+    assert "HTTPSConnectionPool" not in str(caught.value)
 
 
 def test_hub_that_does_not_answer(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:

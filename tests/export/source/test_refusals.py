@@ -1,4 +1,4 @@
-"""What cannot be exported is refused by name, in one sentence, and leaves nothing behind; so does an interruption."""
+"""A refused or interrupted export leaves nothing behind; a refusal is one sentence that names the reason."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def source(pristine: Path, tmp_path: Path) -> Path:
 
 
 def refusal(source: Path | str, output: Path) -> str:
-    """The sentence with which the export is refused; checks that it left nothing."""
+    """The sentence with which the export is refused, after a check that the export left nothing behind."""
     before = sorted(output.parent.rglob("*")) if output.parent.is_dir() else []
     with pytest.raises(ExportError) as caught:
         export(str(source), output, "fp32")
@@ -148,7 +148,7 @@ def change_weights(source: Path, change: Callable[[dict[str, torch.Tensor]], obj
 def test_missing_weight(source: Path, tmp_path: Path) -> None:
     change_weights(source, lambda weights: weights.pop("transformer.h.0.mlp.c_fc.weight"))
     message = refusal(source, tmp_path / "out")
-    assert "lacks 1 weights" in message
+    assert "lacks the weight" in message
     assert "transformer.h.0.mlp.c_fc.weight" in message
 
 
@@ -240,7 +240,7 @@ def test_empty_output_folder_is_used_and_parents_are_made(source: Path, tmp_path
 
 
 def with_settings(source: Path, output: Path, **settings: object) -> tuple[Exported, dict[str, object]]:
-    """An export whose source states these generation settings, and what the bundle's file states."""
+    """An export of a source with these generation settings, and the settings in the bundle."""
     (source / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     exported = export(str(source), output, "fp32")
     return exported, json.loads((output / "generation_config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Vocabulary pruning: the same logits for the tokens that stay, the same tokens for the domain, every string spelt."""
+"""Vocabulary pruning keeps the logits of the tokens that stay and the domain's tokens, and spells every string."""
 
 import json
 import random
@@ -112,7 +112,7 @@ def test_tokens_go_and_the_rest_are_numbered_from_0(kind: str) -> None:
 @given(words=st.lists(st.sampled_from(re.findall(r" (\w+)", DOMAIN)), max_size=12))
 def test_the_domain_keeps_its_tokens(kind: str, words: list[str]) -> None:
     tokenizer, vocabulary = pruned(kind)
-    text = " ".join(["the", *words])  # all with a space before them, as they are in the domain
+    text = " ".join(["the", *words])  # a space stands before each word, as in the domain
     before, after = tokenizer.encode(text), vocabulary.tokenizer.encode(text)
     assert after == [vocabulary.new_ids[old] for old in before]
     assert vocabulary.tokenizer.decode(after) == tokenizer.decode(before)
@@ -126,7 +126,7 @@ def test_lines_of_the_domain_keep_their_tokens(kind: str, text: str) -> None:
 
 
 def check_spelling(kind: str, text: str) -> None:
-    """What could be spelt before can be spelt still, and no more of it is unknown."""
+    """Every string can still be spelt, and no string has more unknown tokens than before."""
     tokenizer, vocabulary = pruned(kind)
     before, after = tokenizer.encode(text), vocabulary.tokenizer.encode(text)
     assert vocabulary.tokenizer.decode(after) == tokenizer.decode(before)
@@ -231,7 +231,7 @@ def test_logits_of_what_stays_are_those_of_the_whole_model(tied: bool, tmp_path:
     prompt = [vocabulary.new_ids[i] for i in ids[:4]]
     tokens = list(vocabulary.new_ids)
     chosen = list(ids[:4])
-    for _ in range(20):  # the whole model, kept from choosing what is gone
+    for _ in range(20):  # the whole model, which must not choose a pruned token
         chosen.append(tokens[int(whole.logits(chosen)[-1, tokens].argmax())])
     assert [tokens[i] for i in greedy(session, prompt, 20)] == chosen[4:]
 

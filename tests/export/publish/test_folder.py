@@ -1,0 +1,29 @@
+"""Sealing a draft: the manifest lists every file, and each file is hashed once."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from edgelm.bundle.folder import Bundle, file_fact
+from edgelm.bundle.manifest import MANIFEST_NAME
+from edgelm_export.publish.folder import seal
+from tests.conftest import TINY_BUNDLE
+
+pytestmark = pytest.mark.export
+
+
+def test_each_file_is_hashed_once(tmp_path: Path) -> None:
+    draft = Path(shutil.copytree(TINY_BUNDLE, tmp_path / "draft"))
+    whole = Bundle.read(TINY_BUNDLE).manifest
+    (draft / "README.md").unlink()
+    with mock.patch("edgelm_export.publish.folder.file_fact", side_effect=file_fact) as hashed:
+        first = seal(draft, replace(whole, files={}))
+        shutil.copyfile(TINY_BUNDLE / "README.md", draft / "README.md")
+        second = seal(draft, first)
+    assert first.files == {name: fact for name, fact in whole.files.items() if name != "README.md"}
+    assert second == whole == Bundle.read(draft).manifest
+    names = [call.args[0].name for call in hashed.call_args_list]
+    assert sorted(names) == sorted(path.name for path in TINY_BUNDLE.iterdir() if path.name != MANIFEST_NAME)
