@@ -11,7 +11,8 @@ import numpy as np
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.memory import ModelMemory
 from edgelm.errors import ExportError
-from edgelm_export.model.decoder import DecoderWeights, TokenIds
+from edgelm.ids import IdArray
+from edgelm_export.model.decoder import DecoderWeights
 from edgelm_export.model.families import collect_weights
 from edgelm_export.quantize.budget import (
     MARGIN,
@@ -96,7 +97,7 @@ def store_within(
     return store(smoothed, mixed_recipe(chosen), rows), given_up(chosen)
 
 
-def _calibration(checkpoint: Checkpoint, report: Report) -> TokenIds:
+def _calibration(checkpoint: Checkpoint, report: Report) -> IdArray:
     report(f"drawing {CALIBRATION_TOKENS:,} tokens from the source to calibrate on")
     return np.stack(draw_texts(checkpoint.model, CALIBRATION_TOKENS, CALIBRATION_SEED))  # (R, T)
 

@@ -15,12 +15,11 @@ from edgelm.bundle.reference import ReferenceData, encode_reference, rounded
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.errors import ExportError
-from edgelm.ids import Logits
+from edgelm.ids import IdArray, Logits
 from edgelm.scoring.comparison import compare_texts
 from edgelm.scoring.verification import drift, figures, observe, observe_session, source_perplexity
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.certify.judgement import GREEDY_PROMPTS, SourceLogits, count_equal_greedy, judge, quality
-from edgelm_export.model.decoder import TokenIds
 
 REFERENCE_NAME = "reference.bin"
 REFERENCE_TOKENS = 2_048
@@ -36,7 +35,7 @@ class EvaluationText:
     """A text to measure on."""
 
     name: str
-    rows: Sequence[TokenIds]
+    rows: Sequence[IdArray]
     """Token ids of each row, (T,)."""
 
 
@@ -142,7 +141,7 @@ def measure_footprint(bundle: Path) -> Footprint:
     return Footprint(**{field.name: result[field.name] for field in fields(Footprint)})
 
 
-def make_reference(source: SourceLogits, session: Session, rows: Sequence[TokenIds]) -> tuple[Reference, ReferenceData]:
+def make_reference(source: SourceLogits, session: Session, rows: Sequence[IdArray]) -> tuple[Reference, ReferenceData]:
     """The facts and the content of the reference file, with what the bundle of `session` computes on this machine."""
     vocab, context = session.vocab_size, session.context_length
     ids = np.concatenate(rows)[: min(max(REFERENCE_TOKENS, context), MAX_REFERENCE_TOKENS)]  # (T,)
@@ -181,7 +180,7 @@ def make_reference(source: SourceLogits, session: Session, rows: Sequence[TokenI
     return facts, data
 
 
-def _top(logits: Logits, count: int) -> TokenIds:
+def _top(logits: Logits, count: int) -> IdArray:
     """The ids (T, count) of the largest of `logits` (T, V), the largest first; of equal logits the lower id first."""
     chosen = np.sort(np.argpartition(-logits, count - 1, axis=1)[:, :count], axis=1)
     order = np.argsort(-np.take_along_axis(logits, chosen, 1), axis=1, kind="stable")

@@ -9,11 +9,10 @@ import numpy as np
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import Precision
 from edgelm.engine.session import Session
-from edgelm.ids import Logits
+from edgelm.ids import IdArray, Logits
 from edgelm.scoring.comparison import Comparison
-from edgelm_export.model.decoder import TokenIds
 
-SourceLogits = Callable[[TokenIds], Logits]
+SourceLogits = Callable[[IdArray], Logits]
 """Computes the source's logits (T, V) of a text (T,)."""
 
 PERPLEXITY_GATES: dict[Precision, float] = {
@@ -43,7 +42,7 @@ class Greedy:
 def count_equal_greedy(
     source: SourceLogits,
     session: Session,
-    texts: Sequence[TokenIds],
+    texts: Sequence[IdArray],
     new_tokens: int = GREEDY_TOKENS,
 ) -> Greedy:
     """Count the greedy tokens of a bundle that its source would have chosen too, up to the first different token.

@@ -13,8 +13,7 @@ from optimum.exporters.onnx import onnx_export_from_model
 from edgelm.engine.device import import_onnxruntime
 from edgelm.engine.machine import default_threads
 from edgelm.errors import ExportError
-from edgelm.ids import Logits
-from edgelm_export.model.decoder import TokenIds
+from edgelm.ids import IdArray, Logits
 from edgelm_export.source.checkpoint import quiet_torch
 
 TASK = "text-generation-with-past"
@@ -51,7 +50,7 @@ class OptimumGraph:
             os.fspath(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
 
-    def logits(self, ids: TokenIds) -> Logits:
+    def logits(self, ids: IdArray) -> Logits:
         """Logits (T, V) of the text `ids` (T,)."""
         tokens = len(ids)
         feeds: dict[str, npt.NDArray[Any]] = {}

@@ -8,7 +8,7 @@ Shapes: D hidden size, H query heads, G key-value heads, p padded head dim, F in
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,7 @@ import numpy.typing as npt
 from edgelm.bundle.manifest import Architecture
 from edgelm_export.model.activations import Activation
 
-Array = npt.NDArray[np.float32]
-TokenIds = npt.NDArray[np.int64]
+Array: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

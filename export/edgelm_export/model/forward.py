@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgelm_export.model.decoder import DecoderWeights, Layer, Linear, Norm, TokenIds, qkv_widths
+from edgelm.ids import IdArray
+from edgelm_export.model.decoder import DecoderWeights, Layer, Linear, Norm, qkv_widths
 
 Watch = Callable[[Linear, Tensor], None]
 """Called with each product and its input, (R, T, K), before the product is computed."""
@@ -26,7 +27,7 @@ class DecoderForward:
 
     weights: DecoderWeights
 
-    def embed(self, rows: TokenIds) -> Tensor:
+    def embed(self, rows: IdArray) -> Tensor:
         """The residual stream (R, T, D) that enters the first layer: token plus position of `rows` (R, T)."""
         positions = self.weights.position_table.weight[: rows.shape[1]]  # (T, D)
         return torch.from_numpy(self.weights.token_table.weight[rows] + positions)

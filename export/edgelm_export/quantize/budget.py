@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from edgelm.errors import ExportError
-from edgelm_export.model.decoder import PRODUCTS, DecoderWeights, TokenIds
+from edgelm.ids import IdArray
+from edgelm_export.model.decoder import PRODUCTS, DecoderWeights
 from edgelm_export.model.forward import DecoderForward
 from edgelm_export.quantize.calibrate import as_product, store, store_table
 from edgelm_export.quantize.recipe import BLOCK4, BLOCK4_FINE, BLOCK8, StorageRecipe, uniform_storage
@@ -150,7 +151,7 @@ def base_recipe(weights: DecoderWeights) -> StorageRecipe:
     return StorageRecipe("mixed", uniform_storage(weights, BLOCK4, BLOCK4))
 
 
-def measure_options(weights: DecoderWeights, calibration: TokenIds, judged: TokenIds) -> Options:
+def measure_options(weights: DecoderWeights, calibration: IdArray, judged: IdArray) -> Options:
     """Measure what every option of every matrix costs.
 
     Args:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgelm_export.model.decoder import PRODUCTS, Array, DecoderWeights, Layer, Linear, Table, TokenIds, qkv_widths
+from edgelm.ids import IdArray
+from edgelm_export.model.decoder import PRODUCTS, Array, DecoderWeights, Layer, Linear, Table, qkv_widths
 from edgelm_export.model.forward import DecoderForward, Watch
 from edgelm_export.quantize.gptq import gptq_blocks
 from edgelm_export.quantize.recipe import StorageRecipe
@@ -40,7 +41,7 @@ class StoredDecoder:
     """By the matrix's name in the checkpoint."""
 
 
-def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: TokenIds) -> DecoderWeights:
+def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray) -> DecoderWeights:
     """The same function, with weights that lose less when they are stored as `recipe` says.
 
     Args:
@@ -60,7 +61,7 @@ def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: TokenIds) -> De
     return replace(weights, layers=tuple(layers))
 
 
-def store(weights: DecoderWeights, recipe: StorageRecipe, rows: TokenIds | None) -> StoredDecoder:
+def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) -> StoredDecoder:
     """Store every matrix of `weights` as `recipe` says.
 
     Each layer is stored with the inputs that the stored layers before it give. Later layers therefore make up for the

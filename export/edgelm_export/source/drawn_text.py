@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from edgelm_export.model.decoder import TokenIds
+from edgelm.ids import IdArray
 from edgelm_export.source.checkpoint import quiet_torch
 
 MAX_ROW_TOKENS = 256
@@ -11,7 +11,7 @@ MAX_ROW_TOKENS = 256
 _BATCH_ROWS = 64
 
 
-def draw_texts(model: transformers.PreTrainedModel, tokens: int, seed: int) -> list[TokenIds]:
+def draw_texts(model: transformers.PreTrainedModel, tokens: int, seed: int) -> list[IdArray]:
     """Sample rows of token ids, (T,) each, at temperature 1.
 
     Every row starts with the model's BOS token, or with a random token where the model has none. It runs to the end of
@@ -25,7 +25,7 @@ def draw_texts(model: transformers.PreTrainedModel, tokens: int, seed: int) -> l
     length = min(model.config.max_position_embeddings, MAX_ROW_TOKENS)
     rows = -(-tokens // (length - 1))
     generator = torch.Generator().manual_seed(seed)
-    texts: list[TokenIds] = []
+    texts: list[IdArray] = []
     with quiet_torch(), torch.no_grad():
         for start in range(0, rows, _BATCH_ROWS):
             texts += _draw_batch(model, min(_BATCH_ROWS, rows - start), length, generator)
@@ -34,7 +34,7 @@ def draw_texts(model: transformers.PreTrainedModel, tokens: int, seed: int) -> l
 
 def _draw_batch(
     model: transformers.PreTrainedModel, rows: int, length: int, generator: torch.Generator
-) -> list[TokenIds]:
+) -> list[IdArray]:
     vocab, bos = model.config.vocab_size, model.config.bos_token_id
     if bos is not None and 0 <= bos < vocab:
         ids = torch.full((rows, 1), bos)
