@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgelm.engine.cache import Cache, LoadedGraph, new_cache, whole_groups
-from edgelm.engine.call import GraphCall
+from edgelm.engine.cache import Cache, LoadedGraph, new_cache
+from edgelm.engine.call import GraphCall, whole_groups
 from edgelm.errors import ContextError, PromptError
 from edgelm.ids import Hidden, Indices, Logits, TokenIds, as_ids
 

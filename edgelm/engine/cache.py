@@ -25,11 +25,6 @@ does so with a token that is alone in its tile. So calls of several tokens, and 
 a row computes depends on nothing but its own tokens."""
 
 
-def whole_groups(rows: int) -> int:
-    """`rows` rounded up to a multiple of ROW_GROUP. A single row stays single: it has the fastest kernel of all."""
-    return rows if rows == 1 else -(-rows // ROW_GROUP) * ROW_GROUP
-
-
 class Binding(Protocol):
     """Inputs and outputs of one call; `edgelm.engine.graph.GraphBinding` is one."""
 
@@ -72,7 +67,7 @@ class Cache(ABC):
 
     @abstractmethod
     def first_rows(self, count: int) -> list[Any]:
-        """OrtValues of the first `count` rows."""
+        """OrtValues of the first `count` rows, fewer than `rows`."""
 
     @abstractmethod
     def read(self, row: int, start: int, stop: int) -> KeysValues:
@@ -96,7 +91,7 @@ class HostCache(Cache):
         self.rows, self.values = shape[0], [self._make_value(part) for part in self._array]
 
     def first_rows(self, count: int) -> list[Any]:
-        return self.values if count == self.rows else [self._make_value(part[:count]) for part in self._array]
+        return [self._make_value(part[:count]) for part in self._array]
 
     def read(self, row: int, start: int, stop: int) -> KeysValues:
         return self._array[:, row, :, start:stop].copy()

@@ -44,21 +44,14 @@ class Session:
         self._cache = new_cache(graph, ROW_GROUP if graph.batch_invariant else 1, facts.context_length)
         self.prefix: KeysValues | None = None
         """Keys and values that stand before every text here; see `begin_after`."""
-        self._base = self._position = 0  # cache positions where texts begin and where the next token goes
-        self._high_water_tokens = 0
+        self._base = 0  # the position in the cache where texts begin
+        self.position = 0
+        """P: how many tokens the cache holds behind the prefix."""
+        self.high_water_tokens = 0
+        """How many positions of the cache were ever written; times `bytes_per_token`, this is the memory it takes."""
         self._short_calls = {1: self._call(1, 1)}
         if prefix is not None:
             self.begin_after(prefix)
-
-    @property
-    def position(self) -> int:
-        """P: how many tokens the cache holds behind the prefix."""
-        return self._position - self._base
-
-    @property
-    def high_water_tokens(self) -> int:
-        """How many positions of the cache were ever written; times `bytes_per_token`, this is the memory it takes."""
-        return max(self._high_water_tokens, self._position)
 
     @property
     def bytes_per_token(self) -> int:
@@ -96,8 +89,8 @@ class Session:
         if prefix is not None:
             self._cache.write(0, 0, prefix)
         self.prefix = prefix
-        self._move_to(tokens)
         self._base, self.context_length = tokens, context - tokens
+        self._hold(0)
 
     def step(self, ids: TokenIds) -> Logits:
         """Append `ids` (T,) to the cache; returns the logits of the last position, float32 (V,), the caller's own.
@@ -170,7 +163,7 @@ class Session:
         if self.position > room:
             raise ContextError(f"a batch with room for {capacity} tokens cannot take over {self.position}")
         batch = Batch(self._graph, rows, self._base + room, whole_groups_only=self.batch_invariant)
-        batch.fill(self._cache, self._position)
+        batch.fill(self._cache, self._base + self.position)
         return batch
 
     def empty_batch(self, rows: int) -> Batch:
@@ -179,7 +172,7 @@ class Session:
 
     def copy_into(self, batch: Batch) -> int:
         """Have a text in `batch` continue what this session holds; returns its row."""
-        return batch.admit(self._cache, self._position)
+        return batch.admit(self._cache, self._base + self.position)
 
     def remembered(self, count: int) -> KeysValues:
         """A copy of the keys and values of the first `count` tokens, (2·layers, H, count, D), of the cache's dtype.
@@ -194,7 +187,7 @@ class Session:
     def restore(self, content: KeysValues) -> None:
         """Hold the tokens whose keys and values `remembered` returned, behind the same prefix, and no others."""
         self._cache.write(0, self._base, content)
-        self._move_to(self._base + content.shape[2])
+        self._hold(content.shape[2])
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens.
@@ -204,15 +197,15 @@ class Session:
         """
         if not 0 <= count <= self.position:
             raise ContextError(f"cannot rewind {count} tokens: the cache holds {self.position}")
-        self._move_to(self._position - count)
+        self.position -= count
 
     def reset(self) -> None:
         """Forget all tokens; the prefix stays."""
-        self._move_to(self._base)
+        self.position = 0
 
-    def _move_to(self, position: int) -> None:
-        self._high_water_tokens = self.high_water_tokens
-        self._position = position
+    def _hold(self, tokens: int) -> None:
+        self.position = tokens
+        self.high_water_tokens = max(self.high_water_tokens, self._base + tokens)
 
     def _call(self, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> GraphCall:
         if new_tokens > 1:
@@ -223,11 +216,11 @@ class Session:
         """Run `ids` (T,) and advance; returns the call's buffer of logits (N, V)."""
         if len(ids) == 1 and self._cache.rows > 1:
             tokens, past = np.full((self._cache.rows, 1), IDLE_TOKEN, np.int64), np.zeros(self._cache.rows, np.int64)
-            tokens[0], past[0] = ids, self._position
+            tokens[0], past[0] = ids, self._base + self.position
             logits = call.run(tokens, past)[:1]  # (1, V)
         else:
-            logits = call.run(ids, self._position)  # (N, V)
-        self._position += len(ids)
+            logits = call.run(ids, self._base + self.position)  # (N, V)
+        self._hold(self.position + len(ids))
         return logits
 
     def _checked(self, ids: TokenIds) -> IdArray:

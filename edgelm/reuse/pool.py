@@ -141,7 +141,8 @@ class SessionPool:
             kept = self._idle  # `close` replaces this list and does not change it
             best = max(kept, key=lambda idle: shared_tokens(idle.prompt, prompt), default=None)
             reused = 0 if best is None else shared_tokens(best.prompt, prompt)
-            content, stored = most_shared([*self._permanent, *self._states], prompt)
+            states = [*self._permanent, *self._states]
+            content, stored = most_shared(states, prompt) if states else (None, 0)
             if stored <= reused and best is not None and reused:
                 kept.remove(best)
                 return best, None, reused
