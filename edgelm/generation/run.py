@@ -1,19 +1,79 @@
-"""The text end of one prompt's generation: steps of token ids go in, chunks of text come out."""
+"""The text end of one prompt's generation: steps of token ids go in, chunks of text and statistics come out."""
 
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import Step
 from edgelm.decoding.window import WindowSession
 from edgelm.engine.memory import peak_rss_bytes
 from edgelm.generation.results import Chunk, Completion, Stats
-from edgelm.generation.stats import Meter
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import TokenLogprobs
 from edgelm.text.prompts import Prompt
 from edgelm.text.stop_strings import TextStream
 from edgelm.text.tokenizer import Tokenizer
+
+
+class Meter:
+    """Times the tokens of one prompt, of all its rows together.
+
+    Time counts while steps are computed. What happens between two steps that `timed` passes on does not count: the
+    pauses that the caller makes, and turning tokens into text.
+    """
+
+    def __init__(self, *, searching: bool) -> None:
+        """Start the clock.
+
+        Args:
+            searching: whether all tokens come at the end of a search. The whole search then counts as decoding.
+        """
+        self._searching = searching
+        self._paused_seconds = 0.0
+        self._pause_began: float | None = None
+        self._started = time.perf_counter()
+        self._first_step: float | None = None
+        self._first_token = self._last_token = 0.0
+        self._rows: set[int] = set()  # rows with a token
+        self.new_tokens = self.drafted_tokens = self.accepted_tokens = 0
+
+    def timed(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps of one row, unchanged; only the time that each of them takes counts."""
+        while True:
+            if self._pause_began is not None:
+                self._paused_seconds += time.perf_counter() - self._pause_began
+                self._pause_began = None
+            step = next(steps, None)
+            self._pause_began = time.perf_counter()
+            if step is None:
+                return
+            yield step
+
+    def prompt_is_computed(self) -> None:
+        """Note that the prompt is computed and a search begins."""
+        if self._searching and self._first_step is None:
+            self._first_step = self._first_token = time.perf_counter() - self._paused_seconds
+
+    def count(self, row: int, step: Step) -> None:
+        """Count a step of `row`, which was computed just now."""
+        now = (self._pause_began or time.perf_counter()) - self._paused_seconds
+        if self._first_step is None:
+            self._first_step = self._first_token = now
+        if step.token_id is not None:
+            self._last_token = now
+            self._rows.add(row)
+            self.new_tokens += 1
+        self.drafted_tokens += step.drafted
+        self.accepted_tokens += step.was_drafted
+
+    def rates(self) -> tuple[float, float, float]:
+        """`Stats.prefill_seconds`, `Stats.decode_seconds` and `Stats.tokens_per_second` of the steps so far."""
+        assert self._first_step is not None
+        decode_seconds = max(0.0, self._last_token - self._first_token)
+        counted = self.new_tokens if self._searching else self.new_tokens - len(self._rows)
+        rate = counted / decode_seconds if counted and decode_seconds else 0.0
+        return self._first_step - self._started, decode_seconds, rate
 
 
 class TextRun:
@@ -108,13 +168,14 @@ class TextRun:
         return text.stopped
 
     def _stats(self) -> Stats:
-        meter, rates, window = self.meter, self.meter.rates(), self.window
+        meter, window = self.meter, self.window
+        prefill_seconds, decode_seconds, tokens_per_second = meter.rates()
         return Stats(
             prompt_tokens=len(self.ids) - self._prefix_tokens,
-            prefill_seconds=rates.prefill_seconds,
+            prefill_seconds=prefill_seconds,
             new_tokens=meter.new_tokens,
-            decode_seconds=rates.decode_seconds,
-            tokens_per_second=rates.tokens_per_second,
+            decode_seconds=decode_seconds,
+            tokens_per_second=tokens_per_second,
             load_seconds=self._load_seconds,
             peak_rss_bytes=peak_rss_bytes(),
             dropped_tokens=self._dropped_tokens,
