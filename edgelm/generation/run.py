@@ -124,7 +124,8 @@ class TextRun:
         self._prefix_tokens, self._learned_tokens, self._dropped_tokens = prefix_tokens, learned_tokens, dropped_tokens
         self._load_seconds = load_seconds
         rows = range(config.num_return_sequences)
-        self._texts = [self._text_behind(ids) for _ in rows]
+        self._decoder = tokenizer.stream(ids, skip_special_tokens=True)
+        self._texts = [self._new_text() for _ in rows]
         # Log-probabilities of the tokens whose text is not whole yet, by row.
         self._logprobs: list[deque[TokenLogprobs]] = [deque() for _ in rows]
         self._open_rows = len(rows)
@@ -162,7 +163,7 @@ class TextRun:
 
     def ends_text(self, new_ids: Sequence[int]) -> bool:
         """Whether `new_ids` complete a stop string: beam search asks this for each beam."""
-        text = self._text_behind(self.ids[-1:])
+        text = self._new_text()
         for token in new_ids:
             text.push(token)
         return text.stopped
@@ -187,9 +188,6 @@ class TextRun:
             prefix_tokens=self._prefix_tokens + self._learned_tokens,
         )
 
-    def _text_behind(self, ids: Sequence[int]) -> TextStream:
-        """A stream of the text that follows `ids`, with the spaces that the decoder writes there."""
-        decoder = self._tokenizer.stream(skip_special_tokens=True)
-        for token_id in ids:
-            decoder.push(token_id)
-        return TextStream(decoder, self.config.stop_strings)
+    def _new_text(self) -> TextStream:
+        """A stream of the text that follows `ids`: `decode(ids + new)[len(decode(ids)):]`."""
+        return TextStream(self._decoder.copy(), self.config.stop_strings)

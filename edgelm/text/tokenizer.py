@@ -18,7 +18,8 @@ from tokenizers import decoders
 
 from edgelm.bundle.folder import Bundle
 from edgelm.errors import BundleError, EdgelmError, PromptError, TokenizerError
-from edgelm.text.stream_decoder import CLEAN_UP, StreamDecoder
+from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
+from edgelm.text.stream_decoder import StreamDecoder
 
 # The clean-up as decoder steps, with which a tokenizer.json alone can carry it.
 _CLEAN_UP_STEPS: list[dict[str, Any]] = [{"type": "Fuse"}]
@@ -36,7 +37,7 @@ class Tokenizer:
             clean_up_tokenization_spaces: whether decoded text gets transformers' clean-up of spaces before marks.
 
         Raises:
-            TokenizerError: the parts of `backend` cannot be read.
+            TokenizerError: the parts of `backend` cannot be read, or its decoder is of an unknown type.
         """
         with rust_errors(TokenizerError, "the tokenizer's parts cannot be read", "give a tokenizers.Tokenizer"):
             backend.no_truncation()
@@ -52,7 +53,10 @@ class Tokenizer:
             self._closing = _closing_tokens(_part_state(backend.post_processor))
             self._size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
             self._special = _skipped_tokens(backend)
-        self._backend, self._decoder, self._clean_up = backend, decoder, clean_up_tokenization_spaces
+            self._steps = decoder_steps(decoder, clean_up=clean_up_tokenization_spaces)
+        self._backend, self._clean_up = backend, clean_up_tokenization_spaces
+        # Rust panics where such a decoder meets a short token, and a panic writes to stderr.
+        self._may_panic = any(isinstance(step, Strip) and step.stop for step in self._steps)
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -123,20 +127,30 @@ class Tokenizer:
         Raises:
             PromptError: an id is not a whole number, or is outside the vocabulary.
         """
-        try:
-            checked = [self._check_id(token_id) for token_id in ids]
-        except TypeError:
-            raise PromptError(f"token ids must come as a list of whole numbers, got {_show(ids)}") from None
+        checked = self._check_ids(ids)
+        if self._may_panic:
+            stream = self.stream(skip_special_tokens=skip_special_tokens)
+            return "".join(map(stream.push, checked)) + stream.flush()
         with rust_errors(PromptError, "the tokenizer cannot decode these ids", "give ids that this model produced"):
             text: str = self._backend.decode(checked, skip_special_tokens=skip_special_tokens)
         for old, new in CLEAN_UP if self._clean_up else ():
             text = text.replace(old, new)
         return text
 
-    def stream(self, *, skip_special_tokens: bool = False) -> "StreamDecoder":
-        """Return a decoder for ids that come one by one; its texts join to `decode` of these ids and this option."""
+    def stream(self, after: Sequence[int] = (), *, skip_special_tokens: bool = False) -> "StreamDecoder":
+        """Return a decoder for ids that come one by one.
+
+        Its texts join to `decode(after + ids)[len(decode(after)):]`, with the same `skip_special_tokens`.
+
+        Args:
+            after: ids before those that will come, e.g. of a prompt.
+            skip_special_tokens: whether special tokens have no text.
+
+        Raises:
+            PromptError: `after` cannot be decoded.
+        """
         token_of = partial(self._token, skip_special_tokens=skip_special_tokens)
-        return StreamDecoder(token_of, self._join, self._decoder, clean_up=self._clean_up)
+        return StreamDecoder(token_of, self._steps, self._check_ids(after))
 
     def token_id(self, token: str) -> int | None:
         """Return the id of exactly this token, or None; PromptError where `token` is not a str."""
@@ -181,6 +195,12 @@ class Tokenizer:
             token["special"] = token["content"] in self._special
         return json.dumps(data, ensure_ascii=False)
 
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
+        try:
+            return [self._check_id(token_id) for token_id in ids]
+        except TypeError:
+            raise PromptError(f"token ids must come as a list of whole numbers, got {_show(ids)}") from None
+
     def _check_id(self, token_id: object) -> int:
         try:
             # A bool is an int in Python, but never a token id.
@@ -197,11 +217,6 @@ class Tokenizer:
         """Return the token of an id, or None for an id without a token and for a special token to skip."""
         token: str | None = self._backend.id_to_token(self._check_id(token_id))
         return None if skip_special_tokens and token in self._special else token
-
-    def _join(self, tokens: list[str]) -> str:
-        decoder = self._backend.decoder
-        with rust_errors(PromptError, "the tokenizer cannot decode these ids", "give ids that this model produced"):
-            return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
 
 
 @contextmanager
