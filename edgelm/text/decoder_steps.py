@@ -1,4 +1,4 @@
-"""The decoders of the `tokenizers` library, each as a step of a stream: pieces of tokens go in, pieces of text come out.
+"""The decoders of the `tokenizers` library as steps of a stream: pieces of tokens go in, pieces of text come out.
 
 In Rust each decoder turns the list of all tokens into another list, and the last list is joined. A step here does the
 same work piece by piece and keeps back only what a later piece can change, so that steps in a row are a decoder whose
@@ -156,18 +156,36 @@ class _Replace(DecoderStep):
             self._held = text
             return []
         *done, rest = text.split(old)
-        kept = next(n for n in range(min(len(rest), len(old) - 1), -1, -1) if rest.endswith(old[:n]))
-        certain = len(rest) - kept
+        certain = len(rest) - _begun(old, rest)
         self._held = rest[certain:]
         text = self._new.join([*done, rest[:certain]])
         return [(text, False)] if text else []
 
 
-class _ReplaceRegex(DecoderStep):
-    """Replaces the matches of a regular expression in each token, in Rust, which has expressions of its own."""
+class _LongBlanks(DecoderStep):
+    """Ends the token inside three blanks, behind the first one, which no clean-up can change any more.
 
-    def __init__(self, pattern: str, new: str) -> None:
-        self._decoder = decoders.Replace(Regex(pattern), new)
+    The clean-up takes two blanks away at most, as in "  ' s". Without this step, each of its replacements would keep
+    the last blank that it gets, and ten replacements would keep ten.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""  # up to two blanks
+
+    def push(self, text: str, ends: bool) -> list[Piece]:
+        text = self._held + text
+        cut = text.rfind("   ") + 1
+        pieces = [(text[:cut], True)] if cut else []
+        certain = len(text) if ends else max(len(text) - 2, len(text.rstrip(" ")))
+        self._held = text[certain:]
+        return [*pieces, (text[cut:certain], ends)] if ends or cut < certain else pieces
+
+
+class _ReplaceInRust(DecoderStep):
+    """Replaces the matches of a regular expression in each token; Rust has expressions of its own."""
+
+    def __init__(self, decoder: decoders.Replace) -> None:
+        self._decoder = decoder
         self._token = ""
 
     def push(self, text: str, ends: bool) -> list[Piece]:
@@ -262,8 +280,7 @@ class _WordEnds(DecoderStep):
             self._held = ""
             return [*pieces, (text, True)]
         if certain < 0:
-            most = min(len(text), len(self._suffix) - 1)
-            certain = len(text) - next(n for n in range(most, -1, -1) if text.endswith(self._suffix[:n]))
+            certain = len(text) - _begun(self._suffix, text)
         self._held = text[certain:]
         return [*pieces, (text[:certain], False)] if certain else pieces
 
@@ -300,6 +317,14 @@ class _NoEmptyTokens(DecoderStep):
         return [(text, ends)] if has_text else []
 
 
+def _begun(pattern: str, text: str) -> int:
+    """Return the length of the longest ending of `text` that is a beginning of `pattern`, but not all of it."""
+    start = text.find(pattern[0], max(0, len(text) - len(pattern) + 1))
+    while start >= 0 and not pattern.startswith(text[start:]):
+        start = text.find(pattern[0], start + 1)
+    return 0 if start < 0 else len(text) - start
+
+
 def decoder_steps(decoder: Mapping[str, Any], *, clean_up: bool) -> list[DecoderStep]:
     """Return the steps of a decoder, at the beginning of a text.
 
@@ -310,9 +335,9 @@ def decoder_steps(decoder: Mapping[str, Any], *, clean_up: bool) -> list[Decoder
     Raises:
         TokenizerError: the decoder is of an unknown type.
     """
-    steps = list(_steps(decoder)) if decoder else [_WordPiece("\0no token\0")]
+    steps: list[DecoderStep] = list(_steps(decoder)) if decoder else [_WordPiece("\0no token\0")]
     if clean_up:
-        steps += [_Fuse(), *_replacements(CLEAN_UP)]
+        steps += [_Fuse(), _LongBlanks(), *_replacements(CLEAN_UP)]
     joined = False  # whether all tokens are one
     for i, step in enumerate(steps):
         if joined and isinstance(step, _WordEnds):
@@ -337,10 +362,11 @@ def _steps(decoder: Mapping[str, Any]) -> Iterator[DecoderStep]:
         case "ByteFallback":
             yield _ByteFallback()
         case "Replace":
-            pattern = decoder["pattern"]
-            regex = "Regex" in pattern
-            new = decoder["content"]
-            yield _ReplaceRegex(pattern["Regex"], new) if regex else _Replace(pattern["String"], new)
+            pattern, new = decoder["pattern"], decoder["content"]
+            if pattern.get("String"):
+                yield _Replace(pattern["String"], new)
+            else:  # an empty pattern has rules of its own too
+                yield _ReplaceInRust(decoders.Replace(Regex(pattern["Regex"]) if "Regex" in pattern else "", new))
         case "Strip":
             yield Strip(decoder["content"], decoder["start"], decoder["stop"])
         case "Metaspace":

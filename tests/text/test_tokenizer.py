@@ -281,7 +281,8 @@ def test_a_panic_of_a_decoder_becomes_an_error(decoder: Any, capfd: pytest.Captu
     backend = Backend(models.WordLevel({"a": 0, "": 1}, unk_token="a"))
     backend.decoder = decoders.Sequence([decoder, decoders.Strip("a", 0, 1)])
     tokenizer = Tokenizer(backend)
-    uses = [partial(tokenizer.decode, [1]), partial(streamed, tokenizer, [1], False), partial(tokenizer.stream, [1])]
+    uses: list[Callable[[], object]] = [partial(tokenizer.decode, [1]), partial(tokenizer.stream, [1])]
+    uses.append(partial(streamed, tokenizer, [1], False))
     for use in uses:
         with pytest.raises(PromptError, match="its decoder strips 'a' from both ends of '', which is too short"):
             use()
