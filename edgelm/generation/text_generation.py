@@ -41,7 +41,7 @@ class TextGeneration:
         """Check a prompt and fit it into the context.
 
         Raises:
-            PromptError: the prompt is empty, no text, or holds an unknown token id.
+            PromptError: the prompt is empty, no text, holds an unknown token id, or cannot be decoded.
             ContextError: the prompt does not fit behind the prefix.
             ConfigError: `pinned_tokens` is more than half the context, or `max_length` less than the prompt.
         """

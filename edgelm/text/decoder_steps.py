@@ -224,8 +224,9 @@ class Strip(DecoderStep):
             return [(text[:certain], False)] if certain else []
         if self._run == self._length < self.stop or self._cut > self._length - stop:  # Rust panics here
             raise PromptError(
-                f"the tokenizer cannot decode these ids (its decoder strips {self._content!r} from both ends of "
-                f"{self._content * self._length!r}, which is too short); give ids that this model produced"
+                f"the tokenizer cannot decode these ids (its decoder strips {self._start} characters "
+                f"{self._content!r} from the beginning and {self.stop} from the end of each token, and one has only "
+                f"{self._length}); give ids that this model produced"
             )
         self._begin_token()
         return [(text[:certain], True)]
