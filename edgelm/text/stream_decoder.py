@@ -5,12 +5,12 @@ tests/text/test_id_streams.py):
 
 - It holds text back while the text ends in U+FFFD, even if that is a character of its own or stands for bytes that no
   later byte can mend, and it decodes all held tokens again at every step. 4,000 tokens of such text take 0.9 s and
-  yield nothing; the decoder below takes 5 ms and yields every character at once.
+  yield nothing; the decoder below takes 10 ms and yields every character at once.
 - A byte fallback decoder replaces a whole run of byte tokens when one byte of it is wrong. By then DecodeStream has
   handed out the beginning of the run, and raises InvalidPrefix.
-- It cannot flush. The rest of a text needs a window of tokens that we keep, and that window suffices for each step.
+- It cannot flush.
 
-On usual byte-level text a step of DecodeStream is faster (0.5 instead of 1.3 µs), but a token of the smallest model
+On usual byte-level text a step of DecodeStream is faster (1.2 instead of 1.9 µs), but a token of the smallest model
 takes hundreds of microseconds.
 """
 

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 import edgelm
 from edgelm import Completion, Model, PromptError
 from edgelm.engine.graph import Graph
+from edgelm.text.tokenizer import Tokenizer
 from tests.conftest import TINY_BUNDLE
 from tests.text.test_text_after import KINDS, Kind
 
@@ -97,3 +99,28 @@ def test_a_text_that_rust_cannot_decode_is_one_error(graph: Graph, capfd: pytest
     with pytest.raises(PromptError, match="its decoder strips"):
         model.stream([1])
     assert capfd.readouterr().err == ""
+
+
+def tiny_tokenizer(decoder: decoders.Decoder, *, clean_up: bool) -> Tokenizer:
+    """The tiny bundle's own tokenizer with another decoder."""
+    backend = Backend.from_file(str(TINY_BUNDLE / "tokenizer.json"))
+    backend.decoder = decoder
+    return Tokenizer(backend, clean_up_tokenization_spaces=clean_up)
+
+
+@pytest.mark.parametrize("prompt", ["the thing", "A: ", " It 's", "é"])
+@pytest.mark.parametrize("clean_up", [False, True])
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_text_does_not_come_out_again(graph: Graph, prompt: str, clean_up: bool, strip: bool) -> None:
+    """tokenizers issue 1141 and transformers issue 31884: a decoder with Strip, and a blank that the clean-up takes."""
+    steps = [decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]
+    tokenizer = tiny_tokenizer(decoders.Sequence(steps) if strip else decoders.ByteLevel(), clean_up=clean_up)
+    ids = tokenizer.encode(prompt)
+    model = Model(graph, tokenizer)
+    for seed in range(10):
+        options: dict[str, Any] = {"max_new_tokens": 8, "eos_token_id": (), "temperature": 3.0, "seed": seed}
+        completion = model.generate(prompt, **options)
+        whole = tokenizer.decode([*ids, *completion.choices[0].token_ids], skip_special_tokens=True)
+        assert completion.text == whole[len(tokenizer.decode(ids, skip_special_tokens=True)) :]
+        chunks = [chunk.text for chunk in model.stream(prompt, **options)]
+        assert "".join(chunks) == completion.text and len(chunks) > 2
