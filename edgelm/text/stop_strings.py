@@ -70,7 +70,7 @@ class TextStream:
             self.stopped = True
             certain = min(stops)
         else:
-            certain = len(self._held) - self._possible_stop()
+            certain = len(self._held) - (self._possible_stop() if self._stop_strings else 0)
         emitted, self._held = self._held[:certain], self._held[certain:]
         self._emitted_end += certain
         ready = 0
@@ -89,7 +89,7 @@ class TextStream:
 
     def _possible_stop(self) -> int:
         """Return the length of the longest ending of the held text that is the beginning of a stop string."""
-        longest = min(len(self._held), max(map(len, self._stop_strings), default=1) - 1)
+        longest = min(len(self._held), max(map(len, self._stop_strings)) - 1)
         for length in range(longest, 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop_strings):
                 return length
