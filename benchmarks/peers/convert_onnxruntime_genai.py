@@ -15,11 +15,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgelm.bundle.manifest import GraphFacts
-from edgelm_export.quantize.storage import FloatStored, Stored, block_size_for, quantize_blocks
 
 if TYPE_CHECKING:
     from edgelm_export.model.decoder import DecoderWeights
     from edgelm_export.quantize.calibrate import StoredDecoder
+    from edgelm_export.quantize.storage import Stored
 
 BLOCK = 128
 """Size of a block. genai's own model builder has 32, which is slower."""
@@ -29,6 +29,7 @@ def store_in_blocks(weights: "DecoderWeights", bits: int) -> "StoredDecoder":
     """Store all products in blocks of `bits` bits and the tied table in 8 bits, rounded to nearest."""
     from edgelm_export.quantize.calibrate import StoredDecoder
     from edgelm_export.quantize.recipe import fixed_recipe
+    from edgelm_export.quantize.storage import FloatStored, block_size_for, quantize_blocks
 
     positions, tokens = weights.position_table, weights.token_table
     stored: dict[str, Stored] = {
