@@ -297,7 +297,7 @@ def load(
         prefix: a file of keys and values to stand before every prompt (docs/embedding.md), instead of the one that
             lies in the bundle, if any.
         batch_invariant: whether `generate` computes as `generate_batch` and the scheduler do, to the same bits in
-            every recipe; a text alone is then slower (docs/embedding.md has by how much). CPU only.
+            every recipe; a text alone is then slower (docs/batches.md has by how much). CPU only.
 
     Raises:
         BundleError: the folder is no valid bundle, or its parts disagree.

@@ -129,7 +129,7 @@ class GenerationConfig:
         SPEED,
         "Draft up to N tokens from the text so far, and check them in one call. A draft is what followed the last "
         "two or three tokens before. This is faster where a text repeats itself or its prompt: "
-        "[embedding.md](embedding.md) has the measurements. Not with beams or contrastive search.",
+        "[batches.md](batches.md#what-it-gains) has the measurements. Not with beams or contrastive search.",
     )
 
     max_length: int | None = option(
@@ -159,7 +159,7 @@ class GenerationConfig:
         LENGTH,
         "When the context is full: stop; drop the oldest tokens of a long prompt; or forget the oldest and go on. "
         '"stop" refuses a prompt longer than the context, and "truncate" drops as many tokens as the continuation '
-        "needs ([embedding.md](embedding.md)).",
+        "needs ([embedding.md](embedding.md#long-texts)).",
         show_default=True,
     )
     pinned_tokens: int = option(

@@ -100,6 +100,9 @@ PAGES = [
     if path.is_file()
 ]
 
+# The Chinese README has the code of the English one, as a test asserts: it need not run twice.
+BLOCKS = [block for each in PAGES if each.path.name != "README.zh-CN.md" for block in each.blocks]
+
 
 def page(name: str) -> Page:
     """The page of this path, from the root of the repository."""
