@@ -12,13 +12,7 @@ from typing import Any, Literal
 
 from edgelm.bundle.folder import Bundle
 from edgelm.engine.cache import Binding
-from edgelm.engine.device import (
-    Device,
-    choose_device,
-    import_onnxruntime,
-    open_inference_session,
-    require_version,
-)
+from edgelm.engine.device import Device, choose_device, import_onnxruntime, open_inference_session, require_version
 from edgelm.engine.fork import watch_forks
 from edgelm.engine.huge_pages import LoadedMemory
 from edgelm.engine.machine import default_threads

@@ -158,12 +158,7 @@ def bake(
 
 
 def write_learned_prefix(
-    path: str | os.PathLike[str],
-    keys_values: KeysValues,
-    *,
-    source: str,
-    body_sha256: str,
-    dtype: KvDtype = "float32",
+    path: str | os.PathLike[str], keys_values: KeysValues, *, source: str, body_sha256: str, dtype: KvDtype = "float32"
 ) -> None:
     """Write the keys and values of T virtual tokens, to be used with every bundle of one checkpoint.
 

@@ -80,9 +80,7 @@ def _logprobs_after(session: ScoringSession, logits: Logits, ids: npt.NDArray[np
 
 
 def option_scores(
-    logprobs: Sequence[float],
-    unconditional: Sequence[float] | None,
-    lengths: Sequence[int] | None,
+    logprobs: Sequence[float], unconditional: Sequence[float] | None, lengths: Sequence[int] | None
 ) -> tuple[list[float], list[float]]:
     """Make several options comparable; returns a score and a probability for each option.
 
