@@ -28,12 +28,12 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One section a group, in the order of the options."""
-        sections: dict[str, list[tuple[str, str]]] = {COMMON: [], OUTPUT: []}
+        sections: dict[str, list[tuple[str, str]]] = {COMMON.heading: [], OUTPUT.heading: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, click.Option):
-                group = COMMON if parameter.name == "model" else getattr(parameter, "group", OUTPUT)
-                sections.setdefault(group, []).append(record)
+                own = COMMON.heading if parameter.name == "model" else OUTPUT.heading
+                sections.setdefault(getattr(parameter, "group", own), []).append(record)
         for name, records in sections.items():
             with formatter.section(name):
                 formatter.write_dl(records)
@@ -113,7 +113,7 @@ def generation_flag(name: str) -> Callable[[Function], Function]:
 def generation_options(function: Function) -> Function:
     """All flags but those of the group "Output and machine"; the command gets their values as ``**options``."""
     for name, option in reversed(OPTIONS.items()):
-        if option.rule.kind != "python" and option.group != OUTPUT:
+        if option.rule.kind != "python" and option.group != OUTPUT.heading:
             function = generation_flag(name)(function)
     return function
 

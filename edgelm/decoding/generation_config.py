@@ -5,7 +5,6 @@ numpy, because ``edgelm run --help`` reads them.
 """
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
@@ -27,7 +26,6 @@ from edgelm.decoding.options import (
     functions,
     number,
     one_of,
-    option,
     sequence_biases,
     sequences,
     side_effects,
@@ -69,281 +67,240 @@ class GenerationConfig:
     What each option means is the text of its declaration; docs/generation.md shows all of them.
     """
 
-    max_new_tokens: int | None = option(
+    max_new_tokens: int | None = COMMON.option(
         None,
         whole(0, optional=True),
-        COMMON,
         "Maximum number of new tokens.",
         flags=("-n", "--max-new-tokens"),
         show_default=f"the bundle's, or {DEFAULT_MAX_NEW_TOKENS}",
     )
-    do_sample: bool = option(
+    do_sample: bool = COMMON.option(
         False,
         switch(),
-        COMMON,
         "Draw tokens at random, or always take the likeliest one.",
         flags=("--do-sample/--greedy",),
         show_default="the bundle's",
     )
-    temperature: float = option(
+    temperature: float = COMMON.option(
         1.0,
         number("[0.001, 1000]", "T", hint="for greedy decoding use do_sample=False, --greedy on the command line"),
-        COMMON,
         "Divide the logits by T: below 1 is more predictable, above 1 less.",
     )
-    top_k: int | None = option(
+    top_k: int | None = COMMON.option(
         None,
         whole(1, optional=True, metavar="K"),
-        COMMON,
         "Sample from the K likeliest tokens. With `penalty_alpha`, K candidates compete for each place.",
     )
-    top_p: float = option(
-        1.0, number("(0, 1]", "P"), COMMON, "Sample from the likeliest tokens whose probabilities sum to P."
+    top_p: float = COMMON.option(
+        1.0, number("(0, 1]", "P"), "Sample from the likeliest tokens whose probabilities sum to P."
     )
-    min_p: float = option(
-        0.0, number("[0, 1]", "P"), COMMON, "Sample from the tokens at least P times as likely as the likeliest."
+    min_p: float = COMMON.option(
+        0.0, number("[0, 1]", "P"), "Sample from the tokens at least P times as likely as the likeliest."
     )
-    repetition_penalty: float = option(
-        1.0, number("(0, 1000]", "F"), COMMON, "Above 1: make tokens of the prompt and of the text so far less likely."
+    repetition_penalty: float = COMMON.option(
+        1.0, number("(0, 1000]", "F"), "Above 1: make tokens of the prompt and of the text so far less likely."
     )
-    stop_strings: tuple[str, ...] = option(
+    stop_strings: tuple[str, ...] = COMMON.option(
         (),
         texts(64),
-        COMMON,
         "End the text where it contains TEXT. TEXT may begin and end inside tokens. It is not in the result.",
         flags=("--stop-strings", "--stop"),
     )
-    num_return_sequences: int = option(1, whole(1, 1024), COMMON, "Number of continuations to return.")
-    seed: int | None = option(
+    num_return_sequences: int = COMMON.option(1, whole(1, 1024), "Number of continuations to return.")
+    seed: int | None = COMMON.option(
         None,
         whole(0, 2**64 - 1, optional=True),
-        COMMON,
         "Seed of the random numbers: equal seeds give equal texts. It does not matter what else runs. The "
         "completion has the seed.",
         show_default="drawn",
     )
 
-    prompt_lookup_num_tokens: int | None = option(
+    prompt_lookup_num_tokens: int | None = SPEED.option(
         None,
         whole(1, 64, optional=True),
-        SPEED,
         "Draft up to N tokens from the text so far, and check them in one call. A draft is what followed the last "
         "two or three tokens before. This is faster where a text repeats itself or its prompt: "
         "[batches.md](batches.md#what-it-gains) has the measurements. Not with beams or contrastive search.",
     )
 
-    max_length: int | None = option(
-        None,
-        whole(1, optional=True),
-        LENGTH,
-        "Maximum number of tokens, prompt included. Give it instead of `max_new_tokens`.",
+    max_length: int | None = LENGTH.option(
+        None, whole(1, optional=True), "Maximum number of tokens, prompt included. Give it instead of `max_new_tokens`."
     )
-    min_new_tokens: int = option(0, whole(0), LENGTH, "No end-of-text token before N new tokens.")
-    min_length: int = option(0, whole(0), LENGTH, "No end-of-text token before N tokens in all, prompt included.")
-    max_time: float | None = option(
+    min_new_tokens: int = LENGTH.option(0, whole(0), "No end-of-text token before N new tokens.")
+    min_length: int = LENGTH.option(0, whole(0), "No end-of-text token before N tokens in all, prompt included.")
+    max_time: float | None = LENGTH.option(
         None,
         number("(0, 1e9]", "SECONDS", unit="seconds", optional=True),
-        LENGTH,
         'Stop after this time, and return the text so far. The first token always comes. The finish reason is "time".',
     )
-    cancel: Cancel | None = option(  # noqa: RUF009
+    cancel: Cancel | None = LENGTH.option(  # noqa: RUF009
         None,
         event(),
-        LENGTH,
         "End the text before its next token once the event is set, from any thread. The text so far is returned, "
         'with the finish reason "cancelled". Python only.',
     )
-    context_overflow: Literal["stop", "truncate", "window"] = option(
+    context_overflow: Literal["stop", "truncate", "window"] = LENGTH.option(
         "stop",
         one_of("stop", "truncate", "window"),
-        LENGTH,
         "When the context is full: stop; drop the oldest tokens of a long prompt; or forget the oldest and go on. "
         '"stop" refuses a prompt longer than the context, and "truncate" drops as many tokens as the continuation '
         "needs ([embedding.md](embedding.md#long-texts)).",
         show_default=True,
     )
-    pinned_tokens: int = option(
-        0, whole(0), LENGTH, "Never drop or forget the first N tokens of the prompt. At most half the context."
+    pinned_tokens: int = LENGTH.option(
+        0, whole(0), "Never drop or forget the first N tokens of the prompt. At most half the context."
     )
-    eos_token_id: tuple[int, ...] = option(
+    eos_token_id: tuple[int, ...] = LENGTH.option(
         (),
         token_ids(),
-        LENGTH,
         "End the text at one of these tokens. The token is not in the result.",
         show_default="the bundle's",
     )
-    forced_eos_token_id: tuple[int, ...] = option(
-        (), token_ids(), LENGTH, "Take one of these tokens for the last place that the maximum length gives."
+    forced_eos_token_id: tuple[int, ...] = LENGTH.option(
+        (), token_ids(), "Take one of these tokens for the last place that the maximum length gives."
     )
-    exponential_decay_length_penalty: tuple[int, float] | None = option(
-        None, start_and_factor(), LENGTH, "After N new tokens, make the end likelier by FACTOR with each token."
+    exponential_decay_length_penalty: tuple[int, float] | None = LENGTH.option(
+        None, start_and_factor(), "After N new tokens, make the end likelier by FACTOR with each token."
     )
 
-    typical_p: float = option(
+    typical_p: float = SAMPLING.option(
         1.0,
         number("(0, 1]", "P"),
-        SAMPLING,
         "Sample from the most typical tokens whose probabilities sum to P. A token is typical if its surprise is "
         "near the expected one (Meister et al., arXiv 2202.00666).",
     )
-    epsilon_cutoff: float = option(
+    epsilon_cutoff: float = SAMPLING.option(
         0.0,
         number("[0, 1)", "P"),
-        SAMPLING,
         "Sample from the tokens with a probability of at least P. Source: Hewitt et al., arXiv 2210.15191.",
     )
-    eta_cutoff: float = option(
+    eta_cutoff: float = SAMPLING.option(
         0.0,
         number("[0, 1)", "P"),
-        SAMPLING,
         "Like the epsilon cutoff, but with a lower limit where the model is unsure. Source: Hewitt et al., arXiv "
         "2210.15191.",
     )
-    top_n_sigma: float | None = option(
+    top_n_sigma: float | None = SAMPLING.option(
         None,
         number("(0, 100]", "N", optional=True),
-        SAMPLING,
         "Sample from the logits within N standard deviations of the largest. Source: Tang et al., arXiv 2411.07641.",
     )
-    xtc_probability: float = option(
+    xtc_probability: float = SAMPLING.option(
         0.0,
         number("[0, 1]", "P"),
-        SAMPLING,
         "XTC: probability of excluding the likeliest choices at a step. Source: p-e-w. It adds variety.",
     )
-    xtc_threshold: float = option(
+    xtc_threshold: float = SAMPLING.option(
         0.1,
         number("(0, 0.5]", "P"),
-        SAMPLING,
         "XTC excludes every token at least this likely, except the least likely of them.",
         show_default=True,
     )
-    mirostat_tau: float | None = option(
+    mirostat_tau: float | None = SAMPLING.option(
         None,
         number("(0, 100]", "BITS", unit="bits", optional=True),
-        SAMPLING,
         "Mirostat 2: surprise of each token to aim at. It takes the place of the filters (Basu et al., arXiv "
         "2007.14966).",
     )
-    mirostat_eta: float = option(
-        0.1, number("(0, 1]", "RATE"), SAMPLING, "Mirostat 2: how fast it corrects itself.", show_default=True
+    mirostat_eta: float = SAMPLING.option(
+        0.1, number("(0, 1]", "RATE"), "Mirostat 2: how fast it corrects itself.", show_default=True
     )
 
-    presence_penalty: float = option(
+    presence_penalty: float = REPETITION.option(
         0.0,
         number("[-100, 100]", "F"),
-        REPETITION,
         "Subtract F from the logit of every token that the new text contains. As in OpenAI's API.",
     )
-    frequency_penalty: float = option(
+    frequency_penalty: float = REPETITION.option(
         0.0,
         number("[-100, 100]", "F"),
-        REPETITION,
         "Subtract F from a token's logit for each time the new text contains it. As in OpenAI's API.",
     )
-    no_repeat_ngram_size: int = option(
-        0, whole(0, 1024), REPETITION, "No run of N tokens appears twice, prompt included."
+    no_repeat_ngram_size: int = REPETITION.option(
+        0, whole(0, 1024), "No run of N tokens appears twice, prompt included."
     )
-    dry_multiplier: float = option(
+    dry_multiplier: float = REPETITION.option(
         0.0,
         number("[0, 100]", "F"),
-        REPETITION,
         "DRY: penalty of a token that would lengthen a repeated run of tokens. Subtracts multiplier · base ^ "
         "(length of the run - allowed length) from its logit (p-e-w).",
     )
-    dry_base: float = option(
-        1.75,
-        number("[1, 10]", "F"),
-        REPETITION,
-        "DRY: growth of the penalty with each token of the run.",
-        show_default=True,
+    dry_base: float = REPETITION.option(
+        1.75, number("[1, 10]", "F"), "DRY: growth of the penalty with each token of the run.", show_default=True
     )
-    dry_allowed_length: int = option(
-        2, whole(1, 1024), REPETITION, "DRY: shorter runs have no penalty.", show_default=True
+    dry_allowed_length: int = REPETITION.option(
+        2, whole(1, 1024), "DRY: shorter runs have no penalty.", show_default=True
     )
-    dry_sequence_breakers: tuple[str | int, ...] = option(
+    dry_sequence_breakers: tuple[str | int, ...] = REPETITION.option(
         ("\n", ":", '"', "*"),
         texts_or_ids(),
-        REPETITION,
         "DRY: runs end at tokens that contain TEXT. In Python also at token ids.",
         show_default='newline, : " *',
     )
 
-    logit_bias: tuple[tuple[int, float], ...] = option(
-        (), token_biases(), TOKENS, "Add X to the token's logit. `--logit-bias 11=-2`, in Python `{11: -2}`."
+    logit_bias: tuple[tuple[int, float], ...] = TOKENS.option(
+        (), token_biases(), "Add X to the token's logit. `--logit-bias 11=-2`, in Python `{11: -2}`."
     )
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = option(
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = TOKENS.option(
         (),
         sequence_biases(),
-        TOKENS,
         "Add X to the logit of the last token where the text ends with the tokens before it. `--sequence-bias "
         "11,42=-2`, in Python `{(11, 42): -2}`.",
     )
-    bad_words_ids: tuple[tuple[int, ...], ...] = option(
-        (),
-        sequences(),
-        TOKENS,
-        "This sequence of tokens never appears. `--bad-words-ids 11,42`, in Python `[[11, 42]]`.",
+    bad_words_ids: tuple[tuple[int, ...], ...] = TOKENS.option(
+        (), sequences(), "This sequence of tokens never appears. `--bad-words-ids 11,42`, in Python `[[11, 42]]`."
     )
-    suppress_tokens: tuple[int, ...] = option((), token_ids(), TOKENS, "These tokens never appear.")
-    begin_suppress_tokens: tuple[int, ...] = option((), token_ids(), TOKENS, "These tokens are not the first new one.")
-    forced_bos_token_id: int | None = option(
-        None, whole(0, optional=True, metavar="ID"), TOKENS, "The token that follows a prompt of one token."
+    suppress_tokens: tuple[int, ...] = TOKENS.option((), token_ids(), "These tokens never appear.")
+    begin_suppress_tokens: tuple[int, ...] = TOKENS.option((), token_ids(), "These tokens are not the first new one.")
+    forced_bos_token_id: int | None = TOKENS.option(
+        None, whole(0, optional=True, metavar="ID"), "The token that follows a prompt of one token."
     )
-    logits_processor: tuple[LogitsProcessor, ...] = option(
-        (), functions(64), TOKENS, "Your own functions, called after all other processors. Python only."
+    logits_processor: tuple[LogitsProcessor, ...] = TOKENS.option(
+        (), functions(64), "Your own functions, called after all other processors. Python only."
     )
 
-    num_beams: int = option(
+    num_beams: int = SEARCH.option(
         1,
         whole(1, 256),
-        SEARCH,
         "Beam search: follow N continuations at once. They run in one batch. With `do_sample` the beams are drawn.",
     )
-    num_beam_groups: int = option(
+    num_beam_groups: int = SEARCH.option(
         1,
         whole(1, 256),
-        SEARCH,
         "Divide the beams into N groups that avoid each other's tokens. Source: Vijayakumar et al., arXiv 1610.02424.",
     )
-    diversity_penalty: float = option(
+    diversity_penalty: float = SEARCH.option(
         0.0,
         number("[0, 100]", "F"),
-        SEARCH,
         "Subtract F from a token's logit for each beam of an earlier group that has it at this place.",
     )
-    length_penalty: float = option(
+    length_penalty: float = SEARCH.option(
         1.0,
         number("[-100, 100]", "F"),
-        SEARCH,
         "Above 0 favours long beams, below 0 short ones. Beams rank by log-probability / length ^ F.",
         show_default=True,
     )
-    early_stopping: bool | Literal["never"] = option(
+    early_stopping: bool | Literal["never"] = SEARCH.option(
         False,
         one_of(True, False, "never"),
-        SEARCH,
         "Stop at N finished beams: at once (true), when better ones are unlikely (false) or impossible (never). N "
         "is `num_beams`.",
     )
-    renormalize_logits: bool = option(
+    renormalize_logits: bool = SEARCH.option(
         False,
         switch(),
-        SEARCH,
         "Turn logits into log-probabilities again after all filters, so that beams compare like with like.",
     )
-    penalty_alpha: float | None = option(
+    penalty_alpha: float | None = SEARCH.option(
         None,
         number("(0, 1]", "A", optional=True),
-        SEARCH,
         "Contrastive search: weight of a candidate's likeness to the text so far, against its probability. The "
         "candidates are the `top_k` likeliest tokens (Su et al., arXiv 2202.06417).",
     )
 
-    logprobs: int | None = option(
+    logprobs: int | None = OUTPUT.option(
         None,
         whole(0, 1024, optional=True),
-        OUTPUT,
         "Log-probability of each token and of the N likeliest tokens; the command line needs --json too. They are "
         "the model's, before penalties, temperature and filters ([scoring.md](scoring.md)). Not with beams or "
         "contrastive search.",
@@ -359,11 +316,7 @@ class GenerationConfig:
 
     @classmethod
     def of_bundle(cls, bundle: "Bundle") -> "GenerationConfig":
-        """A bundle's defaults, checked against its vocabulary.
-
-        Raises:
-            BundleError: the file has no valid generation options, or names an unknown token.
-        """
+        """A bundle's defaults; raises BundleError if its file has an invalid option or names an unknown token."""
         name = "generation_config.json"
         try:
             content = parse_json(bundle.file(name).read_bytes())
@@ -371,12 +324,10 @@ class GenerationConfig:
                 raise StrictJsonError("must be an object")
             config = config_from_file(content)
         except (StrictJsonError, ConfigError) as error:
-            raise BundleError(f"{name} of {os.fspath(bundle.path)!r}: {error}") from None
+            raise BundleError(f"{name} of {str(bundle.path)!r}: {error}") from None
         unknown = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
         if unknown:
-            raise BundleError(
-                f"{name} of {os.fspath(bundle.path)!r}: eos_token_id {unknown[0]} is not in the vocabulary"
-            )
+            raise BundleError(f"{name} of {str(bundle.path)!r}: eos_token_id {unknown[0]} is not in the vocabulary")
         return config
 
     def updated(self, options: Mapping[str, object]) -> "GenerationConfig":
@@ -399,19 +350,11 @@ class GenerationConfig:
         return replace(self, **(side_effects(given, DEFAULTS, contrastive=self.penalty_alpha is not None) | given))
 
     def check_batch(self) -> None:
-        """Refuse options that work on one prompt at a time.
-
-        Raises:
-            ConfigError: such an option is used.
-        """
+        """Raise ConfigError if an option is used that works on one prompt at a time."""
         check_support({name: getattr(self, name) for name in OPTIONS}, in_batch=True)
 
     def new_token_limit(self, prompt_tokens: int) -> int:
-        """Maximum number of tokens to add to a prompt of `prompt_tokens`.
-
-        Raises:
-            ConfigError: `max_length` is not more than `prompt_tokens`.
-        """
+        """Maximum number of tokens to add to a prompt; raises ConfigError if `max_length` leaves no room for one."""
         if self.max_length is None:
             return DEFAULT_MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
         if self.max_length <= prompt_tokens:
@@ -496,14 +439,10 @@ def default_text(name: str) -> str:
     return "none" if default in (None, ()) else str(default)
 
 
-# Entries that other tools write into generation_config.json and that are no generation options here.
+# Entries of generation_config.json that other tools write, and that edgelm does not have as options.
 _IGNORED_IN_FILES = {"_from_model_config", "transformers_version", "bos_token_id", "pad_token_id"}
 
 
 def config_from_file(content: Mapping[str, object]) -> GenerationConfig:
-    """A bundle's ``generation_config.json`` as a configuration.
-
-    Raises:
-        ConfigError: as `GenerationConfig.updated`.
-    """
+    """A bundle's ``generation_config.json`` as a configuration; raises ConfigError as `GenerationConfig.updated`."""
     return GenerationConfig().updated({k: v for k, v in content.items() if k not in _IGNORED_IN_FILES})

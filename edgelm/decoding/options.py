@@ -13,19 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from edgelm.errors import ConfigError
 
 Default = TypeVar("Default")
-Kind = Literal[
-    "switch",
-    "whole",
-    "number",
-    "choice",
-    "decay",
-    "texts",
-    "ids",
-    "sequences",
-    "token_biases",
-    "sequence_biases",
-    "python",
-]
+ListKind = Literal["texts", "ids", "sequences", "token_biases", "sequence_biases"]
+Kind = Literal["switch", "whole", "number", "choice", "decay", "python", ListKind]
 """How a value is written on the command line; "python" options have no flag."""
 
 MAX_TOKEN_ID = 2**31 - 1
@@ -33,15 +22,6 @@ MAX_ENTRIES = 100_000
 """Maximum number of entries of one option: ids, sequences or texts."""
 MAX_SEQUENCE_TOKENS = 1024
 MAX_TEXT_CHARACTERS = 1024
-
-COMMON = "Common options"
-OUTPUT = "Output and machine"
-SPEED = "Speed"
-LENGTH = "Length and end"
-SAMPLING = "More ways to sample"
-REPETITION = "Against repetition"
-TOKENS = "Single tokens"
-SEARCH = "Beam search and contrastive search"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +43,7 @@ class Rule:
     """All values, where they can be listed."""
 
     def checked(self, name: str, value: object) -> object:
-        """The value in its normal form.
-
-        Raises:
-            ConfigError: the value breaks the rule.
-        """
+        """The value in its normal form. Raises ConfigError if the value breaks the rule."""
         if value is None and self.optional:
             return None
         normal = _plain(value)
@@ -81,7 +57,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What is declared of an option beside its name, its type and its default, which are those of a dataclass field."""
+    """The declaration of an option, beside its name, type and default, which a dataclass field has."""
 
     rule: Rule
     group: str
@@ -94,17 +70,33 @@ class Option:
     """Whether ``--help`` shows the default; a text stands for it there and in docs/generation.md."""
 
 
-def option(
-    default: Default,
-    rule: Rule,
-    group: str,
-    meaning: str,
-    *,
-    flags: tuple[str, ...] = (),
-    show_default: bool | str = False,
-) -> Default:
-    """A dataclass field that carries its `Option`."""
-    return field(default=default, metadata={"option": Option(rule, group, meaning, flags, show_default)})
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Options that stand under one heading of ``--help``."""
+
+    heading: str
+
+    def option(
+        self,
+        default: Default,
+        rule: Rule,
+        meaning: str,
+        *,
+        flags: tuple[str, ...] = (),
+        show_default: bool | str = False,
+    ) -> Default:
+        """A dataclass field that carries its `Option`."""
+        return field(default=default, metadata={"option": Option(rule, self.heading, meaning, flags, show_default)})
+
+
+COMMON = Group("Common options")
+SPEED = Group("Speed")
+LENGTH = Group("Length and end")
+SAMPLING = Group("More ways to sample")
+REPETITION = Group("Against repetition")
+TOKENS = Group("Single tokens")
+SEARCH = Group("Beam search and contrastive search")
+OUTPUT = Group("Output and machine")
 
 
 def whole(low: int, high: int | None = None, *, metavar: str = "N", optional: bool = False) -> Rule:
@@ -142,45 +134,37 @@ def one_of(*choices: str | bool) -> Rule:
 def texts(limit: int) -> Rule:
     """At most `limit` texts; one text stands for a list of one, None for an empty list."""
     words = f"at most {limit} texts of 1 to {MAX_TEXT_CHARACTERS} characters"
-    return Rule("texts", words, partial(_is_tuple_of, check=_is_text, limit=limit), _as_tuple, "TEXT")
+    return _list_rule("texts", words, _is_text, "TEXT", limit=limit)
 
 
 def texts_or_ids() -> Rule:
     """Texts and token ids, mixed."""
-    return Rule("texts", "texts or token ids", partial(_is_tuple_of, check=_is_text_or_token_id), _as_tuple, "TEXT")
+    return _list_rule("texts", "texts or token ids", lambda value: _is_text(value) or _is_token_id(value), "TEXT")
 
 
 def token_ids() -> Rule:
     """Token ids; one id stands for a list of one, None for an empty list."""
-    return Rule("ids", "token ids, 0 or more", partial(_is_tuple_of, check=_is_token_id), _as_tuple, "ID,...")
+    return _list_rule("ids", "token ids, 0 or more", _is_token_id, "ID,...")
 
 
 def sequences() -> Rule:
     """Lists of token ids."""
-    limit = f"lists of 1 to {MAX_SEQUENCE_TOKENS} token ids"
-    return Rule("sequences", limit, partial(_is_tuple_of, check=_is_sequence), _as_tuples, "ID,...")
+    words = f"lists of 1 to {MAX_SEQUENCE_TOKENS} token ids"
+    return _list_rule("sequences", words, _is_sequence, "ID,...", _as_tuples)
 
 
 def token_biases() -> Rule:
     """Pairs of a token id and a number, written as a dict or as pairs; JSON's text keys count as ids."""
-    return Rule(
-        "token_biases",
-        "a dict of token ids (0 or more) and finite numbers",
-        partial(_is_tuple_of, check=partial(_is_bias, is_key=_is_token_id)),
-        partial(_as_pairs, key_of=lambda key: int(key) if isinstance(key, str) and key.isdecimal() else key),
-        "ID=X",
-    )
+    words = "a dict of token ids (0 or more) and finite numbers"
+    as_pairs = partial(_as_pairs, key_of=lambda key: int(key) if isinstance(key, str) and key.isdecimal() else key)
+    return _list_rule("token_biases", words, partial(_is_bias, is_key=_is_token_id), "ID=X", as_pairs)
 
 
 def sequence_biases() -> Rule:
     """Pairs of a list of token ids and a number, written as a dict with tuples as keys or as pairs."""
-    return Rule(
-        "sequence_biases",
-        f"pairs of a list of 1 to {MAX_SEQUENCE_TOKENS} token ids and a finite number",
-        partial(_is_tuple_of, check=partial(_is_bias, is_key=_is_sequence)),
-        partial(_as_pairs, key_of=lambda key: tuple(key) if isinstance(key, list) else key),
-        "ID,...=X",
-    )
+    words = f"pairs of a list of 1 to {MAX_SEQUENCE_TOKENS} token ids and a finite number"
+    as_pairs = partial(_as_pairs, key_of=lambda key: tuple(key) if isinstance(key, list) else key)
+    return _list_rule("sequence_biases", words, partial(_is_bias, is_key=_is_sequence), "ID,...=X", as_pairs)
 
 
 def start_and_factor() -> Rule:
@@ -193,7 +177,19 @@ def start_and_factor() -> Rule:
 def functions(limit: int) -> Rule:
     """At most `limit` functions; one function stands for a list of one."""
     words = f"functions of (token ids, logits), at most {limit}"
-    return Rule("python", words, partial(_is_tuple_of, check=callable, limit=limit), _as_tuple)
+    return _list_rule("python", words, callable, limit=limit)
+
+
+def _list_rule(
+    kind: Kind,
+    words: str,
+    check: Callable[[object], bool],
+    metavar: str = "",
+    normalize: Callable[[object], object] | None = None,
+    limit: int = MAX_ENTRIES,
+) -> Rule:
+    """A list of at most `limit` entries that pass `check`; its normal form is a tuple."""
+    return Rule(kind, words, partial(_is_tuple_of, check=check, limit=limit), normalize or _as_tuple, metavar)
 
 
 def event() -> Rule:
@@ -225,10 +221,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= MAX_TEXT_CHARACTERS
 
 
-def _is_text_or_token_id(value: object) -> bool:
-    return _is_text(value) or _is_token_id(value)
-
-
 def _is_sequence(value: object) -> bool:
     return isinstance(value, tuple) and 1 <= len(value) <= MAX_SEQUENCE_TOKENS and all(map(_is_token_id, value))
 
@@ -238,22 +230,17 @@ def _is_bias(value: object, is_key: Callable[[object], bool]) -> bool:
 
 
 def _is_start_and_factor(value: Any) -> bool:
-    if not isinstance(value, tuple) or len(value) != 2:
-        return False
-    start, factor = value
-    return _is_whole(start, 0, 2**31 - 1) and _is_number(factor, high=1000) and factor > 0
+    pair = isinstance(value, tuple) and len(value) == 2 and _is_whole(value[0], 0, 2**31 - 1)
+    return pair and _is_number(value[1], high=1000) and value[1] > 0
 
 
-def _is_tuple_of(value: object, check: Callable[[object], bool], limit: int = MAX_ENTRIES) -> bool:
+def _is_tuple_of(value: object, check: Callable[[object], bool], limit: int) -> bool:
     return isinstance(value, tuple) and len(value) <= limit and all(map(check, value))
 
 
 def _plain(value: object) -> object:
-    """A numpy scalar as a Python number; other values as they are."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        plain: object = value.item()
-        return plain
-    return value
+    """A numpy scalar as a Python number; any other value unchanged."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def _as_tuple(value: object) -> object:
@@ -282,17 +269,8 @@ def _as_pairs(value: object, key_of: Callable[[object], object]) -> object:
     return tuple((key_of(e[0]), _plain(e[1])) if isinstance(e, tuple) and len(e) == 2 else e for e in listed)
 
 
-FILTERS = (
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "top_n_sigma",
-    "xtc_probability",
-    "xtc_threshold",
-)
+XTC = ("xtc_probability", "xtc_threshold")
+FILTERS = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", *XTC)
 """Options that narrow the choice before a token is drawn."""
 MIROSTAT = ("mirostat_tau", "mirostat_eta")
 SAMPLING_OPTIONS = ("temperature", *FILTERS, *MIROSTAT)
@@ -314,12 +292,10 @@ NEEDS = {
 
 
 class Support(NamedTuple):
-    """Where a feature works."""
+    """Whether a feature works with beam search and contrastive search, and with many prompts at a time."""
 
     in_search: bool
-    """With beam search and contrastive search, not only with greedy decoding and sampling."""
     in_batch: bool
-    """With many prompts at a time."""
 
 
 SUPPORT = {
@@ -329,19 +305,11 @@ SUPPORT = {
     "prompt_lookup_num_tokens": Support(in_search=False, in_batch=False),
     "context_overflow='window'": Support(in_search=False, in_batch=False),
 }
-"""The features that do not work everywhere."""
+"""Features that do not work with every decoding method and in every batch."""
 
 
 def check_support(values: Mapping[str, Any], *, in_batch: bool = False) -> None:
-    """Refuse features that the chosen decoding method, or a batch, does not have.
-
-    Args:
-        values: every option by name.
-        in_batch: whether the options are those of one prompt of many.
-
-    Raises:
-        ConfigError: such a feature is used.
-    """
+    """Raise ConfigError if `values`, all options by name, use a feature that the method or a batch lacks."""
     searches = values["num_beams"] > 1 or values["penalty_alpha"] is not None
     unused = {"num_beams": 1, "context_overflow='window'": False}
     values = {**values, "context_overflow='window'": values["context_overflow"] == "window"}
@@ -357,14 +325,9 @@ def check_support(values: Mapping[str, Any], *, in_batch: bool = False) -> None:
 
 
 def check_combination(values: Mapping[str, Any], defaults: Mapping[str, object]) -> None:
-    """Refuse options that contradict each other.
+    """Raise ConfigError if two options exclude each other, or if an option needs another one that is not used.
 
-    Args:
-        values: every option by name, in its normal form.
-        defaults: every option's default by name.
-
-    Raises:
-        ConfigError: two options exclude each other, or one needs another that is not used.
+    `values` are all options by name, in their normal form; `defaults` are their defaults by name.
     """
     for name, needed in NEEDS.items():
         if values[name] != defaults[name] and values[needed] == defaults[needed]:
@@ -421,15 +384,14 @@ def _check_beams(values: Mapping[str, Any]) -> None:
 
 
 def side_effects(given: Mapping[str, Any], defaults: Mapping[str, Any], *, contrastive: bool) -> dict[str, Any]:
-    """The options that change because a caller gives others: a method that the caller's options exclude is left.
+    """Options that change because a caller gives other options: a decoding method that these exclude is left.
 
     Args:
         given: the caller's options by name, in their normal form.
         defaults: every option's default by name.
         contrastive: whether the configuration that the caller changes asks for contrastive search.
 
-    Raises:
-        ConfigError: the caller gives a sampling option and `do_sample=False`.
+    Raises ConfigError if the caller gives a sampling option and `do_sample=False`.
     """
     chosen = {name for name, value in given.items() if value is not None}
     searches_beams = given.get("num_beams", 1) > 1
