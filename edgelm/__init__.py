@@ -37,77 +37,29 @@ if TYPE_CHECKING:
     from edgelm.text.stream_decoder import StreamDecoder
     from edgelm.text.tokenizer import Tokenizer
 
+__all__ = ["Bundle", "GenerationConfig", "Model", "Session", "StreamDecoder", "Tokenizer", "load"]
+__all__ += ["Choice", "Chunk", "Completion", "Stats"]
+__all__ += ["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"]
+__all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
+__all__ += ["ForkError", "InsufficientMemoryError", "PrefixError", "PromptError", "StateError", "TokenizerError"]
+
 _MODULE_OF = {
     "Bundle": "bundle.folder",
-    "BundleError": "errors",
-    "Choice": "generation.results",
-    "Chunk": "generation.results",
-    "ClosedError": "errors",
-    "Completion": "generation.results",
-    "ConfigError": "errors",
-    "ContextError": "errors",
-    "DeviceError": "errors",
-    "EdgelmError": "errors",
-    "ExportError": "errors",
-    "ForkError": "errors",
     "GenerationConfig": "decoding.generation_config",
-    "InsufficientMemoryError": "errors",
-    "Model": "model",
-    "Option": "scoring.results",
-    "Perplexity": "scoring.results",
-    "PrefixError": "errors",
-    "PromptError": "errors",
-    "Score": "scoring.results",
-    "Selection": "scoring.results",
     "Session": "engine.session",
-    "StateError": "errors",
-    "Stats": "generation.results",
     "StreamDecoder": "text.stream_decoder",
-    "TokenLogprob": "scoring.results",
-    "TokenLogprobs": "scoring.results",
     "Tokenizer": "text.tokenizer",
-    "TokenizerError": "errors",
-    "load": "model",
+    **dict.fromkeys(["Model", "load"], "model"),
+    **dict.fromkeys(["Choice", "Chunk", "Completion", "Stats"], "generation.results"),
+    **dict.fromkeys(["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"], "scoring.results"),
 }
-
-__all__ = [
-    "Bundle",
-    "BundleError",
-    "Choice",
-    "Chunk",
-    "ClosedError",
-    "Completion",
-    "ConfigError",
-    "ContextError",
-    "DeviceError",
-    "EdgelmError",
-    "ExportError",
-    "ForkError",
-    "GenerationConfig",
-    "InsufficientMemoryError",
-    "Model",
-    "Option",
-    "Perplexity",
-    "PrefixError",
-    "PromptError",
-    "Score",
-    "Selection",
-    "Session",
-    "StateError",
-    "Stats",
-    "StreamDecoder",
-    "TokenLogprob",
-    "TokenLogprobs",
-    "Tokenizer",
-    "TokenizerError",
-    "load",
-]
+"""The module of each public name; names that are not listed are errors."""
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
+    if name not in __all__:
         raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
-    value = getattr(import_module(f"edgelm.{_MODULE_OF[name]}"), name)
+    value = getattr(import_module(f"edgelm.{_MODULE_OF.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Token ids as the runtime takes them: checked once, and a prompt's cut into the pieces that one call computes."""
+"""Token ids as the runtime takes them: checked once, and cut into the pieces that one call computes."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -30,8 +30,7 @@ PREFILL_CHUNK_TOKENS = 256
 def as_ids(ids: TokenIds, vocab_size: int) -> IdArray:
     """Check token ids; returns int64 of shape (T,), T >= 1.
 
-    Raises:
-        PromptError: empty, not one-dimensional, not whole numbers, or outside 0 to `vocab_size` - 1.
+    Raises PromptError if they are not a flat list of whole numbers from 0 to `vocab_size` - 1, at least one.
     """
     try:
         array = np.asarray(ids)
@@ -49,35 +48,36 @@ def as_ids(ids: TokenIds, vocab_size: int) -> IdArray:
 
 
 def prompt_chunks(ids: IdArray) -> list[IdArray]:
-    """The pieces that one call each computes, of PREFILL_CHUNK_TOKENS."""
+    """Pieces of PREFILL_CHUNK_TOKENS, each of which one call computes."""
     return cut(ids, PREFILL_CHUNK_TOKENS)
 
 
 def cut(ids: IdArray, piece_tokens: int) -> list[IdArray]:
-    """Pieces of so many tokens; a single one left over joins the last piece. GroupQueryAttention has another kernel for
-    one token, which differs in the last bits, and results must not depend on where a prompt is cut."""
+    """Pieces of `piece_tokens`; a single token left over joins the last piece.
+
+    GroupQueryAttention has another kernel for one token, which differs in the last bits, and results must not depend on
+    where a prompt is cut.
+    """
     starts = list(range(0, max(1, len(ids) - 1), piece_tokens))
     return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
 
 
 LEAST_TOKENS = 2
-"""One token alone has another kernel, which differs in the last bits: a prompt is cut into pieces of two and more."""
+"""Minimum length of a prompt's piece: one token alone has another kernel, which differs in the last bits."""
 
 
 def common_prefix(first: TokenIds, second: TokenIds) -> int:
-    """How many tokens two texts begin with alike."""
-    most = min(len(first), len(second))
-    differing = np.flatnonzero(np.asarray(first[:most]) != np.asarray(second[:most]))
-    return int(differing[0]) if len(differing) else most
+    """Length of the longest common beginning of two texts, in tokens."""
+    limit = min(len(first), len(second))
+    differing = np.flatnonzero(np.asarray(first[:limit]) != np.asarray(second[:limit]))
+    return int(differing[0]) if len(differing) else limit
 
 
 def shared_tokens(held: TokenIds, prompt: TokenIds) -> int:
-    """How many tokens of `prompt` need not be computed, where `held` begins like it.
+    """How many tokens of `prompt` need not be computed, because the tokens `held` begin with them.
 
-    The last two always are: their logits are wanted. What was computed from a prompt of one token is never used.
+    The last two tokens are always computed, for their logits. What was computed from one token is never used.
     """
-    most = min(len(held), len(prompt) - LEAST_TOKENS)
-    if most < LEAST_TOKENS:
-        return 0
-    same = common_prefix(held[:most], prompt[:most])
-    return same if same >= LEAST_TOKENS else 0
+    limit = max(0, min(len(held), len(prompt) - LEAST_TOKENS))
+    shared = common_prefix(held[:limit], prompt[:limit])
+    return shared if shared >= LEAST_TOKENS else 0

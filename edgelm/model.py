@@ -33,15 +33,15 @@ class Model:
     """Text in, text out.
 
     Every generation runs in a cache of its own, so one model serves several threads, open streams and tasks. A model is
-    pickled as its path, and goes on working in a forked child. ``with`` closes it.
+    pickled as its path, and still works in a forked child. ``with`` closes it.
 
     Attributes:
         bundle: the bundle that was loaded.
-        graph: the loaded graph, which the model owns.
+        graph: the loaded graph, which the model closes.
         tokenizer: the bundle's tokenizer.
         prefix: keys and values that stand before every prompt; None for no prefix.
         generation_config: defaults of every generation, from the bundle's ``generation_config.json``.
-        load_seconds: how long loading took.
+        load_seconds: how long loading took; the statistics of every generation repeat it.
     """
 
     def __init__(
@@ -54,16 +54,7 @@ class Model:
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
     ) -> None:
-        """Join finished parts; `load` builds them.
-
-        Args:
-            graph: the loaded graph; the model closes it.
-            tokenizer: the tokenizer of the graph's bundle.
-            generation_config: defaults of every generation.
-            load_seconds: how long loading took, for the statistics.
-            prefix_cache_bytes: memory for the caches of earlier prompts; see `load`.
-            prefix: keys and values that stand before every prompt.
-        """
+        """Join finished parts; `load` builds them, and explains `prefix_cache_bytes` and `prefix`."""
         self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
         self.generation_config = generation_config or GenerationConfig()
         self.load_seconds = load_seconds
@@ -91,7 +82,7 @@ class Model:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """A pickle holds the path and the options of `load`; earlier prompts and states stay behind."""
+        """A pickle has the path and the options of `load`, without earlier prompts and states."""
         options = LoadOptions(
             device=str(self.graph.device),
             threads=self.graph.threads,
@@ -110,21 +101,18 @@ class Model:
     def close(self) -> None:
         """Free the model's memory. Generations that are open in other threads or tasks end with ClosedError.
 
-        Waits for the token, or the piece of a prompt, that another thread is computing. Closing twice is no error.
+        Waits for the token, or the piece of a prompt, that another thread is computing. Closing twice is allowed.
         """
         self._workers.release()
         self._sessions.close()
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
-        """Continue `prompt`, a text or token ids.
-
-        Args:
-            options: see `GenerationConfig`; what is not given is the bundle's default.
+        """Continue `prompt`, a text or token ids, with `options` of `GenerationConfig` over the bundle's defaults.
 
         Raises:
-            PromptError: the prompt is empty, no text, or holds an unknown token id.
+            PromptError: the prompt is empty, is neither text nor token ids, or has an unknown token id.
             ContextError: the prompt is longer than the context.
-            ConfigError: an option is unknown, out of range or contradicts another.
+            ConfigError: an option is unknown or out of range, or it contradicts another option.
             ClosedError: the model is closed, or was closed meanwhile.
         """
         run = self._run(prompt, options)
@@ -140,29 +128,29 @@ class Model:
     ) -> list[Completion]:
         """Continue many prompts of any lengths side by side: each as `generate` would, several times faster in all.
 
-        What a prompt gets does not depend on the others, bit for bit. Against `generate`, fp32 gives the same ids;
-        in other recipes the last bits of logits differ, which counts where the likeliest two tokens are nearly tied,
-        unless the model was loaded with ``batch_invariant=True``.
+        A prompt's result does not depend on the other prompts, bit for bit. With fp32 it has the ids that `generate`
+        gives. With other recipes, unless the model was loaded with ``batch_invariant=True``, the last bits of logits
+        differ from `generate`, which matters where the two likeliest tokens are nearly tied.
         Searches, prompt lookup and a window work on one prompt at a time; they are refused here.
 
         Args:
+            prompts: texts or token ids.
             each: options of each prompt, over `options`.
-            max_rows: how many texts decode at a time; each takes the memory of one more context.
+            max_rows: maximum number of texts that decode at a time; each takes the memory of one more context.
 
         Raises: as `generate`.
         """
         return self._texts.batch(prompts, self.generation_config.updated(dict(options)), each, max_rows)
 
     def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: KvDtype = "float32") -> None:
-        """Write what the model remembers of `prompt` to the file `path`, to be loaded by `load_state`.
+        """Write the keys and values of `prompt` to the file `path`, for `load_state`.
 
-        Args:
-            dtype: "float16" halves the file; results are then no longer the same to the last bit.
+        With "float16" the file is half as large, and results are no longer the same to the last bit.
 
         Raises:
             PromptError, ContextError: as `generate`.
-            ConfigError: `dtype` is another.
-            StateError: the numbers do not fit into float16.
+            ConfigError: `dtype` is unknown.
+            StateError: a key or value does not fit into float16.
             OSError: the file cannot be written.
         """
         check_kv_dtype(dtype)
@@ -173,10 +161,9 @@ class Model:
         write_state(path, self.bundle.manifest, state, dtype, learned_sha256(self.prefix))
 
     def load_state(self, path: str | os.PathLike[str]) -> PromptState:
-        """Read what `save_state` wrote: prompts that begin like it go on from there, until `forget`.
+        """Read what `save_state` wrote: until `forget`, prompts that begin with its tokens continue from them.
 
-        Raises:
-            StateError: the file is missing, damaged, or of another bundle or learned prefix.
+        Raises StateError if the file is missing, damaged, or of another bundle or learned prefix.
         """
         state = read_state(path, self.bundle.manifest, learned_sha256(self.prefix))
         self._sessions.add(state)
@@ -188,23 +175,19 @@ class Model:
             bake(session, self.tokenizer, text, path, dtype)
 
     def forget(self) -> None:
-        """Forget prompts of earlier calls and loaded states: the next prompt is computed whole."""
+        """Forget prompts of earlier calls and loaded states: the next prompt is computed from its first token."""
         self._sessions.forget()
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
-        """Continue `prompt` piece by piece; the last chunk carries the finish reason and the stats.
+        """Continue `prompt` piece by piece; the last chunk has the finish reason and the stats.
 
-        With `num_return_sequences` the rows follow one another; `Chunk.index` tells which.
-
-        Raises: as `generate`, before the first chunk.
+        With `num_return_sequences` the rows follow one another, numbered by `Chunk.index`. Raises the errors of
+        `generate` before the first chunk.
         """
         return self._texts.stream(self._run(prompt, options))
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
-        """As `generate`, without holding up the event loop; cancelling the task stops it within one token.
-
-        Raises: as `generate`.
-        """
+        """As `generate`, without holding up the event loop; cancelling the task stops it within one token."""
         cancel = self._either_cancel(options)
         pool = self._workers.pool()
         run = await call_in_thread(pool, partial(self._run, prompt, options | {"cancel": cancel}))
@@ -215,20 +198,14 @@ class Model:
     def astream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> AsyncGenerator[Chunk, None]:
         """As `stream`, for ``async for``; cancelling the task, or ``aclose()``, stops it within one token.
 
-        Raises:
-            ConfigError: an option is unknown, out of range or contradicts another; the others of `generate` come
-                before the first chunk.
+        A ConfigError for the options is raised at once, the remaining errors of `generate` before the first chunk.
         """
         cancel = self._either_cancel(options)
         begin = partial(self.stream, prompt, **(options | {"cancel": cancel}))
         return stream_in_thread(begin, cancel, self._workers.pool())
 
     def warmup(self) -> float:
-        """Compute three tokens, so that the first request finds the weights in memory; returns the seconds it took.
-
-        Raises:
-            ClosedError: the model is closed.
-        """
+        """Compute three tokens, so that the first request finds the weights in memory; returns the seconds it took."""
         started = time.perf_counter()
         with self._sessions.borrowed() as (session, _):
             session.step([0, 0])
@@ -237,7 +214,7 @@ class Model:
 
     @property
     def memory(self) -> ModelMemory:
-        """What this model is expected to take, and what this process has now."""
+        """The memory that this model is expected to take, and that this process takes now."""
         return ModelMemory.of(self.bundle, 0 if self.prefix is None else self.prefix.size_bytes)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
@@ -289,23 +266,23 @@ def load(
     Args:
         path: the bundle's folder; None for the model embedded in the package.
         device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
-        threads: CPU threads; None for all CPUs this process may use.
-        shared_threads: whether to run on threads that all models of the process share (all or none must): fewer
-            threads, but slower, and no use after a fork.
-        prefix_cache_bytes: a prompt that begins like an earlier one is computed from where they differ. The last
-            prompt is kept in any case, others while all take no more memory than this.
-        prefix: a file of keys and values to stand before every prompt (docs/embedding.md), instead of the one that
-            lies in the bundle, if any.
-        batch_invariant: whether `generate` computes as `generate_batch` and the scheduler do, to the same bits in
-            every recipe; a text alone is then slower (docs/batches.md has by how much). CPU only.
+        threads: number of CPU threads; None for all CPUs that this process may use.
+        shared_threads: whether to run on threads that all models of the process share: fewer threads, but slower, and
+            unusable after a fork. Either all models of a process share threads or no model does.
+        prefix_cache_bytes: memory for the keys and values of earlier prompts. A prompt that begins like an earlier one
+            is computed from where they differ. The last prompt is kept even if it takes more memory.
+        prefix: a file of keys and values that stand before every prompt (docs/embedding.md); it replaces the prefix
+            in the bundle, if any.
+        batch_invariant: whether `generate` computes the same bits as `generate_batch` and the scheduler in every
+            recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
 
     Raises:
-        BundleError: the folder is no valid bundle, or its parts disagree.
-        DeviceError: ONNX Runtime is missing or the device cannot be used.
+        BundleError: the folder is not a valid bundle, or its parts disagree.
+        DeviceError: ONNX Runtime is missing, or the device cannot be used.
         TokenizerError: the bundle's tokenizer cannot be read.
         PrefixError: the prefix cannot be read, or was made for another model.
-        InsufficientMemoryError: the model would not fit into the memory this process may use.
-        ConfigError: `prefix_cache_bytes` is no number of bytes.
+        InsufficientMemoryError: the model would not fit into the memory that this process may use.
+        ConfigError: `prefix_cache_bytes` is not a number of bytes.
     """
     if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
         raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {prefix_cache_bytes!r}")
@@ -323,7 +300,7 @@ def load(
 
 
 class LoadOptions(TypedDict):
-    """The options of `load`, which a pickled model carries."""
+    """The options of `load` in a pickled model."""
 
     device: str
     threads: int
@@ -334,7 +311,7 @@ class LoadOptions(TypedDict):
 
 
 def loaded_as(path: str, options: LoadOptions, config: GenerationConfig) -> Model:
-    """What a pickled model becomes."""
+    """The model that a pickle describes."""
     model = load(path, **options)
     model.generation_config = config
     return model

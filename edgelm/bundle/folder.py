@@ -24,16 +24,11 @@ class Bundle:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Open the bundle in the folder `path`.
+        """Open the bundle in the folder `path`; raises BundleError if it is missing, is no bundle, or differs from its
+        manifest.
 
         This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, and the
         hashes of all files except the weights. `verify` hashes the weights too.
-
-        Args:
-            path: the folder.
-
-        Raises:
-            BundleError: the folder is missing, is no bundle, or differs from its manifest.
         """
         try:
             folder = Path(path).absolute()
@@ -47,17 +42,15 @@ class Bundle:
         except BundleError as error:
             raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-            raise BundleError(f"cannot read the bundle {os.fspath(path)!r}: {_reason(error)}") from None
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise BundleError(f"cannot read the bundle {os.fspath(path)!r}: {reason}") from None
         return bundle
 
     def verify(self, progress: Callable[[str, int], None] | None = None) -> int:
         """Hash every file, weights included; returns the total number of bytes.
 
-        Args:
-            progress: called with the name and the size in bytes of each file before it is read.
-
-        Raises:
-            BundleError: a file differs from what the manifest says.
+        `progress` is called with the name and the size in bytes of each file before it is read. Raises BundleError if a
+        file differs from the manifest.
         """
         total = 0
         self._check_listing()
@@ -108,11 +101,7 @@ class Bundle:
 
 
 def default_bundle_path() -> Path:
-    """The folder of the embedded default model.
-
-    Raises:
-        BundleError: this installation has no embedded model.
-    """
+    """The folder of the embedded default model; raises BundleError if this installation has none."""
     try:
         folder: Path = import_module("edgelm_models").default_bundle_path()
     except ModuleNotFoundError:
@@ -130,16 +119,13 @@ def file_fact(path: Path) -> FileFact:
 def _read_manifest_file(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
-        hint = "it looks like a checkpoint: run `edgelm export` on it first" if _is_checkpoint(folder) else ""
-        raise BundleError(f"it holds no {MANIFEST_NAME}" + (f"; {hint}" if hint else ""))
+        is_checkpoint = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+        hint = "; it looks like a checkpoint: run `edgelm export` on it first" if is_checkpoint else ""
+        raise BundleError(f"it holds no {MANIFEST_NAME}{hint}")
     size = _regular_file_size(path)
     if size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST_NAME} has {size:,} bytes, more than {MAX_MANIFEST_BYTES:,}")
     return path.read_bytes()
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
 def _regular_file_size(path: Path) -> int:
@@ -154,7 +140,3 @@ def _no_folder(folder: Path) -> str:
     if folder.exists():
         return "it is a file, not a bundle folder"
     return "there is no such folder; make one with `edgelm export`, or leave the model out to use the embedded one"
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

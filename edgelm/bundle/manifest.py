@@ -171,9 +171,8 @@ def digest_of(content: dict[str, Any]) -> str:
 def read_manifest(text: bytes) -> Manifest:
     """Read and check the text of ``bundle.json``.
 
-    Raises:
-        BundleError: the format or a feature is newer than this version; a field is unknown, missing, mistyped or out
-            of range; a file name is not a plain name; or the digest does not match.
+    Raises BundleError if the format or a feature is newer than this version; a field is unknown, missing, mistyped or
+    out of range; a file name is not a plain name; or the digest does not match.
     """
     try:
         content = parse_json(text)
@@ -228,7 +227,7 @@ def _check_consistency(manifest: Manifest) -> None:
         raise BundleError(
             f"{MANIFEST_NAME} has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone"
         )
-    facts, graph = manifest.architecture, manifest.graph
+    graph, facts = manifest.graph, manifest.architecture
     if facts.source_head_dim > facts.head_dim:
         raise BundleError(
             f"{MANIFEST_NAME}: architecture.source_head_dim is {facts.source_head_dim}, more than the cache's head_dim "

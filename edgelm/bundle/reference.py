@@ -22,9 +22,7 @@ import numpy.typing as npt
 from edgelm.bundle.certificate import Reference
 from edgelm.bundle.folder import Bundle
 from edgelm.errors import BundleError
-
-Ids = npt.NDArray[np.int64]
-LogProbabilities = npt.NDArray[np.float64]
+from edgelm.ids import IdArray, Logprobs
 
 STEPS_PER_NAT = 1024
 _CAP = 65_535
@@ -34,30 +32,28 @@ _CAP = 65_535
 class ReferenceData:
     """The content of a reference file. Log-probabilities are in nats."""
 
-    ids: Ids  # (T,)
-    top_ids: Ids  # (T, K)
-    source_top: LogProbabilities  # (T, K)
-    bundle_top: LogProbabilities  # (T, K)
-    source_next: LogProbabilities  # (T,)
-    bundle_next: LogProbabilities  # (T,)
-    bundle_mean: LogProbabilities  # (V,)
+    ids: IdArray  # (T,)
+    top_ids: IdArray  # (T, K)
+    source_top: Logprobs  # (T, K)
+    bundle_top: Logprobs  # (T, K)
+    source_next: Logprobs  # (T,)
+    bundle_next: Logprobs  # (T,)
+    bundle_mean: Logprobs  # (V,)
 
 
 def read_reference(bundle: Bundle) -> tuple[Reference, ReferenceData]:
     """Read the reference of `bundle`; returns its facts from ``bundle.json`` and its content.
 
-    Raises:
-        BundleError: the bundle has no reference; or the file has another size than stated, an id outside the
-            vocabulary, or a NaN or infinity.
+    Raises BundleError if the bundle has no reference, or if the file has another size than stated, an id outside the
+    vocabulary, or a NaN or infinity.
     """
     if bundle.manifest.certificate is None:
         raise BundleError(
             f"the bundle {str(bundle.path)!r} has no certificate, so there is nothing to measure it against; "
             "check its files alone with --hashes-only"
         )
-    facts = bundle.manifest.certificate.reference
-    vocab = bundle.manifest.architecture.vocab_size
-    context = bundle.manifest.architecture.context_length
+    facts, sizes = bundle.manifest.certificate.reference, bundle.manifest.architecture
+    vocab, context = sizes.vocab_size, sizes.context_length
     if facts.row_tokens > context:
         raise BundleError(f"certificate.reference.row_tokens is {facts.row_tokens}, but the context holds {context}")
     raw = bundle.file(facts.file).read_bytes()
@@ -85,13 +81,13 @@ def encode_reference(data: ReferenceData) -> bytes:
     )
 
 
-def rows_of(facts: Reference, ids: Ids) -> Iterator[Ids]:
-    """The rows of the reference tokens `ids` (T,). Each is to be fed into an empty cache."""
+def rows_of(facts: Reference, ids: IdArray) -> Iterator[IdArray]:
+    """The rows of the reference tokens `ids` (T,). Feed each of them into an empty cache."""
     for start in range(0, len(ids), facts.row_tokens):
         yield ids[start : start + facts.row_tokens]
 
 
-def rounded(log_probabilities: LogProbabilities) -> LogProbabilities:
+def rounded(log_probabilities: Logprobs) -> Logprobs:
     """Log-probabilities as they come back from a reference file."""
     return _decoded("source_top", _encoded("source_top", log_probabilities))
 

@@ -36,9 +36,8 @@ Bytes = Annotated[int, Between(0, 2**44)]
 def parse_json(text: bytes) -> object:
     """Parse UTF-8 JSON strictly.
 
-    Raises:
-        StrictJsonError: the text is not UTF-8, is not JSON, is nested too deeply, or holds a duplicate key, NaN or
-            Infinity.
+    Raises StrictJsonError if the text is not UTF-8 or JSON, is nested too deeply, or has a duplicate key, NaN or
+    Infinity.
     """
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
@@ -55,17 +54,10 @@ def parse_json(text: bytes) -> object:
 
 
 def from_json(cls: type[T], value: object, where: str = "") -> T:
-    """Build the dataclass `cls` from parsed JSON. Every field must be there, and no other field.
+    """Build the dataclass `cls` from parsed JSON, which messages call `where`.
 
-    A field whose default is None may be absent.
-
-    Args:
-        cls: the dataclass.
-        value: parsed JSON.
-        where: name of `value`, for messages.
-
-    Raises:
-        StrictJsonError: a field is missing, unknown, mistyped or out of bounds; the message names it.
+    Only fields whose default is None may be absent. Raises StrictJsonError if a field is missing, unknown, mistyped or
+    out of bounds; the message names it.
     """
     return cast(T, _convert(cls, value, where, None))
 
@@ -95,14 +87,11 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
             raise StrictJsonError(f"{where} must be one of {', '.join(map(repr, get_args(kind)))}, got {_show(value)}")
         return value
     if get_origin(kind) is tuple:
-        return tuple(
-            _convert(get_args(kind)[0], item, f"{where}[{i}]", None) for i, item in enumerate(_list(value, where))
-        )
+        inner = get_args(kind)[0]
+        return tuple(_convert(inner, item, f"{where}[{i}]", None) for i, item in enumerate(_list(value, where)))
     if get_origin(kind) is dict:
-        return {
-            _string(key, where): _convert(get_args(kind)[1], item, f"{where}.{key}", None)
-            for key, item in _object(value, where).items()
-        }
+        inner, items = get_args(kind)[1], _object(value, where).items()
+        return {_string(key, where): _convert(inner, item, f"{where}.{key}", None) for key, item in items}
     if is_dataclass(kind):
         return _dataclass(cast(type, kind), value, where)
     if kind is str:

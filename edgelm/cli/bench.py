@@ -49,7 +49,7 @@ def command(
     prompt = np.random.Generator(np.random.Philox(0)).integers(0, session.vocab_size, prompt_tokens).tolist()
     stats = []
     for _ in range(WARM_UP_RUNS + runs):
-        model.forget()  # otherwise every run but the first would find the prompt already computed
+        model.forget()  # otherwise only the first run would compute the prompt
         stats.append(model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=()).stats)
     measured = stats[WARM_UP_RUNS:]
     prefill_rate = median(prompt_tokens / s.prefill_seconds for s in measured)

@@ -13,8 +13,7 @@ from edgelm.cli.shared import json_option, print_json, print_table, storage_form
 from edgelm.errors import BundleError
 
 if TYPE_CHECKING:
-    from edgelm.bundle.reference import Ids
-    from edgelm.ids import Logits
+    from edgelm.ids import IdArray, Logits
 
 UNKNOWN = "-"
 QUALITY_LABELS = {
@@ -98,6 +97,9 @@ def _rows(a: Bundle, b: Bundle) -> list[Row]:
     def row(name: str, label: str, fact: Callable[[Bundle], object]) -> Row:
         return Row(name, label, (fact(a), fact(b)))
 
+    def largest_error(bundle: Bundle) -> float | None:
+        return max((matrix.relative_error for matrix in bundle.manifest.recipe.matrices), default=None)
+
     def certified(name: str, label: str, fact: Callable[[Certificate], object]) -> Row:
         return row(name, label, lambda x: None if x.manifest.certificate is None else fact(x.manifest.certificate))
 
@@ -108,11 +110,7 @@ def _rows(a: Bundle, b: Bundle) -> list[Row]:
         row("bits", "storage", storage_formats),
         row("calibration_tokens", "calibration tokens", lambda x: x.manifest.recipe.calibration_tokens),
         row("size_bytes", "on disk", lambda x: x.size_bytes),
-        row(
-            "largest_relative_error",
-            "largest matrix error",
-            lambda x: max((m.relative_error for m in x.manifest.recipe.matrices), default=None),
-        ),
+        row("largest_relative_error", "largest matrix error", largest_error),
         certified("weights_bytes", "weights", lambda c: c.weights_bytes),
         certified("peak_rss_bytes", "peak memory", lambda c: c.footprint.peak_rss_bytes),
         certified("prefill_tokens_per_second", "reads", lambda c: c.footprint.prefill_tokens_per_second),
@@ -149,10 +147,11 @@ def _agreement(a: Bundle, b: Bundle, threads: int | None) -> dict[str, float]:
         )
     facts, data = read_reference(a)
     context = min(size.context_length for size in sizes)
-    texts = [part for row in rows_of(facts, data.ids) for part in _windows(row, context)]
+    windows = (row[at : at + context] for row in rows_of(facts, data.ids) for at in range(0, len(row), context))
+    texts = [window for window in windows if len(window) >= 2]
     first, second = (Graph.open(bundle, device="cpu", threads=threads).session() for bundle in (a, b))
 
-    def logits(ids: "Ids") -> "Logits":
+    def logits(ids: "IdArray") -> "Logits":
         first.reset()
         return first.score(ids)
 
@@ -165,11 +164,6 @@ def _agreement(a: Bundle, b: Bundle, threads: int | None) -> dict[str, float]:
         "perplexity_b": math.exp(total.bundle_nats / total.tokens),
         "max_abs_logit_difference": total.max_abs_logit_difference,
     }
-
-
-def _windows(row: "Ids", context: int) -> "list[Ids]":
-    parts = [row[start : start + context] for start in range(0, len(row), context)]
-    return [part for part in parts if len(part) >= 2]
 
 
 def _tokenizer_hash(bundle: Bundle) -> str:

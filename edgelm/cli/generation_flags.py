@@ -24,10 +24,10 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """Writes its options group by group; options without a group stand under "Output and machine"."""
+    """A command whose help has a section for each group; options without a group stand under "Output and machine"."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One section a group, in the order of the options."""
+        """Write a section for each group, in the order of the options."""
         sections: dict[str, list[tuple[str, str]]] = {COMMON.heading: [], OUTPUT.heading: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -40,7 +40,7 @@ class GroupedCommand(click.Command):
 
 
 def _id_lists(ctx: click.Context, param: click.Parameter, values: Values) -> list[list[int]]:
-    """Lists of token ids, each written with commas: ``11,42``."""
+    """Lists of token ids, each written as ``11,42``."""
     try:
         return [[int(part) for part in value.split(",")] for value in values]
     except ValueError:
@@ -98,11 +98,8 @@ def _choice(choices: tuple[object, ...]) -> dict[str, Any]:
 def generation_flag(name: str) -> Callable[[Function], Function]:
     """The flag of one generation option."""
     option = OPTIONS[name]
-    attributes = {
-        "metavar": option.rule.metavar or None,
-        "group": option.group,
-        **(_choice(option.rule.choices) if option.rule.kind == "choice" else _READERS[option.rule.kind]),
-    }
+    attributes = _choice(option.rule.choices) if option.rule.kind == "choice" else _READERS[option.rule.kind]
+    attributes = {"metavar": option.rule.metavar or None, "group": option.group, **attributes}
     text = option.meaning.partition(". ")[0].removesuffix(".") + "."
     text += " Repeatable." if "multiple" in attributes else ""
     text += f"  [default: {default_text(name)}]" if option.show_default else ""
@@ -119,5 +116,5 @@ def generation_options(function: Function) -> Function:
 
 
 def given_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
+    """The options that the user gave."""
     return {name: value for name, value in options.items() if value is not None and value != () and value != []}

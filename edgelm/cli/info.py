@@ -59,19 +59,15 @@ def _prefix_fact(bundle: Bundle) -> str:
 
 
 def _certified(certificate: Certificate) -> list[Fact]:
-    c, footprint = certificate, certificate.footprint
+    c, f = certificate, certificate.footprint
     return [
         ("weights", f"{c.weights_bytes / 1e6:.1f} MB, {c.source_weights_bytes / 1e6:.1f} MB as 32-bit floats"),
         (
             "speed",
-            f"writes {footprint.decode_tokens_per_second:,.0f} tokens/s, "
-            f"reads {footprint.prefill_tokens_per_second:,.0f} tokens/s "
-            f"(prompt of {footprint.prompt_tokens} tokens); peak memory {footprint.peak_rss_bytes / 1e6:.0f} MB",
+            f"writes {f.decode_tokens_per_second:,.0f} tokens/s, reads {f.prefill_tokens_per_second:,.0f} tokens/s "
+            f"(prompt of {f.prompt_tokens} tokens); peak memory {f.peak_rss_bytes / 1e6:.0f} MB",
         ),
-        (
-            "  machine",
-            f"{footprint.cpu}, {footprint.system}, {footprint.threads} threads, ONNX Runtime {footprint.onnxruntime}",
-        ),
+        ("  machine", f"{f.cpu}, {f.system}, {f.threads} threads, ONNX Runtime {f.onnxruntime}"),
         *(fact for quality in c.texts for fact in _quality_facts(quality)),
         ("gate", f"{c.gate}: {'passed' if c.passed else 'MISSED'}"),
         ("reference", f"{c.reference.tokens:,} tokens; `edgelm verify` measures them again on any machine"),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from edgelm.reuse.state import PromptState
 
 
+STATE_HELP = "Keep the computed prompt in this file; a prompt that begins with it then starts faster."
+
+
 class RunCommand(TextCommand, GroupedCommand):
     """Takes a text, and groups its many options in ``--help``."""
 
@@ -29,11 +32,7 @@ class RunCommand(TextCommand, GroupedCommand):
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @json_option("Print one JSON object instead of text.")
 @generation_flag("logprobs")
-@click.option(
-    "--state",
-    metavar="FILE",
-    help="Keep the computed prompt in this file; a prompt that begins with it then starts faster.",
-)
+@click.option("--state", metavar="FILE", help=STATE_HELP)
 @click.option("--stats", is_flag=True, help="Print times and memory on stderr.")
 def command(
     prompt: str | None,
@@ -52,9 +51,7 @@ def command(
     echo "One day" | edgelm run --no-echo --seed 7
     """
     if options["logprobs"] is not None and not as_json:
-        raise click.UsageError(
-            "--logprobs needs --json, because plain text has no place for them", click.get_current_context()
-        )
+        click.get_current_context().fail("--logprobs needs --json, because plain text has no place for them")
     text = read_prompt() if prompt is None or prompt == "-" else prompt
     given = cast("GenerationOptions", given_options(options))
     model = open_model()
@@ -89,7 +86,7 @@ def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | Non
 
 
 def _print_stream(chunks: "Iterator[Chunk]", echo: str | None) -> "Stats":
-    """Print each row as it comes, with a blank line between rows; print nothing before the first token exists."""
+    """Print each row as it comes, with a blank line between rows; nothing is printed before the first token."""
     final: Stats | None = None
     row = -1
     for chunk in chunks:

@@ -36,31 +36,21 @@ class TextCommand(click.Command):
 
 def model_option(function: Function) -> Function:
     """``-m/--model``: the bundle folder; None stands for the embedded model."""
-    return click.option(
-        "-m",
-        "--model",
-        metavar="FOLDER",
-        envvar="EDGELM_MODEL",
-        show_envvar=True,
-        help="Bundle folder; by default the embedded model.",
-    )(function)
+    meaning = "Bundle folder; by default the embedded model."
+    names = "-m", "--model"
+    return click.option(*names, metavar="FOLDER", envvar="EDGELM_MODEL", show_envvar=True, help=meaning)(function)
 
 
 def threads_option(function: Function) -> Function:
     """``--threads``."""
-    help_text = "Number of CPU threads; by default one per CPU that this process may use."
-    return click.option("--threads", type=int, metavar="N", help=help_text)(function)
+    meaning = "Number of CPU threads; by default one per CPU that this process may use."
+    return click.option("--threads", type=int, metavar="N", help=meaning)(function)
 
 
 def device_options(function: Function) -> Function:
     """``--device`` and ``--threads``."""
-    device = click.option(
-        "--device",
-        metavar="DEVICE",
-        default="auto",
-        show_default=True,
-        help="auto, cpu, cuda or cuda:N; an explicit device never falls back to another one.",
-    )
+    meaning = "auto, cpu, cuda or cuda:N; an explicit device never falls back to another one."
+    device = click.option("--device", metavar="DEVICE", default="auto", show_default=True, help=meaning)
     return device(threads_option(function))
 
 
@@ -70,15 +60,14 @@ def json_option(help_text: str) -> Callable[[Function], Function]:
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``--model``, ``--prefix``, ``--device`` and ``--threads``, which reach the command as one `open_model`.
+    """``--model``, ``--prefix``, ``--device`` and ``--threads``, which reach `command` as one function `open_model`.
 
     `open_model()` loads the model. Call it after the cheap checks, because it imports numpy and ONNX Runtime.
     """
+    meaning = "Prefix file (of `edgelm bake` or prefix-tuning) that precedes every prompt."
 
     @model_option
-    @click.option(
-        "--prefix", metavar="FILE", help="Prefix file (of `edgelm bake` or prefix-tuning) that precedes every prompt."
-    )
+    @click.option("--prefix", metavar="FILE", help=meaning)
     @device_options
     @wraps(command)
     def with_model(
@@ -97,9 +86,9 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A bundle folder as an argument or as ``--model``, which reach the command as one `folder`.
+    """A bundle folder as an argument or as ``--model``, which reaches `command` as one path `folder`.
 
-    `folder` is a path. Without either it is the folder of the embedded model.
+    Without both it is the folder of the embedded model.
     """
 
     @click.argument("bundle", metavar="[FOLDER]", required=False)
@@ -124,26 +113,17 @@ def read_text_file(path: Path, error: type[EdgelmError]) -> str:
 
 
 def read_prompt() -> str:
-    """All of standard input, without the line end at its end.
-
-    Raises:
-        PromptError: standard input is closed, or is not UTF-8 text.
-    """
+    """All of standard input, without the last line end; raises PromptError if it is closed or not UTF-8 text."""
     content = _stdin("give the prompt as an argument", "reading the prompt from the terminal; end it").read()
-    # `echo` and editors end a text with a line end that nobody meant to be continued.
+    # `echo` and editors end a text with a line end that is not part of the prompt.
     return _without_line_end(_decoded(content, "standard input", PromptError))
 
 
 def answer_each(argument: str | None, answer: Callable[[str], str]) -> None:
-    """Print `answer(text)` on its own line: for `argument`, or for every line of standard input.
+    """Print `answer(argument)`, or for None and "-" the answer to every line of standard input, each on its own line.
 
-    Args:
-        argument: the text; None or "-" stands for standard input. Each of its lines is answered before the next
-            line is read.
-        answer: makes one line of output from one text.
-
-    Raises:
-        PromptError: as `answer` raises it, with the number of the line; or a line is not UTF-8.
+    A line is answered before the next one is read. Raises the PromptError of `answer`, with the number of the line, and
+    PromptError if a line is not UTF-8.
     """
     if argument is not None and argument != "-":
         click.echo(answer(argument))
@@ -171,8 +151,7 @@ def print_json(content: object) -> None:
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of a name and one value or more, in columns.
 
-    Values wrap where the terminal is too narrow for them. Output that goes elsewhere does not wrap, unless the
-    environment sets COLUMNS.
+    Values wrap where the terminal is too narrow. Output to a file or pipe wraps only if the environment sets COLUMNS.
     """
     name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     terminal_width = shutil.get_terminal_size((0, 0)).columns
@@ -183,10 +162,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
             widths[column] = min(widths[column], max(10, share))
             room -= widths[column] + 2
     for name, *values in rows:
-        cells = [
-            textwrap.wrap(value, max(1, width), break_on_hyphens=False)
-            for value, width in zip(values, widths, strict=True)
-        ]
+        sized = zip(values, widths, strict=True)
+        cells = [textwrap.wrap(value, max(1, width), break_on_hyphens=False) for value, width in sized]
         for line in range(max(1, *map(len, cells))):
             texts = [cell[line] if line < len(cell) else "" for cell in cells]
             padded = (f"{text:<{width}}" for text, width in zip(texts, widths, strict=True))

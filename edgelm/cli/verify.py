@@ -52,13 +52,9 @@ def _measure(bundle: Bundle, threads: int | None, content: dict[str, object], as
     observed = observe_session(facts, data, session)
     measured = figures(facts, data, observed)
     all_checks = checks(facts, data, measured, drift(data, observed))
-    content["measured"] = {
-        "cpu": cpu_name(),
-        "threads": session.threads,
-        "tokens": facts.tokens,
-        **asdict(measured),
-        "checks": [{**asdict(check), "passed": check.passed} for check in all_checks],
-    }
+    machine = {"cpu": cpu_name(), "threads": session.threads, "tokens": facts.tokens}
+    results = [{**asdict(check), "passed": check.passed} for check in all_checks]
+    content["measured"] = {**machine, **asdict(measured), "checks": results}
     if not as_json:
         click.echo(f"measured on {facts.tokens:,} tokens, {cpu_name()}, {session.threads} threads:")
         kl, top1 = measured.mean_kl_divergence, measured.top1_agreement

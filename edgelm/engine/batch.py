@@ -13,30 +13,27 @@ from edgelm.errors import ContextError, PromptError
 from edgelm.ids import Hidden, Indices, Logits, TokenIds, as_ids
 
 IDLE_TOKEN = 0
-"""The token to feed to a row without a text. Nobody reads what it computes."""
+"""The token to feed to a row without a text, whose logits nobody reads."""
 
 
 class Batch:
     """Up to `rows` texts of any lengths. Texts come (`admit`), grow by one token a step, and leave.
 
-    With `whole_groups_only` every step computes an even number of rows: then a text computes the same bits whichever
-    texts are beside it. Without, it computes just the rows in use, which is faster for a fixed odd number of rows, and
-    rows may differ from a text alone in the last bits. Not for use by several threads at a time.
+    Not for use by several threads at a time.
+
+    Args:
+        graph: the loaded graph.
+        rows: maximum number of texts.
+        capacity: cache length of each row, in tokens.
+        whole_groups_only: compute an even number of rows in every step, so that a text computes the same bits whichever
+            texts are beside it. Otherwise only the rows in use are computed, which is faster for a fixed odd number of
+            rows, but the last bits may differ from those of a text alone.
     """
 
     def __init__(self, graph: LoadedGraph, rows: int, capacity: int, *, whole_groups_only: bool = True) -> None:
-        """Make an empty batch.
-
-        Args:
-            graph: the loaded graph.
-            rows: maximum number of texts.
-            capacity: cache length of each row, in tokens.
-            whole_groups_only: whether steps compute whole row groups.
-        """
         self._graph = graph
-        self._capacity = capacity
-        self._row_limit = rows
-        self._even = whole_groups_only
+        self._row_limit, self._capacity = rows, capacity
+        self._whole_groups_only = whole_groups_only
         self._cache = new_cache(graph, self._padded(rows), capacity)
         self._lengths: list[int | None] = []  # tokens of each row; None where a row has no text
         self._shared = 0  # leading tokens that all rows have in common
@@ -62,8 +59,7 @@ class Batch:
     def admit(self, source: Cache, length: int) -> int:
         """Copy the first `length` tokens of a cache of one row into a free row; returns that row.
 
-        Raises:
-            ContextError: every row has a text.
+        Raises ContextError if every row has a text.
         """
         if self.is_full:
             raise ContextError(f"all {self._row_limit} rows of the batch are taken")
@@ -84,11 +80,7 @@ class Batch:
             self._lengths.pop()
 
     def moved_down(self) -> tuple[int, int] | None:
-        """Move the last text into a gap, where a step then computes fewer rows.
-
-        Returns:
-            The text's old and new row; None where nothing was moved.
-        """
+        """Move the last text into a gap if a step then computes fewer rows; returns its old and new row, or None."""
         gaps = self._lengths.count(None)
         if self._padded(len(self._lengths) - gaps) == self._padded(len(self._lengths)):
             return None
@@ -111,13 +103,9 @@ class Batch:
             self._shared = position
 
     def step(self, ids: TokenIds) -> Logits:
-        """Append one token to each row.
+        """Append one token to each row: `ids` (B,), with IDLE_TOKEN for a row without a text.
 
-        Args:
-            ids: a token for each row in use, (B,); IDLE_TOKEN for a row without a text.
-
-        Returns:
-            The logits (B, V), in a buffer that the next step overwrites.
+        Returns the logits (B, V), in a buffer that the next step overwrites.
 
         Raises:
             PromptError: the number of ids is not B, or an id is unknown.
@@ -150,4 +138,4 @@ class Batch:
         return logits, call
 
     def _padded(self, rows: int) -> int:
-        return whole_groups(max(2, rows)) if self._even else rows
+        return whole_groups(max(2, rows)) if self._whole_groups_only else rows

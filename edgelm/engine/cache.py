@@ -20,9 +20,9 @@ from edgelm.errors import InsufficientMemoryError
 from edgelm.ids import Indices, KeysValues
 
 ROW_GROUP = 2
-"""MatMulNBits computes rows in pairs and a row left over by another kernel, which differs in the last bits. Attention
-does so with a token that is alone in its tile. So calls of several tokens, and batches, compute whole pairs: then what
-a row computes depends on nothing but its own tokens."""
+"""MatMulNBits computes rows in pairs; the kernel for a row left over differs in the last bits. So does attention's for
+a token that is alone in its tile. So calls of several tokens, and batches, compute whole pairs: then the result of a
+row depends on nothing but its own tokens."""
 
 
 class Binding(Protocol):
@@ -36,23 +36,12 @@ class Binding(Protocol):
 class LoadedGraph(Protocol):
     """What caches, calls and sessions need of a loaded graph; `edgelm.engine.graph.Graph` is one."""
 
-    @property
-    def bundle(self) -> Bundle: ...
-
-    @property
-    def device(self) -> Device: ...
-
-    @property
-    def threads(self) -> int: ...
-
-    @property
-    def shared_threads(self) -> bool: ...
-
-    @property
-    def batch_invariant(self) -> bool: ...
-
-    @property
-    def onnxruntime(self) -> ModuleType: ...
+    bundle: Bundle
+    device: Device
+    threads: int
+    shared_threads: bool
+    batch_invariant: bool
+    onnxruntime: ModuleType
 
     def new_binding(self) -> Binding: ...
 
@@ -85,8 +74,8 @@ class Cache(ABC):
 class HostCache(Cache):
     """A cache in host memory. Its pages exist only once they are written."""
 
-    def __init__(self, onnxruntime: ModuleType, layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._make_value = onnxruntime.OrtValue.ortvalue_from_numpy
+    def __init__(self, graph: LoadedGraph, layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._make_value = graph.onnxruntime.OrtValue.ortvalue_from_numpy
         self._array = untouched_zeros((2 * layers, *shape), dtype)  # (2·layers, B, H, C, D)
         self.rows, self.values = shape[0], [self._make_value(part) for part in self._array]
 
@@ -107,10 +96,8 @@ class HostCache(Cache):
 class DeviceCache(Cache):
     """A cache in the memory of a CUDA device. Reading and writing copy whole layers through the host."""
 
-    def __init__(
-        self, onnxruntime: ModuleType, device: Device, layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> None:
-        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+    def __init__(self, graph: LoadedGraph, layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        make, device = graph.onnxruntime.OrtValue.ortvalue_from_shape_and_type, graph.device
         self.rows = shape[0]
         self.values = [make(shape, dtype.type, device.kind, device.index) for _ in range(2 * layers)]
 
@@ -134,28 +121,20 @@ class DeviceCache(Cache):
 
 
 def new_cache(graph: LoadedGraph, rows: int, capacity: int) -> Cache:
-    """An empty cache of `graph` for `rows` texts of up to `capacity` tokens.
-
-    Raises:
-        InsufficientMemoryError: there is no memory for it.
-    """
+    """An empty cache of `graph` for `rows` texts of up to `capacity` tokens; raises InsufficientMemoryError."""
     facts = graph.bundle.manifest.architecture
     # The padding of a chunk that ends at the last position needs room too.
     shape = rows, facts.num_key_value_heads, capacity + ROW_GROUP, facts.head_dim
     dtype = np.dtype(graph.bundle.manifest.graph.kv_dtype)
-    if graph.device.kind == "cpu":
-        return HostCache(graph.onnxruntime, facts.num_layers, shape, dtype)
-    return DeviceCache(graph.onnxruntime, graph.device, facts.num_layers, shape, dtype)
+    kind = HostCache if graph.device.kind == "cpu" else DeviceCache
+    return kind(graph, facts.num_layers, shape, dtype)
 
 
 def untouched_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Zeros in a mapping of their own, in small pages that exist only once they are written.
 
     numpy would take the memory from the heap, where a freed cache leaves pages that must be zeroed first. It would also
-    ask for huge pages, and a few tokens in every head touch all of those.
-
-    Raises:
-        InsufficientMemoryError: there is no memory for them.
+    ask for huge pages, and a few tokens in every head touch all of those. Raises InsufficientMemoryError.
     """
     size_bytes = max(1, math.prod(shape) * dtype.itemsize)
     try:

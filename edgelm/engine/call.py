@@ -24,22 +24,20 @@ class GraphCall:
     """The graph bound to a cache, and to buffers for T new tokens of B rows. Past and present are one buffer.
 
     The tokens and the logits of a single row are padded to whole row groups. Padding stands behind the text, so no
-    token sees it, and the next call overwrites what it leaves in the cache.
+    token sees it, and the next call overwrites its keys and values.
+
+    Args:
+        graph: the loaded graph.
+        cache: the cache to read and write, or its first rows if it has more than `rows`.
+        rows: B. More than one row takes one token each.
+        new_tokens: T.
+        logit_rows: N, the number of rows of logits to compute, for the last N of the B·T tokens.
+        hidden: whether to compute hidden states too.
     """
 
     def __init__(
         self, graph: LoadedGraph, cache: Cache, rows: int, new_tokens: int, logit_rows: int, *, hidden: bool = False
     ) -> None:
-        """Bind the graph.
-
-        Args:
-            graph: the loaded graph.
-            cache: the cache that is read and written; of more rows than `rows`, the first ones.
-            rows: B. More than one row takes one token each.
-            new_tokens: T.
-            logit_rows: N, the number of rows of logits to compute: the last N of the B·T tokens.
-            hidden: whether to compute hidden states too.
-        """
         manifest = graph.bundle.manifest
         names, facts = manifest.graph, manifest.architecture
         padded_tokens = whole_groups(new_tokens)
@@ -89,14 +87,9 @@ class GraphCall:
         return states.reshape(-1, states.shape[-1]).astype(np.float32, copy=False)
 
     def run(self, ids: IdArray | Sequence[int], past: int | Indices) -> Logits:
-        """Compute the next tokens.
+        """Compute the tokens `ids`, (B, T), or (T,) of one row; returns logits (N, V) that the next call overwrites.
 
-        Args:
-            ids: the new tokens, (B, T), or (T,) of a single row.
-            past: cached tokens of every row, or of each row (B,).
-
-        Returns:
-            The logits (N, V), in a buffer that the next call overwrites.
+        `past` is the number of cached tokens, of all rows or of each row (B,).
         """
         new_tokens = self._new_tokens
         self._input_ids[:, :new_tokens] = ids
@@ -119,7 +112,7 @@ class GraphCall:
 class DraftCost:
     """What drafted tokens add to the call that checks them; the unit is a step of one token.
 
-    The numbers are constants and not timed, so that a request makes the same drafts on every machine.
+    The numbers are constants, not measured at run time, so that a request makes the same drafts on every machine.
     """
 
     call: float

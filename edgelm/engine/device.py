@@ -30,11 +30,7 @@ class Device:
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime with its telemetry off.
-
-    Raises:
-        DeviceError: no ONNX Runtime package is installed, or it does not load.
-    """
+    """Import ONNX Runtime with its telemetry off; raises DeviceError if it is not installed or does not load."""
     # Read by onnxruntime at import: its wheels report usage by default since 1.29.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -43,7 +39,8 @@ def import_onnxruntime() -> ModuleType:
     except (ImportError, AttributeError) as error:
         if isinstance(error, (ModuleNotFoundError, AttributeError)):
             raise DeviceError(f"ONNX Runtime is not installed; {install_hint('cpu')}, or [gpu] for CUDA") from None
-        raise DeviceError(f"ONNX Runtime is installed but does not load: {_first_line(error)}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DeviceError(f"ONNX Runtime is installed but does not load: {reason}") from None
     return onnxruntime
 
 
@@ -71,19 +68,14 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
     "auto" is CUDA where the bundle and the installed package can use it, otherwise the CPU. An explicit device never
     falls back.
 
-    Raises:
-        DeviceError: the name is unknown, the bundle does not run there, or the installed package lacks CUDA.
+    Raises DeviceError if the name is unknown, the bundle does not run there, or the installed package lacks CUDA.
     """
-    cuda_missing = (
-        None
-        if "cuda" in graph.devices
-        else "this bundle runs on the cpu only; export one with --precision fp16 for cuda"
-    )
-    if cuda_missing is None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        cuda_missing = (
-            "the installed ONNX Runtime has no CUDA provider; "
-            f"run: pip uninstall onnxruntime, then {install_hint('gpu')}"
-        )
+    cuda_missing = None
+    if "cuda" not in graph.devices:
+        cuda_missing = "this bundle runs on the cpu only; export one with --precision fp16 for cuda"
+    elif "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        advice = f"run: pip uninstall onnxruntime, then {install_hint('gpu')}"
+        cuda_missing = f"the installed ONNX Runtime has no CUDA provider; {advice}"
     if request == "auto":
         return Device("cpu") if cuda_missing else Device("cuda")
     if request == "cpu":
@@ -102,7 +94,7 @@ def open_inference_session(
     """Load the graph at `model_path`; returns an ``onnxruntime.InferenceSession``.
 
     Raises:
-        DeviceError: CUDA was asked for and did not load, or the process's other models do not fit `shared_threads`.
+        DeviceError: CUDA was requested and did not load, or the process's other models do not fit `shared_threads`.
         Exception: ONNX Runtime refuses the graph.
     """
     options = onnxruntime.SessionOptions()
@@ -113,7 +105,7 @@ def open_inference_session(
     # Long enough to span a step's Python. The default is far longer and slows everything else on a shared machine.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "500")
     if int8_products_may_saturate():
-        # Exact, but it copies every int8 weight to uint8 and is slower, so it is set only where it must be.
+        # Exact, but slower, and it copies every int8 weight to uint8. So it is set only where products may saturate.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if device.kind == "cpu":
         return onnxruntime.InferenceSession(
@@ -130,7 +122,7 @@ def open_inference_session(
         options,
         providers=[("CUDAExecutionProvider", {"device_id": str(device.index)}), "CPUExecutionProvider"],
     )
-    # ONNX Runtime falls back to the CPU on its own. CUDA that was asked for and did not load must be an error.
+    # ONNX Runtime falls back to the CPU on its own. CUDA that was requested and did not load must be an error.
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise DeviceError(
             f"cannot use device '{device}': the CUDA provider did not load (is there a GPU, a driver, and the CUDA "
@@ -149,10 +141,10 @@ class _ProcessThreads:
         watch_forks(self)
 
     def apply(self, options: Any, threads: int, onnxruntime: ModuleType, *, shared: bool) -> None:
-        """Let a session with these ``SessionOptions`` run on `threads` threads of its own, or on the shared ones.
+        """Let a session with these ``SessionOptions`` run on `threads` threads of its own, or on the shared threads.
 
         Raises:
-            DeviceError: this process shares threads, and the session is not to share them, or with another number.
+            DeviceError: this process shares threads, and the session does not, or asks for another number of threads.
             ForkError: the parent of this process shared threads, which stayed there.
         """
         with self._lock:
@@ -181,7 +173,3 @@ class _ProcessThreads:
 
 
 _threads_of_process = _ProcessThreads()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

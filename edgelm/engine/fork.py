@@ -1,4 +1,4 @@
-"""What a forked child must repair. This is the only module that notices a fork.
+"""Repairs in a forked child. This is the only module that notices a fork.
 
 ONNX Runtime hangs in a forked child, because its threads are not copied and both a run and the end of a session wait
 for them (microsoft/onnxruntime issues 24601, 21812, 9800). Locks that another thread held stay locked for ever.
@@ -19,14 +19,14 @@ class ForkAware(Protocol):
 _watched: "weakref.WeakSet[ForkAware]" = weakref.WeakSet()
 
 
-def watch_forks(thing: ForkAware) -> None:
-    """Have ``thing.after_fork()`` called in every forked child, as long as `thing` lives."""
-    _watched.add(thing)
+def watch_forks(owner: ForkAware) -> None:
+    """Have ``owner.after_fork()`` called in every forked child, as long as `owner` lives."""
+    _watched.add(owner)
 
 
 def _repair_all() -> None:
-    for thing in list(_watched):
-        thing.after_fork()
+    for owner in list(_watched):
+        owner.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

@@ -54,12 +54,7 @@ class Graph:
         shared_threads: bool = False,
         batch_invariant: bool = False,
     ) -> None:
-        """Load the graph with finished choices; `open` makes and checks them.
-
-        Raises:
-            BundleError: ONNX Runtime refuses the graph, or the graph differs from the manifest.
-            DeviceError: CUDA does not load, or the process's other models do not fit `shared_threads`.
-        """
+        """Load the graph with finished choices; `open` makes and checks them, and lists the errors."""
         self.bundle, self.device, self.threads, self.onnxruntime = bundle, device, threads, onnxruntime
         self.shared_threads, self.batch_invariant = shared_threads, batch_invariant
         self._memory = LoadedMemory()
@@ -82,15 +77,7 @@ class Graph:
         shared_threads: bool = False,
         batch_invariant: bool = False,
     ) -> "Graph":
-        """Load the graph of `bundle`.
-
-        Args:
-            bundle: the bundle.
-            device: "auto", "cpu", "cuda" or "cuda:N".
-            threads: number of CPU threads; None for all CPUs that this process may use.
-            shared_threads: whether to run on threads that all models of the process share. Either all models of a
-                process share threads or no model does.
-            batch_invariant: whether to compute single tokens as a batch does: slower, to the same bits; CPU only.
+        """Load the graph of `bundle`; `edgelm.load` explains the options.
 
         Raises:
             DeviceError: ONNX Runtime is missing or too old; the device cannot be used, or not by a `batch_invariant`
@@ -109,14 +96,8 @@ class Graph:
             raise DeviceError(
                 f"batch_invariant works on the CPU only, not on {place}: give device='cpu', or leave it out"
             )
-        return cls(
-            bundle,
-            place,
-            threads or default_threads(),
-            onnxruntime,
-            shared_threads=shared_threads,
-            batch_invariant=batch_invariant,
-        )
+        count = threads or default_threads()
+        return cls(bundle, place, count, onnxruntime, shared_threads=shared_threads, batch_invariant=batch_invariant)
 
     @property
     def closed(self) -> bool:
@@ -124,24 +105,16 @@ class Graph:
         return self._closed
 
     def session(self, prefix: KeysValues | None = None) -> Session:
-        """A session with an empty cache of its own.
-
-        Args:
-            prefix: keys and values that stand before every text of the session; see `Session.begin_after`.
+        """A session with an empty cache of its own, behind `prefix`; see `Session.begin_after`.
 
         Raises:
             ClosedError: the graph is closed.
-            ContextError: the prefix leaves no room.
-            InsufficientMemoryError: there is no memory for another cache.
+            ContextError, InsufficientMemoryError: as `Session`.
         """
         return Session(self, prefix)
 
     def new_binding(self) -> "GraphBinding":
-        """A binding of inputs and outputs that ends with this graph.
-
-        Raises:
-            ClosedError: the graph is closed.
-        """
+        """A binding of inputs and outputs that ends with this graph; raises ClosedError if the graph is closed."""
         binding = GraphBinding(self._open_session().io_binding())
         self._bindings.add(binding)
         return binding
@@ -179,13 +152,13 @@ class Graph:
     def close(self) -> None:
         """Free the graph once the calls of other threads, a token or a chunk each, are finished.
 
-        Later uses raise ClosedError. Closing twice is no error.
+        Later uses raise ClosedError. Closing twice is allowed.
         """
         with self._changed:
             self._closed = True
             for binding in list(self._bindings):
                 binding.end("closed")
-            # A signal handler may close what its own thread was about to run: waiting for that would never end.
+            # A signal handler may close the graph that its own thread was about to run: waiting would never end.
             self._changed.wait_for(lambda: not set(self._running) - {threading.get_ident()})
             self._ort_session = None
 
@@ -234,11 +207,7 @@ class GraphBinding:
 
     @property
     def io_binding(self) -> Any:
-        """The ``onnxruntime.IOBinding``.
-
-        Raises:
-            ClosedError, ForkError: the binding has ended.
-        """
+        """The ``onnxruntime.IOBinding``; raises ClosedError or ForkError if the binding has ended."""
         io_binding = self._io_binding  # read first, because another thread may end the binding meanwhile
         if self._state == "closed":
             raise ClosedError(_MESSAGES["closed"])
@@ -260,11 +229,7 @@ def _keep_forever(thing: object) -> None:
 
 
 def _check_signature(bundle: Bundle, ort_session: Any) -> None:
-    """Compare the graph's inputs, outputs and sizes with those that the manifest states.
-
-    Raises:
-        BundleError: they differ.
-    """
+    """Raise BundleError if the graph's inputs, outputs or sizes differ from the manifest's."""
     facts, graph = bundle.manifest.architecture, bundle.manifest.graph
     layers = range(facts.num_layers)
     cache = [facts.num_key_value_heads, None, facts.head_dim]  # axis 0 is the batch; None stands for any size
@@ -283,10 +248,8 @@ def _check_signature(bundle: Bundle, ort_session: Any) -> None:
         graph.hidden_states: [None, facts.hidden_size],
         **{name.replace("{layer}", str(i)): cache for name in graph.present_names for i in layers},
     }
-    for kind, stated, nodes in (
-        ("inputs", inputs, ort_session.get_inputs()),
-        ("outputs", outputs, ort_session.get_outputs()),
-    ):
+    nodes_of = ("inputs", inputs, ort_session.get_inputs()), ("outputs", outputs, ort_session.get_outputs())
+    for kind, stated, nodes in nodes_of:
         if {node.name for node in nodes} != set(stated):
             raise BundleError(f"the graph {graph.file!r} has other {kind} than bundle.json states")
         for node in nodes:

@@ -39,7 +39,7 @@ class LoadedMemory:
         It takes a few milliseconds per 100 MB, and no memory. Nothing happens where the system has no huge pages, or
         where its administrator forbids them.
         """
-        if not self._added or not _huge_pages_wanted():
+        if not self._added or not _huge_pages_allowed():
             return 0
         moved = _collapse(self._added)
         logger.debug("moved %.0f MB of weights into huge pages", moved / 1e6)
@@ -62,23 +62,19 @@ def ranges_without(ranges: list[Range], others: list[Range]) -> list[Range]:
 
 
 def whole_pages(resident: bytes, start: int, small_page_bytes: int) -> list[Range]:
-    """Ranges of huge pages whose small pages are all resident.
+    """Ranges of huge pages whose small pages are all resident, from the address `start` of a huge page on.
 
-    Args:
-        resident: a byte for each small page; bit 0 tells whether the page is resident.
-        start: address of the first page, a multiple of the huge page's size.
-        small_page_bytes: size of a small page.
+    `resident` has a byte for each small page, whose bit 0 tells whether the page is resident.
     """
     count = HUGE_PAGE_BYTES // small_page_bytes
-    found: list[Range] = []
+    whole: list[Range] = []
     for first in range(0, len(resident) - count + 1, count):
         if all(page & 1 for page in resident[first : first + count]):
             address = start + first * small_page_bytes
-            if found and found[-1][1] == address:
-                found[-1] = (found[-1][0], address + HUGE_PAGE_BYTES)
-            else:
-                found.append((address, address + HUGE_PAGE_BYTES))
-    return found
+            joins = bool(whole) and whole[-1][1] == address
+            begin = whole.pop()[0] if joins else address
+            whole.append((begin, address + HUGE_PAGE_BYTES))
+    return whole
 
 
 def _private_ranges() -> list[Range]:
@@ -98,7 +94,7 @@ def _private_ranges() -> list[Range]:
     return ranges
 
 
-def _huge_pages_wanted() -> bool:
+def _huge_pages_allowed() -> bool:
     """Whether the administrator allows huge pages to programs that ask for them."""
     try:
         return "[never]" not in _SETTING.read_text(encoding="ascii")

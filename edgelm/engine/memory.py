@@ -9,13 +9,12 @@ from typing import Literal
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import Architecture
 from edgelm.errors import InsufficientMemoryError
+from edgelm.ids import PREFILL_CHUNK_TOKENS
 
 RUNTIME_BYTES = 16 << 20
 """Memory of a loaded graph without weights, beyond the imported libraries. Measured: docs/embedding.md."""
 PREPACKED_SHARE = 1.06
 """ONNX Runtime copies the weights into the order that its kernels need. The file's pages are not needed afterwards."""
-PREFILL_TOKENS = 256
-"""Activations exist for one chunk of a prompt at a time (`edgelm.ids.PREFILL_CHUNK_TOKENS`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +51,11 @@ class ModelMemory:
         weights_bytes: int,
         prefix_bytes: int = 0,
     ) -> "ModelMemory":
-        """Forecast the memory of a model that need not exist yet.
-
-        Args:
-            architecture: sizes of the model.
-            kv_dtype: type of the keys and values in the cache.
-            weights_bytes: size of the weights' file.
-            prefix_bytes: size of the keys and values that stand before every prompt.
-        """
+        """Forecast the memory of a model that need not exist yet, with keys and values of `kv_dtype` in its cache."""
         cache = architecture.cache_values_per_token * architecture.context_length * (2 if kv_dtype == "float16" else 4)
         # Four copies of the widest activation at once (inputs and outputs of two nodes), and the scores of attention.
-        tokens = min(PREFILL_TOKENS, architecture.context_length)
+        # They exist for one chunk of a prompt at a time.
+        tokens = min(PREFILL_CHUNK_TOKENS, architecture.context_length)
         scores = architecture.num_heads * architecture.context_length
         activations = tokens * (4 * architecture.widest_activation + scores) * 4
         prepacked = math.ceil(weights_bytes * PREPACKED_SHARE)
@@ -79,15 +72,7 @@ class Room:
 
 
 def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
-    """Refuse a bundle that does not fit into memory, before its graph is loaded.
-
-    Args:
-        bundle: the bundle.
-        prefix_bytes: size of the prefix before every prompt.
-
-    Raises:
-        InsufficientMemoryError: the forecast exceeds what a limit leaves.
-    """
+    """Raise InsufficientMemoryError if the forecast for `bundle` and a prefix exceeds what a limit leaves."""
     memory = ModelMemory.of(bundle, prefix_bytes)
     for room in rooms():
         # RLIMIT_AS counts mapped files. The other limits count only memory that cannot be dropped and read again.
@@ -101,8 +86,7 @@ def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
 
 def rooms() -> list[Room]:
     """What each known limit leaves: the cgroup's, RLIMIT_AS, and the machine's available memory."""
-    found = [_cgroup_room(), _address_space_room(), _machine_room()]
-    return [room for room in found if room is not None]
+    return [room for room in (_cgroup_room(), _address_space_room(), _machine_room()) if room is not None]
 
 
 def _cgroup_room() -> Room | None:
@@ -154,12 +138,9 @@ def _mb(count: int) -> str:
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far; 0 where the system does not tell."""
-    try:
-        # getrusage would also count the parent's memory before exec, on Linux.
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
+    # On Linux, getrusage would also count the parent's memory before exec.
+    if peak := _status_bytes("VmHWM:"):
+        return peak
     if sys.platform == "win32":
         return _windows_peak_bytes()
     import resource
@@ -170,9 +151,14 @@ def peak_rss_bytes() -> int:
 
 def resident_bytes() -> int:
     """Resident memory of this process now; 0 where the system does not tell."""
+    return _status_bytes("VmRSS:")
+
+
+def _status_bytes(field: str) -> int:
+    """An amount of memory from /proc/self/status; 0 where there is no such file or field."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
     except (OSError, StopIteration):
         return 0
 

@@ -22,11 +22,7 @@ class Session:
     """
 
     def __init__(self, graph: LoadedGraph, prefix: KeysValues | None = None) -> None:
-        """Make an empty session.
-
-        Args:
-            graph: the loaded graph.
-            prefix: keys and values that stand before every text here; see `begin_after`.
+        """Make an empty session behind `prefix`; see `begin_after`.
 
         Raises:
             ContextError: the prefix leaves no room.
@@ -40,10 +36,10 @@ class Session:
         """V: token ids are 0 to V - 1."""
         self.context_length = facts.context_length
         """C: how many tokens the cache can hold behind the prefix."""
-        # A batch invariant session computes single tokens in a whole row group, beside rows that nobody reads.
+        # A batch invariant session computes single tokens in a whole row group, and ignores the other rows.
         self._cache = new_cache(graph, ROW_GROUP if graph.batch_invariant else 1, facts.context_length)
         self.prefix: KeysValues | None = None
-        """Keys and values that stand before every text here; see `begin_after`."""
+        """Keys and values that stand before every text; see `begin_after`."""
         self._base = 0  # the position in the cache where texts begin
         self.position = 0
         """P: how many tokens the cache holds behind the prefix."""
@@ -61,27 +57,18 @@ class Session:
 
     @property
     def draft_cost(self) -> DraftCost:
-        """What it costs to compute several tokens in one call."""
+        """The cost of computing several tokens in one call."""
         return draft_cost(self.bundle.manifest.recipe)
 
     def sibling(self) -> "Session":
-        """A session of the same graph with the same prefix and an empty cache of its own.
-
-        Raises:
-            ClosedError: the graph is closed.
-        """
+        """A session of the same graph and prefix with an empty cache; raises ClosedError if the graph is closed."""
         return Session(self._graph, self.prefix)
 
     def begin_after(self, prefix: KeysValues | None) -> None:
-        """Forget all tokens, and begin every text behind `prefix` from now on.
+        """Forget all tokens, and begin every text behind `prefix`, (2·layers, H, N, D) or None, from now on.
 
-        The prefix takes the first N positions of the graph. The positions behind it count as 0, 1, ... here.
-
-        Args:
-            prefix: keys and values (2·layers, H, N, D); None for no prefix.
-
-        Raises:
-            ContextError: the prefix leaves no room.
+        The prefix takes the first N positions of the graph. The positions behind it count as 0, 1, ... in `position`.
+        Raises ContextError if it leaves no room.
         """
         tokens, context = 0 if prefix is None else prefix.shape[2], self.bundle.manifest.architecture.context_length
         if tokens >= context:
@@ -111,11 +98,7 @@ class Session:
         return logits.reshape(-1)  # (V,)
 
     def score(self, ids: TokenIds) -> Logits:
-        """Append `ids` (T,) to the cache; returns the logits of every position, float32 (T, V).
-
-        Raises:
-            PromptError, ContextError: as `step`.
-        """
+        """Append `ids` (T,) to the cache; returns the logits of every position, float32 (T, V). Raises as `step`."""
         return np.concatenate(list(self.score_pieces(ids)))  # (T, V)
 
     def score_pieces(self, ids: TokenIds) -> Iterator[Logits]:
@@ -124,22 +107,14 @@ class Session:
             yield self._run(self._call(len(chunk), len(chunk)), chunk)
 
     def step_all(self, ids: TokenIds) -> Logits:
-        """Like `score` for a few ids, in buffers that are kept: the next call overwrites the logits (T, V).
-
-        Raises:
-            PromptError, ContextError: as `step`.
-        """
+        """Like `score` for a few ids, in buffers that are kept: the next call overwrites the logits (T, V)."""
         array = self._checked(ids)
         if len(array) not in self._short_calls:
             self._short_calls[len(array)] = self._call(len(array), len(array))
         return self._run(self._short_calls[len(array)], array)
 
     def step_hidden(self, ids: TokenIds) -> tuple[Logits, Hidden]:
-        """Like `step`, with the hidden states of all of `ids`: the output of the final norm, float32 (T, E).
-
-        Raises:
-            PromptError, ContextError: as `step`.
-        """
+        """Like `step`, with the hidden states of all of `ids`: the output of the final norm, float32 (T, E)."""
         hidden: list[Hidden] = []
         logits: Logits | None = None
         for chunk in prompt_chunks(self._checked(ids)):
@@ -150,14 +125,9 @@ class Session:
         return logits.reshape(-1), np.concatenate(hidden)
 
     def batch(self, rows: int, capacity: int) -> Batch:
-        """A batch whose rows all continue what this session holds.
+        """A batch of `rows` texts that all continue this session's tokens, up to `capacity` tokens each in all.
 
-        Args:
-            rows: number of texts.
-            capacity: maximum length of each, in tokens, those of this session included.
-
-        Raises:
-            ContextError: `capacity` is less than this session holds.
+        Raises ContextError if the session has more tokens than `capacity`.
         """
         room = min(capacity, self.context_length)
         if self.position > room:
@@ -171,30 +141,25 @@ class Session:
         return Batch(self._graph, rows, self._base + self.context_length)
 
     def copy_into(self, batch: Batch) -> int:
-        """Have a text in `batch` continue what this session holds; returns its row."""
+        """Have a text in `batch` continue this session's tokens; returns its row."""
         return batch.admit(self._cache, self._base + self.position)
 
     def remembered(self, count: int) -> KeysValues:
         """A copy of the keys and values of the first `count` tokens, (2·layers, H, count, D), of the cache's dtype.
 
-        Raises:
-            ContextError: the cache holds fewer tokens.
+        Raises ContextError if the cache holds fewer tokens.
         """
         if count > self.position:
             raise ContextError(f"cannot copy {count} tokens: the cache holds {self.position}")
         return self._cache.read(0, self._base, self._base + count)
 
     def restore(self, content: KeysValues) -> None:
-        """Hold the tokens whose keys and values `remembered` returned, behind the same prefix, and no others."""
+        """Hold only the tokens whose keys and values `content` are, as `remembered` returned them with this prefix."""
         self._cache.write(0, self._base, content)
         self._hold(content.shape[2])
 
     def rewind(self, count: int) -> None:
-        """Forget the last `count` tokens.
-
-        Raises:
-            ContextError: the cache holds fewer tokens.
-        """
+        """Forget the last `count` tokens; raises ContextError if the cache holds fewer tokens."""
         if not 0 <= count <= self.position:
             raise ContextError(f"cannot rewind {count} tokens: the cache holds {self.position}")
         self.position -= count

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.session import Session
-from edgelm.ids import Logits
+from edgelm.ids import IdArray, Logits
 
 SLICE_ROWS = 64
 """Rows of logits that become log-probabilities at a time, because float64 copies of (T, V) are large."""
@@ -36,7 +35,7 @@ class Comparison:
         )
 
 
-def compare_logits(source: Logits, bundle: Logits, targets: npt.NDArray[np.int64]) -> Comparison:
+def compare_logits(source: Logits, bundle: Logits, targets: IdArray) -> Comparison:
     """Compare two models' logits (T, V), whose row t predicts `targets[t]`, on targets (T,)."""
     source_log, bundle_log = log_softmax(source, nan_ok=True), log_softmax(bundle, nan_ok=True)  # (T, V)
     rows = np.arange(len(targets))
@@ -51,9 +50,9 @@ def compare_logits(source: Logits, bundle: Logits, targets: npt.NDArray[np.int64
 
 
 def compare_texts(
-    reference: Callable[[npt.NDArray[np.int64]], Logits],
+    reference: Callable[[IdArray], Logits],
     session: Session,
-    texts: Sequence[npt.NDArray[np.int64]],
+    texts: Sequence[IdArray],
     progress: Callable[[float], None] = lambda share: None,
 ) -> Comparison:
     """Compare a reference model with a bundle over whole texts.

@@ -15,6 +15,7 @@ from edgelm.engine.session import Session
 from edgelm.errors import PromptError
 from edgelm.ids import Logprobs, common_prefix
 from edgelm.reuse.prefix import PromptEncoder
+from edgelm.scoring import token_scores
 from edgelm.scoring.results import (
     LengthNormalization,
     Option,
@@ -26,8 +27,6 @@ from edgelm.scoring.results import (
     TokenLogprobs,
 )
 from edgelm.scoring.token_scores import Vector, check_name, continuation_logprobs, option_scores
-from edgelm.scoring.token_scores import embed as embed_ids
-from edgelm.scoring.token_scores import perplexity as perplexity_of_ids
 from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 
@@ -35,8 +34,7 @@ from edgelm.text.tokenizer import Tokenizer
 def split(encoder: PromptEncoder, prompt: Prompt, continuations: Sequence[Prompt]) -> tuple[list[int], list[list[int]]]:
     """Token ids of the prompt (prefix included) and of each continuation; no list is empty. See the module's docstring.
 
-    Raises:
-        PromptError: a part is empty, or a continuation leaves no token of the prompt before it.
+    Raises PromptError if a part is empty, or if a continuation leaves no token of the prompt before it.
     """
     alone = encoder.ids(prompt)
     added = [prompt_ids(encoder.tokenizer, part, "continuation", begins_text=False) for part in continuations]
@@ -98,17 +96,15 @@ def choose(
     neutral = None if calibrate is None else _sums(_logprobs(session, encoder, calibrate, options)[1])
     lengths = {"none": None, "token": [len(i) for i in ids], "character": [max(1, len(text)) for text in texts]}
     scores, probabilities = option_scores(sums, neutral, lengths[length_normalization])
-    judged = tuple(
-        Option(text, probability, value, logprob, len(i))
-        for text, probability, value, logprob, i in zip(texts, probabilities, scores, sums, ids, strict=True)
-    )
+    columns = zip(texts, probabilities, scores, sums, map(len, ids), strict=True)
+    judged = tuple(Option(*values) for values in columns)
     index = scores.index(max(scores))
     return Selection(judged[index], index, judged)
 
 
 def perplexity(session: Session, encoder: PromptEncoder, text: Prompt, stride: int | None = None) -> Perplexity:
     """The perplexity of `text`, of any length; see `token_scores.perplexity`. The prefix precedes each window."""
-    return perplexity_of_ids(session, encoder.begin(session, encoder.ids(text, "text")), stride)
+    return token_scores.perplexity(session, encoder.begin(session, encoder.ids(text, "text")), stride)
 
 
 def embed(
@@ -116,7 +112,7 @@ def embed(
 ) -> Vector:
     """`text`, read after the prefix, as a vector: float32 (D,); see `token_scores.embed`."""
     ids = encoder.begin(session, encoder.ids(text, "text"), least_left=1)
-    return embed_ids(session, ids, pooling, normalize=normalize)
+    return token_scores.embed(session, ids, pooling, normalize=normalize)
 
 
 def named(tokenizer: Tokenizer, pair: IdLogprob) -> TokenLogprob:

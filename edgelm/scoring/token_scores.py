@@ -11,33 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.decoding.logprobs import log_softmax, logprobs_of
+from edgelm.decoding.request import DecodingSession
 from edgelm.errors import ConfigError, ContextError, PromptError
-from edgelm.ids import Logits, Logprobs
+from edgelm.ids import IdArray, Logits, Logprobs
 from edgelm.scoring.results import Perplexity, Pooling
 
-Ids = Sequence[int] | npt.NDArray[np.int64]
+Ids = Sequence[int] | IdArray
 Vector = npt.NDArray[np.float32]
 
 _LOGITS_ROWS = 256
 """Logits of this many tokens are computed at once; (256, 50257) takes 51 MB. A multiple of 4, like prefill chunks."""
 
 
-class ScoringSession(Protocol):
+class ScoringSession(DecodingSession, Protocol):
     """The part of `edgelm.engine.session.Session` that scoring needs."""
 
-    @property
-    def context_length(self) -> int: ...
-
-    @property
-    def position(self) -> int: ...
-
-    def step(self, ids: Ids) -> Logits: ...
-
     def score(self, ids: Ids) -> Logits: ...
-
-    def step_hidden(self, ids: Ids) -> tuple[Logits, Vector]: ...
-
-    def rewind(self, count: int) -> None: ...
 
     def reset(self) -> None: ...
 
@@ -45,14 +34,9 @@ class ScoringSession(Protocol):
 def continuation_logprobs(session: ScoringSession, prompt: Ids, continuations: Sequence[Ids]) -> list[Logprobs]:
     """The log-probabilities of each continuation's tokens after `prompt`, one array (T,) per continuation.
 
-    The prompt is computed once; the session rewinds to its end for each continuation. The last token of a continuation
-    is never fed, so a prompt and a continuation may together have one token more than the context.
-
-    Args:
-        session: empty at first; afterwards it holds the last continuation.
-
-    Raises:
-        ContextError: the prompt and a continuation do not fit into the context.
+    The prompt is computed once, in the empty `session`, which rewinds to its end for each continuation. The last token
+    of a continuation is never fed, so a prompt and a continuation may together have one token more than the context.
+    Raises ContextError if they have more.
     """
     limit = session.context_length + 1
     longest = len(prompt) + max(map(len, continuations))
@@ -70,7 +54,7 @@ def continuation_logprobs(session: ScoringSession, prompt: Ids, continuations: S
     return logprobs
 
 
-def _logprobs_after(session: ScoringSession, logits: Logits, ids: npt.NDArray[np.int64]) -> Logprobs:
+def _logprobs_after(session: ScoringSession, logits: Logits, ids: IdArray) -> Logprobs:
     """Log-probabilities (T,) of `ids` (T,) after the session's tokens, whose last position gave `logits` (V,)."""
     parts = [logprobs_of(logits[None], ids[:1])]
     for start in range(0, len(ids) - 1, _LOGITS_ROWS):
@@ -92,9 +76,9 @@ def option_scores(
     """
     scores = np.array(logprobs, np.float64)
     if unconditional is not None:
-        scores = scores - np.array(unconditional, np.float64)
+        scores -= unconditional
     if lengths is not None:
-        scores = scores / np.array(lengths, np.float64)
+        scores /= lengths
     return scores.tolist(), np.exp(log_softmax(scores)).tolist()
 
 
@@ -105,18 +89,15 @@ def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> 
     window did not see. The result equals the recipe "Perplexity of fixed-length models" in transformers' documentation.
     As in that recipe, the mean over a window's n new tokens counts n - 1 times.
 
-    Args:
-        stride: tokens between the starts of two windows; by default half the context. A smaller stride is slower and
-            more accurate, because every token is predicted from more tokens. A stride of 1 would count only the first
-            window.
+    The default of `stride` is half the context. A smaller stride is slower and more accurate, because every token is
+    predicted from more tokens. A stride of 1 would count only the first window.
 
     Raises:
         PromptError: the text has fewer than two tokens.
         ConfigError: `stride` is not a whole number from 2 to the context's length.
     """
     window = session.context_length
-    if stride is None:
-        stride = max(2, window // 2)
+    stride = max(2, window // 2) if stride is None else stride
     if not isinstance(stride, int) or isinstance(stride, bool) or not 2 <= stride <= window:
         raise ConfigError(f"stride must be a whole number from 2 to {window}, this model's context, got {stride!r}")
     if len(ids) < 2:
@@ -139,12 +120,10 @@ def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> 
 
 
 def embed(session: ScoringSession, ids: Ids, pooling: Pooling = "mean", *, normalize: bool = False) -> Vector:
-    """The hidden states of a text pooled into one vector, float32 (D,).
+    """The hidden states of a text pooled into one vector, float32 (D,), which `normalize` scales to length 1.
 
-    Args:
-        pooling: "mean" averages the hidden states of all tokens; "last" takes that of the last token, the only one that
-            has seen the whole text.
-        normalize: whether to scale the vector to length 1.
+    "mean" averages the hidden states of all tokens; "last" takes that of the last token, the only token that has seen
+    the whole text.
 
     Raises:
         ContextError: the text is longer than the context.
@@ -162,6 +141,6 @@ def embed(session: ScoringSession, ids: Ids, pooling: Pooling = "mean", *, norma
 
 
 def check_name(option: str, value: object, known: Sequence[str]) -> None:
-    """Raises ConfigError if `value` is not one of the `known` names."""
+    """Raise ConfigError if `value` is not one of the `known` names."""
     if value not in known:
         raise ConfigError(f"{option} must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {value!r}")

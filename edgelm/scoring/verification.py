@@ -1,4 +1,4 @@
-"""Measures a bundle again on its reference tokens, on this machine and without torch, and judges the differences.
+"""Measure a bundle again on its reference tokens, on this machine and without torch, and judge the differences.
 
 An intact bundle gives slightly different results on another machine, because the rounding of activations amplifies
 differences in a kernel's last bits (docs/quality.md). The export measured how large such differences get (`value_noise`
@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgelm.bundle.certificate import Reference
-from edgelm.bundle.reference import LogProbabilities, ReferenceData, rounded, rows_of
+from edgelm.bundle.reference import ReferenceData, rounded, rows_of
 from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.session import Session
-from edgelm.ids import Logits
+from edgelm.ids import IdArray, Logits, Logprobs
 from edgelm.scoring.comparison import SLICE_ROWS
 
 NOISE_FACTOR = 1.5
@@ -35,13 +34,13 @@ FLOOR_NATS = 0.002
 class Observed:
     """A model's log-probabilities on T reference tokens, in nats."""
 
-    top: LogProbabilities
+    top: Logprobs
     """(T, K): of the K listed tokens at each position."""
-    next: LogProbabilities
+    next: Logprobs
     """(T,): of the token that follows in the row; 0 at a row's end."""
-    mean: LogProbabilities
+    mean: Logprobs
     """(V,): of every token, averaged over the positions."""
-    argmax: npt.NDArray[np.int64]
+    argmax: IdArray
     """(T,): ids of the likeliest tokens."""
 
 
@@ -81,16 +80,16 @@ class Check:
 
 def observe(
     facts: Reference,
-    ids: npt.NDArray[np.int64],
-    top_ids: npt.NDArray[np.int64],
-    score: Callable[[npt.NDArray[np.int64]], Iterable[Logits]],
+    ids: IdArray,
+    top_ids: IdArray,
+    score: Callable[[IdArray], Iterable[Logits]],
     vocab_size: int,
 ) -> Observed:
-    """Run a model over the reference tokens.
+    """Run a model over the reference tokens `ids` (T,), row by row.
 
     Args:
-        facts: says how `ids` are cut into rows.
-        ids: the reference tokens (T,).
+        facts: the length of a row.
+        ids: (T,).
         top_ids: (T, K), the tokens whose log-probabilities are kept at each position.
         score: computes the logits of a row of ids, in pieces (t, V).
         vocab_size: V.
@@ -115,13 +114,9 @@ def observe(
 
 
 def observe_session(facts: Reference, data: ReferenceData, session: Session, *, one_by_one: bool = False) -> Observed:
-    """Run a bundle over its reference tokens.
+    """Run a bundle over its reference tokens, in chunks or `one_by_one`, whose difference is the bundle's noise."""
 
-    Args:
-        one_by_one: feed single tokens instead of chunks; the difference between the two is the bundle's noise.
-    """
-
-    def score(row: npt.NDArray[np.int64]) -> Iterable[Logits]:
+    def score(row: IdArray) -> Iterable[Logits]:
         session.reset()
         if one_by_one:
             return (session.step([token])[None] for token in row)
@@ -172,11 +167,10 @@ def checks(facts: Reference, data: ReferenceData, measured: Figures, drifted: Dr
 
 
 def _predicted_tokens(facts: Reference) -> int:
-    rows = -(-facts.tokens // facts.row_tokens)
-    return facts.tokens - rows
+    return facts.tokens - -(-facts.tokens // facts.row_tokens)  # the first token of a row is not predicted
 
 
-def _coarse_kl(source: LogProbabilities, bundle: LogProbabilities) -> float:
+def _coarse_kl(source: Logprobs, bundle: Logprobs) -> float:
     """Mean KL(source || bundle) in nats; the tokens outside the K listed ones (T, K) count as one."""
     p, q = np.exp(source), np.exp(bundle)  # (T, K)
     listed = (p * (source - bundle)).sum(axis=1)  # (T,)
