@@ -24,11 +24,11 @@ class Bundle:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Open the bundle in the folder `path`; raises BundleError if it is missing, is no bundle, or differs from its
-        manifest.
+        """Open the bundle in the folder `path`.
 
         This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, and the
-        hashes of all files except the weights. `verify` hashes the weights too.
+        hashes of all files except the weights. `verify` hashes the weights too. Raises BundleError if the folder is
+        missing, is no bundle, or differs from its manifest.
         """
         try:
             folder = Path(path).absolute()

@@ -181,9 +181,9 @@ def read_manifest(text: bytes) -> Manifest:
         _check_version(content)
         manifest = from_json(Manifest, content)
         _check_digest(content)
+        _check_consistency(manifest)
     except StrictJsonError as error:
         raise BundleError(f"{MANIFEST_NAME} {error}") from None
-    _check_consistency(manifest)
     return manifest
 
 
@@ -209,50 +209,37 @@ def _check_version(content: dict[str, object]) -> None:
 
 def _check_digest(content: dict[str, object]) -> None:
     if content["digest"] != digest_of(content):
-        raise BundleError(
-            f"{MANIFEST_NAME} does not match its own digest: it was edited or damaged; export or download it again"
-        )
+        raise StrictJsonError("does not match its own digest: it was edited or damaged; export or download it again")
 
 
 def _check_consistency(manifest: Manifest) -> None:
-    names = list(manifest.files)
+    names, facts, graph = list(manifest.files), manifest.architecture, manifest.graph
     for name in names:
         if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST_NAME:
-            raise BundleError(f"{MANIFEST_NAME} names the file {name[:80]!r}, which is not a plain file name")
+            raise StrictJsonError(f"names the file {name[:80]!r}, which is not a plain file name")
         if not re.fullmatch(r"[0-9a-f]{64}", manifest.files[name].sha256):
-            raise BundleError(f"{MANIFEST_NAME}: files.{name}.sha256 is not 64 hexadecimal digits")
+            raise StrictJsonError(f"files.{name}.sha256 is not 64 hexadecimal digits")
     if len({name.lower() for name in names}) != len(names):
-        raise BundleError(f"{MANIFEST_NAME} names two files that differ only in upper and lower case")
+        raise StrictJsonError("names two files that differ only in upper and lower case")
     if (PREFIX_FEATURE in manifest.required_features) != (PREFIX_FILE in manifest.files):
-        raise BundleError(
-            f"{MANIFEST_NAME} has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone"
-        )
-    graph, facts = manifest.graph, manifest.architecture
+        raise StrictJsonError(f"has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone")
     if facts.source_head_dim > facts.head_dim:
-        raise BundleError(
-            f"{MANIFEST_NAME}: architecture.source_head_dim is {facts.source_head_dim}, more than the cache's head_dim "
-            f"of {facts.head_dim}"
-        )
+        sizes = f"{facts.source_head_dim}, more than the cache's head_dim of {facts.head_dim}"
+        raise StrictJsonError(f"architecture.source_head_dim is {sizes}")
     if facts.num_heads % facts.num_key_value_heads:
-        raise BundleError(
-            f"{MANIFEST_NAME}: architecture.num_heads is {facts.num_heads}, which is not a multiple of "
-            f"num_key_value_heads, {facts.num_key_value_heads}"
-        )
+        sizes = f"{facts.num_heads}, which is not a multiple of num_key_value_heads, {facts.num_key_value_heads}"
+        raise StrictJsonError(f"architecture.num_heads is {sizes}")
     for needed in (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json"):
         if needed not in manifest.files:
-            raise BundleError(f"{MANIFEST_NAME} lists no file {needed[:80]!r}, which every bundle needs")
+            raise StrictJsonError(f"lists no file {needed[:80]!r}, which every bundle needs")
     if len(graph.past_names) != 2 or len(graph.present_names) != 2:
-        raise BundleError(f"{MANIFEST_NAME}: graph.past_names and graph.present_names must name a key and a value")
+        raise StrictJsonError("graph.past_names and graph.present_names must name a key and a value")
     if not re.fullmatch(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?", graph.minimum_onnxruntime):
-        raise BundleError(
-            f"{MANIFEST_NAME}: graph.minimum_onnxruntime must be like '1.32', got {graph.minimum_onnxruntime!r}"
-        )
+        raise StrictJsonError(f"graph.minimum_onnxruntime must be like '1.32', got {graph.minimum_onnxruntime!r}")
     certificate = manifest.certificate
     if certificate is not None and certificate.reference.file not in manifest.files:
-        raise BundleError(
-            f"{MANIFEST_NAME} lists no file {certificate.reference.file[:80]!r}, its certificate's reference"
-        )
+        raise StrictJsonError(f"lists no file {certificate.reference.file[:80]!r}, its certificate's reference")
     if certificate is not None and not certificate.texts:
-        raise BundleError(f"{MANIFEST_NAME}: certificate.texts is empty")
+        raise StrictJsonError("certificate.texts is empty")
     if not graph.devices:
-        raise BundleError(f"{MANIFEST_NAME}: graph.devices is empty")
+        raise StrictJsonError("graph.devices is empty")

@@ -51,16 +51,10 @@ class Candidates:
 
 
 def beam_search(session: DecodingSession, request: Request, logits: Logits) -> Iterator[Hypothesis]:
-    """The best `num_return_sequences` continuations, the best first.
+    """The best `num_return_sequences` continuations, the best first, given the `logits` (V,) after the prompt.
 
-    Args:
-        session: holds the prompt.
-        request: whose configuration has more than one beam, in one group.
-        logits: after the prompt, (V,).
-
-    Raises:
-        ConfigError: fewer continuations exist under these options.
-        DeviceError: the model computes NaN.
+    `session` holds the prompt. The configuration has more than one beam, in one group. Raises ConfigError if fewer
+    continuations exist under these options, and DeviceError if the model computes NaN.
     """
     config, prompt_tokens = request.config, len(request.prompt)
     beams = config.num_beams
@@ -70,22 +64,22 @@ def beam_search(session: DecodingSession, request: Request, logits: Logits) -> I
     batch = _batch(session, request)
     for count in range(request.new_token_limit):
         end = prompt_tokens + count
-        found = _continuations(request, text[:, :end], logits, scores, count)
-        reasons = _reasons(request, text[:, prompt_tokens:end], found, count)
+        next_tokens = _continuations(request, text[:, :end], logits, scores, count)
+        reasons = _reasons(request, text[:, prompt_tokens:end], next_tokens, count)
         ended = np.array([reason is not None for reason in reasons])
         full = len(finished) == beams and config.early_stopping is True
-        for index in np.flatnonzero(ended[:beams] & np.isfinite(found.scores[:beams])):
+        for index in np.flatnonzero(ended[:beams] & np.isfinite(next_tokens.scores[:beams])):
             reason = reasons[index]
             if reason is None or full:
                 continue
-            new = text[found.beams[index], prompt_tokens:end].tolist()
-            new += [] if reason == "eos" else [int(found.tokens[index])]
-            rank = found.scores[index] / np.float32(float(count + 1) ** config.length_penalty)
+            new = text[next_tokens.beams[index], prompt_tokens:end].tolist()
+            new += [] if reason == "eos" else [int(next_tokens.tokens[index])]
+            rank = next_tokens.scores[index] / np.float32(float(count + 1) ** config.length_penalty)
             finished.append(Hypothesis(float(rank), new, reason))
         finished = sorted(finished, key=lambda hypothesis: -hypothesis.rank)[:beams]
-        running = np.where(ended, found.scores + NEVER, found.scores)
+        running = np.where(ended, next_tokens.scores + NEVER, next_tokens.scores)
         order = np.argsort(-running, kind="stable")[:beams]
-        going, scores = found.at(order), running[order]
+        going, scores = next_tokens.at(order), running[order]
         if ended.all() or _is_over(request, finished, scores, count + 1):
             break
         text = text[going.beams]
@@ -112,25 +106,21 @@ def _batch(session: DecodingSession, request: Request) -> DecodingBatch | None:
 
 
 def _candidates_per_beam(request: Request) -> int:
-    """Candidates for each beam: an end of text takes the place of one, and enough must be left to go on with."""
+    """Candidates for each beam: each end-of-text token may take the place of one, and one must be left to continue."""
     return max(2, 1 + len(request.config.eos_token_id))
 
 
-def _best_of(request: Request, found: list[Hypothesis]) -> list[Hypothesis]:
-    """The texts to return, given all texts that a search found, the best first.
-
-    Raises:
-        ConfigError: there are fewer than `num_return_sequences`.
-    """
+def _best_of(request: Request, texts: list[Hypothesis]) -> list[Hypothesis]:
+    """The first `num_return_sequences` of a search's `texts`; raises ConfigError if there are fewer."""
     requested = request.config.num_return_sequences
     if request.new_token_limit == 0:
         return [Hypothesis(0.0, [], request.limit_reason)] * requested
-    if len(found) < requested:
+    if len(texts) < requested:
         raise ConfigError(
-            f"only {len(found)} of num_return_sequences={requested} continuations exist under these options: "
+            f"only {len(texts)} of num_return_sequences={requested} continuations exist under these options: "
             "lower it, or allow more tokens"
         )
-    return found[:requested]
+    return texts[:requested]
 
 
 def _divisor_of_best(request: Request, length: int) -> float:
@@ -165,26 +155,22 @@ def _continuations(request: Request, texts: IdArray, logits: Logits, scores: Log
         if not config.do_sample:
             best = largest(row, requested)
             tokens, row = tokens[best], row[best]
-        parts.append(Candidates(np.full(len(row), beam, np.intp), tokens, row))
-    found = Candidates(
-        np.concatenate([part.beams for part in parts]),
-        np.concatenate([part.tokens for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-    )
-    if not np.isfinite(found.scores.max()):
+        parts.append((np.full(len(row), beam, np.intp), tokens, row))
+    every = Candidates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    if not np.isfinite(every.scores.max()):
         raise ConfigError(f"no beam can go on after {texts.shape[1]} tokens: the options rule out every token")
     if config.do_sample:
         uniforms = beam_uniforms(request.seed, count, len(scores) * request.vocab_size)
-        drawn = uniforms[found.beams * request.vocab_size + found.tokens]
-        return found.at(draw_without_replacement(found.scores, requested, drawn))
-    return found.at(largest(found.scores, requested))
+        drawn = uniforms[every.beams * request.vocab_size + every.tokens]
+        return every.at(draw_without_replacement(every.scores, requested, drawn))
+    return every.at(largest(every.scores, requested))
 
 
-def _reasons(request: Request, new: IdArray, found: Candidates, count: int) -> list[FinishReason | None]:
+def _reasons(request: Request, new: IdArray, next_tokens: Candidates, count: int) -> list[FinishReason | None]:
     """Why each candidate ends its text, None if it goes on; `new` holds the beams' new tokens so far, (B, T)."""
     late = request.limit_reason if count + 1 == request.new_token_limit else request.interruption
     reasons: list[FinishReason | None] = []
-    for beam, token in zip(found.beams.tolist(), found.tokens.tolist(), strict=True):
+    for beam, token in zip(next_tokens.beams.tolist(), next_tokens.tokens.tolist(), strict=True):
         if token in request.config.eos_token_id:
             reasons.append("eos")
         elif request.ends_text is not None and request.ends_text([*new[beam].tolist(), token]):
@@ -204,18 +190,10 @@ def _is_over(request: Request, finished: list[Hypothesis], scores: Logits, lengt
 
 
 def group_beam_search(session: DecodingSession, request: Request, logits: Logits) -> Iterator[Hypothesis]:
-    """The best `num_return_sequences` continuations over all groups, the best first.
+    """As `beam_search`, with more than one group of beams; the texts are the best of all groups.
 
     Source: Vijayakumar et al., arXiv 1610.02424. Stop strings do not steer the search; the caller cuts the texts.
-
-    Args:
-        session: holds the prompt.
-        request: whose configuration has more than one group.
-        logits: after the prompt, (V,).
-
-    Raises:
-        ConfigError: a group has too few continuations.
-        DeviceError: the model computes NaN.
+    Raises ConfigError if a group has too few continuations, and DeviceError if the model computes NaN.
     """
     config, prompt_tokens, beams = request.config, len(request.prompt), request.config.num_beams
     size = beams // config.num_beam_groups

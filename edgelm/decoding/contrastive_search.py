@@ -17,13 +17,8 @@ from edgelm.ids import Hidden
 def contrastive_search(session: DecodingSession, request: Request) -> Iterator[Step]:
     """The steps of the one text that contrastive search finds; all candidates for a place run as one batch.
 
-    Args:
-        session: empty.
-        request: whose configuration has `penalty_alpha` and `top_k`.
-
-    Raises:
-        BundleError: the bundle's graph has no hidden states.
-        DeviceError, ConfigError: as `Request.processed`.
+    `session` is empty; the configuration has `penalty_alpha` and `top_k`. Raises DeviceError and ConfigError as
+    `Request.processed`.
     """
     config, prompt_tokens, alpha = request.config, len(request.prompt), np.float32(request.config.penalty_alpha or 0)
     candidates = min(config.top_k or 1, request.vocab_size)

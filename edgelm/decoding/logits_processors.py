@@ -31,10 +31,8 @@ def bias_tokens(ids: IdArray, logits: Logits, tokens: IdArray, biases: Logits) -
 class SequenceBias:
     """Adds a bias to a sequence's last token where the ids end with its other tokens; -inf forbids the sequence.
 
-    As in transformers, a sequence counts only where there are at least as many ids as the sequence has tokens.
-
-    Args:
-        biases: distinct sequences of at least one token, each with its bias.
+    As in transformers, a sequence counts only where there are at least as many ids as the sequence has tokens. `biases`
+    are distinct sequences of at least one token, each with its bias.
     """
 
     def __init__(self, biases: Iterable[tuple[Sequence[int], float]]) -> None:
@@ -148,11 +146,7 @@ def hasten_end(ids: IdArray, logits: Logits, tokens: IdArray, start: int, factor
 
 
 def checked(ids: IdArray, logits: Logits, processor: LogitsProcessor) -> Logits:
-    """The logits that a caller's processor returns.
-
-    Raises:
-        ConfigError: the result is no row of floats of the same length, or it contains NaN.
-    """
+    """The logits of a caller's processor; raises ConfigError unless they are `len(logits)` floats without NaN."""
     result = np.asarray(processor(ids.copy(), logits.copy()))
     if result.shape != logits.shape or result.dtype.kind != "f" or np.isnan(result).any():
         raise ConfigError(
@@ -165,16 +159,10 @@ def checked(ids: IdArray, logits: Logits, processor: LogitsProcessor) -> Logits:
 def processors_of(
     config: GenerationConfig, prompt_tokens: int, vocab_size: int, *, after_biases: Sequence[LogitsProcessor] = ()
 ) -> tuple[LogitsProcessor, ...]:
-    """The processors a configuration asks for, in transformers' order.
+    """The processors that a configuration uses, in transformers' order.
 
-    Args:
-        config: the options.
-        prompt_tokens: length of the prompt, in tokens.
-        vocab_size: of the model.
-        after_biases: more processors, at the place where transformers has the penalty between groups of beams.
-
-    Raises:
-        ConfigError: an option names a token outside the vocabulary.
+    `after_biases` are more processors, at the place where transformers has the penalty between groups of beams. Raises
+    ConfigError if an option names a token outside the vocabulary.
     """
     check_tokens(config, vocab_size)
     end = np.array(config.eos_token_id, np.int64)
@@ -189,25 +177,13 @@ def processors_of(
     if config.repetition_penalty != 1:
         add(partial(penalize_repetition, penalty=config.repetition_penalty))
     if config.presence_penalty or config.frequency_penalty:
-        add(
-            partial(
-                penalize_presence_and_frequency,
-                presence=config.presence_penalty,
-                frequency=config.frequency_penalty,
-                prompt_tokens=prompt_tokens,
-            )
-        )
+        presence, frequency = config.presence_penalty, config.frequency_penalty
+        penalize = partial(penalize_presence_and_frequency, presence=presence, frequency=frequency)
+        add(partial(penalize, prompt_tokens=prompt_tokens))
     if config.dry_multiplier:
-        breakers = [breaker for breaker in config.dry_sequence_breakers if isinstance(breaker, int)]
-        add(
-            partial(
-                dry,
-                multiplier=config.dry_multiplier,
-                base=config.dry_base,
-                allowed_length=config.dry_allowed_length,
-                breakers=np.array(breakers, np.int64),
-            )
-        )
+        ids = [breaker for breaker in config.dry_sequence_breakers if isinstance(breaker, int)]
+        penalize = partial(dry, multiplier=config.dry_multiplier, base=config.dry_base)
+        add(partial(penalize, allowed_length=config.dry_allowed_length, breakers=np.array(ids, np.int64)))
     if config.no_repeat_ngram_size:
         add(partial(forbid_repeated_ngrams, size=config.no_repeat_ngram_size))
     if config.bad_words_ids:
@@ -239,16 +215,9 @@ def processors_of(
 def process(
     processors: Iterable[LogitsProcessor], ids: IdArray, logits: Logits, *, may_rule_out_all: bool = False
 ) -> Logits:
-    """The logits after all `processors` in turn.
+    """The `logits` (V,) after all `processors` in turn, given the prompt and the text so far, `ids` (T,).
 
-    Args:
-        processors: in their order.
-        ids: (T,), the prompt and the text so far.
-        logits: (V,).
-        may_rule_out_all: allow a result without any token to choose, which ends a beam but no text.
-
-    Raises:
-        ConfigError: the processors leave no token to choose.
+    Raises ConfigError if they leave no token to choose, unless `may_rule_out_all`: this ends a beam, but no text.
     """
     for processor in processors:
         logits = processor(ids, logits)
@@ -261,11 +230,7 @@ def process(
 
 
 def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
-    """Refuse token ids that the model does not have.
-
-    Raises:
-        ConfigError: with the option's name.
-    """
+    """Raise ConfigError, with the option's name, if an option has a token id outside the vocabulary."""
     named: dict[str, Iterable[Any]] = {
         "eos_token_id": config.eos_token_id,
         "suppress_tokens": config.suppress_tokens,

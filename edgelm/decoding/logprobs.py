@@ -3,7 +3,7 @@
 Shapes: T tokens, V vocabulary.
 """
 
-from typing import overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,28 +20,17 @@ BROKEN_LOGITS = (
 )
 
 
-@overload
-def log_softmax(logits: npt.NDArray[np.floating], *, nan_ok: bool = False) -> Logprobs: ...
-
-
-@overload
-def log_softmax(
-    logits: npt.NDArray[np.floating], dtype: type[np.float32], *, nan_ok: bool = False
-) -> npt.NDArray[np.float32]: ...
-
-
 def log_softmax(
     logits: npt.NDArray[np.floating], dtype: type[np.floating] = np.float64, *, nan_ok: bool = False
-) -> npt.NDArray[np.floating]:
-    """Log-probabilities of logits (..., V), over the last axis.
+) -> npt.NDArray[Any]:
+    """Log-probabilities of logits (..., V), float32 or float64, over the last axis.
 
     Args:
-        logits: float32 or float64.
-        dtype: of the result and of the exponentials, whose sum is always float64.
-        nan_ok: return NaN for a row that has no probabilities, as `edgelm verify` wants it, instead of raising.
+        logits: (..., V).
+        dtype: type of the result and of the exponentials, whose sum is always float64.
+        nan_ok: return NaN for a row without probabilities, as `edgelm verify` needs it, instead of raising.
 
-    Raises:
-        DeviceError: a logit is NaN, or the largest of a row is infinite.
+    Raises DeviceError if a logit is NaN, or if the largest logit of a row is infinite.
     """
     largest = logits.max(axis=-1, keepdims=True)
     if not nan_ok and not np.isfinite(largest).all():  # NaN carries through max
@@ -58,12 +47,9 @@ def logprobs_of(logits: Logits, ids: IdArray) -> Logprobs:
 
 
 def with_alternatives(logits: Logits, token: int, count: int) -> tuple[IdLogprob, ...]:
-    """`token` first, then the `count` likeliest tokens, likeliest first.
+    """`token` first, then the `count` likeliest tokens by `logits` (V,), likeliest first.
 
     Of equally likely tokens the lower id comes first. `token` appears twice where it is one of the likeliest.
-
-    Args:
-        logits: (V,).
     """
     logprobs = log_softmax(logits)
     ids = [token]

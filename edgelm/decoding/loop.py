@@ -25,17 +25,17 @@ def generate(
 ) -> Iterator[Iterator[Step]]:
     """Continue a prompt: an iterator of steps for each of `num_return_sequences` rows, one row after another.
 
-    The prompt is computed once, for all rows. A row may be left early; its iterator must not be used once the next
-    row begins. A context of C tokens takes C + 1 - len(prompt_ids) new ones, because the last one is never fed.
+    The prompt is computed once, for all rows. A row may be left early; do not use its iterator once the next row
+    begins. A context of C tokens takes C + 1 - len(prompt_ids) new tokens, because the last one is never fed.
 
     Args:
         session: holds the first `reused` tokens of the prompt and nothing else.
         prompt_ids: the whole prompt, (T,).
         config: the options.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
         reused: must be 0 for contrastive search, which needs the hidden states of the whole prompt.
-        ends_text: whether new tokens complete a stop string. Only beam search asks; for other methods the caller leaves
-            the row.
+        ends_text: whether new tokens complete a stop string. Only beam search asks; with other methods the caller
+            leaves the row.
         clock: the time in seconds, for `max_time`.
 
     Raises:
@@ -82,7 +82,7 @@ def _decode(session: DecodingSession, text: DecodingRow, logits: Logits) -> Iter
 
 
 def _steps_of_next(texts: Iterator[Hypothesis]) -> Iterator[Step]:
-    """The steps of a search's next text; the search runs when the first of them is asked for."""
+    """The steps of a search's next text; the search runs when its first step is requested."""
     text = next(texts)
     for token in text.tokens:
         yield Step(token, None)

@@ -19,11 +19,11 @@ MAX_RIGHT_GUESSES = 16
 """Maximum number of right guesses in a row that a draft is made conditional on."""
 
 FIRST_CREDIT = 2.0
-"""What drafts may lose at first, in steps of one token."""
+"""The loss that drafts may make at first, in steps of one token."""
 LOSS_SHARE = 0.01
 """The share of all steps that drafts may lose in the long run, beside the first credit."""
 MAX_CREDIT = 4.0
-"""Limit of what drafts may lose after they gained, in steps."""
+"""Maximum loss that drafts may make after they gained, in steps."""
 
 
 def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Logits, max_draft: int) -> Iterator[Step]:
@@ -31,13 +31,8 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Logi
 
     Every token is chosen from the model's logits, with the random number of its place, as without drafts. A drafted
     token counts if the choice falls on it. So the result is that of plain decoding, except that computing several
-    tokens at once can change the last bits of the logits (docs/quality.md).
-
-    Args:
-        session: holds the prompt of `text`.
-        text: the row to continue.
-        logits: (V,), after the prompt.
-        max_draft: maximum number of tokens to draft at once.
+    tokens at once can change the last bits of the logits (docs/quality.md). At most `max_draft` tokens are drafted at
+    once.
     """
     drafts = PromptLookup(max_draft, session.draft_cost)
     draft: list[int] = []
@@ -67,20 +62,15 @@ class PromptLookup:
     """Drafts for one text, made only while guesses come true and while they can be paid for.
 
     A guess costs nothing, because it is only compared with the next token; a draft costs computing. A draft is made
-    after a run of right guesses. The run that is required doubles with each draft of which no token comes true, up to
-    MAX_RIGHT_GUESSES, and is one again after a draft of which some token does. The width of drafts doubles when all of
-    a draft came true. An account of steps bounds the loss: every draft is paid from it, and every drafted token that
-    comes true and LOSS_SHARE of every token go into it. The account counts tokens, not time, so the same request
-    always makes the same drafts.
-
-    Args:
-        max_width: maximum number of tokens of a draft.
-        cost: of a draft, in steps.
+    after a run of right guesses. The required length of the run doubles with each draft of which no token comes true,
+    up to MAX_RIGHT_GUESSES, and is one again after a draft of which some token does. The width of drafts doubles when
+    all of a draft came true, up to `max_width` tokens. An account of steps bounds the loss: the `cost` of every draft
+    is paid from it, and every drafted token that comes true and LOSS_SHARE of every token go into it. The account
+    counts tokens, not time, so the same request always makes the same drafts.
     """
 
     def __init__(self, max_width: int, cost: DraftCost) -> None:
-        self._max_width = max_width
-        self._cost = cost
+        self._max_width, self._cost = max_width, cost
         self._width = min(2, max_width)
         self._guess: list[int] = []
         self._drafted = False
@@ -98,7 +88,7 @@ class PromptLookup:
         return self._guess if self._drafted else []
 
     def learn(self, chosen: Sequence[int]) -> None:
-        """Note the tokens that followed after all: at least one, up to the first that differs from the draft."""
+        """Note the tokens that were chosen: at least one, up to the first that differs from the draft."""
         self._credit = min(self._credit + LOSS_SHARE * len(chosen), MAX_CREDIT)
         if not self._guess:
             return

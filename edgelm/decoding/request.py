@@ -1,7 +1,4 @@
-"""What all decoding methods share: the session they need, the request they serve, a row of it, and the steps they give.
-
-This module knows no text.
-"""
+"""Shared by all decoding methods: the session they need, a request, its rows, and their steps. No text."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -34,17 +31,16 @@ class DecodingBatch(Protocol):
         """Append one token to each row, (B,); returns the logits, float32 (B, V), valid until the next step."""
 
     def step_hidden(self, ids: Sequence[int] | IdArray) -> tuple[Logits, Hidden]:
-        """As `step`; returns the last hidden states, float32 (B, D), too."""
+        """As `step`, and the last hidden states, float32 (B, D)."""
 
     def reorder(self, rows: Sequence[int] | IdArray) -> None:
         """Row i becomes a copy of row `rows[i]`, (B,)."""
 
 
 class DecodingSession(Protocol):
-    """What decoding needs of a session; `edgelm.engine.session.Session` is one, a test's fake is another."""
+    """The part of a session that decoding needs; `edgelm.engine.session.Session` is one, a test's fake is another."""
 
-    @property
-    def context_length(self) -> int: ...
+    context_length: int
 
     @property
     def vocab_size(self) -> int: ...
@@ -155,13 +151,9 @@ class Request:
         return None
 
     def in_pieces(self, compute: Callable[[IdArray], Computed], ids: IdArray) -> list[Computed] | None:
-        """The results of `compute` for the pieces of `ids`; None if cancelled before the last piece.
+        """The results of `compute`, a method of the session, for pieces of `ids` (T,); None if cancelled in between.
 
         Only a request with `cancel` has more than one piece.
-
-        Args:
-            compute: a method of the session, e.g. `step`.
-            ids: the prompt, or the part of it that is still to be computed, (T,).
         """
         if self.config.cancel is None:
             return [compute(ids)]
@@ -181,9 +173,8 @@ class Request:
     def processed(self, ids: IdArray, logits: Logits) -> Logits:
         """Logits (V,) after all processors, given the ids so far (T,).
 
-        Raises:
-            DeviceError: a logit is NaN, or the largest is infinite.
-            ConfigError: the processors leave no token to choose.
+        Raises DeviceError if a logit is NaN or the largest is infinite, and ConfigError if the processors leave no
+        token to choose.
         """
         if not np.isfinite(logits.max()):  # NaN carries through max
             raise DeviceError(BROKEN_LOGITS)
@@ -191,11 +182,9 @@ class Request:
 
 
 class DecodingRow:
-    """One text of a request, which grows by a token at a time: it takes logits and gives steps.
+    """A row of a request, which grows by a token at a time: it takes logits and gives steps.
 
-    Args:
-        request: which all rows share.
-        row: number of the row, which determines its random numbers.
+    The number `row` determines its random numbers.
     """
 
     def __init__(self, request: Request, row: int) -> None:
@@ -218,18 +207,14 @@ class DecodingRow:
         return self._request.new_token_limit - self.new_tokens
 
     def reason_to_end(self) -> FinishReason | None:
-        """Why no token follows, as far as this is known before the logits are."""
+        """Why no token follows, if this is known before the logits are."""
         if self.new_tokens == self._request.new_token_limit:
             return self._request.limit_reason
         reason = self._request.interruption
         return reason if self.new_tokens or reason == "cancelled" else None
 
     def take(self, logits: Logits) -> Step:
-        """Choose the next token, given the logits (V,) after `ids`.
-
-        Raises:
-            DeviceError, ConfigError: as `Request.processed`.
-        """
+        """Choose the next token, given the logits (V,) after `ids`. Raises as `Request.processed`."""
         request = self._request
         token = self._choose(request.processed(self.ids, logits), self.new_tokens)
         if token in request.config.eos_token_id:
@@ -248,10 +233,8 @@ def fitted(prompt: list[int], config: GenerationConfig, context_length: int) -> 
 
     The new tokens get the room they need ("hole" of transformers' text-generation pipeline), but at least half the
     context stays for the prompt, and at least a quarter for its newest tokens. The first `pinned_tokens` stay. If
-    tokens are dropped, `max_length` is replaced by the number of new tokens it means for the whole prompt.
-
-    Raises:
-        ConfigError: `pinned_tokens` is more than half the context.
+    tokens are dropped, `max_length` is replaced by the number of new tokens it means for the whole prompt. Raises
+    ConfigError if `pinned_tokens` is more than half the context.
     """
     half, pinned = context_length // 2, config.pinned_tokens
     if pinned > half:

@@ -1,8 +1,8 @@
 """From logits to a token: filters on one row of logits, draws, and the choice that joins them.
 
 A filter takes logits, float32 of shape (N,), and returns the indices it keeps, ascending. Each filter of a chain works
-on the logits that the one before it left, so the whole vocabulary is read but never sorted. Order and meaning are those
-of transformers' logits warpers, so the same options give the same distribution. Tokens that are ruled out are -inf.
+on the logits that the previous filter kept, so the whole vocabulary is read but never sorted. Order and meaning are
+those of transformers' logits warpers, so the same options give the same distribution. Excluded tokens are -inf.
 """
 
 from collections.abc import Callable
@@ -121,23 +121,17 @@ def mirostat_filter(logits: Logits, mu: float) -> Indices:
 
 
 def filters_of(config: GenerationConfig, at_least: int = 1) -> tuple[Filter, ...]:
-    """The filters a configuration asks for, in transformers' order; each keeps at least `at_least` tokens."""
-    filters: list[Filter] = []
-    if config.top_n_sigma is not None:
-        filters.append(partial(top_n_sigma_filter, n=config.top_n_sigma, at_least=at_least))
-    if config.top_k is not None:
-        filters.append(partial(top_k_filter, k=config.top_k, at_least=at_least))
-    if config.top_p < 1:
-        filters.append(partial(top_p_filter, p=config.top_p, at_least=at_least))
-    if config.min_p > 0:
-        filters.append(partial(min_p_filter, p=config.min_p, at_least=at_least))
-    if config.typical_p < 1:
-        filters.append(partial(typical_filter, p=config.typical_p, at_least=at_least))
-    if config.epsilon_cutoff > 0:
-        filters.append(partial(epsilon_filter, epsilon=config.epsilon_cutoff, at_least=at_least))
-    if config.eta_cutoff > 0:
-        filters.append(partial(eta_filter, epsilon=config.eta_cutoff, at_least=at_least))
-    return tuple(filters)
+    """The filters that a configuration uses, in transformers' order; each keeps at least `at_least` tokens."""
+    filters: list[Filter | None] = [
+        None if config.top_n_sigma is None else partial(top_n_sigma_filter, n=config.top_n_sigma, at_least=at_least),
+        None if config.top_k is None else partial(top_k_filter, k=config.top_k, at_least=at_least),
+        partial(top_p_filter, p=config.top_p, at_least=at_least) if config.top_p < 1 else None,
+        partial(min_p_filter, p=config.min_p, at_least=at_least) if config.min_p else None,
+        partial(typical_filter, p=config.typical_p, at_least=at_least) if config.typical_p < 1 else None,
+        partial(epsilon_filter, epsilon=config.epsilon_cutoff, at_least=at_least) if config.epsilon_cutoff else None,
+        partial(eta_filter, epsilon=config.eta_cutoff, at_least=at_least) if config.eta_cutoff else None,
+    ]
+    return tuple(keep for keep in filters if keep is not None)
 
 
 def candidates(logits: Logits, temperature: float, filters: tuple[Filter, ...]) -> tuple[Indices | None, Logits]:
@@ -155,13 +149,7 @@ def candidates(logits: Logits, temperature: float, filters: tuple[Filter, ...]) 
 
 
 class TokenChoice:
-    """Chooses the tokens of one row; its only state is mirostat's.
-
-    Args:
-        config: the options.
-        seed: of the random numbers.
-        row: which of the seed's random numbers the row gets, one for each step.
-    """
+    """Chooses the tokens of one row, with the random numbers of `seed` and `row`; its only state is mirostat's."""
 
     def __init__(self, config: GenerationConfig, seed: int, row: int) -> None:
         self._config, self._seed, self._row = config, seed, row
@@ -209,12 +197,8 @@ def draw(logits: Logits, uniform: float) -> int:
 def draw_without_replacement(logits: Logits, count: int, uniforms: npt.NDArray[np.float64]) -> Indices:
     """`count` indices drawn one after another from softmax(`logits`), each at most once, in the order drawn.
 
-    The largest of logits + Gumbel noise are such a sample (Kool et al., arXiv 1903.06059).
-
-    Args:
-        logits: (N,).
-        count: of indices.
-        uniforms: random numbers in [0, 1), (N,), from which the noise is made.
+    The largest of logits + Gumbel noise are such a sample (Kool et al., arXiv 1903.06059). The noise is made from
+    `uniforms`, random numbers in [0, 1), (N,).
     """
     noise = -np.log(-np.log(uniforms + 1e-300))
     return largest((logits - logits.max() + noise).astype(np.float32), count)
@@ -265,13 +249,9 @@ def _above(logits: Logits, threshold: np.float32, at_least: int) -> Indices:
 
 
 def _fewest(keys: Logits, weights: Logits, target: float, at_least: int) -> Indices:
-    """As few indices as have weights that sum to `target`, those with the largest keys first; returned ascending.
+    """The fewest indices whose `weights` (N,) sum to `target`, by their `keys` (N,), the largest first; ascending.
 
-    Args:
-        keys: (N,); of equal keys the lower index comes first.
-        weights: (N,).
-        target: sum of weights to reach.
-        at_least: minimum number of indices.
+    Of equal keys the lower index comes first. At least `at_least` indices are returned.
     """
     order = largest(keys, _FIRST_TRY)
     mass = np.cumsum(weights[order], dtype=np.float64)

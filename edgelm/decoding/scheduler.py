@@ -1,4 +1,4 @@
-"""Continuous batching: texts come, decode side by side, and leave when they are done. No text, no threads, no clock.
+"""Continuous batching: texts come, decode side by side, and leave when they are finished. No text, threads or clock.
 
 Source: iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
 """
@@ -18,7 +18,7 @@ from edgelm.reuse.state import PromptState, most_shared
 DEFAULT_MAX_ROWS = 8
 
 Handle = int
-"""Names a submitted text; no two texts of a scheduler have the same."""
+"""The number of a submitted text, unique in its scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,8 @@ class Scheduler:
     Between two steps of the batch, about PREFILL_CHUNK_TOKENS tokens of prompts are computed at most. A scheduler must
     not be used by several threads at the same time.
 
-    Args:
-        session: computes the prompts; the tokens it holds are forgotten.
-        max_rows: maximum number of texts that decode at a time.
-        states: saved states, for prompts that begin like one of them.
-
-    Raises:
-        ConfigError: `max_rows` is out of range.
+    `session`, which is emptied first, computes the prompts. Prompts that begin like one of the saved `states` continue
+    from it. Raises ConfigError if `max_rows` is out of range.
     """
 
     def __init__(
@@ -81,13 +76,9 @@ class Scheduler:
         return len(self._waiting) + len(self._texts.keys() | {turn.handle for turn in self._turns})
 
     def submit(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int, *, row: int = 0) -> Handle:
-        """Queue a text; the following steps return its turns.
+        """Queue a text, row `row` of a prompt's `num_return_sequences`; the following steps return its turns.
 
-        Args:
-            prompt_ids: the prompt, (T,).
-            config: the options.
-            seed: of the random numbers.
-            row: which of the prompt's `num_return_sequences` this text is; each row has random numbers of its own.
+        Each row of a `seed` has random numbers of its own.
 
         Raises:
             PromptError: there are no ids, or an id is not in the vocabulary.
@@ -103,7 +94,7 @@ class Scheduler:
         return self._handles
 
     def cancel(self, handle: Handle) -> None:
-        """Forget a text, which then has no more turns; nothing happens if it is done already.
+        """Forget a text, which then has no more turns; nothing happens if it is finished already.
 
         Signals and processors may call this in the middle of a step.
         """
@@ -122,11 +113,8 @@ class Scheduler:
     def step(self) -> list[Turn]:
         """Compute some tokens of waiting prompts, then a new token of every text that decodes.
 
-        An error in one text is that text's last turn. If the step itself fails (no memory, a closed model), nothing is
-        lost: the next step goes on where this one stopped.
-
-        Raises:
-            ClosedError, ForkError, InsufficientMemoryError: as `Session.step`.
+        An error in one text is that text's last turn. If the step itself fails (ClosedError, ForkError,
+        InsufficientMemoryError), nothing is lost: the next step continues where this one stopped.
         """
         self._stepping = True
         try:
@@ -189,7 +177,7 @@ class Scheduler:
             self._leave(handle)
 
     def _begin(self, prompt: IdArray) -> None:
-        """Keep the longest computed beginning of `prompt`, and queue the rest."""
+        """Keep the longest computed beginning of `prompt`, and queue the rest in pieces."""
         kept = shared_tokens(self._held[: self._session.position], prompt)
         content, stored = most_shared(self._states, prompt.tolist())
         if content is not None and stored > kept:
@@ -216,7 +204,7 @@ class Scheduler:
 
 
 def check_max_rows(max_rows: object) -> None:
-    """Raises ConfigError: `max_rows` is out of range."""
+    """Raise ConfigError if `max_rows` is out of range."""
     if isinstance(max_rows, bool) or not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
         raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edgelm.decoding.request import DecodingBatch, DecodingSession
-from edgelm.engine.call import DraftCost
 from edgelm.errors import ConfigError
 from edgelm.ids import Hidden, IdArray, Logits
 
@@ -21,10 +20,7 @@ class WindowSession:
     tokens fill half of the context behind the pinned ones, so a new token costs about one token that is computed again.
     Where the window begins depends only on the length of the text, not on the calls that made it.
 
-    Args:
-        session: holds the tokens `held` and nothing else.
-        pinned_tokens: number of tokens at the front that are never forgotten, less than the session's context.
-        held: the ids that the session has computed already.
+    `session` has computed exactly the tokens `held`; its context is longer than `pinned_tokens`.
     """
 
     def __init__(self, session: DecodingSession, pinned_tokens: int, held: Sequence[int] = ()) -> None:
@@ -38,21 +34,7 @@ class WindowSession:
         self.reencoded_tokens = 0
         """Number of tokens that were computed again."""
         self.reencode_seconds = 0.0
-
-    @property
-    def context_length(self) -> int:
-        """More tokens than anybody generates."""
-        return ENDLESS
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self._session.vocab_size
-
-    @property
-    def draft_cost(self) -> DraftCost:
-        """The session's."""
-        return self._session.draft_cost
+        self.context_length, self.vocab_size, self.draft_cost = ENDLESS, session.vocab_size, session.draft_cost
 
     @property
     def position(self) -> int:
@@ -72,7 +54,7 @@ class WindowSession:
         return np.concatenate([self._session.step_all(piece).copy() for piece in self._pieces(ids)])
 
     def rewind(self, count: int) -> None:
-        """Forget the last `count` tokens; tokens that the window had left behind are computed again if need be."""
+        """Forget the last `count` tokens; tokens that the window had forgotten are computed again where needed."""
         del self._ids[len(self._ids) - count :]
         begin = self._begin_for(len(self._ids) - 1)
         if begin == self._begin:
@@ -81,11 +63,11 @@ class WindowSession:
             self._reencode(begin)
 
     def step_hidden(self, ids: Sequence[int] | IdArray) -> tuple[Logits, Hidden]:
-        """Raises ConfigError: only contrastive search asks, and `GenerationConfig` refuses it with a window."""
+        """Raise ConfigError: only contrastive search asks, and `GenerationConfig` refuses it with a window."""
         raise ConfigError("context_overflow='window' does not work with contrastive search")
 
     def batch(self, rows: int, capacity: int) -> DecodingBatch:
-        """Raises ConfigError: only searches ask, and `GenerationConfig` refuses them with a window."""
+        """Raise ConfigError: only searches ask, and `GenerationConfig` refuses them with a window."""
         raise ConfigError("context_overflow='window' does not work with searches")
 
     def _pieces(self, ids: Sequence[int] | IdArray) -> Iterator[IdArray]:
@@ -112,7 +94,7 @@ class WindowSession:
     def _reencode(self, begin: int) -> None:
         started = time.perf_counter()
         kept = self._ids[begin:]
-        pinned = min(self._pinned, len(self._ids))  # fewer where the text was rewound to before their end
+        pinned = min(self._pinned, len(self._ids))  # the text may have been rewound into the pinned tokens
         self._session.rewind(max(0, self._session.position - pinned))
         if kept:
             self._session.step(np.asarray(kept, np.int64))
