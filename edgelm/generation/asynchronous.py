@@ -41,10 +41,8 @@ class Workers:
         watch_forks(self)
 
     def pool(self) -> ThreadPoolExecutor:
-        """The worker threads; they end once nobody holds the pool any more."""
-        pool = self._pool
-        if pool is None:
-            pool = self._pool = ThreadPoolExecutor(WORKER_THREADS, "edgelm")
+        """The worker threads; they end once nobody refers to the pool."""
+        pool = self._pool = self._pool or ThreadPoolExecutor(WORKER_THREADS, "edgelm")
         return pool
 
     def release(self) -> None:
@@ -69,7 +67,7 @@ async def stream_in_thread(
     """Yield the chunks of ``begin()``, each computed in `pool` when it is asked for.
 
     Cancelling the waiting task, or closing this iterator, sets `cancel` and waits for the token that is being computed.
-    Then the session is free.
+    After that the session is free.
     """
     import asyncio
 
@@ -94,12 +92,10 @@ async def stream_in_thread(
 
 
 def _close_after(chunks: Iterator[Chunk], turn: "asyncio.Future[Chunk | None]") -> None:
-    turn.exception()  # asyncio complains about exceptions that nobody looks at
+    turn.exception()  # asyncio complains about exceptions that nobody reads
     _close(chunks)
 
 
 def _close(chunks: Iterator[Chunk]) -> None:
     """Close the generator, which gives its session back."""
-    close = getattr(chunks, "close", None)
-    if close is not None:
-        close()
+    getattr(chunks, "close", lambda: None)()

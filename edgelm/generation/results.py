@@ -74,13 +74,10 @@ class Choice:
         """Join the chunks of one row; the last one has the finish reason."""
         reason = chunks[-1].finish_reason
         assert reason is not None
-        logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
-        return cls(
-            "".join(chunk.text for chunk in chunks),
-            tuple(token for chunk in chunks for token in chunk.token_ids),
-            reason,
-            None if chunks[-1].logprobs is None else tuple(logprobs),
-        )
+        text = "".join(chunk.text for chunk in chunks)
+        ids = tuple(token for chunk in chunks for token in chunk.token_ids)
+        logprobs = tuple(entry for chunk in chunks for entry in chunk.logprobs or ())
+        return cls(text, ids, reason, None if chunks[-1].logprobs is None else logprobs)
 
 
 @dataclass(frozen=True, slots=True)

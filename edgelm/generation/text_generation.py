@@ -23,27 +23,18 @@ class TextGeneration:
     """Runs prompts in sessions of a pool. Several threads may call it at the same time."""
 
     def __init__(self, encoder: PromptEncoder, sessions: SessionPool, context_length: int, load_seconds: float) -> None:
-        """Join finished parts.
-
-        Args:
-            encoder: turns prompts into token ids.
-            sessions: lends the sessions.
-            context_length: tokens that a session holds behind a learned prefix.
-            load_seconds: how long the model took to load, for the statistics.
-        """
-        self._encoder = encoder
-        self._sessions = sessions
-        self._context_length = context_length
-        self._load_seconds = load_seconds
+        self._encoder, self._sessions, self._load_seconds = encoder, sessions, load_seconds
+        self._context_length = context_length  # in tokens, behind a learned prefix
         self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
 
     def run(self, prompt: Prompt, config: GenerationConfig) -> TextRun:
         """Check a prompt and fit it into the context.
 
         Raises:
-            PromptError: the prompt is empty, no text, holds an unknown token id, or cannot be decoded.
+            PromptError: the prompt is empty, is neither text nor token ids, has an unknown token id, or cannot be
+                decoded.
             ContextError: the prompt does not fit behind the prefix.
-            ConfigError: `pinned_tokens` is more than half the context, or `max_length` less than the prompt.
+            ConfigError: `pinned_tokens` is more than half the context, or `max_length` leaves no room.
         """
         if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
             config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
@@ -75,11 +66,7 @@ class TextGeneration:
         )
 
     def stream(self, run: TextRun) -> Iterator[Chunk]:
-        """Decode the rows of `run` one after another; yields their chunks.
-
-        Raises:
-            ContextError, ConfigError, ClosedError: as `Model.generate`.
-        """
+        """Decode the rows of `run` one after another; yields their chunks. Raises as `Model.generate`."""
         run.begin()
         config, windowed = run.config, run.config.context_overflow == "window"
         # A window forgets its prompt. Contrastive search needs the hidden states of the whole text, which are not kept.
@@ -107,33 +94,24 @@ class TextGeneration:
         each: Sequence[GenerationOptions] | None,
         max_rows: int,
     ) -> list[Completion]:
-        """Decode all prompts side by side.
-
-        Args:
-            prompts: texts or token ids.
-            common: options of all prompts.
-            each: options of each prompt, over `common`.
-            max_rows: how many rows decode at a time.
-
-        Raises: as `Model.generate_batch`.
-        """
+        """Decode all prompts side by side, as `Model.generate_batch`, with the options `common` to all prompts."""
         check_max_rows(max_rows)
         if isinstance(prompts, str):
             raise PromptError("prompts must be a list, got one text: call generate for it")
         prompts = _listed(prompts, "prompts must be a list of texts or of token ids")
-        own = (
-            [GenerationOptions() for _ in prompts] if each is None else _listed(each, "each must be a list of options")
-        )
+        own = [GenerationOptions()] * len(prompts)
+        if each is not None:
+            own = _listed(each, "each must be a list of options")
         if not all(isinstance(options, Mapping) for options in own):
             raise ConfigError("each must hold the options of every prompt as a dict")
         if len(own) != len(prompts):
-            raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
+            raise PromptError(f"each must hold options for all {len(prompts)} prompts, got options for {len(own)}")
         runs = [self.run(p, common.updated(dict(options))) for p, options in zip(prompts, own, strict=True)]
         rows = sum(run.config.num_return_sequences for run in runs)
         with self._sessions.borrowed() as (session, _):
             scheduler = Scheduler(session, max_rows=min(max_rows, max(1, rows)), states=self._sessions.states)
             chunks = _decode_together(scheduler, runs)
-        return [run.completion(found) for run, found in zip(runs, chunks, strict=True)]
+        return [run.completion(of_run) for run, of_run in zip(runs, chunks, strict=True)]
 
     def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
         """The token ids at which DRY ends a repetition: the given ids, and every token that holds a given text."""
@@ -141,10 +119,8 @@ class TextGeneration:
             texts = [breaker for breaker in breakers if isinstance(breaker, str)]
             ids = {breaker for breaker in breakers if isinstance(breaker, int)}
             tokenizer = self._encoder.tokenizer
-            for token in range(tokenizer.vocab_size):
-                text = tokenizer.decode([token])
-                if any(breaker in text for breaker in texts):
-                    ids.add(token)
+            token_texts = (tokenizer.decode([token]) for token in range(tokenizer.vocab_size))
+            ids.update(token for token, text in enumerate(token_texts) if any(breaker in text for breaker in texts))
             self._breaker_ids[breakers] = tuple(sorted(ids))
         return self._breaker_ids[breakers]
 
@@ -152,10 +128,8 @@ class TextGeneration:
 def _decode_together(scheduler: Scheduler, runs: Sequence[TextRun]) -> list[list[Chunk]]:
     """Decode all rows of all `runs` to their ends; returns the chunks of each run.
 
-    Raises:
-        PromptError, ContextError, ConfigError: as `Scheduler.submit`, before anything is computed.
-        ClosedError: the graph is closed.
-        Exception: whatever the first text to fail raises.
+    Raises the errors of `Scheduler.submit` before anything is computed, those of `Scheduler.step`, and any exception of
+    the first text that fails.
     """
     owners: dict[Handle, tuple[int, int]] = {}
     for index, run in enumerate(runs):

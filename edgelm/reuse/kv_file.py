@@ -39,7 +39,7 @@ class KvFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class KvMetadata:
-    """What a file says about itself."""
+    """The facts that a file states about itself."""
 
     kind: KvKind
     source: str
@@ -105,18 +105,18 @@ def write_kv_file(
     ids: tuple[int, ...] = (),
     text: str | None = None,
 ) -> None:
-    """Write a file. An existing file is replaced in one step, or stays as it is.
+    """Write a `KvFile`. An existing file is replaced in one step, or stays unchanged.
 
     Args:
         path: the file to write.
         metadata: all but `sha256`, which is computed here.
         keys_values: (2·layers, H, T, p).
-        dtype: how the keys and values are stored.
+        dtype: type in which the keys and values are stored.
         ids: T token ids; empty for a learned prefix.
         text: the baked text; None for the other kinds.
 
     Raises:
-        StateError, PrefixError: a key or value is NaN, infinite, or too large for `dtype`; the class fits the kind.
+        StateError, PrefixError: a key or value is NaN, infinite, or too large for `dtype`; a state's is a StateError.
         OSError: the file cannot be written.
     """
     from safetensors.numpy import save
@@ -147,18 +147,10 @@ def write_kv_file(
 
 
 def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvFile:
-    """Read a file and check all of it that can be checked without a bundle.
+    """Read a file of one of `kinds`, which messages call `name`; check everything that needs no bundle.
 
-    Only the header, of a bounded length, is read before the sizes of the tensors are known to fit the file.
-
-    Args:
-        path: the file.
-        name: what such a file is called in messages, e.g. "prefix file".
-        kinds: the kinds to accept.
-
-    Raises:
-        KvFileError: the file is of another kind, or damaged.
-        OSError: the file cannot be read.
+    Only the header, of a bounded length, is read before the sizes of the tensors are known to fit the file. Raises
+    KvFileError if the file is of another kind or damaged, and OSError if it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -174,7 +166,7 @@ def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvF
         if metadata.kind not in kinds:
             raise KvFileError(f"it is no {name}")
         if not header.fits(metadata):
-            raise KvFileError("its header describes other tensors than such a file has")
+            raise KvFileError("its header describes tensors that such a file does not have")
         try:
             with safe_open(path, framework="numpy"):
                 pass
@@ -207,21 +199,14 @@ def is_safetensors(start: bytes) -> bool:
 
 @contextmanager
 def named_errors(error: type[EdgelmError], name: str, path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
-    """Turn what `read_kv_file` raises into `error`, with a message that names the file.
-
-    Args:
-        error: the class to raise.
-        name: "prefix" or "state".
-        path: the file.
-        advice: what to do with a file that cannot be used, appended to the message.
-    """
+    """Turn the errors of `read_kv_file` into `error`, with the file's kind `name`, its path and `advice`."""
     try:
         yield
     except KvFileError as reason:
         raise error(f"cannot use the {name} {os.fspath(path)!r}: {reason}{advice}") from None
     except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
-        said = (reason.strerror if isinstance(reason, OSError) else None) or reason
-        raise error(f"cannot read the {name} {os.fspath(path)!r}: {said}") from None
+        words = (isinstance(reason, OSError) and reason.strerror) or reason
+        raise error(f"cannot read the {name} {os.fspath(path)!r}: {words}") from None
 
 
 def check_kv_dtype(dtype: object) -> None:

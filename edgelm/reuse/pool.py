@@ -24,9 +24,14 @@ class _Idle:
 class SessionPool:
     """Lends each generation a session that already holds as much of its prompt as possible. Threads may share a pool.
 
-    Only tokens of prompts are kept. A token that came alone differs in the last bits from the same token inside a
-    prompt, and results must not depend on what was computed before. A forked child keeps the states and makes new
-    sessions.
+    Only tokens of prompts are kept. A token that was computed alone differs in the last bits from the same token inside
+    a prompt, and results must not depend on earlier calls. A forked child keeps the states and makes new sessions.
+
+    Args:
+        graph: the loaded graph, which `close` closes.
+        prefix: keys and values that stand before every text of every session.
+        limit_bytes: memory that idle sessions may take. One idle session is kept even if it takes more.
+        permanent: a state that `forget` does not forget.
     """
 
     def __init__(
@@ -37,19 +42,8 @@ class SessionPool:
         limit_bytes: int = 0,
         permanent: PromptState | None = None,
     ) -> None:
-        """Make a pool without sessions.
-
-        Args:
-            graph: the loaded graph, which `close` closes.
-            prefix: keys and values that stand before every text of every session.
-            limit_bytes: memory that idle sessions may hold. One idle session is kept even if it holds more.
-            permanent: a state that `forget` does not forget.
-        """
-        self._graph = graph
-        self._prefix = prefix
+        self._graph, self._prefix, self.limit_bytes = graph, prefix, limit_bytes
         self._permanent = [] if permanent is None else [permanent]
-        self.limit_bytes = limit_bytes
-        """Memory that idle sessions may hold."""
         self.closed = False
         """Whether `close` was called."""
         self._lock = threading.RLock()  # a signal handler may close the model while its own thread holds the lock
@@ -71,10 +65,9 @@ class SessionPool:
             return [*self._permanent, *self._states]
 
     def add(self, state: PromptState) -> None:
-        """Keep `state` for every prompt that begins with its tokens. States that it extends are dropped.
+        """Keep `state` for every prompt that begins with its tokens, and drop states that it extends.
 
-        Raises:
-            ClosedError: the pool is closed.
+        Raises ClosedError if the pool is closed.
         """
         self.check_open()
         with self._lock:
@@ -96,23 +89,16 @@ class SessionPool:
         self._graph.close()
 
     def check_open(self) -> None:
-        """Raises ClosedError where `close` was called."""
+        """Raise ClosedError if `close` was called."""
         if self.closed:
             raise ClosedError("the model is closed: load it again")
 
     @contextmanager
     def borrowed(self, prompt: Sequence[int] = (), *, keep: bool = True) -> Iterator[tuple[Session, int]]:
-        """Lend a session that holds the first n tokens of `prompt` and no others; yields the session and n.
+        """Lend a session that holds exactly the first n tokens of `prompt`; yields the session and n.
 
-        Feed the rest of the prompt first, at least two tokens per call.
-
-        Args:
-            prompt: token ids of the prompt.
-            keep: whether the session will still begin with `prompt` when it comes back.
-
-        Raises:
-            ClosedError: the pool is closed.
-            InsufficientMemoryError: there is no room for another cache.
+        Feed the rest of the prompt first, at least two tokens per call. `keep` says that the session will still begin
+        with `prompt` when it comes back. Raises ClosedError if the pool is closed, and InsufficientMemoryError.
         """
         self.check_open()
         forks = self._forks
@@ -131,11 +117,9 @@ class SessionPool:
                 self._take_back(idle, prompt if keep else ())
 
     def _take(self, prompt: Sequence[int]) -> tuple[_Idle | None, KeysValues | None, int]:
-        """Choose a session for `prompt`.
+        """Choose a session for `prompt`: an idle one, or None for a new one.
 
-        Returns:
-            An idle session, or None for a new one; keys and values to restore in it first, if any; and how many tokens
-            of the prompt it holds then.
+        Also returns keys and values to restore in it first, if any, and how many tokens of the prompt it then holds.
         """
         with self._lock:
             kept = self._idle  # `close` replaces this list and does not change it
@@ -173,7 +157,7 @@ class SessionPool:
         return sum(idle.session.high_water_tokens * idle.session.bytes_per_token for idle in kept)
 
     def after_fork(self) -> None:
-        """In a forked child: another thread may have held the lock, and the sessions' threads stayed behind."""
+        """In a forked child, make a new lock, which another thread may have held, and drop the parent's sessions."""
         self._forks += 1
         self._lock = threading.RLock()
         self._idle = []

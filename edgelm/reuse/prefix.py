@@ -41,7 +41,7 @@ LEAST_ROOM_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What stands before every prompt, as one bundle's cache takes it."""
+    """The keys and values that stand before every prompt, in the form of one bundle's cache."""
 
     text: str | None
     """None for a learned prefix."""
@@ -50,13 +50,13 @@ class Prefix:
     content: KeysValues
     """(2·layers, H, T, p), float32 or float16."""
     sha256: str
-    """Of its file's tensors: tells prefixes apart."""
+    """SHA-256 of its file's tensors, which identifies the prefix."""
     path: Path
     """Its file, absolute."""
 
     @property
     def tokens(self) -> int:
-        """T: how many tokens of the context it takes."""
+        """T: number of tokens of the context that the prefix takes."""
         return int(self.content.shape[2])
 
     @property
@@ -79,14 +79,9 @@ class PromptEncoder:
         """Number of virtual tokens before every prompt, which no list of ids contains."""
 
     def ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
-        """The token ids of `prompt`, a text or a list of ids, behind the prefix's ids.
+        """The token ids of `prompt`, a text or a list of ids, behind the prefix's ids. Messages call it `name`.
 
-        Args:
-            prompt: the text, or its token ids, which are checked.
-            name: what the prompt is called in messages.
-
-        Raises:
-            PromptError: the prompt is empty, neither text nor ids, or contains an unknown id.
+        Raises PromptError if the prompt is empty, neither text nor ids, or contains an unknown id.
         """
         prompt_alone = prompt_ids(self.tokenizer, prompt, name)
         if self._prefix is None:
@@ -102,15 +97,9 @@ class PromptEncoder:
         return min(common_prefix(self._prefix.ids, ids), len(ids) - 1)
 
     def begin(self, session: Session, ids: list[int], least_left: int = LEAST_TOKENS) -> list[int]:
-        """Have `session` begin behind the part of the prefix's text that `ids` begin with.
+        """Have `session` begin behind the part of the prefix's text that `ids` begin with; returns the remaining ids.
 
-        Args:
-            session: is emptied first.
-            ids: a prompt's, as from the method `ids`.
-            least_left: minimum number of ids to return.
-
-        Returns:
-            The ids behind that part.
+        `session` is emptied first. `ids` come from the method `ids`. At least `least_left` of them are returned.
         """
         if self._prefix is None:
             session.reset()
@@ -128,12 +117,8 @@ def bake(
 ) -> None:
     """Write `text`, with its keys and values as `session` computes them, to the prefix file `path`.
 
-    Args:
-        session: is emptied before and after.
-        tokenizer: of the session's bundle.
-        text: what is to stand before every prompt.
-        path: the file to write.
-        dtype: None for the cache's dtype, which changes no bit; "float16" halves the size of float32.
+    `session` is emptied first and at the end. Without `dtype` the file has the cache's dtype, which changes no bit;
+    "float16" halves the size of float32.
 
     Raises:
         ConfigError: `dtype` is neither None nor a `KvDtype`.
@@ -166,9 +151,9 @@ def write_learned_prefix(
 
     Args:
         path: the file to write.
-        keys_values: float32 (2·layers, H, T, h): each layer's keys and then its values, h the checkpoint's head dim.
+        keys_values: float32 (2·layers, H, T, h): each layer's keys, then its values; h is the checkpoint's head dim.
         source: the checkpoint's name, for messages.
-        body_sha256: of the checkpoint (`edgelm_export.source.fingerprint.body_sha256`).
+        body_sha256: the checkpoint's hash (`edgelm_export.source.fingerprint.body_sha256`).
         dtype: "float16" halves the file.
 
     Raises:
@@ -181,11 +166,7 @@ def write_learned_prefix(
 
 
 def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
-    """Read a prefix file, which must be undamaged and made for this bundle.
-
-    Raises:
-        PrefixError: the file is missing, damaged, or was made for another bundle or checkpoint.
-    """
+    """Read a prefix file; raises PrefixError if it is missing, damaged, or made for another bundle or checkpoint."""
     facts = bundle.manifest.architecture
     with named_errors(PrefixError, "prefix", path):
         file = read_kv_file(path, "prefix file", "text", "learned")
@@ -201,16 +182,12 @@ def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
 
 
 def baked_prefix(bundle: Bundle) -> Prefix | None:
-    """The prefix in the bundle's folder; None where there is no such file.
-
-    Raises:
-        PrefixError: the prefix does not fit the bundle.
-    """
+    """The prefix in the bundle's folder, or None; raises PrefixError if it does not fit the bundle."""
     return read_prefix(bundle.file(PREFIX_FILE), bundle) if PREFIX_FILE in bundle.manifest.files else None
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text on one line, quoted, for people to recognize it."""
+    """The beginning of a text on one line, in quotes, so that people recognize the text."""
     return json.dumps(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...", ensure_ascii=False)
 
 
@@ -264,10 +241,9 @@ def _check_fit(file: KvFile, manifest: Manifest) -> None:
 
 
 def _value_divisors(bundle: Bundle) -> KeysValues | None:
-    """What smoothing divided the values of each layer by, (layers, H, 1, p); None for a bundle without smoothing.
+    """The numbers by which smoothing divided each layer's values, (layers, H, 1, p); None without smoothing.
 
-    Raises:
-        KvFileError: the bundle does not state the divisors, or they are damaged.
+    Raises KvFileError if the bundle does not state them, or if they are damaged.
     """
     manifest = bundle.manifest
     facts = manifest.architecture

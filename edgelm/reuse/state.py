@@ -21,33 +21,19 @@ class PromptState:
 def write_state(
     path: str | os.PathLike[str], manifest: Manifest, state: PromptState, dtype: KvDtype, prefix: str | None = None
 ) -> None:
-    """Write a state file. An existing file is replaced in one step, or stays as it is.
+    """Write a state, computed by the bundle of `manifest` behind the learned prefix with the SHA-256 `prefix`.
 
-    Args:
-        path: the file to write.
-        manifest: of the bundle that computed the state.
-        state: the prompt's token ids, keys and values.
-        dtype: how the keys and values are stored.
-        prefix: SHA-256 of the learned prefix before the state (`Prefix.sha256`).
-
-    Raises:
-        StateError: a key or value does not fit into `dtype`.
-        OSError: the file cannot be written.
+    An existing file is replaced in one step, or stays unchanged. Raises StateError if a key or value does not fit into
+    `dtype`, and OSError if the file cannot be written.
     """
     metadata = KvMetadata("state", manifest.source.name, manifest.digest, prefix)
     write_kv_file(path, metadata, state.content, dtype, state.ids)
 
 
 def read_state(path: str | os.PathLike[str], manifest: Manifest, prefix: str | None = None) -> PromptState:
-    """Read a state file, which must be undamaged and made with this very bundle and learned prefix.
+    """Read a state that the bundle of `manifest` wrote behind the learned prefix with the SHA-256 `prefix`.
 
-    Args:
-        path: the file.
-        manifest: of the bundle that is to use the state.
-        prefix: SHA-256 of the learned prefix before every prompt (`Prefix.sha256`).
-
-    Raises:
-        StateError: the file is missing, damaged, or was made with another bundle or learned prefix.
+    Raises StateError if the file is missing, damaged, or was made with another bundle or learned prefix.
     """
     facts = manifest.architecture
     with named_errors(StateError, "state", path, "; remove it and save it again"):
@@ -67,11 +53,9 @@ def read_state(path: str | os.PathLike[str], manifest: Manifest, prefix: str | N
 
 
 def most_shared(states: Iterable[PromptState], prompt: Sequence[int]) -> tuple[KeysValues | None, int]:
-    """The keys and values that the states can give to `prompt`.
+    """The keys and values of the first n tokens of `prompt`, from the state that shares most tokens with it, and n.
 
-    Returns:
-        Those of the first n tokens of `prompt`, from the state that shares most of them, and n; None and 0 where no
-        state shares any.
+    They are None and 0 where no state shares a token.
     """
     best = max(states, key=lambda state: shared_tokens(state.ids, prompt), default=None)
     count = 0 if best is None else shared_tokens(best.ids, prompt)
