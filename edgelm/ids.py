@@ -47,18 +47,13 @@ def as_ids(ids: TokenIds, vocab_size: int) -> IdArray:
     return array.astype(np.int64, copy=False)
 
 
-def prompt_chunks(ids: IdArray) -> list[IdArray]:
-    """Pieces of PREFILL_CHUNK_TOKENS, each of which one call computes."""
-    return cut(ids, PREFILL_CHUNK_TOKENS)
-
-
-def cut(ids: IdArray, piece_tokens: int) -> list[IdArray]:
-    """Pieces of `piece_tokens`; a single token left over joins the last piece.
+def prompt_chunks(ids: IdArray, chunk_tokens: int | None = None) -> list[IdArray]:
+    """Pieces of `chunk_tokens`, or PREFILL_CHUNK_TOKENS, for one call each; a single token left over joins the last.
 
     GroupQueryAttention has another kernel for one token, which differs in the last bits, and results must not depend on
     where a prompt is cut.
     """
-    starts = list(range(0, max(1, len(ids) - 1), piece_tokens))
+    starts = list(range(0, max(1, len(ids) - 1), chunk_tokens or PREFILL_CHUNK_TOKENS))
     return [ids[start:stop] for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
 
 

@@ -188,7 +188,7 @@ def read_manifest(text: bytes) -> Manifest:
 
 
 def _check_version(content: dict[str, object]) -> None:
-    # This check comes first, because a newer bundle must be told apart from a broken one.
+    # This check comes first, because a newer bundle must be distinguished from a damaged one.
     version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(

@@ -111,7 +111,7 @@ def _dataclass(cls: type, value: object, where: str) -> object:
     for name in given:
         if name not in names:
             raise StrictJsonError(f"has the unknown field {prefix + name!r}")
-    optional = {field.name for field in fields(cls) if field.default is None}  # absent says null
+    optional = {field.name for field in fields(cls) if field.default is None}  # an absent field means null
     for name in names:
         if name not in given and name not in optional:
             raise StrictJsonError(f"lacks the field {prefix + name!r}")

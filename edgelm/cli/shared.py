@@ -71,7 +71,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     @device_options
     @wraps(command)
     def with_model(
-        *, model: str | None, prefix: str | None, device: str, threads: int | None, **others: object
+        *, model: str | None, prefix: str | None, device: str, threads: int | None, **options: object
     ) -> None:
         def open_model() -> "Model":
             from edgelm.model import load
@@ -80,7 +80,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
         if sys.stdout is None:
             raise click.ClickException("standard output is closed: there is nowhere to write the answer")
-        command(open_model=open_model, **others)
+        command(open_model=open_model, **options)
 
     return with_model
 
@@ -94,7 +94,7 @@ def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.argument("bundle", metavar="[FOLDER]", required=False)
     @model_option
     @wraps(command)
-    def with_folder(*, bundle: str | None, model: str | None, **others: object) -> None:
+    def with_folder(*, bundle: str | None, model: str | None, **options: object) -> None:
         context = click.get_current_context()
         from_environment = context.get_parameter_source("model") is click.core.ParameterSource.ENVIRONMENT
         if bundle is not None and model is not None and bundle != model and not from_environment:
@@ -102,7 +102,7 @@ def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
         from edgelm.bundle.folder import default_bundle_path
 
         folder = model if bundle is None else bundle
-        command(folder=default_bundle_path() if folder is None else Path(folder), **others)
+        command(folder=default_bundle_path() if folder is None else Path(folder), **options)
 
     return with_folder
 

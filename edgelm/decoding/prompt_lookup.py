@@ -108,7 +108,7 @@ class PromptLookup:
 def continuation(ids: IdArray, count: int) -> list[int]:
     """The `count` tokens that followed the latest earlier appearance of the last tokens of `ids` (T,), or none.
 
-    A text that repeats itself is expected to go on repeating itself: where the tokens to copy reach the end of `ids`,
+    A text that repeats itself is expected to continue to do so: where the tokens to copy reach the end of `ids`,
     they continue with the copied ones.
     """
     if count < 1:

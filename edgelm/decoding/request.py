@@ -13,7 +13,7 @@ from edgelm.decoding.logprobs import BROKEN_LOGITS, IdLogprob, with_alternatives
 from edgelm.decoding.sampling import TokenChoice
 from edgelm.engine.call import DraftCost
 from edgelm.errors import ConfigError, ContextError, DeviceError
-from edgelm.ids import Hidden, IdArray, Logits, cut
+from edgelm.ids import Hidden, IdArray, Logits, prompt_chunks
 
 FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
 Computed = TypeVar("Computed")
@@ -158,7 +158,7 @@ class Request:
         if self.config.cancel is None:
             return [compute(ids)]
         results = []
-        for piece in cut(ids, CANCEL_PIECE_TOKENS):
+        for piece in prompt_chunks(ids, CANCEL_PIECE_TOKENS):
             if self.interruption == "cancelled":
                 return None
             results.append(compute(piece))

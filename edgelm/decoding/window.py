@@ -1,4 +1,4 @@
-"""A session without an end: when the context is full, it forgets the oldest tokens and goes on."""
+"""A session without an end: when the context is full, it forgets the oldest tokens and continues."""
 
 import time
 from collections.abc import Iterator, Sequence

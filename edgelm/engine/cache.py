@@ -146,8 +146,8 @@ def untouched_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray
         if error.errno != errno.ENOMEM:
             raise
         raise InsufficientMemoryError(
-            "there is no memory left for the keys and values of another text: generate fewer at a time, or raise the "
-            "limit"
+            "there is no memory left for the keys and values of another text: generate fewer texts at a time, or raise "
+            "the limit"
         ) from None
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)

@@ -136,5 +136,5 @@ OTHER_DRAFTS = DraftCost(0.2, 0.25)
 
 
 def draft_cost(recipe: Recipe) -> DraftCost:
-    """The cost of drafts with matrices stored as `recipe` says."""
+    """The cost of drafts with the matrices of `recipe`."""
     return FOUR_BIT_DRAFTS if any(matrix.bits == 4 for matrix in recipe.matrices) else OTHER_DRAFTS

@@ -1,7 +1,7 @@
 """Repairs in a forked child. This is the only module that notices a fork.
 
 ONNX Runtime hangs in a forked child, because its threads are not copied and both a run and the end of a session wait
-for them (microsoft/onnxruntime issues 24601, 21812, 9800). Locks that another thread held stay locked for ever.
+for them (microsoft/onnxruntime issues 24601, 21812, 9800). Locks that another thread held stay locked forever.
 """
 
 import os

@@ -46,11 +46,11 @@ class LoadedMemory:
         return moved
 
 
-def ranges_without(ranges: list[Range], others: list[Range]) -> list[Range]:
-    """The parts of `ranges` that lie outside all of `others`. Both are sorted and without overlap."""
+def ranges_without(ranges: list[Range], excluded: list[Range]) -> list[Range]:
+    """The parts of `ranges` outside all of `excluded`. Both are sorted and without overlap."""
     left = []
     for start, stop in ranges:
-        for other_start, other_stop in others:
+        for other_start, other_stop in excluded:
             if other_stop <= start or other_start >= stop:
                 continue
             if start < other_start:

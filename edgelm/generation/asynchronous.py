@@ -64,7 +64,7 @@ async def call_in_thread(pool: ThreadPoolExecutor, function: Callable[[], Result
 async def stream_in_thread(
     begin: Callable[[], Iterator[Chunk]], cancel: EitherCancel, pool: ThreadPoolExecutor
 ) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of ``begin()``, each computed in `pool` when it is asked for.
+    """Yield the chunks of ``begin()``, each computed in `pool` when it is requested.
 
     Cancelling the waiting task, or closing this iterator, sets `cancel` and waits for the token that is being computed.
     After that the session is free.

@@ -105,7 +105,7 @@ class TextGeneration:
         if not all(isinstance(options, Mapping) for options in own):
             raise ConfigError("each must hold the options of every prompt as a dict")
         if len(own) != len(prompts):
-            raise PromptError(f"each must hold options for all {len(prompts)} prompts, got options for {len(own)}")
+            raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
         runs = [self.run(p, common.updated(dict(options))) for p, options in zip(prompts, own, strict=True)]
         rows = sum(run.config.num_return_sequences for run in runs)
         with self._sessions.borrowed() as (session, _):

@@ -166,7 +166,7 @@ def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvF
         if metadata.kind not in kinds:
             raise KvFileError(f"it is no {name}")
         if not header.fits(metadata):
-            raise KvFileError("its header describes tensors that such a file does not have")
+            raise KvFileError("its header describes other tensors than such a file has")
         try:
             with safe_open(path, framework="numpy"):
                 pass
