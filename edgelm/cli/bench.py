@@ -80,6 +80,7 @@ def command(
             }
         )
         return
+    spread = f"{min(rates):.1f} to {max(rates):.1f}, " if runs > 1 else ""
     machine = f"{session.device}, {session.threads} threads, ONNX Runtime {onnxruntime_version()}"
     print_table(
         [
@@ -88,7 +89,7 @@ def command(
             ("runs", f"{runs} on {machine}"),
             ("prefill", f"{prefill_rate:10.1f} tokens/s ({prompt_tokens} tokens)"),
             ("first token", f"{first_token * 1e3:10.1f} ms"),
-            ("decode", f"{median(rates):10.1f} tokens/s ({min(rates):.1f} to {max(rates):.1f}, {new_tokens} tokens)"),
+            ("decode", f"{median(rates):10.1f} tokens/s ({spread}{new_tokens} tokens)"),
             ("load", f"{model.load_seconds * 1e3:10.1f} ms"),
             ("peak memory", f"{peak / 1e6:10.1f} MB"),
         ]

@@ -108,8 +108,12 @@ def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_text_file(path: Path, error: type[EdgelmError]) -> str:
-    """The content of the UTF-8 file at `path`; raises `error` if it is not UTF-8."""
-    return _decoded(path.read_bytes(), repr(str(path)), error)
+    """The content of the UTF-8 file at `path`; raises `error` if it cannot be read or is not UTF-8."""
+    try:
+        content = path.read_bytes()
+    except OSError as reason:
+        raise error(f"cannot read {str(path)!r}: {reason.strerror}") from None
+    return _decoded(content, repr(str(path)), error)
 
 
 def read_prompt() -> str:

@@ -100,7 +100,7 @@ def test_embed(edgelm_command: RunCommand, model: edgelm.Model) -> None:
         (["perplexity", "abc", "--stride", "0"], b"", 2, "stride must be a whole number from 2 to 64"),
         (["perplexity", "--stride", "65"], b"abc\n", 2, "edgelm: stride must be a whole number from 2 to 64"),
         (["perplexity", "abc", "--file", "x"], b"", 2, "a text and --file are given"),
-        (["perplexity", "--file", "/nowhere"], b"", 1, "/nowhere: No such file"),
+        (["perplexity", "--file", "/nowhere"], b"", 1, "cannot read '/nowhere': No such file"),
         (["embed"], b"\xff\n", 1, "line 1 of standard input is not UTF-8 text (byte 0)"),
         (["embed", "x" * 65], b"", 1, "the text has 65 tokens, but this model's context holds 64"),
         (["embed", "x", "--pooling", "max"], b"", 2, "'max' is not one of"),
