@@ -16,6 +16,7 @@ from edgelm.errors import ExportError, install_hint
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.publish.folder import check_output
 
+_FILE = click.Path(path_type=Path)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -32,6 +33,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in new versi
 
 
 _NEEDED = ("torch", "transformers", "optimum", "onnx")
+_CHOOSE = "Choose the bits of every matrix so that"
 
 
 @click.command(name="export")
@@ -43,40 +45,30 @@ _NEEDED = ("torch", "transformers", "optimum", "onnx")
     help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small. w8a8 is an int8 that reads long prompts faster and "
     "writes more slowly. int4-small has 4 bits in the token table too.  [default: int8]",
 )
+@click.option("--max-disk", type=_Bytes(), help=f"{_CHOOSE} the bundle takes at most SIZE on disk, like 80M or 1.5G.")
+@click.option("--max-ram", type=_Bytes(), help=f"{_CHOOSE} a process with a full context takes at most SIZE of memory.")
 @click.option(
-    "--max-disk",
-    type=_Bytes(),
-    help="Choose the bits of every matrix so that the bundle takes at most SIZE on disk, like 80M or 1.5G.",
-)
-@click.option(
-    "--max-ram",
-    type=_Bytes(),
-    help="Choose the bits of every matrix so that a process with a full context takes at most SIZE of memory.",
-)
-@click.option(
-    "--max-ppl",
-    type=float,
-    metavar="RATIO",
-    help="Choose the bits of every matrix so that the perplexity is at most RATIO times the source's.",
+    "--max-ppl", type=float, metavar="RATIO", help=f"{_CHOOSE} the perplexity is at most RATIO times the source's."
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option(
     "--eval-text",
     "eval_texts",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=_FILE,
     metavar="FILE",
     help="UTF-8 text to measure the bundle on, beside text drawn from SOURCE. May be given several times.",
 )
 @click.option("--adapter", metavar="ADAPTER", help="LoRA adapter, a folder or a hub id, to merge into SOURCE first.")
 @click.option(
     "--vocabulary",
+    type=_FILE,
     metavar="FILE",
     help="UTF-8 text of your domain. Only the tokens that it needs are kept. Other text is spelt in smaller pieces.",
 )
 @click.option(
     "--prefix",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     metavar="FILE",
     help="UTF-8 text, all of it, to compute once and put before every prompt, or a prefix file that was learned.",
 )
@@ -97,7 +89,7 @@ def command(
     revision: str | None,
     eval_texts: tuple[Path, ...],
     adapter: str | None,
-    vocabulary: str | None,
+    vocabulary: Path | None,
     prefix: Path | None,
     prefix_dtype: KvDtype | None,
     accept_quality_loss: bool,
@@ -120,13 +112,11 @@ def command(
         raise click.UsageError(f"--max-ppl must be more than 1 and at most 100, got {max_ppl:g}")
     if prefix_dtype is not None and prefix is None:
         raise click.UsageError("--prefix-dtype is given without --prefix; give both, or neither")
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ExportError(f"export needs {', '.join(missing)}; {install_hint('cpu,export')}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the half-built bundle is removed
 
     check_output(Path(output).absolute())  # before torch is loaded, which takes seconds
-
     progress = _Progress()
     progress.begin("loading torch, transformers and optimum")
     from edgelm_export.pipeline import export
@@ -139,7 +129,7 @@ def command(
             precision or "int8" if limits == (None, None, None) else Budget(*limits),
             revision=revision,
             adapter=adapter,
-            vocabulary=None if vocabulary is None else Path(vocabulary),
+            vocabulary=vocabulary,
             prefix=prefix,
             prefix_dtype=prefix_dtype,
             accept_quality_loss=accept_quality_loss,
@@ -150,12 +140,11 @@ def command(
         progress.end()
     for note in exported.notes:
         click.echo(f"note: {note}", err=True)
-    c = exported.certificate
+    bundle, c = exported.bundle, exported.certificate
     for quality in c.texts[1:]:
         click.echo(f"{quality.text}: {_lost(quality)}")
     click.echo(
-        f"{output}: {exported.bundle.manifest.recipe.name}, {exported.bundle.size_bytes / 1e6:.1f} MB, "
-        f"{_lost(c.drawn)}; "
+        f"{output}: {bundle.manifest.recipe.name}, {bundle.size_bytes / 1e6:.1f} MB, {_lost(c.drawn)}; "
         f"gate ({c.gate}) {'passed' if c.passed else 'MISSED'}"
     )
 
@@ -170,18 +159,16 @@ def _lost(quality: Quality) -> str:
 class _Progress:
     """Prints a line for each stage on stderr, with the seconds that it took."""
 
-    def __init__(self) -> None:
-        self._began = 0.0
-        self._open = False
+    _began: float | None = None
 
     def begin(self, stage: str) -> None:
         """End the current stage, and begin the stage called `stage`."""
         self.end()
         click.echo(f"{stage} ... ", err=True, nl=False)
-        self._began, self._open = time.monotonic(), True
+        self._began = time.monotonic()
 
     def end(self) -> None:
         """End the current stage, if there is one."""
-        if self._open:
+        if self._began is not None:
             click.echo(f"{time.monotonic() - self._began:.1f} s", err=True)
-        self._open = False
+        self._began = None

@@ -55,18 +55,16 @@ def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) 
 
 
 def store_within(
-    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, report: Report, prefix_bytes: int = 0
+    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, prefix_bytes: int, report: Report
 ) -> tuple[StoredDecoder, str]:
     """Store a checkpoint with bits chosen matrix by matrix, so that it keeps `budget` and loses least.
 
     Limits of size are used up; a limit of perplexity alone gives the smallest weights that keep it.
 
     Args:
-        checkpoint: to store.
-        budget: limits of the bundle.
         tokenizer_json: the bundle's tokenizer, already written. It takes disk and memory too.
-        report: gets the name of each stage.
         prefix_bytes: size of the bundle's prefix, on disk and in memory.
+        report: gets the name of each stage.
 
     Returns:
         The stored model, and one line that says what was given up.

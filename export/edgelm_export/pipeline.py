@@ -20,7 +20,6 @@ from edgelm.bundle.manifest import (
     Manifest,
     Matrix,
     Recipe,
-    Source,
 )
 from edgelm.decoding.generation_config import GenerationConfig, config_from_file
 from edgelm.engine.machine import default_threads
@@ -82,7 +81,7 @@ def export(
         revision: branch, tag or commit of a hub id.
         adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
         vocabulary: file of UTF-8 text. Only the tokens of this text are kept, and the tokens that spell all other text.
-        prefix: file of what stands before every prompt of the bundle: UTF-8 text, or a prefix that was learned.
+        prefix: file to put before every prompt of the bundle: UTF-8 text, or a prefix that was learned.
         prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
         accept_quality_loss: whether to publish a bundle that missed its gate.
         eval_texts: files of UTF-8 text to measure on, beside the text drawn from the source.
@@ -104,18 +103,19 @@ def export(
             checkpoint = prune_vocabulary(checkpoint, vocabulary)
         planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         settings, notes = _generation_settings(checkpoint)
-        bos = settings.get("bos_token_id")
+        bos, context_length = settings.get("bos_token_id"), checkpoint.architecture.context_length
         bos_token_id = bos if isinstance(bos, int) else None
-        context_length = checkpoint.architecture.context_length
-        given = [read_eval_text(path, checkpoint.tokenizer, bos_token_id, context_length) for path in eval_texts]
+        files = [read_eval_text(path, checkpoint.tokenizer, bos_token_id, context_length) for path in eval_texts]
         report("exporting the reference graph with optimum")
         reference = OptimumGraph(checkpoint.model, scratch)
         report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
         texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
         _write_papers(checkpoint, settings, draft)
+        budget, limit = None, None
         if isinstance(precision, Budget):
+            budget, limit = precision, precision.max_perplexity_ratio
             prefix_bytes = 0 if planned is None else planned.size_bytes
-            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", report, prefix_bytes)
+            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", prefix_bytes, report)
             notes += (given_up,)
         else:
             stored = store_as(checkpoint, precision, report)
@@ -125,8 +125,7 @@ def export(
         _write_value_divisors(stored.source, draft)
         manifest = seal(draft, _uncertified(checkpoint, stored, graph, matrices))
         drawn = EvaluationText(f"drawn from the source at temperature 1, seed {EVALUATION_SEED}", texts)
-        limit = precision.max_perplexity_ratio if isinstance(precision, Budget) else None
-        measured = certify(Bundle.read(draft), limit, reference.logits, checkpoint.parameters, [drawn, *given], report)
+        measured = certify(Bundle.read(draft), limit, reference.logits, [drawn, *files], report)
         if not (measured.passed or accept_quality_loss):
             lost = measured.drawn
             raise ExportError(
@@ -140,9 +139,9 @@ def export(
             manifest = seal(draft, manifest)
             added = planned.write(draft, scratch)
             manifest = replace(manifest, required_features=(*manifest.required_features, PREFIX_FEATURE))
-        if isinstance(precision, Budget):
-            check_budget(precision, folder_bytes(draft), measured.footprint.peak_rss_bytes)
-        card = model_card(manifest, measured, output.name, checkpoint.card, added)
+        if budget is not None:
+            check_budget(budget, folder_bytes(draft), measured.footprint.peak_rss_bytes)
+        card = model_card(manifest, measured, output.name, stored.source.model_type, checkpoint.card, added)
         (draft / "README.md").write_text(card, encoding="utf-8")
         seal(draft, manifest)
         publish(draft, output)
@@ -153,47 +152,36 @@ def _uncertified(
     checkpoint: Checkpoint, stored: StoredDecoder, graph: GraphFacts, matrices: tuple[Matrix, ...]
 ) -> Manifest:
     """The manifest of a bundle that has not been measured yet, without its files."""
-    sizes = stored.source.architecture
+    is_pruned = checkpoint.architecture.vocab_size != checkpoint.source.vocab_size
     return Manifest(
         format_version=FORMAT_VERSION,
-        required_features=(FEATURE,) if sizes.vocab_size < checkpoint.vocab_size else (),
+        required_features=(FEATURE,) if is_pruned else (),
         created_by=f"edgelm {__version__}",
-        architecture=sizes,
+        architecture=checkpoint.architecture,
         graph=graph,
         recipe=Recipe(stored.recipe.name, CALIBRATION_TOKENS if stored.recipe.is_quantized else None, matrices),
-        source=Source(
-            checkpoint.name,
-            checkpoint.revision,
-            checkpoint.license,
-            type(checkpoint.model).__name__,
-            checkpoint.parameters,
-            adapter=checkpoint.adapter,
-            vocab_size=checkpoint.vocab_size,
-            body_sha256=body_sha256(checkpoint.model),
-        ),
+        source=replace(checkpoint.source, body_sha256=body_sha256(checkpoint.model)),
         certificate=None,
     )
 
 
 def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None:
     """Refuse an account in which a matrix of the source is missing, or stands twice."""
-    names: dict[int, str] = {}  # of a tied matrix only the first name counts
+    names: dict[int, str] = {}  # only the first name of a tied matrix
     for name, tensor in checkpoint.model.state_dict().items():
         if tensor.ndim == 2:
             names.setdefault(tensor.data_ptr(), name)
-    expected = set(names.values())
     stored = [matrix.name for matrix in matrices]
-    if len(stored) != len(set(stored)) or set(stored) != expected:
-        odd = sorted(expected.symmetric_difference(stored)) or stored
-        raise ExportError(f"the graph does not account for every weight matrix, for one {odd[0]!r}: please report this")
+    if sorted(stored) != sorted(names.values()):
+        wrong = sorted(set(names.values()).symmetric_difference(stored)) or stored
+        raise ExportError(f"the graph must store the weight matrix {wrong[0]!r} exactly once: please report this")
 
 
 def _write_value_divisors(weights: DecoderWeights, draft: Path) -> None:
     """Write the factors by which smoothing divided the values, if it did: the values of a learned prefix need them."""
-    sizes = weights.architecture
-    if any(layer.value_divisors is not None for layer in weights.layers):
-        ones = np.ones(sizes.num_key_value_heads * sizes.head_dim, np.float32)
-        divisors = [ones if layer.value_divisors is None else layer.value_divisors for layer in weights.layers]
+    divisors = [layer.value_divisors for layer in weights.layers if layer.value_divisors is not None]
+    if divisors:
+        assert len(divisors) == len(weights.layers), "smoothing divides the values of all layers, or of no layer"
         (draft / VALUE_DIVISORS_FILE).write_bytes(np.stack(divisors).astype("<f4").tobytes())
 
 

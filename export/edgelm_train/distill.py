@@ -63,7 +63,7 @@ def distill(
     schedule = _schedule(options, texts, student.config, precision)
     parameters = sum(p.numel() for p in student.parameters())
     say(
-        f"{parameters:,} parameters learn from {checkpoint.parameters:,}, {counted(schedule.steps, 'step')} of "
+        f"{parameters:,} parameters learn from {checkpoint.source.parameters:,}, {counted(schedule.steps, 'step')} of "
         f"{schedule.batch_tokens:,} tokens; held-out loss of the teacher: {teacher_loss.per_token:.4f} nats per token"
     )
     rows = schedule.batch_tokens // window
@@ -85,7 +85,7 @@ def distill(
         losses=losses,
         facts={
             "teacher": checkpoint.name,
-            "teacher's parameters": checkpoint.parameters,
+            "teacher's parameters": checkpoint.source.parameters,
             "student's parameters": parameters,
             "held-out tokens": teacher_loss.tokens,
             "ended": outcome.ended,

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgelm.bundle.certificate import Certificate, Footprint, Quality, Reference
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.reference import ReferenceData, encode_reference, rounded
+from edgelm.bundle.reference import ReferenceData, encode_reference, rounded, rows_of
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.errors import ExportError
@@ -20,6 +20,7 @@ from edgelm.scoring.comparison import compare_texts
 from edgelm.scoring.verification import drift, figures, observe, observe_session, source_perplexity
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.certify.judgement import GREEDY_PROMPTS, SourceLogits, count_equal_greedy, judge, quality
+from edgelm_export.source.hub import read_text
 
 REFERENCE_NAME = "reference.bin"
 REFERENCE_TOKENS = 2_048
@@ -43,23 +44,13 @@ def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, c
     """Read a UTF-8 text file into windows of the context.
 
     Args:
-        path: of the file.
-        tokenizer: of the source.
         bos_token_id: the token that stands before the text; None for no such token.
         context_length: length of a window, in tokens.
 
     Raises:
         ExportError: the file cannot be read, is no UTF-8 text, is too large, or has fewer than two tokens.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_EVAL_TEXT_BYTES:
-            raise ExportError(f"the --eval-text {str(path)!r} has {size:,} bytes, more than {MAX_EVAL_TEXT_BYTES:,}")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ExportError(f"the --eval-text {str(path)!r} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ExportError(f"cannot read the --eval-text {str(path)!r}: {error.strerror}") from None
+    text = read_text(path, "--eval-text", MAX_EVAL_TEXT_BYTES)
     bos = [] if bos_token_id is None else [bos_token_id]
     ids = np.array(bos + list(tokenizer.encode(text, add_special_tokens=False)), np.int64)  # (T,)
     rows = [row for row in np.split(ids, range(context_length, len(ids), context_length)) if len(row) >= 2]
@@ -68,18 +59,10 @@ def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, c
     return EvaluationText(path.name, rows)
 
 
-def measure_quality(source: SourceLogits, session: Session, text: EvaluationText) -> Quality:
-    """Measure what the bundle of `session` lost on one text."""
-    measured = compare_texts(source, session, text.rows)
-    greedy = count_equal_greedy(source, session, text.rows[:GREEDY_PROMPTS])
-    return quality(text.name, measured, greedy)
-
-
 def certify(
     draft: Bundle,
     limit: float | None,
     source: SourceLogits,
-    source_parameters: int,
     texts: Sequence[EvaluationText],
     report: Callable[[str], None] = lambda stage: None,
 ) -> Certificate:
@@ -87,10 +70,9 @@ def certify(
 
     Args:
         draft: the bundle to measure.
-        limit: of the perplexity ratio; None for the recipe's own gate.
+        limit: maximum of the perplexity ratio; None for the recipe's own gate.
         source: computes the source's logits.
-        source_parameters: number of the source's parameters.
-        texts: to measure on; the first one was drawn from the source, and the gate judges it.
+        texts: the first text was drawn from the source, and the gate judges the bundle on it.
         report: called with the name of each stage as it begins.
     """
     report("measuring speed and memory in a process of its own")
@@ -99,7 +81,8 @@ def certify(
     measured: list[Quality] = []
     for text in texts:
         report(f"measuring the bundle against the reference on the text {text.name}")
-        measured.append(measure_quality(source, session, text))
+        greedy = count_equal_greedy(source, session, text.rows[:GREEDY_PROMPTS])
+        measured.append(quality(text.name, compare_texts(source, session, text.rows), greedy))
     report("writing the reference for measuring again")
     facts, data = make_reference(source, session, texts[0].rows)
     (draft.path / REFERENCE_NAME).write_bytes(encode_reference(data))
@@ -110,7 +93,7 @@ def certify(
         gate=gate,
         passed=passed,
         weights_bytes=sum(draft.manifest.files[name].size_bytes for name in (graph.file, graph.weights_file)),
-        source_weights_bytes=4 * source_parameters,
+        source_weights_bytes=4 * draft.manifest.source.parameters,
         footprint=footprint,
         reference=facts,
     )
@@ -122,18 +105,7 @@ def measure_footprint(bundle: Path) -> Footprint:
     Raises:
         ExportError: the bundle does not run in that process.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "edgelm",
-        "bench",
-        str(bundle),
-        "--device",
-        "cpu",
-        "--runs",
-        str(BENCH_RUNS),
-        "--json",
-    ]
+    command = [sys.executable, *f"-m edgelm bench --device cpu --runs {BENCH_RUNS} --json".split(), str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise ExportError(f"the finished bundle does not run: {done.stderr.strip() or done.returncode}")
@@ -142,16 +114,14 @@ def measure_footprint(bundle: Path) -> Footprint:
 
 
 def make_reference(source: SourceLogits, session: Session, rows: Sequence[IdArray]) -> tuple[Reference, ReferenceData]:
-    """The facts and the content of the reference file, with what the bundle of `session` computes on this machine."""
+    """The facts and the content of the reference file, for a source and the bundle of `session` on this machine."""
     vocab, context = session.vocab_size, session.context_length
     ids = np.concatenate(rows)[: min(max(REFERENCE_TOKENS, context), MAX_REFERENCE_TOKENS)]  # (T,)
     if len(ids) % context == 1:  # a row of one token predicts nothing
         ids = ids[:-1]
     row_tokens, top_count = min(context, len(ids)), min(TOP_COUNT, vocab)
-    top_ids = np.concatenate(
-        [_top(source(ids[at : at + row_tokens]), top_count) for at in range(0, len(ids), row_tokens)]
-    )  # (T, K)
-    draft = Reference(REFERENCE_NAME, len(ids), row_tokens, top_count, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    draft = Reference(REFERENCE_NAME, len(ids), row_tokens, top_count, 1, 1, 0, 0, 0, 0)
+    top_ids = np.concatenate([_top(source(row), top_count) for row in rows_of(draft, ids)])  # (T, K)
     of_source = observe(draft, ids, top_ids, lambda row: [source(row)], vocab)
     top, following = rounded(of_source.top), rounded(of_source.next)
     unmeasured = ReferenceData(ids, top_ids, top, top, following, following, of_source.mean)
@@ -165,11 +135,8 @@ def make_reference(source: SourceLogits, session: Session, rows: Sequence[IdArra
     )
     stated = figures(draft, data, of_bundle)
     noise = drift(data, observe_session(draft, data, session, one_by_one=True))
-    facts = Reference(
-        file=REFERENCE_NAME,
-        tokens=len(ids),
-        row_tokens=row_tokens,
-        top_count=top_count,
+    facts = replace(
+        draft,
         source_perplexity=source_perplexity(draft, data),
         perplexity_ratio=stated.perplexity_ratio,
         mean_kl_divergence=stated.mean_kl_divergence,

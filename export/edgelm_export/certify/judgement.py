@@ -39,19 +39,11 @@ class Greedy:
     """Number of equal tokens in the text that differs first; None where all texts are equal."""
 
 
-def count_equal_greedy(
-    source: SourceLogits,
-    session: Session,
-    texts: Sequence[IdArray],
-    new_tokens: int = GREEDY_TOKENS,
-) -> Greedy:
+def count_equal_greedy(source: SourceLogits, session: Session, texts: Sequence[IdArray]) -> Greedy:
     """Count the greedy tokens of a bundle that its source would have chosen too, up to the first different token.
 
-    Args:
-        source: computes the source's logits.
-        session: of the bundle.
-        texts: the first quarter of each text, at most 16 tokens, is a prompt.
-        new_tokens: how many tokens to compare after each prompt; fewer where the context ends.
+    The first quarter of each text, at most 16 tokens, is a prompt. `GREEDY_TOKENS` tokens are compared after it, fewer
+    where the context ends.
     """
     equal = compared = 0
     divergences: list[int] = []
@@ -60,7 +52,7 @@ def count_equal_greedy(
         session.reset()
         logits = session.step(prompt)
         tokens: list[int] = []
-        for _ in range(min(new_tokens, session.context_length - len(prompt) + 1)):
+        for _ in range(min(GREEDY_TOKENS, session.context_length - len(prompt) + 1)):
             tokens.append(int(logits.argmax()))
             if session.position == session.context_length:
                 break
@@ -76,7 +68,7 @@ def count_equal_greedy(
 
 
 def quality(text: str, measured: Comparison, greedy: Greedy) -> Quality:
-    """A measurement on the text called `text`, as the manifest states it."""
+    """The measurements on the text called `text`, as the manifest states them."""
     return Quality(
         text=text,
         tokens=measured.tokens,
@@ -98,11 +90,11 @@ def judge(precision: Precision, drawn: Quality, limit: float | None = None) -> t
     Args:
         precision: name of the bundle's recipe.
         drawn: measured on the text drawn from the source.
-        limit: of the perplexity ratio; None for the recipe's own gate.
+        limit: maximum of the perplexity ratio; None for the recipe's own gate.
     """
     if precision == "fp32":
-        same = drawn.greedy_tokens_equal == drawn.greedy_tokens_compared
+        is_same_text = drawn.greedy_tokens_equal == drawn.greedy_tokens_compared
         gate = f"max |logit difference| <= {FP32_LOGIT_GATE} and the same greedy tokens"
-        return gate, drawn.max_abs_logit_difference <= FP32_LOGIT_GATE and same
+        return gate, drawn.max_abs_logit_difference <= FP32_LOGIT_GATE and is_same_text
     limit = limit or PERPLEXITY_GATES[precision]
     return f"perplexity ratio <= {limit}", drawn.perplexity_ratio <= limit

@@ -4,6 +4,7 @@ Shapes: B batch, T new tokens, C cache capacity, H query heads, G key-value head
 F inner size, V vocabulary, N rows of logits.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,22 +50,21 @@ def write_graph(model: StoredDecoder, folder: Path) -> tuple[GraphFacts, tuple[M
     return facts, tuple(products.matrices)
 
 
+@dataclass(frozen=True)
 class _Body:
     """Writes the nodes in the order in which a token passes them."""
 
-    def __init__(self, weights: DecoderWeights, facts: GraphFacts, writer: GraphWriter, products: Products) -> None:
-        self._weights = weights
-        self._facts = facts
-        self._writer = writer
-        self._products = products
-        self._node = writer.node
+    weights: DecoderWeights
+    facts: GraphFacts
+    writer: GraphWriter
+    products: Products
 
     def write(self) -> None:
         """Write all nodes."""
-        weights, names, node = self._weights, self._facts, self._node
-        tokens = self._products.token_lookup(names.input_ids, weights.token_table, "tokens")  # (B, T, D)
+        weights, names, node, products = self.weights, self.facts, self.writer.node, self.products
         assert names.position_ids is not None
-        positions = self._products.position_lookup(names.position_ids, weights.position_table, "positions")  # (B, T, D)
+        tokens = products.lookup(names.input_ids, weights.token_table, "tokens")  # (B, T, D)
+        positions = products.lookup(names.position_ids, weights.position_table, "positions")  # (B, T, D)
         normed, residual = self._add_and_norm(tokens, positions, weights.layers[0].attention_norm, "h.0.attn_norm")
         for index, layer in enumerate(weights.layers):
             last = index + 1 == len(weights.layers)
@@ -72,56 +72,36 @@ class _Body:
             # The final norm itself is an output, so no node is added, and a run that does not bind it costs nothing.
             name = names.hidden_states if last else f"h.{index + 1}.attn_norm"
             normed, residual = self._layer(index, layer, normed, residual, following, name)
-        flat_shape = self._writer.weight("flat_shape", np.array([-1, weights.architecture.hidden_size], np.int64))
+        flat_shape = self.writer.weight("flat_shape", np.array([-1, weights.architecture.hidden_size], np.int64))
         flat = node("Reshape", [normed, flat_shape], "final_rows")  # (B·T, D)
         requested = node("Gather", [flat, names.logits_index], "wanted_rows")  # (N, D)
-        if self._products.dtype is np.float32:
-            self._products.head(requested, weights.output_table, names.logits)  # (N, V)
+        if products.dtype is np.float32:
+            products.head(requested, weights.output_table, names.logits)  # (N, V)
         else:
-            narrow = self._products.head(requested, weights.output_table, "narrow_logits")
+            narrow = products.head(requested, weights.output_table, "narrow_logits")
             node("Cast", [narrow], names.logits, {"to": TensorProto.FLOAT})
 
     def _layer(
         self, index: int, layer: Layer, normed: str, residual: str, following: Norm, following_name: str
     ) -> tuple[str, str]:
-        """Write one block and the norm that follows it.
+        """Write the block `layer` and the norm `following`; returns the names of that norm's output and of the new sum.
 
-        Args:
-            index: of the layer.
-            layer: its weights.
-            normed: name of the layer's input after its first norm, (B, T, D).
-            residual: name of the residual stream, (B, T, D).
-            following: weights of the norm that follows.
-            following_name: name of that norm's output.
-
-        Returns:
-            The names of that norm's output and of the residual stream, (B, T, D) each.
+        `normed` names the input of the block after its first norm, `residual` the residual stream, (B, T, D) each.
         """
-        here, node, facts, sizes = f"h.{index}", self._node, self._facts, self._weights.architecture
-        products = self._products
+        here, facts, products, sizes = f"h.{index}", self.facts, self.products, self.weights.architecture
         past = [name.replace("{layer}", str(index)) for name in facts.past_names]  # (B, G, C, p) each
-        present = [name.replace("{layer}", str(index)) for name in facts.present_names]  # the same buffers
+        present = [name.replace("{layer}", str(index)) for name in facts.present_names]  # the buffers of `past`
         qkv = products.linear(normed, layer.qkv, f"{here}.qkv")  # (B, T, (H + 2·G)·p)
-        attended = node(
-            "GroupQueryAttention",
-            [
-                *(qkv, "", "", *past, facts.seqlens_k, facts.total_sequence_length),
-                *[""] * 9,  # rotary tables, positions, biases, scales of a quantized cache
-                facts.query_seqlens,
-            ],
-            [f"{here}.attended", *present],
-            {
-                "num_heads": sizes.num_heads,
-                "kv_num_heads": sizes.num_key_value_heads,
-                "scale": layer.attention_scale,
-                "do_rotary": 0,
-            },
-            domain=CONTRIB,
-        )  # (B, T, H·p)
+        # The nine inputs that are left out: rotary tables, positions, biases, scales of a quantized cache.
+        inputs = [qkv, "", "", *past, facts.seqlens_k, facts.total_sequence_length, *[""] * 9, facts.query_seqlens]
+        heads: dict[str, int | float] = {"num_heads": sizes.num_heads, "kv_num_heads": sizes.num_key_value_heads}
+        attributes = heads | {"scale": layer.attention_scale, "do_rotary": 0}
+        outputs = [f"{here}.attended", *present]  # (B, T, H·p), and the caches
+        attended = self.writer.node("GroupQueryAttention", inputs, outputs, attributes, domain=CONTRIB)
         attention_out = products.linear(attended, layer.attention_out, f"{here}.attn_out")  # (B, T, D)
         normed, residual = self._add_and_norm(residual, attention_out, layer.mlp_norm, f"{here}.mlp_norm")
         inner = products.linear(normed, layer.mlp_in, f"{here}.mlp_in")  # (B, T, F)
-        active = write_activation(self._writer, layer.activation, inner, f"{here}.active", products.dtype)
+        active = write_activation(self.writer, layer.activation, inner, f"{here}.active", products.dtype)
         mlp_out = products.linear(active, layer.mlp_out, f"{here}.mlp_out")  # (B, T, D)
         return self._add_and_norm(residual, mlp_out, following, following_name)
 
@@ -131,12 +111,13 @@ class _Body:
         These are two nodes, because ONNX Runtime's SkipLayerNormalization, which does both, takes more than three times
         as long on CPUs.
         """
-        total = self._node("Add", [residual, x], f"{name}.residual")
+        total = self.writer.node("Add", [residual, x], f"{name}.residual")
         inputs = [total, self._vector(f"{name}.weight", norm.weight), self._vector(f"{name}.bias", norm.bias)]
-        return self._node("LayerNormalization", inputs, name, {"axis": -1, "epsilon": self._weights.epsilon}), total
+        normed = self.writer.node("LayerNormalization", inputs, name, {"axis": -1, "epsilon": self.weights.epsilon})
+        return normed, total
 
     def _vector(self, name: str, array: Array) -> str:
-        return self._writer.weight(name, array.astype(self._products.dtype))
+        return self.writer.weight(name, array.astype(self.products.dtype))
 
 
 def _signature(
@@ -145,16 +126,12 @@ def _signature(
     """The graph's inputs and outputs with their types and shapes."""
     sizes = weights.architecture
     types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
-    hidden: list[str | int] = ["batch", "new_tokens", sizes.hidden_size]
-    cache: list[str | int] = ["batch", sizes.num_key_value_heads, "capacity", sizes.head_dim]
     info = helper.make_tensor_value_info
 
     def caches(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:
-        return [
-            info(name.replace("{layer}", str(layer)), types[facts.kv_dtype], cache)
-            for layer in range(sizes.num_layers)
-            for name in names
-        ]
+        shape = ["batch", sizes.num_key_value_heads, "capacity", sizes.head_dim]
+        numbered = [name.replace("{layer}", str(layer)) for layer in range(sizes.num_layers) for name in names]
+        return [info(name, types[facts.kv_dtype], shape) for name in numbered]
 
     inputs = [
         info(facts.input_ids, TensorProto.INT64, ["batch", "new_tokens"]),
@@ -167,7 +144,7 @@ def _signature(
     ]
     outputs = [
         info(facts.logits, TensorProto.FLOAT, ["rows", sizes.vocab_size]),
-        info(facts.hidden_states, types[facts.dtype], hidden),
+        info(facts.hidden_states, types[facts.dtype], ["batch", "new_tokens", sizes.hidden_size]),
         *caches(facts.present_names),
     ]
     return inputs, outputs

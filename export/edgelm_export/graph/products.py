@@ -5,73 +5,63 @@ Shapes: B batch, T new tokens, N rows of logits, D hidden size, V vocabulary; a 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from edgelm.bundle.manifest import Matrix
-from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter
+from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter, constant_node
 from edgelm_export.model.decoder import Array, Linear, Table
 from edgelm_export.quantize.storage import BlockQuantized, FloatStored, RowQuantized, Stored, relative_error
 
 
+@dataclass
 class Products:
     """Writes whatever uses a stored matrix."""
 
-    def __init__(self, writer: GraphWriter, stored: Mapping[str, Stored], dtype: type[np.floating]) -> None:
-        """Begin an account without matrices.
-
-        Args:
-            writer: where to write.
-            stored: the stored matrices by the names of their sources.
-            dtype: of the activations, norms, biases and keys and values.
-        """
-        self.dtype = dtype
-        self.matrices: list[Matrix] = []
-        """The account of all matrices written so far."""
-        self._writer = writer
-        self._stored = stored
-        self._names: dict[str, str] = {}
+    writer: GraphWriter
+    stored: Mapping[str, Stored]
+    """The stored matrices by their names in the checkpoint."""
+    dtype: type[np.floating]
+    """Type of the activations, norms, biases, keys and values."""
+    matrices: list[Matrix] = field(default_factory=list)
+    """The account of all matrices written so far."""
+    _tables: set[str] = field(default_factory=set)
+    """Names of the tables written so far."""
 
     def linear(self, x: str, linear: Linear, out: str) -> str:
-        """Write ``x @ weight + bias``; returns the name of the output.
-
-        Args:
-            x: name of the input, (B, T, K).
-            linear: the source that the stored matrix replaces.
-            out: name of the output, (B, T, N).
-        """
+        """Write `out` (B, T, N) = `x` (B, T, K) @ weight + bias of the source `linear`; returns the name `out`."""
         name, shape = linear.name, linear.weight.shape
-        stored = self._stored[name]
+        stored = self.stored[name]
+        is_float = isinstance(stored, FloatStored)
+        self._account(name, shape, stored, linear.weight if is_float else linear.weight.T)
         if isinstance(stored, BlockQuantized):
-            self._account(name, shape, stored, linear.weight.T)
             return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, linear.bias)
+        values = self.writer.weight(name, stored.values)
         if isinstance(stored, RowQuantized):
-            self._account(name, shape, stored, linear.weight.T)
-            self._writer.function(row_quantized_matmul())
-            values = self._writer.weight(name, stored.values)
-            scales = self._writer.weight(f"{name}.scales", stored.scales)
-            product = self._writer.node("RowQuantizedMatMul", [x, values, scales], f"{out}.product", domain=LOCAL)
+            self.writer.function(row_quantized_matmul())
+            scales = self.writer.weight(f"{name}.scales", stored.scales)
+            product = self.writer.node("RowQuantizedMatMul", [x, values, scales], f"{out}.product", domain=LOCAL)
         else:
-            self._account(name, shape, stored, linear.weight)
-            product = self._writer.node("MatMul", [x, self._writer.weight(name, stored.values)], f"{out}.product")
-        bias = self._writer.weight(f"{out}.bias", linear.bias.astype(self.dtype))
-        return self._writer.node("Add", [product, bias], out)
+            product = self.writer.node("MatMul", [x, values], f"{out}.product")
+        bias = self.writer.weight(f"{out}.bias", linear.bias.astype(self.dtype))
+        return self.writer.node("Add", [product, bias], out)
 
-    def token_lookup(self, ids: str, table: Table, out: str) -> str:
-        """Write the lookup of the rows `ids` (B, T) of the token table (V, D); returns the name of the output."""
-        name, stored = table.name, self._stored[table.name]
+    def lookup(self, ids: str, table: Table, out: str) -> str:
+        """Write `out` (B, T, D), the rows `ids` (B, T) of a table (rows, D); returns the name `out`."""
+        name, stored = table.name, self.stored[table.name]
         self._account(name, table.weight.shape, stored, table.weight)
+        self._tables.add(name)
         if isinstance(stored, FloatStored):
-            self._names[name] = self._writer.weight(name, stored.values)
-            return self._writer.node("Gather", [self._names[name], ids], out)
+            return self.writer.node("Gather", [self.writer.weight(name, stored.values), ids], out)
         assert isinstance(stored, BlockQuantized)
         # Flat for the lookup and reshaped at the head: ONNX Runtime keeps this copy mapped and frees the folded copy.
         packed, scales = self._add_blocks(name, stored, stored.packed.reshape(len(table.weight), -1))
         exact = stored.scales.shape[1] * stored.block_size == stored.columns
-        rows = self._writer.node(
+        rows = self.writer.node(
             "GatherBlockQuantized",
             [packed, ids, scales],
             out if exact else f"{out}.padded",
@@ -81,41 +71,32 @@ class Products:
         if exact:
             return rows
         bounds = [("slice_start", 0), ("slice_end", stored.columns), ("slice_axis", 2)]
-        names = [self._writer.weight(f"{out}.{name}", np.array([value], np.int64)) for name, value in bounds]
-        return self._writer.node("Slice", [rows, *names], out)
-
-    def position_lookup(self, ids: str, table: Table, out: str) -> str:
-        """Write the lookup of the rows `ids` (B, T) of the position table (C, D); returns the name of the output."""
-        stored = self._stored[table.name]
-        assert isinstance(stored, FloatStored)
-        self._account(table.name, table.weight.shape, stored, table.weight)
-        return self._writer.node("Gather", [self._writer.weight(table.name, stored.values), ids], out)
+        names = [self.writer.weight(f"{out}.{name}", np.array([value], np.int64)) for name, value in bounds]
+        return self.writer.node("Slice", [rows, *names], out)
 
     def head(self, x: str, table: Table, out: str) -> str:
-        """Write the logits; returns the name of the output.
+        """Write the logits `out` (N, V) of `x` (N, D); returns the name `out`.
 
         Args:
-            x: name of the input, (N, D).
             table: the source of the head, (V, D); the token table, which is written already, where the two are tied.
-            out: name of the output, (N, V).
         """
-        name, stored, tied = table.name, self._stored[table.name], table.name in self._names
-        if not tied:
+        name, stored, is_tied = table.name, self.stored[table.name], table.name in self._tables
+        if not is_tied:
             self._account(name, table.weight.shape, stored, table.weight)
         if isinstance(stored, FloatStored):
-            weight = self._names[name] if tied else self._writer.weight(name, stored.values)
+            weight = name if is_tied else self.writer.weight(name, stored.values)
             # transB reads the (V, D) table as it is: no transposed copy of the tied weights.
-            return self._writer.node("Gemm", [x, weight], out, {"transB": 1})
+            return self.writer.node("Gemm", [x, weight], out, {"transB": 1})
         assert isinstance(stored, BlockQuantized)
-        if not tied:
+        if not is_tied:
             return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, None)
-        shape = self._writer.weight(f"{out}.table_shape", np.array(stored.packed.shape, np.int64))
-        packed = self._writer.node("Reshape", [self._names[name], shape], f"{out}.table")
+        shape = self.writer.weight(f"{out}.table_shape", np.array(stored.packed.shape, np.int64))
+        packed = self.writer.node("Reshape", [name, shape], f"{out}.table")
         return self._blocks(x, stored, (packed, f"{name}.scales"), out, None)
 
     def _blocks(self, x: str, stored: BlockQuantized, names: tuple[str, str], out: str, bias: Array | None) -> str:
         # Inputs 3 and 4 are zero points, which symmetric codes lack, and a group index.
-        inputs = [x, *names] if bias is None else [x, *names, "", "", self._writer.weight(f"{out}.bias", bias)]
+        inputs = [x, *names] if bias is None else [x, *names, "", "", self.writer.weight(f"{out}.bias", bias)]
         attributes: dict[str, int | float] = {
             "K": stored.columns,
             "N": len(stored.packed),
@@ -123,11 +104,10 @@ class Products:
             "block_size": stored.block_size,
             "accuracy_level": 4,  # int8 activations in blocks; every other level dequantizes B at each call
         }
-        return self._writer.node("MatMulNBits", inputs, out, attributes, domain=CONTRIB)
+        return self.writer.node("MatMulNBits", inputs, out, attributes, domain=CONTRIB)
 
     def _add_blocks(self, name: str, stored: BlockQuantized, packed: npt.NDArray[np.uint8]) -> tuple[str, str]:
-        self._names[name] = self._writer.weight(name, packed)
-        return self._names[name], self._writer.weight(f"{name}.scales", stored.scales)
+        return self.writer.weight(name, packed), self.writer.weight(f"{name}.scales", stored.scales)
 
     def _account(self, name: str, shape: tuple[int, ...], stored: Stored, source: Array) -> None:
         storage = stored.storage
@@ -142,14 +122,11 @@ def row_quantized_matmul() -> onnx.FunctionProto:
     function and packs the weights. Its fast kernels take uint8 with zero point 128.
     """
 
-    def constant(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> onnx.NodeProto:
-        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, dtype), name))
-
     nodes = [
-        constant("last_axis", [-1], np.int64),
-        constant("tiny", 1e-30, np.float32),
-        constant("step", 1 / 127, np.float32),
-        constant("zero_point", 128, np.uint8),
+        constant_node("last_axis", np.array([-1], np.int64)),
+        constant_node("tiny", np.array(1e-30, np.float32)),
+        constant_node("step", np.array(1 / 127, np.float32)),
+        constant_node("zero_point", np.array(128, np.uint8)),
         helper.make_node("Abs", ["x"], ["magnitude"]),
         helper.make_node("ReduceMax", ["magnitude", "last_axis"], ["peak"], keepdims=1),  # (B, T, 1)
         helper.make_node("Max", ["peak", "tiny"], ["row_scale"]),

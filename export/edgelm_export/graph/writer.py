@@ -19,17 +19,16 @@ LOCAL = "edgelm"
 """Domain of the graph's local functions."""
 
 
+def constant_node(name: str, value: npt.NDArray[Any]) -> onnx.NodeProto:
+    """The constant `name` of a local function."""
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
+
+
 class GraphWriter:
     """Collects the nodes, which `save` writes. Each weight goes to disk at once and takes no memory."""
 
     def __init__(self, folder: Path, file: str, weights_file: str) -> None:
-        """Begin the data file.
-
-        Args:
-            folder: where both files go.
-            file: name of the graph file.
-            weights_file: name of the data file.
-        """
+        """Begin the data file `weights_file` in `folder`, beside the graph file `file`."""
         self._path = folder / file
         self._weights_file = weights_file
         self._data = (folder / weights_file).open("wb")
@@ -65,14 +64,10 @@ class GraphWriter:
         *,
         domain: str = "",
     ) -> str:
-        """Add a node; returns the name of its first output.
+        """Add a node that computes `outputs`, or one output; returns the name of its first output.
 
         Args:
-            operator: name of the operator.
             inputs: names of the inputs; "" where an optional input is left out.
-            outputs: names of the outputs, or the name of the only one.
-            attributes: of the node.
-            domain: of the operator.
         """
         names = [outputs] if isinstance(outputs, str) else list(outputs)
         # A node is named after its output, so that a viewer and a profile show where in the model it is.
@@ -86,13 +81,7 @@ class GraphWriter:
         self._functions[proto.name] = proto
 
     def save(self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> None:
-        """Write the graph file and close the data file.
-
-        Args:
-            name: of the graph.
-            inputs: names, types and shapes of the graph's inputs.
-            outputs: names, types and shapes of the graph's outputs.
-        """
+        """Write the graph file, whose graph is called `name`, and close the data file."""
         self._data.close()
         graph = helper.make_graph(self._nodes, name, list(inputs), list(outputs), self._initializers)
         domains = {"": OPSET, CONTRIB: 1, **({LOCAL: 1} if self._functions else {})}

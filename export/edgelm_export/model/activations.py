@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import softplus
 
 ACTIVATIONS = {
     "gelu_new": "tanh_gelu",
@@ -47,18 +48,12 @@ class Activation:
 
 
 def collect_activation(name: str, module: torch.nn.Module) -> Activation:
-    """Describe an activation of a loaded model.
-
-    Args:
-        name: a key of `ACTIVATIONS`.
-        module: the module that computes the activation.
-    """
+    """Describe the activation `name`, a key of `ACTIVATIONS`, which `module` of a loaded model computes."""
     learned: tuple[Tensor, ...] = ()
     if name == "prelu":
         learned = (module.weight,)
-    if name == "xielu":
-        positive, negative = torch.nn.functional.softplus(module.alpha_p), torch.nn.functional.softplus(module.alpha_n)
-        learned = (positive, module.beta + negative, module.beta, module.eps)
+    elif name == "xielu":
+        learned = (softplus(module.alpha_p), module.beta + softplus(module.alpha_n), module.beta, module.eps)
     return Activation(name, module, tuple(value.detach().item() for value in learned))
 
 
@@ -68,7 +63,6 @@ def widen_activation(module: torch.nn.Module) -> None:
     xielu computes with its parameters in bfloat16, whatever dtype the model has; ONNX cannot.
     """
     if isinstance(module, transformers.activations.XIELUActivation):
-        softplus = torch.nn.functional.softplus
         positive = softplus(module.alpha_p.data).double()
         negative = (module.beta + softplus(module.alpha_n.data)).double() - module.beta.double()
         for parameter, rounded in ((module.alpha_p, positive), (module.alpha_n, negative)):

@@ -1,7 +1,7 @@
 """A decoder's weights as arrays, described without naming its architecture.
 
-Every other room of the build side works on this description. A family's file (`gpt2.py`) fills it in: it pads the
-heads, makes the scale of attention explicit and names each matrix as the checkpoint does.
+Every other room of the build side works on this description. The file of a family fills it in: it pads the heads, makes
+the scale of attention explicit and names each matrix as the checkpoint does.
 
 Shapes: D hidden size, H query heads, G key-value heads, p padded head dim, F inner size, C context, V vocabulary.
 """

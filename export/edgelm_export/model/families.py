@@ -18,6 +18,8 @@ from edgelm_export.model.decoder import DecoderWeights
 class Family:
     """What the build side asks of a family; `gpt2.py` documents each function."""
 
+    title: str
+    """Name of the family, for messages."""
     model_class: type[transformers.PreTrainedModel]
     """The class of transformers that loads a checkpoint with its language head."""
     refuse: Callable[[Mapping[str, Any], str], None]
@@ -27,7 +29,7 @@ class Family:
 
 
 FAMILIES = {
-    "gpt2": Family(transformers.GPT2LMHeadModel, gpt2.refuse, gpt2.prepare, gpt2.describe, gpt2.collect),
+    "gpt2": Family("GPT-2", transformers.GPT2LMHeadModel, gpt2.refuse, gpt2.prepare, gpt2.describe, gpt2.collect),
 }
 
 

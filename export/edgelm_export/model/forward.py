@@ -50,11 +50,11 @@ class DecoderForward:
         return part.unflatten(-1, (-1, self.weights.architecture.head_dim)).transpose(1, 2)
 
     def final(self, x: Tensor) -> Tensor:
-        """The final norm of `x` (R, T, D): what enters the head."""
+        """The input of the head: the final norm of `x` (R, T, D)."""
         return self._norm(self.weights.final_norm, x)
 
     def log_probabilities(self, x: Tensor) -> Tensor:
-        """Log-probabilities (R, T, V) of the next token, of what enters the head (R, T, D)."""
+        """Log-probabilities (R, T, V) of the next token, where `x` (R, T, D) enters the head."""
         return torch.log_softmax(x @ torch.from_numpy(self.weights.output_table.weight).T, dim=-1)
 
     def _norm(self, norm: Norm, x: Tensor) -> Tensor:

@@ -20,11 +20,7 @@ _HEAD_DIM_MULTIPLE = 8
 
 
 def refuse(config: Mapping[str, Any], name: str) -> None:
-    """Refuse what edgelm does not export.
-
-    Args:
-        config: content of the checkpoint's ``config.json``.
-        name: name of the checkpoint, for messages.
+    """Refuse the ``config.json`` of the checkpoint `name` where edgelm does not export such a model.
 
     Raises:
         ExportError: the model has no language head, an unknown activation, no layers, or cross attention.
@@ -146,18 +142,8 @@ def _restore_pruned_heads(model: transformers.GPT2LMHeadModel) -> None:
 
 
 def _spread(columns: Tensor, kept: Sequence[int], heads: int, head_dim: int) -> Tensor:
-    """Put zeros where heads are missing.
-
-    Args:
-        columns: (N, parts·kept·h).
-        kept: which of the `heads` heads `columns` has.
-        heads: number of heads of the result.
-        head_dim: h.
-
-    Returns:
-        (N, parts·H·h).
-    """
-    cut = columns.reshape(len(columns), -1, len(kept), head_dim)
-    full = cut.new_zeros(*cut.shape[:2], heads, head_dim)
-    full[:, :, kept] = cut
+    """The columns (N, parts·kept·h) of the heads `kept`, spread to (N, parts·H·h) with zeros for the other heads."""
+    present = columns.reshape(len(columns), -1, len(kept), head_dim)
+    full = present.new_zeros(*present.shape[:2], heads, head_dim)
+    full[:, :, kept] = present
     return full.reshape(len(columns), -1)

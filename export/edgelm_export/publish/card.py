@@ -19,20 +19,23 @@ _PRECISION_TEXT = {
 
 
 def model_card(
-    manifest: Manifest, certificate: Certificate, folder_name: str, source_card: str, prefix: Prefix | None = None
+    manifest: Manifest,
+    certificate: Certificate,
+    folder_name: str,
+    model_type: str,
+    source_card: str,
+    prefix: Prefix | None = None,
 ) -> str:
     """The text of the card.
 
     Args:
-        manifest: of the bundle.
-        certificate: of the bundle.
-        folder_name: of the bundle, for the commands.
+        folder_name: name of the bundle's folder, for the commands.
+        model_type: name of the family, for the tags.
         source_card: text of the source's own card, which is quoted at the end; empty where there is none.
-        prefix: of the bundle, where it has one.
     """
     source, recipe, c, made_on = manifest.source, manifest.recipe, certificate, certificate.footprint
     # JSON strings are YAML strings: quoted, so that a name cannot end the front matter.
-    meta = ["library_name: edgelm", "pipeline_tag: text-generation", "tags: [edgelm, onnx, gpt2]"]
+    meta = ["library_name: edgelm", "pipeline_tag: text-generation", f"tags: [edgelm, onnx, {model_type}]"]
     if source.license:
         meta.append(f"license: {json.dumps(source.license)}")
     if source.revision:  # it came from the hub
@@ -80,30 +83,28 @@ def _table(certificate: Certificate) -> str:
         ("perplexity of this bundle", [f"{q.bundle_perplexity:.4f} (× {q.perplexity_ratio:.4f})" for q in texts]),
         ("mean KL divergence, nats", [f"{q.mean_kl_divergence:.6f}" for q in texts]),
         ("same most likely token", [f"{q.top1_agreement:.2%}" for q in texts]),
-        (
-            "same greedy text",
-            [f"{q.greedy_tokens_equal} of {q.greedy_tokens_compared} tokens{_divergence(q)}" for q in texts],
-        ),
+        ("same greedy text", [_same_greedy(q) for q in texts]),
         ("largest difference of a logit", [f"{q.max_abs_logit_difference:.2g}" for q in texts]),
     ]
     return "\n".join(f"| {name} | {' | '.join(cells)} |" for name, cells in rows)
 
 
-def _divergence(quality: Quality) -> str:
+def _same_greedy(quality: Quality) -> str:
     at = quality.greedy_first_divergence
-    return "" if at is None else f", the first text differs after {at}"
+    equal = f"{quality.greedy_tokens_equal} of {quality.greedy_tokens_compared} tokens"
+    return equal if at is None else f"{equal}, the first text differs after {at}"
 
 
 def _chart(certificate: Certificate) -> str:
     """Bars in a code block, which is readable as plain text and on the hub."""
     first, c = certificate.drawn, certificate
-    most_bytes = max(c.weights_bytes, c.source_weights_bytes)
-    most_perplexity = max(first.source_perplexity, first.bundle_perplexity)
+    larger = max(c.weights_bytes, c.source_weights_bytes)
+    higher = max(first.source_perplexity, first.bundle_perplexity)
     lines = [
-        _bar("size        source", c.source_weights_bytes / most_bytes, f"{c.source_weights_bytes / 1e6:.1f} MB"),
-        _bar("            bundle", c.weights_bytes / most_bytes, f"{c.weights_bytes / 1e6:.1f} MB"),
-        _bar("perplexity  source", first.source_perplexity / most_perplexity, f"{first.source_perplexity:.2f}"),
-        _bar("            bundle", first.bundle_perplexity / most_perplexity, f"{first.bundle_perplexity:.2f}"),
+        _bar("size        source", c.source_weights_bytes / larger, f"{c.source_weights_bytes / 1e6:.1f} MB"),
+        _bar("            bundle", c.weights_bytes / larger, f"{c.weights_bytes / 1e6:.1f} MB"),
+        _bar("perplexity  source", first.source_perplexity / higher, f"{first.source_perplexity:.2f}"),
+        _bar("            bundle", first.bundle_perplexity / higher, f"{first.bundle_perplexity:.2f}"),
         _bar("same top token    ", first.top1_agreement, f"{first.top1_agreement:.1%}"),
     ]
     return "\n".join(["```text", *lines, "```"])

@@ -29,7 +29,7 @@ def check_output(output: Path) -> None:
 
 @contextmanager
 def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
-    """Two temporary folders on the file system of `output`: the draft to publish, and scratch to throw away.
+    """Yield two temporary folders on the file system of `output`: the draft to publish, and scratch to throw away.
 
     Raises:
         ExportError: the place is taken or not writable, or writing fails. Nothing is left behind.
@@ -54,9 +54,7 @@ def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
 def seal(draft: Path, manifest: Manifest) -> Manifest:
     """Write ``bundle.json`` for the files in `draft`; returns the manifest that lists them.
 
-    Args:
-        draft: the folder.
-        manifest: the files that it lists already must not have changed, because only the other files are hashed.
+    Files that `manifest` lists already must not have changed, because only the other files are hashed.
     """
     present = [path for path in sorted(draft.iterdir()) if path.name != MANIFEST_NAME]
     files = {path.name: manifest.files.get(path.name) or file_fact(path) for path in present}

@@ -18,22 +18,18 @@ from edgelm_export.source.fingerprint import body_sha256
 
 @dataclass(frozen=True)
 class PrefixPlan:
-    """What to put before every prompt of a bundle, checked before the bundle is made."""
+    """A prefix for every prompt of a bundle, checked before the bundle is made."""
 
     file: Path
     text: str | None
     """None where `file` contains learned keys and values."""
     dtype: KvDtype | None
-    """How a text's keys and values are stored; None for the cache's dtype."""
+    """Type of a text's keys and values; None for the cache's type."""
     size_bytes: int
     """Approximate size of the prefix file in the bundle."""
 
     def write(self, draft: Path, scratch: Path) -> Prefix:
-        """Add the prefix file to a complete and sealed bundle, which must be sealed again.
-
-        Args:
-            draft: the bundle's folder.
-            scratch: a folder for temporary files.
+        """Add the prefix file to the complete and sealed bundle in `draft`, which must be sealed again.
 
         Raises:
             PrefixError: the prefix does not fit the bundle.
@@ -52,8 +48,7 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
     """Read `file`: UTF-8 text, all of it to the last byte, or a learned prefix.
 
     Args:
-        file: the text, or the prefix file.
-        dtype: how a text's keys and values are stored; None for the cache's dtype.
+        dtype: type of a text's keys and values; None for the cache's type.
         checkpoint: the model that will be exported.
 
     Raises:
@@ -81,6 +76,6 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
         raise ExportError(f"the prefix {str(file)!r} is not UTF-8 text (at byte {error.start})") from None
     except (PrefixError, ValueError) as error:
         raise ExportError(f"cannot use the prefix {str(file)!r}: {error}") from None
-    number_bytes = 2 if dtype == "float16" else 4
-    numbers = len(ids) * sizes.cache_values_per_token
-    return PrefixPlan(file, text, dtype, len(content) + 4 * len(ids) + numbers * number_bytes)
+    value_bytes = 2 if dtype == "float16" else 4
+    token_bytes = 4 + sizes.cache_values_per_token * value_bytes  # an id, and its keys and values
+    return PrefixPlan(file, text, dtype, len(content) + len(ids) * token_bytes)

@@ -7,6 +7,7 @@ step that saves the most nats per byte, again and again.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from edgelm_export.quantize.recipe import BLOCK4, BLOCK4_FINE, BLOCK8, StorageRe
 from edgelm_export.quantize.storage import FLOAT32, Storage, block_size_for, stored_bytes
 
 OPTIONS = (BLOCK4, BLOCK4_FINE, BLOCK8)
-"""How a matrix may be stored, the smallest option first."""
+"""The ways to store a matrix, the smallest first."""
 MARGIN = 0.9
 """Share of a perplexity limit that a plan uses, because it is judged on different text than it was made on."""
 
@@ -31,7 +32,6 @@ class Budget:
     """Limits of a bundle; None where there is no limit."""
 
     max_disk_bytes: int | None = None
-    """Size of the bundle's folder."""
     max_ram_bytes: int | None = None
     """Memory of a process in which one text fills the context."""
     max_perplexity_ratio: float | None = None
@@ -44,10 +44,9 @@ def check_budget(budget: Budget, disk_bytes: int, peak_rss_bytes: int) -> None:
     Raises:
         ExportError: the bundle is larger, or was measured to need more memory.
     """
-    for verb, measured, limit in (
-        ("takes", disk_bytes, budget.max_disk_bytes),
-        ("was measured to need a memory of", peak_rss_bytes, budget.max_ram_bytes),
-    ):
+    disk = ("takes", disk_bytes, budget.max_disk_bytes)
+    memory = ("was measured to need a memory of", peak_rss_bytes, budget.max_ram_bytes)
+    for verb, measured, limit in (disk, memory):
         if limit is not None and measured > limit:
             raise ExportError(
                 f"the bundle {verb} {measured / 1e6:.1f} MB, more than the {limit / 1e6:.1f} MB allowed, because the "
@@ -63,7 +62,7 @@ class Option:
     storage: Storage
     disk_bytes: int
     ram_bytes: int
-    """Of the packed form, with which the kernels compute."""
+    """Memory of the packed form, with which the kernels compute."""
     loss_nats: float
     """Mean KL divergence from the source where only this matrix is stored in this way."""
 
@@ -73,16 +72,10 @@ Options = Mapping[str, Sequence[Option]]
 
 
 def plan(options: Options, disk_bytes: float, ram_bytes: float, loss_nats: float) -> dict[str, Option]:
-    """Choose an option for every matrix.
+    """Choose an option for every matrix, so that all matrices together take at most `disk_bytes` and `ram_bytes`.
 
-    The loss becomes as small as the sizes allow. The choice stops at `loss_nats`, because a smaller loss is not worth
-    its bytes.
-
-    Args:
-        options: of every matrix.
-        disk_bytes: disk that all matrices together may take.
-        ram_bytes: memory that all matrices together may take.
-        loss_nats: a total loss that is good enough.
+    The total loss becomes as small as these limits allow. The choice stops at a total of `loss_nats`, because a smaller
+    loss is not worth its bytes.
 
     Raises:
         ExportError: even the smallest options do not fit.
@@ -114,15 +107,10 @@ def plan(options: Options, disk_bytes: float, ram_bytes: float, loss_nats: float
 
 
 def check_smallest(weights: DecoderWeights, disk_bytes: float, ram_bytes: float) -> None:
-    """Refuse a budget that not even the smallest options fit, before anything is measured.
-
-    Raises:
-        ExportError: as `plan`.
-    """
+    """Refuse, as `plan` does, a budget that not even the smallest options fit, before anything is measured."""
     smallest = {linear.name: [_option(OPTIONS[0], linear.weight.shape, 0.0)] for linear in weights.products}
     for table in weights.tables:
-        is_looked_up = table is weights.token_table
-        smallest[table.name] = [_option(OPTIONS[0], table.weight.shape[::-1], 0.0, is_looked_up=is_looked_up)]
+        smallest[table.name] = [_option(OPTIONS[0], table.weight.shape[::-1], 0.0, table is weights.token_table)]
     plan(smallest, disk_bytes, ram_bytes, 0.0)
 
 
@@ -133,10 +121,7 @@ def mixed_recipe(chosen: Mapping[str, Option]) -> StorageRecipe:
 
 def given_up(chosen: Mapping[str, Option]) -> str:
     """One line that says how many matrices got which bits, what that costs, and which matrix costs most."""
-    counts: dict[str, int] = {}
-    for option in chosen.values():
-        kind = f"{option.storage.bits} bits in blocks of {option.storage.block_size}"
-        counts[kind] = counts.get(kind, 0) + 1
+    counts = Counter(f"{o.storage.bits} bits in blocks of {o.storage.block_size}" for o in chosen.values())
     worst = max(chosen, key=lambda name: chosen[name].loss_nats)
     ratio = math.exp(sum(option.loss_nats for option in chosen.values()))
     kinds = ", ".join(f"{count} at {kind}" for kind, count in sorted(counts.items()))
@@ -167,22 +152,21 @@ def measure_options(weights: DecoderWeights, calibration: IdArray, judged: IdArr
 
     def loss(changed: DecoderWeights, first_layer: int, x: Tensor) -> float:
         """The mean divergence of `changed`, where `x` (R, T, D) enters its layer `first_layer`."""
-        other = DecoderForward(changed)
+        candidate = DecoderForward(changed)
         for layer in changed.layers[first_layer:]:
-            x = other.layer(layer, x)
-        log_probabilities = other.log_probabilities(other.final(x))
+            x = candidate.layer(layer, x)
+        log_probabilities = candidate.log_probabilities(candidate.final(x))
         return max(0.0, float((source.exp() * (source - log_probabilities)).sum(dim=-1).mean()))
 
-    options: dict[str, list[Option]] = {linear.name: [] for linear in weights.products}
-    options |= {table.name: [] for table in weights.tables}
+    options: dict[str, list[Option]] = {name: [] for name in base_recipe(weights).storage}
     for storage in OPTIONS:
         stored = store(weights, StorageRecipe("mixed", uniform_storage(weights, storage, FLOAT32)), calibration).stored
         for index, layer in enumerate(weights.layers):
             for field in PRODUCTS:
                 linear = layer.product(field)
-                changed_layer = layer.with_weight(field, as_product(stored[linear.name]))
-                layers = (*weights.layers[:index], changed_layer, *weights.layers[index + 1 :])
-                nats = loss(replace(weights, layers=layers), index, streams[index])
+                layers = list(weights.layers)
+                layers[index] = layer.with_weight(field, as_product(stored[linear.name]))
+                nats = loss(replace(weights, layers=tuple(layers)), index, streams[index])
                 options[linear.name].append(_option(storage, linear.weight.shape, nats))
     calibrated = forward.embed(calibration)
     for layer in weights.layers:
@@ -193,7 +177,7 @@ def measure_options(weights: DecoderWeights, calibration: IdArray, judged: IdArr
         rows = store_table(tokens.weight, storage, head_inputs if head is None else None).restored()
         changed = replace(weights, token_table=replace(tokens, weight=rows))
         nats = loss(changed, 0, DecoderForward(changed).embed(judged))
-        options[tokens.name].append(_option(storage, rows.shape[::-1], nats, is_looked_up=True))
+        options[tokens.name].append(_option(storage, rows.shape[::-1], nats, True))
         if head is not None:
             rows = store_table(head.weight, storage, head_inputs).restored()
             nats = loss(replace(weights, head=replace(head, weight=rows)), len(weights.layers), streams[-1])
@@ -201,8 +185,8 @@ def measure_options(weights: DecoderWeights, calibration: IdArray, judged: IdArr
     return options
 
 
-def _option(storage: Storage, shape: tuple[int, ...], loss_nats: float, *, is_looked_up: bool = False) -> Option:
-    """An option of a matrix (K, N), which is a table whose rows are looked up, or only a product."""
+def _option(storage: Storage, shape: tuple[int, ...], loss_nats: float, is_looked_up: bool = False) -> Option:
+    """An option of a matrix (K, N): a table whose rows are looked up, or only a product."""
     k, n = shape
     assert storage.block_size is not None
     size = block_size_for(k, storage.block_size)

@@ -1,6 +1,5 @@
 """From float weights to stored matrices, layer by layer, with the activations that calibration text causes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +24,6 @@ from edgelm_export.quantize.storage import (
 SAMPLE_TOKENS = 512
 """Tokens on which smoothing factors are compared."""
 
-Hessian = Callable[[], Array]
-
 
 @dataclass(frozen=True)
 class StoredDecoder:
@@ -42,22 +39,15 @@ class StoredDecoder:
 
 
 def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray) -> DecoderWeights:
-    """The same function, with weights that lose less when they are stored as `recipe` says.
-
-    Args:
-        weights: of the source.
-        recipe: how the products will be stored.
-        rows: calibration text, (R, T).
-    """
+    """The same function with weights that lose less when they are stored as `recipe` says; `rows` (R, T) calibrate."""
     forward = DecoderForward(weights)
     x = forward.embed(rows)  # (R, T, D)
     layers = []
     for layer in weights.layers:
         seen: dict[str, list[Tensor]] = {}
-        following = forward.layer(layer, x, _collect(seen))
+        x = forward.layer(layer, x, _collect(seen))
         inputs = {name: torch.cat(parts) for name, parts in seen.items()}
         layers.append(_smoothed(layer, weights, recipe, inputs))
-        x = following
     return replace(weights, layers=tuple(layers))
 
 
@@ -68,40 +58,32 @@ def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) 
     errors of earlier layers.
 
     Args:
-        weights: to store.
-        recipe: how.
         rows: calibration text, (R, T); None only where the recipe needs no inputs.
     """
-    positions, token_table, head = weights.position_table, weights.token_table, weights.head
+    positions, head = weights.position_table, weights.head
     stored: dict[str, Stored] = {positions.name: _in_float(positions.weight, recipe.float_storage)}
-    forward = DecoderForward(replace(weights, position_table=_restored_table(positions, stored)))
+
+    def restored(table: Table) -> Table:
+        return replace(table, weight=stored[table.name].restored())
+
+    forward = DecoderForward(replace(weights, position_table=restored(positions)))
     x = forward.embed(rows) if rows is not None and recipe.needs_inputs else None  # (R, T, D)
     layers = []
     for layer in weights.layers:
         for field in PRODUCTS:
             linear = layer.product(field)
-            hessian = _hessian(forward, layer, x, linear.name)
-            kept = _store_product(linear.weight, recipe.storage[linear.name], hessian)
-            stored[linear.name] = kept
-            layer = layer.with_weight(field, as_product(kept))
+            storage = recipe.storage[linear.name]
+            hessian = _hessian(forward, layer, x, linear.name) if storage.bits == 4 else None
+            stored[linear.name] = _store_product(linear.weight, storage, hessian)
+            layer = layer.with_weight(field, as_product(stored[linear.name]))
         layers.append(layer)
         x = None if x is None else forward.layer(layer, x)
-    final = None if x is None else forward.final(x)  # (R, T, D)
-    head_inputs = final if head is None else None
-    stored[token_table.name] = store_table(token_table.weight, recipe.storage[token_table.name], head_inputs)
-    if head is not None:
-        stored[head.name] = store_table(head.weight, recipe.storage[head.name], final)
-    restored = replace(
-        forward.weights,
-        token_table=_restored_table(token_table, stored),
-        layers=tuple(layers),
-        head=None if head is None else _restored_table(head, stored),
-    )
-    return StoredDecoder(recipe, weights, restored, stored)
-
-
-def _restored_table(table: Table, stored: dict[str, Stored]) -> Table:
-    return replace(table, weight=stored[table.name].restored())
+    head_inputs = None if x is None else forward.final(x)  # (R, T, D)
+    for table in weights.tables:
+        inputs = head_inputs if table is weights.output_table else None
+        stored[table.name] = store_table(table.weight, recipe.storage[table.name], inputs)
+    decoder = replace(forward.weights, layers=tuple(layers), token_table=restored(weights.token_table))
+    return StoredDecoder(recipe, weights, replace(decoder, head=None if head is None else restored(head)), stored)
 
 
 def as_product(stored: Stored) -> Array:
@@ -109,14 +91,9 @@ def as_product(stored: Stored) -> Array:
     return stored.restored() if isinstance(stored, FloatStored) else np.ascontiguousarray(stored.restored().T)
 
 
-def _store_product(weight: Array, storage: Storage, hessian: Hessian) -> Stored:
+def _store_product(weight: Array, storage: Storage, hessian: Array | None) -> Stored:
     if storage.format == "block":
-        assert storage.block_size is not None
-        size = block_size_for(len(weight), storage.block_size)
-        rows = np.ascontiguousarray(weight.T)  # (N, K)
-        if storage.bits == 8:  # so fine that GPTQ has no error to make up for
-            return quantize_blocks(rows, 8, size)
-        return gptq_blocks(rows, hessian(), storage.bits, size)
+        return _in_blocks(np.ascontiguousarray(weight.T), storage, hessian)
     return quantize_columns(weight) if storage.format == "int8_row" else _in_float(weight, storage)
 
 
@@ -125,48 +102,46 @@ def store_table(table: Array, storage: Storage, head_inputs: Tensor | None = Non
 
     Args:
         table: (V, D).
-        storage: how.
-        head_inputs: what enters the head, (R, T, D), where the table is the head. 4 bits are then rounded for the
-            logits, because logits suffer more than looked-up rows.
+        head_inputs: inputs of the head, (R, T, D), where the table is the head. 4 bits are then rounded for the logits,
+            because logits suffer more than looked-up rows.
     """
     if storage.format != "block":
         return _in_float(table, storage)
+    hessian = _squared(head_inputs).numpy() if storage.bits == 4 and head_inputs is not None else None
+    return _in_blocks(table, storage, hessian)
+
+
+def _in_blocks(rows: Array, storage: Storage, hessian: Array | None) -> Stored:
+    """Store `rows` (N, K): with GPTQ where there is a `hessian` (K, K); 8 bits leave it no error to make up for."""
     assert storage.block_size is not None
-    size = block_size_for(table.shape[1], storage.block_size)
-    if storage.bits == 8 or head_inputs is None:
-        return quantize_blocks(table, storage.bits, size)
-    flat = head_inputs.reshape(-1, table.shape[1])  # (R·T, D)
-    return gptq_blocks(table, (flat.T @ flat).numpy(), storage.bits, size)
+    size = block_size_for(rows.shape[1], storage.block_size)
+    if hessian is None:
+        return quantize_blocks(rows, storage.bits, size)
+    return gptq_blocks(rows, hessian, storage.bits, size)
 
 
 def _in_float(array: Array, storage: Storage) -> FloatStored:
     return FloatStored(array.astype(np.float16 if storage.format == "float16" else np.float32))
 
 
-def _hessian(forward: DecoderForward, layer: Layer, x: Tensor | None, name: str) -> Hessian:
-    """A function that sums ``x.T @ x`` over the inputs of a product.
+def _hessian(forward: DecoderForward, layer: Layer, x: Tensor | None, name: str) -> Array:
+    """The Hessian (K, K) of the product `name` in `layer`, where `x` (R, T, D) enters that layer."""
+    assert x is not None, "4 bits need calibration text"
+    sums: list[Tensor] = []
 
-    Args:
-        forward: computes the layer.
-        layer: the product's layer.
-        x: what enters the layer, (R, T, D).
-        name: of the product.
-    """
+    def watch(linear: Linear, inputs: Tensor) -> None:
+        if linear.name == name:
+            sums.append(_squared(inputs))
 
-    def compute() -> Array:
-        assert x is not None, "4 bits need calibration text"
-        sums: list[Tensor] = []
+    forward.layer(layer, x, watch)
+    total: Array = torch.stack(sums).sum(dim=0).numpy()
+    return total
 
-        def watch(linear: Linear, inputs: Tensor) -> None:
-            if linear.name == name:
-                flat = inputs.reshape(-1, inputs.shape[-1])  # (R·T, K)
-                sums.append(flat.T @ flat)
 
-        forward.layer(layer, x, watch)
-        total: Array = torch.stack(sums).sum(dim=0).numpy()
-        return total
-
-    return compute
+def _squared(inputs: Tensor) -> Tensor:
+    """The sum (K, K) of ``x.T @ x`` over `inputs` (R, T, K)."""
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    return flat.T @ flat
 
 
 def _collect(seen: dict[str, list[Tensor]]) -> Watch:
@@ -183,10 +158,9 @@ def _smoothed(layer: Layer, weights: DecoderWeights, recipe: StorageRecipe, inpu
     """Smooth one layer of `weights`; `inputs` are samples (tokens, K) of what enters each product, by its name."""
 
     def factors(linear: Linear) -> Array | None:
-        storage = recipe.storage[linear.name]
+        storage, sample = recipe.storage[linear.name], inputs[linear.name]
         if storage.format not in ("int8_row", "block"):
             return None
-        sample = inputs[linear.name]
         return best_factors(linear.weight, sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage)
 
     # A value head that serves several query heads has no factors of its own.
@@ -197,8 +171,8 @@ def _smoothed(layer: Layer, weights: DecoderWeights, recipe: StorageRecipe, inpu
         norm, qkv = fold_norm(layer.attention_norm, layer.qkv, for_qkv)
         layer = replace(layer, attention_norm=norm, qkv=qkv)
     if for_values is not None:
-        qkv, out = fold_values(layer.qkv, layer.attention_out, for_values)
-        layer = replace(layer, qkv=qkv, attention_out=out, value_divisors=for_values)
+        qkv, attention_out = fold_values(layer.qkv, layer.attention_out, for_values)
+        layer = replace(layer, qkv=qkv, attention_out=attention_out, value_divisors=for_values)
     if for_mlp is not None:
         norm, mlp_in = fold_norm(layer.mlp_norm, layer.mlp_in, for_mlp)
         layer = replace(layer, mlp_norm=norm, mlp_in=mlp_in)

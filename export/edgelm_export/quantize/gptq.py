@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): rounds column by column; the columns left make up for each error."""
+"""GPTQ (Frantar et al., arXiv 2210.17323): rounds column by column; later columns make up for each error."""
 
 import numpy as np
 import torch
@@ -17,14 +17,13 @@ _LAZY_COLUMNS = 128
 def gptq_blocks(rows: Array, hessian: Array, bits: int, block_size: int) -> BlockQuantized:
     """Quantize `rows` in blocks so that ``x @ rows.T`` changes least over the inputs x that made `hessian`.
 
-    The column with the largest diagonal of the Hessian is rounded first ("act-order"). The scales are searched before,
-    weighted by that diagonal. A block therefore stays a run of neighbouring columns, and the kernels need no index.
+    The column with the largest diagonal of the Hessian is rounded first ("act-order"). The scales are searched before
+    that, weighted by the diagonal, so a block stays a run of neighbouring columns and the kernels need no index.
 
     Args:
         rows: (N, K).
         hessian: (K, K), the sum of ``x.T @ x`` over calibration inputs x (tokens, K).
-        bits: of a code.
-        block_size: columns of a block.
+        bits: size of a code.
     """
     k = rows.shape[1]
     damped = torch.from_numpy(hessian).double()
@@ -38,36 +37,30 @@ def gptq_blocks(rows: Array, hessian: Array, bits: int, block_size: int) -> Bloc
 
     scales = search_scales(rows, bits, block_size, np.asarray(diagonal.numpy(), np.float32) + np.float32(1e-12))
     per_column = torch.from_numpy(scales).repeat_interleave(block_size, dim=1)[:, :k][:, order]  # (N, K)
-    left = torch.from_numpy(rows)[:, order].T.contiguous()  # (K, N): a column of the matrix is a row of memory
-    codes = _round_in_turn(left, per_column.T.contiguous(), factor, 2 ** (bits - 1))  # (K, N)
+    remaining = torch.from_numpy(rows)[:, order].T.contiguous()  # (K, N): a column of the matrix is a row of memory
+    codes = _round_in_turn(remaining, per_column.T.contiguous(), factor, 2 ** (bits - 1))  # (K, N)
     back = torch.empty_like(codes)
     back[order] = codes
     # The padding is zero, whose code is the middle one.
-    whole = cut_blocks(back.T.numpy(), block_size) + 2 ** (bits - 1)
-    return pack_blocks(whole.astype(np.uint8), scales, bits, k)
+    unsigned = cut_blocks(back.T.numpy(), block_size) + 2 ** (bits - 1)
+    return pack_blocks(unsigned.astype(np.uint8), scales, bits, k)
 
 
-def _round_in_turn(left: Tensor, scales: Tensor, factor: Tensor, middle: int) -> Tensor:
-    """Round the matrix one column at a time, and change `left` on the way.
+def _round_in_turn(remaining: Tensor, scales: Tensor, factor: Tensor, middle: int) -> Tensor:
+    """Codes (K, N) from -`middle` to `middle` - 1; changes `remaining`.
 
-    Args:
-        left: the matrix with its columns as rows, in the order in which they are rounded, (K, N).
-        scales: of each entry of `left`, (K, N).
-        factor: how an error changes later columns, (K, K).
-        middle: half the number of codes.
-
-    Returns:
-        Codes from -middle to middle - 1, (K, N).
+    The rows of `remaining` (K, N) are the columns of the matrix in the order of their rounding. Each entry has a scale
+    in `scales` (K, N). `factor` (K, K) says how an error in one column changes later columns.
     """
-    k = len(left)
-    codes = torch.empty_like(left)
+    k = len(remaining)
+    codes = torch.empty_like(remaining)
     for start in range(0, k, _LAZY_COLUMNS):
         stop = min(start + _LAZY_COLUMNS, k)
-        errors = torch.empty_like(left[start:stop])
+        errors = torch.empty_like(remaining[start:stop])
         for column in range(start, stop):
-            codes[column] = (left[column] / scales[column]).round().clamp(-middle, middle - 1)
-            error = (left[column] - codes[column] * scales[column]) / factor[column, column]  # (N,)
+            codes[column] = (remaining[column] / scales[column]).round().clamp(-middle, middle - 1)
+            error = (remaining[column] - codes[column] * scales[column]) / factor[column, column]  # (N,)
             errors[column - start] = error
-            left[column + 1 : stop] -= factor[column, column + 1 : stop, None] * error
-        left[stop:] -= factor[start:stop, stop:].T @ errors
+            remaining[column + 1 : stop] -= factor[column, column + 1 : stop, None] * error
+        remaining[stop:] -= factor[start:stop, stop:].T @ errors
     return codes

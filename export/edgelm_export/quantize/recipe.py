@@ -41,19 +41,19 @@ class StorageRecipe:
 
 def uniform_storage(weights: DecoderWeights, products: Storage, tables: Storage) -> dict[str, Storage]:
     """One storage for all products, and one for the token table and the head."""
-    names = [linear.name for linear in weights.products]
-    return dict.fromkeys(names, products) | {table.name: tables for table in weights.tables}
+    storage = {linear.name: products for linear in weights.products}
+    return storage | {table.name: tables for table in weights.tables}
 
 
 def fixed_recipe(name: FixedPrecision, weights: DecoderWeights) -> StorageRecipe:
     """The recipe called "fp32", "fp16", "int8", "w8a8", "int4" or "int4-small"."""
-    by_name: dict[FixedPrecision, tuple[Storage, Storage]] = {
+    products, tables = {
         "fp32": (FLOAT32, FLOAT32),
         "fp16": (FLOAT16, FLOAT16),
         "int8": (BLOCK8, BLOCK8),
         "w8a8": (INT8_ROW, BLOCK8),
         "int4": (BLOCK4, BLOCK8),
         "int4-small": (BLOCK4, BLOCK4),
-    }
+    }[name]
     dtype: Literal["float32", "float16"] = "float16" if name == "fp16" else "float32"
-    return StorageRecipe(name, uniform_storage(weights, *by_name[name]), dtype)
+    return StorageRecipe(name, uniform_storage(weights, products, tables), dtype)

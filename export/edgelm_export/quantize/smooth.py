@@ -32,10 +32,7 @@ def fold_norm(norm: Norm, linear: Linear, factors: Array) -> tuple[Norm, Linear]
 def fold_values(qkv: Linear, attention_out: Linear, factors: Array) -> tuple[Linear, Linear]:
     """Divide the values by `factors`, and multiply the rows of `attention_out` by them; attention only averages values.
 
-    Args:
-        qkv: its last columns are the values.
-        attention_out: takes the averaged values. Every value head serves one query head.
-        factors: one for each value column, (H·p,).
+    The values are the last H·p columns of `qkv`, with a factor each. Every value head serves one query head.
     """
     divisor = np.ones(len(qkv.bias), np.float32)  # (columns of qkv,)
     divisor[-len(factors) :] = factors
@@ -46,22 +43,18 @@ def fold_values(qkv: Linear, attention_out: Linear, factors: Array) -> tuple[Lin
 
 
 def best_factors(weight: Array, inputs: Tensor, storage: Storage) -> Array:
-    """The factors (K,) of a product.
+    """The factors (K,) of a product with `weight` (K, N), which will be stored as `storage` says.
 
-    Args:
-        weight: of the product, (K, N).
-        inputs: a sample of what enters the product, (tokens, K).
-        storage: how the product will be stored.
+    `inputs` (tokens, K) are a sample of the product's inputs.
     """
     w = torch.from_numpy(weight)
     exact = inputs @ w  # (tokens, N)
-    best, least = torch.ones(len(w)), torch.inf
-    for factors in _candidates(w, inputs):
-        output = _rounded_input(inputs / factors, storage) @ _rounded_weight(w * factors[:, None], storage)
-        error = float((output - exact).square().sum())
-        if error < least:
-            best, least = factors, error
-    return np.asarray(best.numpy(), np.float32)
+
+    def error(factors: Tensor) -> float:
+        rounded_weight = _rounded_rows((w * factors[:, None]).T, 2 ** (storage.bits - 1) - 1, storage).T
+        return float((_rounded_rows(inputs / factors, 127, storage) @ rounded_weight - exact).square().sum())
+
+    return np.asarray(min(_candidates(w, inputs), key=error).numpy(), np.float32)
 
 
 def _candidates(weight: Tensor, inputs: Tensor) -> Iterator[Tensor]:
@@ -75,29 +68,14 @@ def _candidates(weight: Tensor, inputs: Tensor) -> Iterator[Tensor]:
             yield factors / factors.log().mean().exp()
 
 
-def _rounded_input(x: Tensor, storage: Storage) -> Tensor:
-    """Activations `x` (tokens, K) as the operators round them: to 8 bits, with a scale per token or per block of it."""
-    if storage.format == "int8_row":
-        return _rounded(x, 127)
-    cut = _cut(x, storage)
-    return _rounded(cut, 127).reshape(len(x), -1)[:, : x.shape[1]]
+def _rounded_rows(rows: Tensor, highest: int, storage: Storage) -> Tensor:
+    """`rows` (N, K) rounded to whole multiples, up to `highest`, of a scale per row or per block, as `storage` says.
 
-
-def _rounded_weight(weight: Tensor, storage: Storage) -> Tensor:
-    """`weight` (K, N) rounded to nearest. A search for better scales does not change which factors are good."""
-    if storage.format == "int8_row":
-        return _rounded(weight.T, 127).T
-    cut = _cut(weight.T, storage)
-    return _rounded(cut, 2 ** (storage.bits - 1) - 1).reshape(weight.shape[1], -1)[:, : len(weight)].T
-
-
-def _cut(rows: Tensor, storage: Storage) -> Tensor:
-    """`rows` (N, K) in the blocks that `storage` makes of them, (N, blocks, block size)."""
-    block = block_size_for(rows.shape[1], storage.block_size or rows.shape[1])
-    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % block)).reshape(len(rows), -1, block)
-
-
-def _rounded(x: Tensor, highest: int) -> Tensor:
-    """Round `x` to whole multiples, up to `highest`, of a scale for each run of its last axis."""
-    scales = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / highest
-    return (x / scales).round() * scales
+    The operators round activations in this way. A search for better scales of the weights does not change which factors
+    are good.
+    """
+    n, k = rows.shape
+    size = k if storage.block_size is None else block_size_for(k, storage.block_size)
+    blocks = torch.nn.functional.pad(rows, (0, -k % size)).reshape(n, -1, size)
+    scales = blocks.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / highest
+    return ((blocks / scales).round() * scales).reshape(n, -1)[:, :k]

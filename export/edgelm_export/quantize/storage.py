@@ -1,4 +1,4 @@
-"""Matrices in few bits: pure functions on arrays. A stored matrix knows the floats that it stands for (`restored`).
+"""Matrices in few bits: pure functions on arrays. `restored` gives the floats that a stored matrix stands for.
 
 Shapes: a product's weight is (K, N), inputs by outputs; rows to cut into blocks are (N, K).
 """
@@ -41,17 +41,15 @@ INT8_ROW = Storage("int8_row", 8)
 
 @dataclass(frozen=True)
 class FloatStored:
-    """A matrix in a float type, with the axes of the source."""
+    """A matrix in float32 or float16, with the axes of the source."""
 
     values: npt.NDArray[np.floating]
 
     @property
     def storage(self) -> Storage:
-        """Float32 or float16."""
         return FLOAT32 if self.values.dtype == np.float32 else FLOAT16
 
     def restored(self) -> Array:
-        """The values in float32."""
         return self.values.astype(np.float32)
 
 
@@ -85,7 +83,6 @@ class BlockQuantized:
 
     @property
     def storage(self) -> Storage:
-        """Blocks of this size."""
         return Storage("block", self.bits, self.block_size)
 
     def restored(self) -> Array:
@@ -108,22 +105,14 @@ def stored_bytes(tensor_bytes: int) -> int:
 def quantize_columns(weight: Array) -> RowQuantized:
     """Symmetric int8, each column of `weight` (K, N) scaled so that its largest magnitude is 127."""
     scales = np.abs(weight).max(axis=0) / np.float32(127)  # (N,)
-    scales = np.where(scales == 0, np.float32(1), scales).astype(np.float32)
+    scales = np.where(scales == 0, np.float32(1), scales)
     return RowQuantized(np.rint(weight / scales).astype(np.int8), scales)
 
 
-def quantize_blocks(rows: Array, bits: int, block_size: int, importance: Array | None = None) -> BlockQuantized:
-    """Round to the nearest code, symmetrically; each block's scale is searched for the least squared error.
-
-    Args:
-        rows: (N, K); K is padded with zeros to whole blocks.
-        bits: of a code, 4 or 8.
-        block_size: values of a block.
-        importance: (K,), the weight of an error in each column; None for equal weights.
-    """
-    scales = search_scales(rows, bits, block_size, importance)  # (N, blocks)
-    middle = 2 ** (bits - 1)
-    codes = np.clip(np.rint(cut_blocks(rows, block_size) / scales[:, :, None]) + middle, 0, 2**bits - 1)
+def quantize_blocks(rows: Array, bits: int, block_size: int) -> BlockQuantized:
+    """Round `rows` (N, K) to the nearest codes of 4 or 8 `bits`; each block's scale gives the least squared error."""
+    scales = search_scales(rows, bits, block_size)  # (N, blocks)
+    codes = np.clip(np.rint(cut_blocks(rows, block_size) / scales[:, :, None]) + 2 ** (bits - 1), 0, 2**bits - 1)
     return pack_blocks(codes.astype(np.uint8), scales, bits, rows.shape[1])
 
 
@@ -135,50 +124,37 @@ def search_scales(rows: Array, bits: int, block_size: int, importance: Array | N
     two is also shrunk by up to 40%, which clips that value and resolves the rest of the block better. With 8 bits the
     search gains nothing, so the first candidate is taken.
 
-    Args:
-        rows, bits, block_size, importance: as in `quantize_blocks`.
+    `importance` (K,) is the weight of an error in each column; None means equal weights.
     """
     cut = cut_blocks(rows, block_size)  # (N, blocks, block_size)
     largest = np.take_along_axis(cut, np.abs(cut).argmax(axis=2, keepdims=True), axis=2)  # (N, blocks, 1)
     middle = 2 ** (bits - 1)
-    low = (largest / np.float32(-middle)).astype(np.float32)
+    low: Array = largest / np.float32(-middle)
     low = np.where(low == 0, np.float32(1), low)
     if bits == 8:
-        return np.asarray(low[:, :, 0], np.float32)
-    counts = np.ones((1, rows.shape[1]), np.float32) if importance is None else importance[None]
-    counts = cut_blocks(counts, block_size)  # (1, blocks, block_size)
+        return low[:, :, 0]
+    weights = np.ones(rows.shape[1], np.float32) if importance is None else importance
+    weights = cut_blocks(weights[None], block_size)  # (1, blocks, block_size)
     best, least = low, np.full(low.shape, np.inf, np.float32)
     for end in (low, low * np.float32(-middle / (middle - 1))):
         for clip in np.linspace(1, _SMALLEST_CLIP, _CLIPS + 1, dtype=np.float32):
             scales = end * clip
             codes = np.clip(np.rint(cut / scales), -middle, middle - 1)
-            error = (np.square(codes * scales - cut) * counts).sum(axis=2, keepdims=True)  # (N, blocks, 1)
+            error = (np.square(codes * scales - cut) * weights).sum(axis=2, keepdims=True)  # (N, blocks, 1)
             better = error < least
             best, least = np.where(better, scales, best), np.where(better, error, least)
-    return np.asarray(best[:, :, 0], np.float32)
+    return best[:, :, 0]
 
 
 def cut_blocks(rows: npt.NDArray[np.floating], block_size: int) -> Array:
     """`rows` (N, K) as (N, blocks, block_size); zeros fill the last block."""
-    n, k = rows.shape
-    blocks = -(-k // block_size)
-    padded = np.zeros((n, blocks * block_size), np.float32)
-    padded[:, :k] = rows
-    return padded.reshape(n, blocks, block_size)
+    padded = np.pad(np.ascontiguousarray(rows, np.float32), [(0, 0), (0, -rows.shape[1] % block_size)])
+    return padded.reshape(len(rows), -1, block_size)
 
 
 def pack_blocks(codes: npt.NDArray[np.uint8], scales: Array, bits: int, columns: int) -> BlockQuantized:
-    """Put codes into the layout of the operators.
-
-    Args:
-        codes: from 0 to 2^bits - 1, (N, blocks, block_size).
-        scales: (N, blocks).
-        bits: of a code, 4 or 8.
-        columns: K, without the padding.
-    """
-    packed: npt.NDArray[np.uint8] = codes
-    if bits == 4:
-        packed = (codes[:, :, 0::2] | (codes[:, :, 1::2] << 4)).astype(np.uint8)
+    """Pack codes (N, blocks, block_size) from 0 to 2^bits - 1 for the operators; `columns` is K without padding."""
+    packed = codes[:, :, 0::2] | (codes[:, :, 1::2] << np.uint8(4)) if bits == 4 else codes
     return BlockQuantized(packed, scales, bits, codes.shape[2], columns)
 
 

@@ -8,14 +8,14 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
 from safetensors.torch import load_file
 
 from edgelm.errors import ExportError, install_hint
-from edgelm_export.source.checkpoint import Checkpoint, name_weights, quiet_torch
+from edgelm_export.source.checkpoint import Checkpoint, check_finite, name_weights, quiet_torch
 from edgelm_export.source.hub import first_line, locate, read_json
 
 CONFIG = "adapter_config.json"
@@ -37,6 +37,9 @@ _WITHOUT_EFFECT = {  # on a trained adapter
 }
 _STARTS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+_Weights: TypeAlias = dict[str, torch.Tensor]
+"""Weights by their names."""
+
 
 def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     """The checkpoint with a LoRA adapter merged into its model.
@@ -46,7 +49,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
         adapter: a folder that peft wrote, or a hub id.
 
     Raises:
-        ExportError: peft is missing; or the adapter is no LoRA, uses a feature that cannot be merged, is damaged, or
+        ExportError: peft is missing; the adapter is no LoRA, uses a feature that cannot be merged or is damaged; or it
             was trained on a different base.
     """
     if importlib.util.find_spec("peft") is None:
@@ -64,20 +67,14 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     base = str(config.get("base_model_name_or_path") or checkpoint.name)
     if Path(base).name != Path(checkpoint.name).name:
         notes += (f"the adapter {name!r} says it was trained on {base!r}, and was merged into {checkpoint.name!r}",)
-    return replace(
-        checkpoint,
-        model=model,
-        config_json=config_json,
-        adapter=f"{name}@{commit}" if commit else name,
-        notes=notes,
-    )
+    source = replace(checkpoint.source, adapter=f"{name}@{commit}" if commit else name)
+    return replace(checkpoint, source=source, model=model, config_json=config_json, notes=notes)
 
 
 def _options(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The options that peft gets. An option that would have no effect is refused."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise ExportError(f"{name!r} is a {kind!r} adapter; edgelm merges LoRA adapters only")
+    if config.get("peft_type") != "LORA":
+        raise ExportError(f"{name!r} is a {config.get('peft_type')!r} adapter; edgelm merges LoRA adapters only")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise ExportError(f"{name!r} is an adapter for the task {config['task_type']!r}, which generates no text")
     start = config.get("init_lora_weights")
@@ -86,51 +83,45 @@ def _options(config: dict[str, Any], name: str) -> dict[str, Any]:
             f"{name!r} changed its base as it began (init_lora_weights {start!r}); save it as a plain LoRA with peft's "
             "path_initial_model_for_weight_conversion"
         )
-    odd = [key for key, value in config.items() if value and key not in _WITHOUT_EFFECT and key not in _PASSED_ON]
-    if odd:
-        raise ExportError(f"{name!r} uses {odd[0]} ({json.dumps(config[odd[0]])[:60]}), which edgelm cannot merge")
+    for key, value in config.items():
+        if value and key not in _WITHOUT_EFFECT and key not in _PASSED_ON:
+            raise ExportError(f"{name!r} uses {key} ({json.dumps(value)[:60]}), which edgelm cannot merge")
     return {key: config[key] for key in _PASSED_ON if config.get(key) is not None}
 
 
-def _read_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path, name: str) -> _Weights:
     path = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if path is None:
         raise ExportError(f"{name!r} has no weights; looked for {' and '.join(WEIGHTS)}")
+    is_pickle = path.suffix == ".bin"
     try:
-        weights = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
     except Exception as error:  # safetensors, torch and pickle each raise their own kinds
         raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
-    bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ExportError(f"the weight {bad[0]!r} of {name!r} contains NaN or infinity: it is damaged")
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ExportError(f"cannot load the weights of {name!r}: the file contains something other than weights")
+    check_finite(weights, name)
     return weights
 
 
-def _unpickle(path: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError("it contains something other than weights")
-    return content
-
-
 def _merged(
-    checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: dict[str, torch.Tensor]
+    checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: _Weights
 ) -> transformers.PreTrainedModel:
     import peft
 
-    model = checkpoint.model
-    table = model.get_input_embeddings().weight
-    was_tied = model.get_output_embeddings().weight is table
-    head_name = next(path for path, module in model.named_modules() if module is model.get_output_embeddings())
+    model, sizes = checkpoint.model, checkpoint.architecture
+    head, table = model.get_output_embeddings(), model.get_input_embeddings().weight
+    was_tied = head.weight is table
+    head_name = next(path for path, module in model.named_modules() if module is head)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    sizes = checkpoint.architecture
     ids = torch.arange(min(sizes.context_length, 64))[None] * 7 % sizes.vocab_size  # (1, T)
+    misfit = f"the adapter {name!r} does not fit {checkpoint.name!r}"
     try:
         adapted = peft.PeftModel(model, peft.LoraConfig(**options, inference_mode=True)).eval()
         expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except Exception as error:  # peft raises whatever its layers do
-        raise ExportError(f"the adapter {name!r} does not fit {checkpoint.name!r}: {first_line(error)}") from None
-    _check_weights(weights, expected, adapted.state_dict(), f"the adapter {name!r} does not fit {checkpoint.name!r}")
+        raise ExportError(f"{misfit}: {first_line(error)}") from None
+    _check_weights(weights, expected, adapted.state_dict(), misfit)
     try:
         peft.set_peft_model_state_dict(adapted, weights)
         with torch.no_grad():
@@ -145,28 +136,17 @@ def _merged(
     ):
         raise ExportError(f"the adapter {name!r} cannot be merged: the merged model computes something else")
     head, table = merged.get_output_embeddings(), merged.get_input_embeddings().weight
-    tied = was_tied and torch.equal(head.weight, table)
-    if tied:
+    merged.config.tie_word_embeddings = was_tied and torch.equal(head.weight, table)
+    if merged.config.tie_word_embeddings:
         head.weight = table
-    merged.config.tie_word_embeddings = tied
     return merged
 
 
-def _check_weights(
-    weights: dict[str, torch.Tensor],
-    expected: dict[str, torch.Tensor],
-    known: dict[str, torch.Tensor],
-    misfit: str,
-) -> None:
-    """Refuse an adapter whose weights are not exactly the expected ones, with their shapes.
+def _check_weights(weights: _Weights, expected: _Weights, known: _Weights, misfit: str) -> None:
+    """Refuse `weights` of an adapter that are not the `expected` weights, which peft would save, with their shapes.
 
-    Args:
-        weights: of the adapter.
-        expected: what peft would save of the model with the adapter.
-        known: all weights of the model with the adapter.
-        misfit: beginning of the message.
+    An adapter may also have a token table, by its name among the `known` weights of the model with the adapter.
     """
-    # A saved token table has its usual name in the model; an adapter need not have it.
     places = known | expected
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - places.keys())
     if extra:

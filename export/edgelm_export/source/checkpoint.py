@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from edgelm.bundle.manifest import Architecture
+from edgelm.bundle.manifest import Architecture, Source
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.families import FAMILIES, Family, describe
@@ -26,10 +26,8 @@ _MAX_CARD_CHARACTERS = 100_000
 class Checkpoint:
     """A loaded source: a torch model in float32 with eager attention, its tokenizer and its settings."""
 
-    name: str
-    """Hub id, or the folder's name."""
-    revision: str | None
-    license: str | None
+    source: Source
+    """The source's facts for the manifest, with the sizes before pruning and without the hash."""
     card: str
     """The source's own model card without its front matter; empty where the source has no card."""
     model: transformers.PreTrainedModel
@@ -38,14 +36,13 @@ class Checkpoint:
     config_json: str
     generation_settings: dict[str, object]
     """Content of the source's ``generation_config.json``; without that file, the settings in its ``config.json``."""
-    parameters: int
-    """Number of the source's parameters."""
-    vocab_size: int
-    """Rows of the source's token table, before a row was pruned."""
-    adapter: str | None = None
-    """Name of the adapter that was merged into `model`, with its commit where it came from the hub."""
     notes: tuple[str, ...] = ()
-    """Remarks for the person who exports: a setting that was left out, for example."""
+    """Remarks for the person who exports."""
+
+    @property
+    def name(self) -> str:
+        """Hub id, or the folder's name."""
+        return self.source.name
 
     @property
     def architecture(self) -> Architecture:
@@ -61,8 +58,8 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         revision: a branch, tag or commit of a hub id.
 
     Raises:
-        ExportError: the source is missing, belongs to no such family, uses something that edgelm does not export, or
-            is damaged.
+        ExportError: the source is missing or damaged, belongs to no such family, or uses a feature that edgelm does not
+            export.
     """
     folder, name, commit = locate(source, revision, _files_to_fetch, "checkpoint")
     if (folder / "bundle.json").exists():
@@ -79,18 +76,10 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         raise ExportError(
             f"{name!r}: its tokenizer knows {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}"
         )
-    return Checkpoint(
-        name=name,
-        revision=commit,
-        license=license_name,
-        card=card,
-        model=model,
-        tokenizer=tokenizer,
-        config_json=(folder / "config.json").read_text(encoding="utf-8"),
-        generation_settings=_generation_settings(folder, config),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocab_size=model.config.vocab_size,
-    )
+    config_json = (folder / "config.json").read_text(encoding="utf-8")
+    parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
+    origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
+    return Checkpoint(origin, card, model, tokenizer, config_json, _generation_settings(folder, config))
 
 
 @contextmanager
@@ -110,14 +99,25 @@ def quiet_torch() -> Iterator[None]:
 
 
 def name_weights(names: Sequence[str]) -> str:
-    """The number of these weights and the first of their names, for a message."""
+    """The number of weights and the first of their `names`, for a message."""
     return f"the weight {names[0]!r}" if len(names) == 1 else f"{len(names)} weights, the first is {names[0]!r}"
 
 
+def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Refuse NaN and infinity in the weights of the checkpoint or adapter `name`.
+
+    Raises:
+        ExportError: a weight contains NaN or infinity.
+    """
+    if bad := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
+        raise ExportError(f"the weight {bad[0]!r} of {name!r} contains NaN or infinity: it is damaged")
+
+
 def _files_to_fetch(names: set[str]) -> set[str]:
-    weights = {name for name in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)}
-    if not weights:
-        weights = {n for n in names if re.fullmatch(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?", n)}
+    def matching(pattern: str) -> set[str]:
+        return {name for name in names if re.fullmatch(rf"{pattern}(\.index\.json)?", name)}
+
+    weights = matching(r"model(-\d+-of-\d+)?\.safetensors") or matching(r"pytorch_model(-\d+-of-\d+)?\.bin")
     return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | weights
 
 
@@ -127,11 +127,11 @@ def _card(folder: Path) -> tuple[str | None, str]:
     if not path.is_file():
         return None, ""
     text = path.read_text(encoding="utf-8", errors="replace")[:_MAX_CARD_CHARACTERS]
-    front, body = "", text
-    if match := re.match(r"---\n(.*?)\n---\n", text, re.DOTALL):
-        front, body = match[1], text[match.end() :]
-    license_line = re.search(r"^license:\s*['\"]?([\w.-]+)['\"]?\s*$", front, re.MULTILINE)
-    return (license_line[1] if license_line else None), body.strip()
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if match is None:
+        return None, text.strip()
+    license_line = re.search(r"^license:\s*['\"]?([\w.-]+)['\"]?\s*$", match[1], re.MULTILINE)
+    return (license_line[1] if license_line else None), text[match.end() :].strip()
 
 
 def _family(config: Mapping[str, Any], name: str) -> Family:
@@ -139,7 +139,8 @@ def _family(config: Mapping[str, Any], name: str) -> Family:
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        raise ExportError(f"{name!r} is a {model_type!r} model; edgelm exports GPT-2 (model_type 'gpt2') only")
+        families = ", ".join(f"{family.title} (model_type {key!r})" for key, family in FAMILIES.items())
+        raise ExportError(f"{name!r} is a {model_type!r} model; edgelm exports {families} only")
     family.refuse(config, name)
     if config.get("quantization_config"):
         raise ExportError(f"{name!r} is quantized already (quantization_config); export needs the float checkpoint")
@@ -162,13 +163,10 @@ def _load_model(folder: Path, name: str, family: Family) -> transformers.PreTrai
             )
     except Exception as error:  # safetensors, torch and transformers each raise their own kinds
         raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
-    missing = sorted(loading["missing_keys"])
-    if missing:
+    if missing := sorted(loading["missing_keys"]):
         raise ExportError(f"{name!r} lacks {name_weights(missing)}: it is incomplete")
     family.prepare(model)
-    bad = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ExportError(f"the weight {bad[0]!r} of {name!r} contains NaN or infinity: it is damaged")
+    check_finite(model.state_dict(), name)
     return model.eval().requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ import torch
 import transformers
 
 from edgelm.ids import IdArray
+from edgelm_export.model.families import describe
 from edgelm_export.source.checkpoint import quiet_torch
 
 MAX_ROW_TOKENS = 256
@@ -18,11 +19,9 @@ def draw_texts(model: transformers.PreTrainedModel, tokens: int, seed: int) -> l
     the context or to 256 tokens, even through ends of text.
 
     Args:
-        model: to draw from.
-        tokens: how many ids the rows predict at least, in all. The first id of a row is not predicted.
-        seed: of the sampling.
+        tokens: minimum number of ids that all rows together predict. The first id of a row is not predicted.
     """
-    length = min(model.config.max_position_embeddings, MAX_ROW_TOKENS)
+    length = min(describe(model).context_length, MAX_ROW_TOKENS)
     rows = -(-tokens // (length - 1))
     generator = torch.Generator().manual_seed(seed)
     texts: list[IdArray] = []

@@ -18,9 +18,8 @@ def locate(source: str, revision: str | None, choose: Choose, what: str) -> tupl
     """The folder of `source`, its name, and its commit where it came from the hub.
 
     Args:
-        source: a folder or a hub id.
         revision: a branch, tag or commit of a hub id.
-        choose: which files of a hub id to fetch.
+        choose: chooses the files of a hub id that are fetched.
         what: what the source should be, for messages: "checkpoint".
 
     Raises:
@@ -42,8 +41,7 @@ def read_json(path: Path, what: str = "no checkpoint in Hugging Face layout") ->
     """The object in a JSON file.
 
     Args:
-        path: of the file.
-        what: what its folder is where the file is missing, for the message.
+        what: words for a folder without this file, for the message.
 
     Raises:
         ExportError: the file is missing, cannot be read, or contains no JSON object.
@@ -57,6 +55,22 @@ def read_json(path: Path, what: str = "no checkpoint in Hugging Face layout") ->
     if not isinstance(content, dict):
         raise ExportError(f"{str(path)!r} must hold a JSON object")
     return content
+
+
+def read_text(path: Path, what: str, max_bytes: int, encoding: str = "utf-8") -> str:
+    """The text of a UTF-8 file, which messages call `what`.
+
+    Raises:
+        ExportError: the file cannot be read, is larger than `max_bytes`, or is no UTF-8 text.
+    """
+    try:
+        if path.is_file() and path.stat().st_size > max_bytes:
+            raise ExportError(f"the {what} {str(path)!r} is larger than {max_bytes:,} bytes; give a smaller file")
+        return path.read_text(encoding)
+    except OSError as error:
+        raise ExportError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ExportError(f"the {what} {str(path)!r} is not UTF-8 text (at byte {error.start})") from None
 
 
 def first_line(error: BaseException) -> str:
@@ -81,7 +95,7 @@ def _download(repo: str, revision: str | None, choose: Choose, what: str) -> tup
 
 
 def _hub_failure(error: Exception, revision: str | None) -> str:
-    """What went wrong on the hub or on the way to it, and what to do."""
+    """A sentence about what went wrong on the hub or on the way to it, and what to do."""
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)

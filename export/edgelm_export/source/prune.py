@@ -14,6 +14,7 @@ import transformers
 
 from edgelm.errors import ExportError
 from edgelm_export.source.checkpoint import Checkpoint
+from edgelm_export.source.hub import read_text
 from edgelm_export.source.vocabulary import prune_tokenizer
 
 FEATURE = "pruned_vocabulary"
@@ -27,22 +28,17 @@ _OTHER_IDS = ("sequence_bias", "logit_bias", "forced_decoder_ids", "force_words_
 
 
 def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
-    """Keep the tokens that the text in `file` needs, and the tokens that spell every other text.
-
-    Args:
-        checkpoint: to prune.
-        file: UTF-8 text of the domain.
+    """Keep the tokens that `file`, UTF-8 text of the domain, needs, and the tokens that spell every other text.
 
     Raises:
         ExportError: the file cannot be read or is empty, or the tokenizer or a setting cannot be pruned.
     """
-    text = _read_text(file)
+    text = read_text(file, "vocabulary file", MAX_TEXT_BYTES, "utf-8-sig")
     config = json.loads(checkpoint.config_json)
     size = checkpoint.architecture.vocab_size
     loaded = checkpoint.model.config.to_dict()
-    needed = {i for settings in (config, loaded, checkpoint.generation_settings) for i in _single_ids(settings)}
-    needed = {i for i in needed if 0 <= i < size}
-    vocabulary = prune_tokenizer(checkpoint.tokenizer, text, needed)
+    named = {i for settings in (config, loaded, checkpoint.generation_settings) for i in _single_ids(settings)}
+    vocabulary = prune_tokenizer(checkpoint.tokenizer, text, {i for i in named if 0 <= i < size})
     new_ids = vocabulary.new_ids
     _keep_rows(checkpoint.model, list(new_ids))
     for name, value in _renumbered(loaded, new_ids).items():
@@ -58,24 +54,10 @@ def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
     )
 
 
-def _read_text(file: Path) -> str:
-    try:
-        if file.is_file() and file.stat().st_size > MAX_TEXT_BYTES:
-            raise ExportError(f"the vocabulary file {str(file)!r} is larger than {MAX_TEXT_BYTES:,} bytes; give less")
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ExportError(f"cannot read the vocabulary file {str(file)!r}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ExportError(f"the vocabulary file {str(file)!r} is not UTF-8 text (at byte {error.start})") from None
-
-
 def _single_ids(settings: dict[str, Any]) -> list[int]:
     """The ids that fields like ``eos_token_id`` name."""
-    ids: list[int] = []
-    for name, value in settings.items():
-        if name.endswith("_token_id"):
-            ids += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
-    return ids
+    values = [value for name, value in settings.items() if name.endswith("_token_id")]
+    return [i for value in values for i in (value if isinstance(value, list) else [value]) if type(i) is int]
 
 
 def _renumbered(settings: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
@@ -96,8 +78,7 @@ def _renumbered(settings: dict[str, Any], new_ids: dict[int, int]) -> dict[str, 
 def _keep_rows(model: transformers.PreTrainedModel, kept: list[int]) -> None:
     """Cut the token table (V, D) and the head down to the rows `kept`."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head.weight is table.weight
-    rows = torch.tensor(kept)
-    table.weight = torch.nn.Parameter(table.weight.detach()[rows])
-    head.weight = table.weight if tied else torch.nn.Parameter(head.weight.detach()[rows])
+    is_tied = head.weight is table.weight
+    table.weight = torch.nn.Parameter(table.weight.detach()[kept])
+    head.weight = table.weight if is_tied else torch.nn.Parameter(head.weight.detach()[kept])
     table.num_embeddings = head.out_features = model.config.vocab_size = len(kept)

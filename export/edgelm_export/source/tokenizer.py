@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     files = _checked_files(folder)
     settings = _settings(folder, files)
     what = f"the tokenizer of {folder} ({', '.join(sorted(files))})"
-    # transformers gets a folder of its own, which holds only files that are known.
+    # transformers gets a folder of its own, which contains only known files.
     with (
         tempfile.TemporaryDirectory() as clean,
         rust_errors(TokenizerError, f"transformers cannot load {what}", "correct these files or download them again"),
@@ -76,16 +77,17 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         for name in files - {"config.json"}:
             shutil.copyfile(folder / name, Path(clean, name))
         Path(clean, "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        fast = _from_pretrained(clean, use_fast=True)
+        load = partial(AutoTokenizer.from_pretrained, clean, local_files_only=True, trust_remote_code=False)
+        fast = load(use_fast=True)
         if not fast.is_fast:
             raise TokenizerError(f"transformers has no fast version of {what}; give a tokenizer.json")
         if "tokenizer.json" not in files:
-            _compare(fast, _from_pretrained(clean, use_fast=False), what)
+            _compare(fast, load(use_fast=False), what)
         return Tokenizer(fast.backend_tokenizer, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
 
 
 def _checked_files(folder: Path) -> set[str]:
-    """Return the names of the tokenizer files in `folder`, after a check of kind and size."""
+    """The names of the tokenizer files in `folder`, after a check of kind and size."""
     files = {name for name in TOKENIZER_FILES if os.path.lexists(folder / name)}
     for name in sorted(files):
         path = folder / name
@@ -97,9 +99,9 @@ def _checked_files(folder: Path) -> set[str]:
 
 
 def _settings(folder: Path, files: set[str]) -> dict[str, Any]:
-    """Return tokenizer_config.json without pointers to code and files, and with the name of a tokenizer class."""
+    """The content of tokenizer_config.json without pointers to code and files, and with a tokenizer class."""
     try:
-        # Every file is read here, because transformers does not name a damaged one.
+        # Every file is read here, because transformers does not name a damaged file.
         content = {name: read_json(folder / name) for name in (*_SETTINGS, "vocab.json") if name in files}
     except ExportError as error:
         raise TokenizerError(f"{error}; download it again") from None
@@ -113,7 +115,7 @@ def _settings(folder: Path, files: set[str]) -> dict[str, Any]:
 
 
 def _class_name(folder: Path, files: set[str], config: dict[str, Any], model: dict[str, Any]) -> str:
-    """Return the name of transformers' slow tokenizer class: as stated, of the model type, or of the files."""
+    """The name of transformers' slow tokenizer class: as stated, of the model type, or of the files."""
     vocabulary = next((names for names in _VOCABULARIES if files.issuperset(names)), None)
     if vocabulary is None:
         raise TokenizerError(
@@ -123,10 +125,10 @@ def _class_name(folder: Path, files: set[str], config: dict[str, Any], model: di
     stated = config.get("tokenizer_class") or model.get("tokenizer_class")
     if stated is None:
         slow, fast = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")), (None, None))
-        # Chinese GPT-2 models often hold BERT's vocab.txt alone: the files know better than the model type.
+        # Chinese GPT-2 models often come with BERT's vocab.txt alone, so these files overrule the model type.
         if _VOCABULARIES[vocabulary] != "BertTokenizer" or slow != "GPT2Tokenizer":
             stated = slow or fast
-    if stated == "TokenizersBackend":  # transformers 5 calls the class of a tokenizer.json alone so
+    if stated == "TokenizersBackend":  # the name in transformers 5 for the class of a lone tokenizer.json
         stated = "PreTrainedTokenizer"
     name = stated or _VOCABULARIES[vocabulary]
     if not isinstance(name, str) or not name:
@@ -139,10 +141,6 @@ def _class_name(folder: Path, files: set[str], config: dict[str, Any], model: di
             f"reading {folder / vocabulary[0]} needs the package sentencepiece: pip install 'edgelm[export]'"
         )
     return name.removesuffix("Fast")
-
-
-def _from_pretrained(folder: str, *, use_fast: bool) -> Any:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=use_fast)
 
 
 def _compare(fast: Any, slow: Any, what: str) -> None:

@@ -30,13 +30,12 @@ def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = (
     """Keep the tokens of `text`, the tokens without which a string could not be spelt, and all added tokens.
 
     Byte-level and other BPE keep every token that no merge makes, such as the 256 bytes. They keep the merges whose
-    parts and results are kept, and all that leads to these. BPE always applies the earliest merge that fits, so the
-    text's own merges come in the same order as before. WordPiece and Unigram keep every single character, and each
+    parts and results are kept, and every merge that leads to one of them. BPE always applies the earliest merge that
+    fits, so the text's own merges stay in their order. WordPiece and Unigram keep every single character, and each
     token with a character that has no token of its own.
 
     Args:
-        tokenizer: to prune.
-        text: of the domain.
+        text: text of the domain.
         needed: ids to keep in any case, with or without a token, such as the ends of text that a config names.
 
     Raises:
@@ -52,19 +51,20 @@ def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = (
     pieces = list(_pieces(text))
     encoded = [tokenizer.encode(piece) for piece in pieces]
     model, added = state["model"], {token["id"]: token["content"] for token in state["added_tokens"]}
-    ids = {old: token for token, old in _ids_of(model).items()}
-    always = {token for old, token in ids.items() if old in set(needed) | set(_ids_in(state["post_processor"]))}
-    always |= set(added.values()) | {model.get("unk_token")}
+    known = _ids_of(model)
+    ids = {old: token for token, old in known.items()}
+    always = set(needed) | {values[at] for values, at in _id_places(state["post_processor"])}
+    names = {token for old, token in ids.items() if old in always} | {*added.values(), model.get("unk_token")}
     used = {ids[old] for old in set().union(*encoded) if old in ids}
-    tokens = _spelling(model, used | (always & _ids_of(model).keys()))
+    tokens = _SPELLERS[model["type"]](model, used | (names & known.keys()))
     # Added tokens that the model does not know get the ids after the model's, in their order, wherever they are read.
     kept = sorted(old for old, token in ids.items() if token in tokens)
     kept += sorted(added.keys() - ids.keys())
     kept += sorted(set(needed) - set(kept))
     new_ids = {old: new for new, old in enumerate(kept)}
     pruned = _renumbered(state, tokens, new_ids)
-    for piece, before in zip(pieces, encoded, strict=True):
-        if pruned.encode(piece) != [new_ids[old] for old in before]:
+    for piece, old_ids in zip(pieces, encoded, strict=True):
+        if pruned.encode(piece) != [new_ids[old] for old in old_ids]:
             raise ExportError("the pruned tokenizer does not encode the vocabulary file as before: please report this")
     return Vocabulary(pruned, new_ids)
 
@@ -92,15 +92,10 @@ def _ids_of(model: dict[str, Any]) -> dict[str, int]:
     return vocab
 
 
-def _spelling(model: dict[str, Any], tokens: set[str]) -> set[str]:
-    """`tokens`, with the tokens that make them and the tokens that spell every string."""
-    return _SPELLERS[model["type"]](model, tokens)
-
-
 def _spell_bpe(model: dict[str, Any], tokens: set[str]) -> set[str]:
     makers: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for left, right in _merges(model):
-        makers[_merge_result(model, left, right)].append((left, right))
+    for left, right, result in _merges(model):
+        makers[result].append((left, right))
     kept = tokens | {token for token in model["vocab"] if token not in makers}
     open_ends = list(kept)
     while open_ends:
@@ -139,60 +134,41 @@ def _is_atom(token: str, letters: list[str], vocab: Collection[str]) -> bool:
 
 
 _SPELLERS = {"BPE": _spell_bpe, "WordPiece": _spell_wordpiece, "Unigram": _spell_unigram}
+"""Each adds to `tokens` the tokens that make them and the tokens that spell every string."""
 
 
-def _merges(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _merges(model: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The left part, the right part and the result of each merge."""
+    prefix = model.get("continuing_subword_prefix") or ""
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
-        yield left, right
+        yield left, right, left + right.removeprefix(prefix)
 
 
-def _merge_result(model: dict[str, Any], left: str, right: str) -> str:
-    return left + right.removeprefix(model.get("continuing_subword_prefix") or "")
-
-
-def _ids_in(processor: Any) -> Iterator[int]:
-    """The token ids that a post-processor puts into texts."""
+def _id_places(processor: Any) -> Iterator[tuple[list[Any], int]]:
+    """Where a post-processor names the token ids that it puts into texts: each place is a list and an index."""
     if isinstance(processor, dict) and "type" in processor:
         for step in processor.get("processors", ()):
-            yield from _ids_in(step)
+            yield from _id_places(step)
         for token in (processor.get("special_tokens") or {}).values():
-            yield from token["ids"]
-        for name in ("sep", "cls"):
-            if name in processor:
-                yield processor[name][1]
-
-
-def _renumber_processor(processor: Any, new_ids: dict[int, int]) -> None:
-    if isinstance(processor, dict) and "type" in processor:
-        for step in processor.get("processors", ()):
-            _renumber_processor(step, new_ids)
-        for token in (processor.get("special_tokens") or {}).values():
-            token["ids"] = [new_ids[old] for old in token["ids"]]
-        for name in ("sep", "cls"):
-            if name in processor:
-                processor[name][1] = new_ids[processor[name][1]]
+            yield from ((token["ids"], at) for at in range(len(token["ids"])))
+        yield from ((processor[name], 1) for name in ("sep", "cls") if name in processor)
 
 
 def _renumbered(state: dict[str, Any], tokens: set[str], new_ids: dict[int, int]) -> Tokenizer:
     """The tokenizer of `tokens`; changes `state`, the content of a tokenizer.json."""
     model = state["model"]
     if model["type"] == "Unigram":
-        entries = model["vocab"]
-        unknown = model["unk_id"]
-        model["unk_id"] = None if unknown is None else new_ids[unknown]
-        model["vocab"] = [entry for entry in entries if entry[0] in tokens]
+        model["unk_id"] = None if model["unk_id"] is None else new_ids[model["unk_id"]]
+        model["vocab"] = [entry for entry in model["vocab"] if entry[0] in tokens]
     else:
         model["vocab"] = {token: new_ids[old] for token, old in model["vocab"].items() if token in tokens}
     if model["type"] == "BPE":
-        model["merges"] = [
-            [left, right]
-            for left, right in _merges(model)
-            if {left, right, _merge_result(model, left, right)} <= tokens
-        ]
+        model["merges"] = [[left, right] for left, right, made in _merges(model) if {left, right, made} <= tokens]
     for token in state["added_tokens"]:
         token["id"] = new_ids[token["id"]]
-    _renumber_processor(state["post_processor"], new_ids)
+    for values, at in _id_places(state["post_processor"]):
+        values[at] = new_ids[values[at]]
     if state["padding"] is not None:
         state["padding"]["pad_id"] = new_ids.get(state["padding"]["pad_id"], 0)
     expected = _ids_of(model) | {token["content"]: token["id"] for token in state["added_tokens"]}

@@ -241,7 +241,7 @@ def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: FixedPrec
 def test_model_card(tiny_export: TinyExport) -> None:
     exported = tiny_export(Shape(), "int8").exported
     manifest = exported.bundle.manifest
-    card = model_card(manifest, exported.certificate, "a-folder", "I am the source.")
+    card = model_card(manifest, exported.certificate, "a-folder", "gpt2", "I am the source.")
     front = card.split("---\n")[1]
     assert "license" not in front
     assert "base_model" not in front

@@ -92,7 +92,7 @@ def test_merged_equals_unmerged(kind: str, base: Path, tmp_path: Path) -> None:
     checkpoint = merged(base, adapter)
     assert np.abs(logits_of(checkpoint) - wanted).max() <= 1e-4
     assert np.abs(TorchModel(base).logits(IDS) - wanted).max() > 0.01, "an adapter without effect would test nothing"
-    assert checkpoint.adapter == "adapter"
+    assert checkpoint.source.adapter == "adapter"
     tied = checkpoint.model.lm_head.weight is checkpoint.model.transformer.wte.weight
     assert tied == (kind not in ("saved-head", "saved-table", "table", "head"))
     assert json.loads(checkpoint.config_json).get("tie_word_embeddings", True) == tied
