@@ -65,7 +65,7 @@ def run(stories: Path, out: Path, tokens: int) -> None:
         tokens: tokens to train on in each run.
     """
     from edgelm_train.pretrain import pretrain
-    from edgelm_train.run.curves import draw_curves
+    from edgelm_train.run.report import draw_curves
 
     out.mkdir(parents=True, exist_ok=True)
     documents = read_documents(stories)

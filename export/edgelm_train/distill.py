@@ -13,11 +13,10 @@ from edgelm_train.models.distillation_loss import DistillationWeights
 from edgelm_train.models.sizes import defaults_for
 from edgelm_train.models.student import Apprentice, new_student, student_from_layers
 from edgelm_train.options import DistillOptions
-from edgelm_train.run.curves import draw_curves
-from edgelm_train.run.folder import begin_run, check_out, end_run
+from edgelm_train.run.folder import begin_run, check_out
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import Precision, device_for, fast_to_train, fastest_precision
-from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport
+from edgelm_train.run.report import Finished, TuningReport
 from edgelm_train.run.tuning_data import TextData, fingerprints, read_text, train_on
 
 
@@ -35,11 +34,10 @@ def distill(
     A finished run leaves a checkpoint for ``edgelm export`` in `out`, with report.md, report.json and curves.svg.
 
     Args:
-        teacher: a folder in Hugging Face layout, or a hub id.
+        teacher: a folder in Hugging Face layout, or a hub id, of which `revision` is a branch, tag or commit.
         data: UTF-8 text.
         out: the output folder.
         options: how the student learns.
-        revision: branch, tag or commit of a hub id.
         say: gets lines about the progress.
 
     Raises:
@@ -102,10 +100,7 @@ def distill(
     )
     apprentice.cpu().student().save_pretrained(out)
     checkpoint.tokenizer.save(out)
-    draw_curves(logs, schedule.batch_tokens, out / CURVES_FILE)
-    report.write(out)
-    end_run(folder)
-    return Finished(report, outcome)
+    return Finished.with_report(report, outcome, logs, schedule.batch_tokens, out)
 
 
 def _student(teacher: Any, options: DistillOptions) -> Any:

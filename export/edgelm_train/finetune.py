@@ -14,11 +14,10 @@ from edgelm_train.data.corpus import counted
 from edgelm_train.data.records import Task
 from edgelm_train.models.adapters import save_prefix, with_low_rank, with_prefix
 from edgelm_train.options import FinetuneOptions, Method
-from edgelm_train.run.curves import draw_curves
-from edgelm_train.run.folder import begin_run, check_out, end_run
+from edgelm_train.run.folder import begin_run, check_out
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import Precision, device_for, fast_to_train, fastest_precision
-from edgelm_train.run.report import CURVES_FILE, Finished, TuningReport
+from edgelm_train.run.report import Finished, TuningReport
 from edgelm_train.run.tuning_data import TuningData, fingerprints, read_tasks, read_text, train_on
 
 PREFIX_FILE = "prefix.safetensors"
@@ -43,11 +42,10 @@ def finetune(
     ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix).
 
     Args:
-        base: a folder in Hugging Face layout, or a hub id.
+        base: a folder in Hugging Face layout, or a hub id, of which `revision` is a branch, tag or commit.
         data: UTF-8 text, or a file of records.
         out: the output folder.
         options: how the checkpoint is tuned.
-        revision: branch, tag or commit of a hub id.
         say: gets lines about the progress.
 
     Raises:
@@ -98,20 +96,15 @@ def finetune(
         next_steps=_next_steps(base, revision, out, options.method, task),
     )
     _save(tuned.cpu(), checkpoint, options.method, out)
-    draw_curves({"": outcome.log}, schedule.batch_tokens, out / CURVES_FILE)
-    report.write(out)
-    end_run(folder)
-    return Finished(report, outcome)
+    return Finished.with_report(report, outcome, {"": outcome.log}, schedule.batch_tokens, out)
 
 
 def _read(data: Path, task: Task | None, options: FinetuneOptions, checkpoint: Checkpoint) -> TuningData:
     context = checkpoint.model.config.n_positions
     room = context - options.prefix_tokens if options.method == "prefix" else context
     if room < LEAST_ROOM_TOKENS:
-        raise TrainingError(
-            f"--prefix-tokens {options.prefix_tokens} leaves no room in the context of {context}: give at most "
-            f"{context - LEAST_ROOM_TOKENS}"
-        )
+        message = f"--prefix-tokens {options.prefix_tokens} leaves no room in the context of {context}"
+        raise TrainingError(f"{message}: give at most {context - LEAST_ROOM_TOKENS}")
     if task is not None:
         return read_tasks(data, options.held_out, checkpoint, task, room)
     window = min(room, context // 2) if options.window is None else options.window
@@ -147,14 +140,14 @@ def _schedule(options: FinetuneOptions, data: TuningData, precision: Precision) 
 def _save(tuned: Any, checkpoint: Checkpoint, method: Method, out: Path) -> None:
     if method == "prefix":
         save_prefix(tuned, checkpoint, out / PREFIX_FILE)
-        return
-    tuned.save_pretrained(out)
+    else:
+        tuned.save_pretrained(out)
     if method == "full":
         checkpoint.tokenizer.save(out)
 
 
 def _next_steps(base: str, revision: str | None, out: Path, method: Method, task: Task | None) -> list[str]:
-    """Shell commands that make a bundle of the result and run it with a prompt like those of the data."""
+    """Shell commands that make a bundle of the result and run it with a prompt like those in the data."""
     bundle = f"{Path(base).name if method == 'prefix' else out}-int8"
     export = ["edgelm", "export", str(out) if method == "full" else base]
     if method != "full" and revision is not None:
@@ -165,17 +158,13 @@ def _next_steps(base: str, revision: str | None, out: Path, method: Method, task
     if method == "prefix":
         run += ["--prefix", str(out / PREFIX_FILE)]
     prompt = "Your text" if task is None else task.prompt.shown()
-    columns = () if task is None else task.prompt.columns
-    names = ", ".join(f"{{{name}}}" for name in columns)
-    return [
-        shlex.join([*export, "-o", bundle]),
-        *([f"# in place of {names}: your text; all else of the prompt must stay as it is"] if columns else []),
-        f"{shlex.join(run)} {_quoted(prompt)}",
-    ]
+    names = [] if task is None else [f"{{{name}}}" for name in task.prompt.columns]
+    comment = [f"# in place of {', '.join(names)}: your text; all else of the prompt must stay as it is"]
+    return [shlex.join([*export, "-o", bundle]), *(comment if names else []), f"{shlex.join(run)} {_quoted(prompt)}"]
 
 
 def _quoted(text: str) -> str:
-    """`text` for bash and zsh: ``edgelm run`` takes a backslash as it is, so $'...' must make new lines and tabs."""
+    """`text` quoted for bash and zsh, by $'...' where it has new lines or tabs: ``edgelm run`` reads no escapes."""
     if not {"\n", "\t"} & set(text):
         return shlex.quote(text)
     for character, escape in {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t"}.items():

@@ -25,21 +25,21 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Option:
-    """What the command line shows of an option, and which values the option takes."""
+    """What ``--help`` shows of an option, and the values that the option takes."""
 
     help: str
     metavar: str | None = None
     unset: str | None = None
-    """What None stands for; the help shows it as the default."""
+    """What None stands for; ``--help`` shows it as the default."""
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     fraction: bool = False
-    """Whether the value is a part of a whole: at least 0, less than 1."""
+    """Whether the value must be at least 0 and less than 1."""
     counted: bool = False
-    """Whether the shell may write the number as 500K or 12.4M."""
+    """Whether the shell takes a number like 500K or 12.4M."""
     flag: str | None = None
-    """Name of the flag without its dashes, where it is not the name of the field."""
+    """Name of the flag without its dashes; None: the name of the field with hyphens."""
 
     def limit_broken_by(self, value: float) -> str | None:
         """The limit that `value` breaks, in words; None where it breaks none. NaN breaks every limit."""
@@ -54,18 +54,16 @@ class Option:
 
 
 def declare(default: Value, option: Option) -> Value:
-    """The field of an option in a dataclass."""
+    """A dataclass field that carries its `Option`."""
     return field(default=default, metadata={"option": option})
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """One option, as a field of a class of options declares it."""
+    """One option, as a dataclass field declares it: the name of the field, the name of the flag, and so on."""
 
     name: str
-    """Name of the field."""
     flag: str
-    """Name of the flag, without its dashes."""
     kind: Any
     """int, float, bool, str, Path, or a Literal of the possible strings."""
     default: Any
@@ -77,7 +75,7 @@ class TrainingOptions:
     """Options of one training run; None stands for a value that suits the model or the data.
 
     Raises:
-        TrainingError: a value is out of its range, or two options exclude each other.
+        TrainingError: a value breaks its limit, or two options exclude each other.
     """
 
     def __post_init__(self) -> None:
@@ -90,7 +88,7 @@ class TrainingOptions:
                 raise TrainingError(f"--{declared.flag} must be {limit}, got {value}")
 
     def recorded(self) -> dict[str, object]:
-        """The options by the names of their flags, as JSON values; a resumed run must have the same options."""
+        """The options as JSON values, by the names of their flags, because a resumed run must have equal options."""
         values = {declared.flag: getattr(self, declared.name) for declared in declarations(type(self))}
         return {flag: str(value) if isinstance(value, Path) else value for flag, value in values.items()}
 

@@ -15,12 +15,11 @@ from edgelm_train.data.corpus import END_OF_TEXT, Corpus, counted, read_corpus
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_train.models.sizes import defaults_for, load_weights, named_config, shape_name
 from edgelm_train.options import PretrainOptions
-from edgelm_train.run.curves import draw_curves
-from edgelm_train.run.folder import RUN_FOLDER, RunRecord, check_out, end_run, refuse_changes, sha256_of_weights
+from edgelm_train.run.folder import RUN_FOLDER, RunRecord, check_out, refuse_changes, sha256_of_weights
 from edgelm_train.run.held_out import loss_in_windows
 from edgelm_train.run.loop import Outcome, Schedule, train
 from edgelm_train.run.machine import device_for, fastest_precision, free_bytes, parts_that_fit
-from edgelm_train.run.report import CURVES_FILE, Finished, TrainingReport, draw_samples
+from edgelm_train.run.report import Finished, TrainingReport, draw_samples
 
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
 _PASSES = 4
@@ -35,25 +34,25 @@ def pretrain(
 
     A finished run leaves a checkpoint for ``edgelm export`` in `out`, with report.md, report.json and curves.svg. A
     resumed run has the same loss curve as an uninterrupted run on the same machine with the same number of threads.
-
-    Args:
-        files: the text files.
-        out: the output folder.
-        options: how the model is trained.
-        say: gets lines about the progress.
+    `say` gets lines about the progress.
 
     Raises:
         TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
     """
     started, folder = check_out(out), out / RUN_FOLDER
     corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
-    config = _config(options)
+    size = options.size or "6M" if options.start_from is None else str(options.start_from / "config.json")
+    config = named_config(size)
     recorded = {"data": corpus.sha256, **options.recorded(), "size": shape_name(config), "config": _fields(config)}
     if options.start_from is not None:
         recorded["weights"] = sha256_of_weights(options.start_from)
     if started is not None:
         refuse_changes(started, recorded, out)
-    tokenizer = _new_tokenizer(corpus, config, options) if started is None else load_bpe(folder / "tokenizer")
+    given_tokenizer = options.tokenizer or options.start_from if started is None else folder / "tokenizer"
+    if given_tokenizer is None:
+        tokenizer = train_bpe(corpus.training, options.vocab_size or config.vocab_size)
+    else:
+        tokenizer = load_bpe(given_tokenizer)
     _fit_vocabulary(config, tokenizer, options)
     training, held_out = pack(corpus.training, tokenizer), pack(corpus.held_out, tokenizer)
     say(
@@ -66,11 +65,8 @@ def pretrain(
     model = _model(config, options)
     record = started or RunRecord(recorded, _decide(model, len(training), options))
     schedule, phases = _schedule(record, config, options)
-    refuse_too_little(
-        {"to train on": training, "held out": held_out},
-        max(phase.window for phase in phases),
-        "a size with a shorter context",
-    )
+    longest = max(phase.window for phase in phases)
+    refuse_too_little({"to train on": training, "held out": held_out}, longest, "a size with a shorter context")
     if started is None:  # nothing is written before everything is checked
         save_bpe(tokenizer, folder / "tokenizer")
         record.write(folder)
@@ -79,46 +75,30 @@ def pretrain(
         f"{schedule.batch_tokens:,} tokens in {schedule.precision} on {model.device.type}"
     )
     stream = BatchStream(training, phases, schedule.batch_tokens, schedule.accumulate, options.seed)
-    outcome = train(
-        model,
-        stream,
-        lambda model: loss_in_windows(model, held_out.ids, phases[0].window).per_token,
-        folder,
-        schedule,
-        device=options.device,
-        say=say,
-    )
+
+    def measure(model: Any) -> float:
+        return loss_in_windows(model, held_out.ids, phases[0].window).per_token
+
+    outcome = train(model, stream, measure, folder, schedule, device=options.device, say=say)
     if outcome.ended == "signal":
         return Finished(None, outcome)
     report = _report(model, tokenizer, corpus, training, held_out, outcome, schedule, phases)
-    _save(model, tokenizer, out)
-    draw_curves({"": outcome.log}, schedule.batch_tokens, out / CURVES_FILE)
-    report.write(out)
-    end_run(folder)
-    return Finished(report, outcome)
-
-
-def _new_tokenizer(corpus: Corpus, config: Any, options: PretrainOptions) -> tokenizers.Tokenizer:
-    given = options.tokenizer or options.start_from
-    if given is not None:
-        return load_bpe(given)
-    return train_bpe(corpus.training, options.vocab_size or config.vocab_size)
-
-
-def _config(options: PretrainOptions) -> transformers.GPT2Config:
-    if options.start_from is None:
-        return named_config(options.size or "6M")
-    return named_config(str(options.start_from / "config.json"))
+    if model.config.activation_function == "gelu_pytorch_tanh":
+        model.config.activation_function = "gelu_new"  # the name that every reader of GPT-2 knows
+    model.config.use_cache = model.generation_config.use_cache = True
+    model.save_pretrained(out)
+    save_bpe(tokenizer, out)
+    return Finished.with_report(report, outcome, {"": outcome.log}, schedule.batch_tokens, out)
 
 
 def _fields(config: transformers.GPT2Config) -> str:
-    """Every field of a configuration, as text: two different configurations have different texts."""
+    """Every field of `config` as text: two different configurations have different texts."""
     fields = {name: value for name, value in config.to_dict().items() if name != "transformers_version"}
     return json.dumps(fields, sort_keys=True)
 
 
 def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Tokenizer, options: PretrainOptions) -> None:
-    """Give a new model the vocabulary of the tokenizer, and every model the tokenizer's <|endoftext|>."""
+    """Give a new model the tokenizer's vocabulary, and every model the tokenizer's <|endoftext|>."""
     tokens = max(tokenizer.get_vocab().values()) + 1
     if options.start_from is None:
         config.vocab_size = tokens
@@ -131,7 +111,7 @@ def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Token
 
 
 def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
-    device = device_for(options.device)
+    device = device_for(options.device)  # raises before the model takes time
     config.embd_pdrop = config.resid_pdrop = options.dropout
     config.attn_pdrop = 0.0  # torch's fused attention on CPUs has no dropout
     if config.activation_function == "gelu_new":
@@ -211,20 +191,22 @@ def _report(
     windows = [phase.window for phase in phases]
     losses = {window: loss_in_windows(model, held_out.ids, window) for window in windows}
     seen = outcome.steps * schedule.batch_tokens
+    characters = sum(map(len, corpus.training))
+    shape = (getattr(model.config, name) for name in ("n_layer", "n_embd", "n_head", "n_positions"))
     facts: dict[str, object] = {
         "documents to train on": len(corpus.training),
         "documents held out": len(corpus.held_out),
         "documents left out because an equal one is held out": corpus.repeated,
-        "characters to train on": corpus.training_characters,
+        "characters to train on": characters,
         "tokens to train on": len(training),
         "tokens held out": len(held_out),
-        "characters per token": corpus.training_characters / len(training),
-        "held-out loss, nats per character": losses[windows[0]].per_token * len(held_out) / corpus.held_out_characters,
+        "characters per token": characters / len(training),
+        "held-out loss, nats per character": (
+            losses[windows[0]].per_token * len(held_out) / sum(map(len, corpus.held_out))
+        ),
         "vocabulary": model.config.vocab_size,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "layers, width, heads, context": ", ".join(
-            str(getattr(model.config, name)) for name in ("n_layer", "n_embd", "n_head", "n_positions")
-        ),
+        "layers, width, heads, context": ", ".join(map(str, shape)),
         "ended": outcome.ended,
         "steps": outcome.steps,
         f"best step (the {schedule.keep} weights were kept)": outcome.best_step,
@@ -244,11 +226,3 @@ def _report(
         samples=draw_samples(model, tokenizer, range(_SAMPLES), min(_SAMPLE_TOKENS, model.config.n_positions - 1)),
         log=outcome.log,
     )
-
-
-def _save(model: Any, tokenizer: tokenizers.Tokenizer, out: Path) -> None:
-    if model.config.activation_function == "gelu_pytorch_tanh":
-        model.config.activation_function = "gelu_new"  # the name that every reader of GPT-2 knows
-    model.config.use_cache = model.generation_config.use_cache = True
-    model.save_pretrained(out)
-    save_bpe(tokenizer, out)

@@ -11,13 +11,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from edgelm.errors import TrainingError
 from edgelm_train.data.corpus import END_OF_TEXT
 
-SMALLEST_VOCABULARY = 257
-"""256 bytes and <|endoftext|>."""
-LARGEST_VOCABULARY = 262_144
+_VOCABULARY_SIZES = range(257, 262_144 + 1)
+"""The smallest vocabulary has the 256 bytes and <|endoftext|>."""
 _PIECE_CHARACTERS = 1_000_000
-"""A longer document is tokenized in pieces, because one huge line would cost more than many short ones."""
+"""Maximum length of a text for the tokenizer, because one huge line costs more than many short lines."""
 _WORD_CHARACTERS = 100
-"""The trainer gets longer runs without white space in parts, because its time grows with words times merges."""
+"""The trainer gets longer words in parts, because its time grows with words times merges."""
 _LONG_WORD = re.compile(rf"\S{{{_WORD_CHARACTERS + 1}}}")
 
 
@@ -47,10 +46,9 @@ def train_bpe(documents: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer
 
 def check_vocabulary_size(vocab_size: int) -> None:
     """Raises TrainingError where a byte-level vocabulary cannot have `vocab_size` tokens."""
-    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
-        raise TrainingError(
-            f"a byte-level vocabulary has {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY} tokens, got {vocab_size}"
-        )
+    if vocab_size not in _VOCABULARY_SIZES:
+        low, high = _VOCABULARY_SIZES[0], _VOCABULARY_SIZES[-1]
+        raise TrainingError(f"a byte-level vocabulary has {low} to {high} tokens, got {vocab_size}")
 
 
 def save_bpe(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
@@ -75,9 +73,7 @@ def load_bpe(folder: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise TrainingError(f"cannot read the tokenizer {path}: {error}") from None
     if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise TrainingError(
-            f"the tokenizer {path} has no token {END_OF_TEXT}, which training puts before every document"
-        )
+        raise TrainingError(f"the tokenizer {path} has no token {END_OF_TEXT}, which precedes every document")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -101,8 +97,8 @@ def _pieces(document: str) -> Iterator[str]:
     start = 0
     while len(document) - start > _PIECE_CHARACTERS:
         # A space belongs to the word after it. Without any space, the cut may split a word.
-        end = document.rfind(" ", start + 1, start + _PIECE_CHARACTERS)
-        end = end if end > start else start + _PIECE_CHARACTERS
+        space = document.rfind(" ", start + 1, start + _PIECE_CHARACTERS)
+        end = space if space > start else start + _PIECE_CHARACTERS
         yield document[start:end]
         start = end
     yield document[start:]

@@ -13,43 +13,35 @@ from edgelm.errors import TrainingError
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 """Its id in the tokenizers that edgelm trains."""
-HELD_OUT_EVERY = 50
+_HELD_OUT_EVERY = 50
 """Unless a number is given, every 50th document is held out (2%)."""
 _FEWEST_DOCUMENTS = 20
-"""With fewer documents, none is held out whole; the end of each document is held out instead."""
-_TAIL_FRACTION = 0.05
-
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ": "xz",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"(\xb5/\xfd": "zstd",
+"""With fewer documents, the last 5% of each document are held out instead of whole documents."""
+_HEAD_FRACTION = 0.95
+_NOT_UTF8 = {
+    b"\x1f\x8b": "compressed (gzip); decompress it first",
+    b"\xfd7zXZ": "compressed (xz); decompress it first",
+    b"PK\x03\x04": "compressed (zip); decompress it first",
+    b"BZh": "compressed (bzip2); decompress it first",
+    b"(\xb5/\xfd": "compressed (zstd); decompress it first",
+    b"\xff\xfe\0\0": "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {}",
+    b"\0\0\xfe\xff": "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {}",
+    b"\xff\xfe": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {}",
+    b"\xfe\xff": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {}",
 }
+"""What a file is that begins with these bytes. The first match counts."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and documents to measure on; no document is in both parts."""
+    """Documents to train on and held-out documents; no document is in both parts."""
 
     training: tuple[str, ...]
     held_out: tuple[str, ...]
-    size_bytes: int
-    """Size of all files together."""
     sha256: str
     """Hash (hex) of the bytes of all files, in order."""
     repeated: int
     """Number of documents that were left out of `training` because an equal one is in `held_out`."""
-
-    @property
-    def training_characters(self) -> int:
-        """Number of characters to train on."""
-        return sum(map(len, self.training))
-
-    @property
-    def held_out_characters(self) -> int:
-        """Number of characters to measure on."""
-        return sum(map(len, self.held_out))
 
 
 def read_corpus(files: Sequence[Path], *, separator: str = END_OF_TEXT, held_out: int | None = None) -> Corpus:
@@ -71,11 +63,10 @@ def read_corpus(files: Sequence[Path], *, separator: str = END_OF_TEXT, held_out
     """
     if not separator:
         raise TrainingError("the separator of documents is empty; give a text such as '<|endoftext|>'")
-    digest, size_bytes, separator_seen, documents = hashlib.sha256(), 0, False, list[str]()
+    digest, separator_seen, documents = hashlib.sha256(), False, list[str]()
     for file in files:
         content = _read(file)
         digest.update(content)
-        size_bytes += len(content)
         text = _decode(content, file)
         separator_seen |= separator in text
         documents += _split(text, separator)
@@ -90,7 +81,7 @@ def read_corpus(files: Sequence[Path], *, separator: str = END_OF_TEXT, held_out
         raise TrainingError(
             f"every document of {_names(files)} equals a held-out document: there is nothing left to train on"
         )
-    return Corpus(fresh, held, size_bytes, digest.hexdigest(), repeated=len(training) - len(fresh))
+    return Corpus(fresh, held, digest.hexdigest(), repeated=len(training) - len(fresh))
 
 
 def read_documents(file: Path, *, separator: str = END_OF_TEXT) -> list[str]:
@@ -127,13 +118,9 @@ def _read(file: Path) -> bytes:
 
 
 def _decode(content: bytes, file: Path) -> str:
-    for magic, name in _COMPRESSED.items():
-        if content.startswith(magic):
-            raise TrainingError(f"{file} is compressed ({name}); decompress it first")
-    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
-        raise TrainingError(f"{file} is UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {file.name}")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise TrainingError(f"{file} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {file.name}")
+    for first_bytes, description in _NOT_UTF8.items():
+        if content.startswith(first_bytes):
+            raise TrainingError(f"{file} is {description.format(file.name)}")
     zero = content.find(b"\0")
     if zero >= 0:
         raise TrainingError(f"{file} is not text: byte {zero} is zero; give a UTF-8 text file")
@@ -162,8 +149,8 @@ def _hold_out(documents: Sequence[str], held_out: int | None) -> tuple[list[str]
             )
         return list(documents[held_out:]), tuple(documents[:held_out])
     if len(documents) >= _FEWEST_DOCUMENTS:
-        training = [document for i, document in enumerate(documents) if i % HELD_OUT_EVERY]
-        return training, tuple(documents[::HELD_OUT_EVERY])
+        training = [document for i, document in enumerate(documents) if i % _HELD_OUT_EVERY]
+        return training, tuple(documents[::_HELD_OUT_EVERY])
     heads, tails = zip(*map(_cut, documents), strict=True)
     held = tuple(tail for tail in tails if tail)
     if not held:
@@ -173,9 +160,10 @@ def _hold_out(documents: Sequence[str], held_out: int | None) -> tuple[list[str]
 
 def _cut(document: str) -> tuple[str, str]:
     """Head and tail of `document`, cut at the first white space after 95% of it."""
-    space = re.compile(r"\s").search(document, int(len(document) * (1 - _TAIL_FRACTION)))
-    at = space.start() if space else int(len(document) * (1 - _TAIL_FRACTION))
-    return document[:at].strip(), document[at:].strip()
+    end = int(len(document) * _HEAD_FRACTION)
+    space = re.compile(r"\s").search(document, end)
+    end = space.start() if space else end
+    return document[:end].strip(), document[end:].strip()
 
 
 def _names(files: Sequence[Path]) -> str:

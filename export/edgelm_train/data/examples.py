@@ -8,7 +8,7 @@ from edgelm.errors import TrainingError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_train.data.corpus import counted
 from edgelm_train.data.packing import IGNORED
-from edgelm_train.data.records import Records, Task, read_records
+from edgelm_train.data.records import Task, read_records
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,19 @@ def read_examples(
 ) -> Examples:
     """The examples of a file of records.
 
-    Rows with an empty completion, and examples that are too long, are left out and counted in the notes.
-
-    Args:
-        path: the file.
-        task: how a row becomes an example.
-        tokenizer: the tokenizer of the model to tune.
-        eos_token_id: the token that ends every completion; None: no token does.
-        context_length: maximum length of an example, in tokens.
+    The notes count the rows left out: those with an empty completion, and those whose example is longer than
+    `context_length` tokens or is a single token. `eos_token_id` ends every completion, unless it is None.
 
     Raises:
         TrainingError: the file cannot be read, lacks a column, or has no usable example.
     """
     records = read_records(path)
-    _check_columns(path, records, task)
+    for name in (*task.prompt.columns, *task.completion.columns):
+        if name not in records.columns:
+            raise TrainingError(
+                f"{str(path)!r} has no column {name!r}, only {', '.join(map(repr, records.columns[:20]))}; "
+                "give --prompt and --completion templates that name its columns"
+            )
     encoded, empty = [], 0
     for row in records.rows:
         prompt, completion = task.prompt.fill(row), task.completion.fill(row)
@@ -82,17 +81,8 @@ def read_examples(
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids and labels (B, T) of a batch, padded on the right, because causal attention never looks there."""
+    """Ids and labels (B, T) of a batch, padded on the right, where causal attention never looks."""
     longest = max(len(example.ids) for example in examples)
     ids = [[*example.ids, *[pad_token_id] * (longest - len(example.ids))] for example in examples]
     labels = [[*example.labels, *[IGNORED] * (longest - len(example.ids))] for example in examples]
     return ids, labels
-
-
-def _check_columns(path: Path, records: Records, task: Task) -> None:
-    for name in (*task.prompt.columns, *task.completion.columns):
-        if name not in records.columns:
-            raise TrainingError(
-                f"{str(path)!r} has no column {name!r}, only {', '.join(map(repr, records.columns[:20]))}; "
-                "give --prompt and --completion templates that name its columns"
-            )

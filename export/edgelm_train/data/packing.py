@@ -42,49 +42,43 @@ def pack(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Packed:
 
 
 def refuse_too_little(parts: Mapping[str, Packed], window: int, remedy: str) -> None:
-    """Refuse a part of the data that does not fill one window.
+    """Raise a TrainingError where one of the `parts` has fewer tokens than `window`.
 
     Args:
-        parts: the packed parts, by what the message says of their tokens, such as "held out".
-        window: tokens of a window.
+        parts: packed documents, by the words that follow "tokens" in the message, such as "held out".
+        window: length of a window, in tokens.
         remedy: what a person can give instead of more text.
-
-    Raises:
-        TrainingError: a part has fewer tokens than `window`.
     """
     for name, packed in parts.items():
         if len(packed) < window:
-            raise TrainingError(
-                f"only {counted(len(packed), 'token')} {name}, less than one window of {window}; give more text, or "
-                f"{remedy}"
-            )
+            tokens = counted(len(packed), "token")
+            raise TrainingError(f"only {tokens} {name}, less than one window of {window}; give more text, or {remedy}")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` optimizer steps in a row whose windows all have `window` tokens."""
+    """A part of a run: `steps` optimizer steps whose windows have `window` tokens."""
 
     steps: int
     window: int
 
 
 class BatchStream:
-    """Every micro-batch of a run, by its index alone, so that a resumed run reads what an uninterrupted run would.
+    """A torch dataset of a run's micro-batches. An index alone decides a micro-batch, so that a run can be resumed.
 
-    In each epoch the documents stand end to end in a new order. The stream of all epochs is cut into batches of
-    `batch_tokens` tokens, that is ``batch_tokens // window`` windows. This is a torch dataset; an item is a micro-batch
-    of ``input_ids`` and ``labels``, int64 arrays (B, W). The label of a window's first token is IGNORED, because no
-    token predicts it.
-    """
+    Each epoch puts the documents end to end in a new order. The stream of all epochs is cut into batches, and these
+    into micro-batches of whole windows. A micro-batch has ``input_ids`` and ``labels``, int64 arrays (B, W). The label
+    of a window's first token is IGNORED, because no token predicts it.
 
-    def __init__(self, packed: Packed, phases: Sequence[Phase], batch_tokens: int, accumulate: int, seed: int) -> None:
-        """Args:
+    Args:
         packed: the documents.
-        phases: windows of the run, in order.
+        phases: the run, in order.
         batch_tokens: tokens of an optimizer step; a multiple of ``window * accumulate`` in every phase.
         accumulate: micro-batches of an optimizer step.
         seed: decides the order of the documents.
-        """
+    """
+
+    def __init__(self, packed: Packed, phases: Sequence[Phase], batch_tokens: int, accumulate: int, seed: int) -> None:
         self._packed, self._phases, self._seed = packed, tuple(phases), seed
         self._batch_tokens, self._accumulate = batch_tokens, accumulate
         self._epoch, self._epoch_ids = -1, packed.ids

@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgelm.errors import ConfigError, TrainingError
@@ -66,7 +67,7 @@ def read_records(path: Path) -> Records:
 
 @dataclass(frozen=True)
 class Template:
-    """Text with names of columns in braces, as in Python's ``str.format``; ``{{`` and ``}}`` stand for braces."""
+    """Text with column names in braces, as in Python's ``str.format``; ``{{`` and ``}}`` stand for braces."""
 
     parts: tuple[tuple[str, str | None], ...]
     """Pairs of a text and the column whose value follows it; None where no column follows."""
@@ -89,7 +90,7 @@ class Template:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of its columns, each once."""
+        """The column names, each once."""
         return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
 
     def fill(self, row: Mapping[str, str]) -> str:
@@ -103,10 +104,10 @@ class Template:
 
 @dataclass(frozen=True)
 class Task:
-    """How a row becomes a prompt and a completion.
+    """Templates that turn a row into a prompt and a completion.
 
-    The space between the two belongs to the beginning of the completion: a byte-level vocabulary joins a space to the
-    word after it, and the runtime encodes the prompt alone.
+    The space between the two belongs to the completion, because a byte-level vocabulary joins a space to the word after
+    it, and the runtime encodes the prompt alone.
     """
 
     prompt: Template
@@ -117,14 +118,13 @@ class Task:
         """Read both templates; if both are None, the columns ``prompt`` and ``completion`` are taken as they are.
 
         Raises:
-            ConfigError: only one template is given, one cannot be read, or the completion names no column.
+            ConfigError: only one template is given, a template cannot be read, or the completion names no column.
         """
         if (prompt is None) != (completion is None):
             raise ConfigError("a template for the prompt needs one for the completion, and the other way round")
-        task = cls(
-            Template.parse("{prompt}" if prompt is None else prompt),
-            Template.parse("{completion}" if completion is None else completion),
-        )
+        if prompt is None or completion is None:
+            prompt, completion = "{prompt}", "{completion}"
+        task = cls(Template.parse(prompt), Template.parse(completion))
         if not task.completion.columns:
             raise ConfigError(f"the completion template {completion!r} names no column: there is nothing to learn")
         return task
@@ -136,10 +136,8 @@ def unescaped(text: str) -> str:
 
 
 def _json_lines(text: str, name: str) -> list[Row]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return [
-        _json_row(_json(line, f"line {number} of {name!r}"), f"line {number} of {name!r}") for number, line in lines
-    ]
+    lines = {f"line {number} of {name!r}": line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
+    return [_json_row(_json(line, where), where) for where, line in lines.items()]
 
 
 def _json_list(text: str, name: str) -> list[Row]:
@@ -164,7 +162,11 @@ def _json_row(item: object, where: str) -> Row:
     row = {}
     for key, value in item.items():
         if isinstance(value, str):
-            row[key] = _without_surrogates(value, where)
+            if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+                raise TrainingError(
+                    f"{where} contains half a character (a lone surrogate like \\ud800); correct it first"
+                )
+            row[key] = value
         elif value is None:
             row[key] = ""
         elif isinstance(value, bool | int | float):
@@ -173,25 +175,11 @@ def _json_row(item: object, where: str) -> Row:
     return row
 
 
-def _without_surrogates(value: str, where: str) -> str:
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        raise TrainingError(f"{where} contains half a character (a lone surrogate like \\ud800); correct it first")
-    return value
-
-
-def _csv(text: str, name: str) -> list[Row]:
-    return _table(text, name, csv.excel)
-
-
-def _tsv(text: str, name: str) -> list[Row]:
-    return _table(text, name, _Tsv)
-
-
 class _Tsv(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
-def _table(text: str, name: str, dialect: type[csv.Dialect]) -> list[Row]:
+def _table(text: str, name: str, dialect: type[csv.Dialect] = csv.excel) -> list[Row]:
     csv.field_size_limit(max(len(text), 1))  # Python's default limit is 131,072 characters
     reader = csv.reader(io.StringIO(text, newline=""), dialect, strict=True)
     rows: list[Row] = []
@@ -214,6 +202,6 @@ _PARSERS: dict[str, Callable[[str, str], list[Row]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json_list,
-    ".csv": _csv,
-    ".tsv": _tsv,
+    ".csv": _table,
+    ".tsv": partial(_table, dialect=_Tsv),
 }

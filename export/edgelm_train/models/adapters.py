@@ -23,12 +23,7 @@ _MATRICES = ["c_attn", "c_proj", "c_fc"]
 
 
 def with_low_rank(model: Any, rank: int) -> Any:
-    """The frozen model with a learnable product of two narrow matrices beside every matrix of its layers.
-
-    Args:
-        model: a ``transformers.GPT2LMHeadModel``.
-        rank: the narrow side of the two matrices.
-    """
+    """A frozen ``transformers.GPT2LMHeadModel`` with a learnable product of rank `rank` beside each matrix of a layer."""
     import peft
 
     config = peft.LoraConfig(
@@ -44,14 +39,11 @@ def with_low_rank(model: Any, rank: int) -> Any:
 
 
 def with_prefix(model: Any, start_ids: Sequence[int]) -> Any:
-    """The frozen model behind a learnable prefix, which begins as the keys and values of real tokens.
+    """A frozen ``transformers.GPT2LMHeadModel`` with a learnable prefix of as many virtual tokens as `start_ids`.
 
-    Activations of real words are a better start than random numbers, above all with little data (section 7.4 of the
-    paper). The paper's reparametrization by an MLP is left out, because only random starts need it.
-
-    Args:
-        model: a ``transformers.GPT2LMHeadModel``.
-        start_ids: the real tokens; the prefix has as many virtual tokens.
+    The prefix begins as the keys and values of `start_ids`: activations of real words are a better start than random
+    numbers, above all with little data (section 7.4 of the paper). The paper's reparametrization by an MLP is left out,
+    because only random starts need it.
     """
     import peft
 
@@ -69,10 +61,9 @@ def with_prefix(model: Any, start_ids: Sequence[int]) -> Any:
 
 
 def keys_values(adapted: Any) -> KeysValues:
-    """The learned prefix as a prefix file stores it: float32 (2·layers, H, T, h), keys of a layer before its values.
+    """The learned prefix of a model that `with_prefix` made, as a prefix file stores it.
 
-    Args:
-        adapted: a model that `with_prefix` made.
+    The array is float32 (2·layers, H, T, h), with the keys of a layer before its values.
     """
     config = adapted.get_base_model().config
     rows = adapted.prompt_encoder["default"].embedding.weight.detach().float().cpu()  # (T, 2·layers·H·h)
@@ -82,21 +73,13 @@ def keys_values(adapted: Any) -> KeysValues:
 
 
 def save_prefix(adapted: Any, checkpoint: Checkpoint, path: Path) -> None:
-    """Write the prefix file, in float32, so that a bundle in fp32 computes what peft computes.
+    """Write the prefix file of a model that `with_prefix` made of the model of `checkpoint`.
 
-    Args:
-        adapted: a model that `with_prefix` made.
-        checkpoint: its base.
-        path: the file to write.
+    The file is in float32, so that a bundle in fp32 computes what peft computes.
 
     Raises:
         PrefixError: the prefix contains NaN or infinity.
         OSError: the file cannot be written.
     """
-    write_learned_prefix(
-        path,
-        keys_values(adapted),
-        source=checkpoint.name,
-        body_sha256=body_sha256(adapted.get_base_model()),
-        dtype="float32",
-    )
+    sha256 = body_sha256(adapted.get_base_model())
+    write_learned_prefix(path, keys_values(adapted), source=checkpoint.name, body_sha256=sha256, dtype="float32")

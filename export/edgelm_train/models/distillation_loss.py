@@ -54,8 +54,8 @@ def hidden_state_loss(
     are paired evenly, and a learned matrix projects the student's states to the teacher's width where the two differ.
 
     Args:
-        student: the output of every layer of the student, each (B, T, D).
-        teacher: the output of every layer of the teacher, each (B, T, D'); at least as many layers as the student's.
+        student: the output (B, T, D) of each layer.
+        teacher: the output (B, T, D') of each layer; at least as many layers as in `student`.
         projection: maps D to D'.
     """
     losses = []
@@ -66,7 +66,7 @@ def hidden_state_loss(
 
 
 def teacher_layer(layer: int, student_layers: int, teacher_layers: int) -> int:
-    """The teacher's layer that is paired with a layer of the student: evenly spaced, the last one with the last one."""
+    """The teacher's layer that is paired with the student's `layer`: evenly spaced, the last with the last."""
     return (layer + 1) * teacher_layers // student_layers - 1
 
 
@@ -75,19 +75,13 @@ def distillation_loss(
 ) -> torch.Tensor:
     """The weighted sum of the three losses.
 
-    Args:
-        student: an output of transformers with ``loss``, ``logits`` and ``hidden_states``.
-        teacher: an output of transformers with ``logits`` and ``hidden_states``.
-        labels: as for `soft_target_loss`.
-        projection: as for `hidden_state_loss`.
-        weights: the weights, and the temperature.
+    `student` and `teacher` are outputs of transformers with ``logits`` and ``hidden_states``; that of the student has
+    the cross entropy as its ``loss``. `labels` is as for `soft_target_loss`, `projection` as for `hidden_state_loss`.
     """
-    loss = weights.hard * student.loss + weights.soft * soft_target_loss(
-        student.logits, teacher.logits, labels, weights.temperature
-    )
+    soft = soft_target_loss(student.logits, teacher.logits, labels, weights.temperature)
+    loss = weights.hard * student.loss + weights.soft * soft
     if weights.hidden:
         # The first hidden state is the embedding, which no layer has computed.
-        loss = loss + weights.hidden * hidden_state_loss(
-            student.hidden_states[1:], teacher.hidden_states[1:], projection
-        )
+        hidden = hidden_state_loss(student.hidden_states[1:], teacher.hidden_states[1:], projection)
+        loss = loss + weights.hidden * hidden
     return loss

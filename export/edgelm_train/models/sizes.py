@@ -44,7 +44,7 @@ _SHAPE_FIELDS = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
 
 
 def check_size(size: str) -> None:
-    """Raises TrainingError where `size` is neither a name in `SIZES` nor the path of a JSON file."""
+    """Raises a TrainingError where `size` is neither a name in `SIZES` nor the path of a JSON file."""
     if size not in SIZES and not size.endswith(".json"):
         raise TrainingError(f"{size!r} is no size: give {', '.join(SIZES)} or the path of a GPT-2 config.json")
 
@@ -78,11 +78,9 @@ def named_config(size: str) -> "transformers.GPT2Config":
         missing = [name for name in _SHAPE_FIELDS if name not in fields]
         if missing:
             raise ValueError(f"{', '.join(missing)} is missing")
-        for name in _SHAPE_FIELDS:
+        for name in (*_SHAPE_FIELDS, *(["n_inner"] if fields.get("n_inner") is not None else [])):
             if type(fields[name]) is not int or fields[name] < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {fields[name]!r}")
-        if fields.get("n_inner") is not None and (type(fields["n_inner"]) is not int or fields["n_inner"] < 1):
-            raise ValueError(f"n_inner must be an integer of at least 1 or null, got {fields['n_inner']!r}")
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not 0 < float(fields.get(name, 1e-5)) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {fields[name]!r}")
@@ -90,9 +88,7 @@ def named_config(size: str) -> "transformers.GPT2Config":
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
         if config.n_positions % 2:
-            raise ValueError(
-                f"n_positions must be even, because some windows have half of it, got {config.n_positions}"
-            )
+            raise ValueError(f"n_positions must be even to have half windows, got {config.n_positions}")
         if config.activation_function not in ACT2FN:
             raise ValueError(f"transformers has no activation_function {config.activation_function!r}")
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -135,7 +131,5 @@ def load_weights(folder: Path, config: "transformers.GPT2Config") -> Any:
     except Exception as error:  # safetensors, torch and transformers each raise their own exceptions
         raise TrainingError(f"cannot load the weights in {folder}: {first_line(error)}") from None
     if loading["missing_keys"]:
-        raise TrainingError(
-            f"the weights in {folder} are incomplete: {sorted(loading['missing_keys'])[0]!r} is missing"
-        )
+        raise TrainingError(f"the weights in {folder} are incomplete: {min(loading['missing_keys'])!r} is missing")
     return model

@@ -11,12 +11,9 @@ from edgelm_train.models.sizes import NO_DROPOUT, named_config
 
 
 def new_student(teacher: Any, size: str, seed: int) -> Any:
-    """A student with random weights.
+    """A student with random weights and with the vocabulary of `teacher`, a ``transformers.GPT2LMHeadModel``.
 
-    Args:
-        teacher: a ``transformers.GPT2LMHeadModel``; the student has its vocabulary.
-        size: a name in `edgelm_train.models.sizes.SIZES`, or the path of a GPT-2 config.json.
-        seed: decides the random weights.
+    Its shape is that of `size`, as for `named_config`, with at most the teacher's context.
 
     Raises:
         TrainingError: there is no such size, or the student would have more layers than the teacher.
@@ -35,13 +32,10 @@ def new_student(teacher: Any, size: str, seed: int) -> Any:
 
 
 def student_from_layers(teacher: Any, layers: int) -> Any:
-    """A copy of some evenly spaced layers of the teacher, the start of DistilBERT and DistilGPT2.
+    """A copy of `layers` evenly spaced layers of `teacher`, a ``transformers.GPT2LMHeadModel``.
 
-    The teacher's layers are a better start than random weights (Sanh et al., arXiv 1910.01108, section 3).
-
-    Args:
-        teacher: a ``transformers.GPT2LMHeadModel``.
-        layers: number of layers of the student, from 1 to that of the teacher.
+    It is the start of DistilBERT and DistilGPT2, and better than random weights (Sanh et al., arXiv 1910.01108,
+    section 3).
     """
     config = transformers.GPT2Config.from_dict(teacher.config.to_dict() | NO_DROPOUT | {"n_layer": layers})
     student = transformers.GPT2LMHeadModel._from_config(config)
@@ -58,10 +52,9 @@ def student_from_layers(teacher: Any, layers: int) -> Any:
 
 
 class Apprentice(transformers.GPT2LMHeadModel):  # type: ignore[misc]
-    """A GPT-2 whose loss, where labels are given, is the loss of distillation.
+    """A GPT-2 whose loss is the loss of distillation, where labels are given.
 
-    Its state has one matrix more than a GPT-2's: the projection of hidden states, learned with the student and dropped
-    in the end.
+    Its state has one matrix more than a GPT-2's: the projection of hidden states, which `student` drops.
     """
 
     @classmethod

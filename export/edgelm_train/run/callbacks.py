@@ -20,7 +20,7 @@ _LONGEST_WAIT_SECONDS = 5.0
 
 
 class Stop:
-    """Why a run is to stop after its present step: by a signal (its number), or at its time limit."""
+    """Why a run stops after its present step: a signal (by its number), or the time limit."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -55,17 +55,12 @@ class Stop:
 
 
 class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-    """Counts the seconds of a run over all its parts, asks for checkpoints, and stops the run at its time limit.
+    """Counts the seconds of a run over all its parts, asks for a checkpoint every `save_seconds`, and stops the run.
 
-    It asks for a checkpoint only after a step that is logged, so that a resumed run averages its losses over the same
-    steps. After a signal it waits for such a step for some seconds at most.
+    The run stops after `limit_seconds`, and on the signals of `stop`. `say` gets a line when a signal has come.
 
-    Args:
-        stop: tells of signals, and is told of the time limit.
-        log_every: steps between two logged steps.
-        save_seconds: time between two checkpoints.
-        limit_seconds: time limit of the run; None: no limit.
-        say: gets a line where the run waits before it stops.
+    A checkpoint is written only after a step that is logged, that is every `log_every` steps, so that a resumed run
+    averages its losses over the same steps. After a signal the run waits at most five seconds for such a step.
     """
 
     def __init__(
@@ -74,7 +69,7 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         log_every: int,
         save_seconds: float,
         limit_seconds: float | None,
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], None],
     ) -> None:
         self.seconds = 0.0
         self._stop, self._log_every, self._say = stop, log_every, say
@@ -87,7 +82,9 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self._ticked = self._saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._tick()
+        now = time.monotonic()
+        self.seconds += now - self._ticked
+        self._ticked = now
         if self._limit_seconds is not None and self.seconds >= self._limit_seconds:
             self._stop.out_of_time = True
         logged = state.global_step % self._log_every == 0
@@ -95,7 +92,7 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
             control.should_log = control.should_save = control.should_training_stop = True
             # A run at its time limit is finished and is measured; one stopped by a signal can be resumed.
             control.should_evaluate = control.should_evaluate or self._stop.out_of_time
-        elif logged and time.monotonic() - self._saved >= self._save_seconds:
+        elif logged and now - self._saved >= self._save_seconds:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -107,24 +104,17 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
             self._say("stopping, and writing a checkpoint ...")
         return time.monotonic() - self._asked >= _LONGEST_WAIT_SECONDS
 
-    def _tick(self) -> None:
-        now = time.monotonic()
-        self.seconds += now - self._ticked
-        self._ticked = now
-
 
 class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
-    """One line on stderr: progress, losses, tokens per second, and the time that is left.
+    """One line on stderr: progress, losses, tokens per second, and the remaining time.
 
     Args:
         batch_tokens: tokens of an optimizer step.
-        write: gets the text instead of stderr.
     """
 
-    def __init__(self, batch_tokens: int, write: Callable[[str], object] | None = None) -> None:
+    def __init__(self, batch_tokens: int) -> None:
         self._batch_tokens = batch_tokens
-        self._write = write or sys.stderr.write
-        self._live = write is None and sys.stderr.isatty()
+        self._live = sys.stderr.isatty()
         self._loss = self._held_out = float("nan")
         self._began = self._drawn = 0.0
         self._first_step = 0
@@ -147,17 +137,17 @@ class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
         line = progress_line(
             state.global_step, state.max_steps, seconds_per_step, self._batch_tokens, self._loss, self._held_out
         )
-        self._write(f"\r{line}\033[K" if self._live else f"{line}\n")
+        sys.stderr.write(f"\r{line}\033[K" if self._live else f"{line}\n")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._live:
-            self._write("\n")
+            sys.stderr.write("\n")
 
 
 def progress_line(
     step: int, steps: int, seconds_per_step: float, batch_tokens: int, loss: float, held_out: float
 ) -> str:
-    """The line of a `ProgressBar`; a loss that is not known yet (NaN) is left out."""
+    """The line of a `ProgressBar`; a loss that is not known yet, NaN, is left out."""
     done = _BAR_CELLS * step // steps
     parts = [f"[{'#' * done}{'.' * (_BAR_CELLS - done)}] {step / steps:4.0%}  step {step:,}/{steps:,}"]
     if loss == loss:

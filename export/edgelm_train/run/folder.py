@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgelm_train.run.machine import Precision
 
 RUN_FOLDER = "training"
-"""Inside the output folder. It has the record of the run, its checkpoints until it is finished, the event files of
+"""The part of an output folder with the record of the run, its checkpoints until it is finished, the event files of
 TensorBoard, and the tokenizer of ``edgelm pretrain``."""
 _RECORD_FILE = "run.json"
 _HASHED = ("data", "held-out data", "weights", "tokenizer")
@@ -26,7 +26,7 @@ _HASHED = ("data", "held-out data", "weights", "tokenizer")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The options with which a run was started, and what was decided from them for all parts of the run."""
+    """The options with which a run was started, and the decisions that a resumed run keeps."""
 
     options: Mapping[str, object]
     """JSON values by the name of the flag, without its dashes."""
@@ -55,7 +55,7 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def refuse_changes(started: RunRecord, options: Mapping[str, object], out: Path) -> None:
-    """Raises TrainingError that names the first of `options` which differs from those that started the run in `out`."""
+    """Raises a TrainingError that names the first of `options` that differs from those of the run in `out`."""
     for name in [*started.options, *options]:
         recorded, given = started.options.get(name), options.get(name)
         if recorded != given:
@@ -88,9 +88,9 @@ def begin_run(
 
     Args:
         out: the output folder.
-        started: the record that `check_out` found in `out`.
-        options: all that must not change when the run is resumed, by name.
-        measure: gives the precision of a new run; a resumed run keeps its own.
+        started: what `check_out` returned for `out`.
+        options: everything that must not change when the run is resumed, by name.
+        measure: returns the precision of a new run; a resumed run keeps its precision.
 
     Returns:
         The folder for checkpoints, and the precision of the run.
@@ -106,14 +106,14 @@ def begin_run(
     return folder, "bf16" if started.decided.get("precision") == "bf16" else "fp32"
 
 
-def end_run(folder: Path) -> None:
-    """Remove the checkpoints of a run whose result is saved."""
-    for checkpoint in folder.rglob("checkpoint-*"):
+def end_run(out: Path) -> None:
+    """Remove the checkpoints of a run whose result is saved in `out`."""
+    for checkpoint in (out / RUN_FOLDER).rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file, or replace it at once: a process that is killed meanwhile leaves no half file."""
+    """Write or replace a JSON file as a whole: a process that is killed meanwhile leaves no half file."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)

@@ -1,6 +1,6 @@
 """The loss of a model on held-out data: on windows of a packed stream, or on the completions of examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,36 +38,28 @@ class Loss:
 def loss_in_windows(model: Any, ids: Ids, window: int) -> Loss:
     """The loss of `model`, in float32 without dropout, on a packed stream that is cut into windows.
 
-    The first token of a window does not count, because no token predicts it. Nor do the tokens after the last whole
-    window. The mode of the model and torch's random state stay as they are.
-
-    Args:
-        model: a causal language model.
-        ids: the stream (T,); it fills at least one window.
-        window: length of a window, in tokens.
+    `ids` (T,) fills at least one window of `window` tokens. The first token of a window does not count, because no
+    token predicts it. Nor do the tokens after the last whole window. The model's mode and torch's random state stay as
+    they are.
     """
     rows = torch.from_numpy(ids[: len(ids) // window * window].astype(np.int64)).view(-1, window)
-    nats, tokens = 0.0, 0
-    with measuring(model):
-        for batch in rows.split(max(1, _TOKENS_AT_ONCE // window)):
-            batch = batch.to(model.device)
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()  # (B, W - 1, V)
-            labels = batch[:, 1:]
-            nats += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
-            tokens += labels.numel()
-    return Loss(nats, tokens)
+    return _loss(model, ((batch, batch) for batch in rows.split(max(1, _TOKENS_AT_ONCE // window))))
 
 
 def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: int) -> Loss:
-    """The loss of `model`, in float32 without dropout, on the tokens of completions; its mode stays as it is."""
-    nats, tokens = 0.0, 0
+    """The loss of `model`, in float32 without dropout, on the tokens of completions; the model's mode stays."""
     by_length = sorted(examples, key=lambda example: len(example.ids))
-    with measuring(model):
-        for start in range(0, len(by_length), _ROWS_AT_ONCE):
-            rows, targets = pad(by_length[start : start + _ROWS_AT_ONCE], pad_token_id)
-            ids = torch.tensor(rows, device=model.device)
-            labels = torch.tensor(targets, device=model.device)[:, 1:]
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+    groups = (by_length[i : i + _ROWS_AT_ONCE] for i in range(0, len(by_length), _ROWS_AT_ONCE))
+    return _loss(model, (map(torch.tensor, pad(group, pad_token_id)) for group in groups))
+
+
+def _loss(model: Any, batches: Iterable[Iterable[torch.Tensor]]) -> Loss:
+    """The loss on batches of ids (B, T) and labels (B, T), as training takes them."""
+    nats, tokens = 0.0, 0
+    with _measuring(model):
+        for ids, labels in batches:
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+            labels = labels[:, 1:].to(model.device)
             learned = labels != IGNORED
             nats += float(torch.nn.functional.cross_entropy(logits[learned], labels[learned], reduction="sum"))
             tokens += int(learned.sum())
@@ -75,10 +67,10 @@ def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: i
 
 
 @contextmanager
-def measuring(model: Any) -> Iterator[None]:
-    """In this context `model` is in float32, without dropout and without gradients; afterwards it is as before.
+def _measuring(model: Any) -> Iterator[None]:
+    """In this context `model` computes in float32, without dropout and gradients; its state is restored afterwards.
 
-    accelerate replaces the forward of a model that it prepares by one in mixed precision, and never restores it.
+    accelerate replaces the forward method of a model by one in mixed precision, and never restores it.
     """
     was_training, prepared = model.training, model.__dict__.get("forward")
     original = model.__dict__.get("_original_forward")

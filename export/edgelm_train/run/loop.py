@@ -23,9 +23,11 @@ from edgelm_train.run.machine import Precision
 from edgelm_train.run.muon import MuonAdamW
 
 OptimizerName = Literal["adamw", "muon"]
+End = Literal["complete", "early", "time", "signal"]
 Batch = Mapping[str, Any]
 _MOST_LOGGED_STEPS = 2000
 _ENDED_FILE = "ended.json"
+"""How a run ended, so that a call that is stopped between the last step and the report can be repeated."""
 _LOGGED = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
 
 
@@ -41,7 +43,7 @@ class Schedule:
     accumulate: int = 1
     """Micro-batches of an optimizer step."""
     final_learning_rate: float = 0.05
-    """End of the cosine schedule, as a part of the peak learning rate."""
+    """End of the cosine, as a part of the peak learning rate."""
     beta2: float = 0.95
     clip_norm: float = 1.0
     optimizer: OptimizerName = "adamw"
@@ -50,9 +52,9 @@ class Schedule:
     evaluate_every: int = 0
     """Steps between two measurements on held-out data; 0: only at the end."""
     patience: int | None = None
-    """Stop after this number of measurements in a row without a better one; None: never."""
+    """Stop after this number of measurements in a row that are not the best so far; None: never."""
     keep: Literal["best", "last"] = "best"
-    """Weights of the model in the end: those of the best measurement, or those of the last step."""
+    """Weights of the trained model: those of the best measurement, or those of the last step."""
     save_seconds: float = 240.0
     """Time between two checkpoints."""
     limit_seconds: float | None = None
@@ -65,18 +67,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a run. Its model has the weights to keep, unless a signal stopped the run."""
+    """The end of a run. The model has the weights to keep then, unless a signal stopped the run."""
 
     log: tuple[dict[str, Any], ...]
     """Points of the curve: {"step", "loss", "learning_rate", "grad_norm"} or {"step", "eval_loss"}; losses in nats."""
     steps: int
     seconds: float
-    """Time of all parts of the run."""
+    """Time of the run, with its earlier parts where it was resumed."""
     best_step: int
     """Step with the least held-out loss."""
-    ended: Literal["complete", "early", "time", "signal"]
+    ended: End
     signal: int | None = None
-    """Number of the signal that came, even where the run was finished nevertheless."""
+    """Number of the signal that came, even where the run ended for another reason."""
 
 
 def train(
@@ -96,11 +98,9 @@ def train(
         model: a model of transformers that computes a loss from labels.
         batches: ``schedule.steps * schedule.accumulate`` micro-batches with "input_ids" and "labels" (B, T); a label
             of -100 is ignored. The loss of a step is the mean over the labels of all its micro-batches.
-        measure: gives the held-out loss of the model, in nats per token.
-        folder: gets the checkpoints and the event files of TensorBoard.
-        schedule: how the run goes.
+        measure: returns the held-out loss of the model, in nats per token.
+        folder: gets the checkpoints and the event files of `tensorboard`.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        tensorboard: whether to write event files.
         say: gets lines about the progress.
 
     Raises:
@@ -113,7 +113,7 @@ def train(
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=schedule.patience))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(folder)
-    ended_before = _read_ended(folder) if checkpoint is not None else None
+    ended_before = None if checkpoint is None else _read_ended(folder)
     if checkpoint is not None and ended_before is None:
         say(f"resuming after step {checkpoint.name.removeprefix('checkpoint-')} of {schedule.steps}")
     with quiet_torch():
@@ -129,23 +129,19 @@ def train(
             trainer.optimizer = MuonAdamW(model, schedule.learning_rate, schedule.weight_decay, schedule.beta2)
         trainer.remove_callback(transformers.PrinterCallback)
         if ended_before is not None:
-            trainer.load_weights(folder / ended_before.kept)
-            return ended_before.outcome
+            trainer._load_from_checkpoint(str(ended_before[1]), model)
+            return ended_before[0]
         try:
             with stop.on_signals():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _disk_is_full(error):
                 raise
-            raise TrainingError(
-                f"cannot write a checkpoint into {folder}: the disk is full; free some of it and give the same "
-                "command again"
-            ) from None
+            message = f"cannot write a checkpoint into {folder}: the disk is full"
+            raise TrainingError(f"{message}; free some of it and give the same command again") from None
     state = trainer.state
-    ended: Literal["complete", "early", "time", "signal"] = "complete"
-    if stop.out_of_time:
-        ended = "time"
-    elif state.global_step < schedule.steps:
+    ended: End = "time" if stop.out_of_time else "complete"
+    if ended == "complete" and state.global_step < schedule.steps:
         ended = "signal" if stop.signal is not None and not trainer.out_of_patience else "early"
     outcome = Outcome(
         log=tuple(
@@ -160,34 +156,24 @@ def train(
         signal=stop.signal,
     )
     if ended != "signal":
-        kept = state.best_model_checkpoint if schedule.keep == "best" else None
-        _Ended(replace(outcome, signal=None), Path(kept or f"checkpoint-{state.global_step}").name).write(folder)
+        best = state.best_model_checkpoint if schedule.keep == "best" else None
+        kept = Path(best or f"checkpoint-{state.global_step}").name
+        write_json(folder / _ENDED_FILE, {"outcome": asdict(replace(outcome, signal=None)), "kept": kept})
     return outcome
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """The end of a run, on disk: a call that is stopped between the last step and the report can be repeated."""
-
-    outcome: Outcome
-    kept: str
-    """Name of the checkpoint with the weights to keep."""
-
-    def write(self, folder: Path) -> None:
-        write_json(folder / _ENDED_FILE, asdict(self))
-
-
-def _read_ended(folder: Path) -> _Ended | None:
+def _read_ended(folder: Path) -> tuple[Outcome, Path] | None:
+    """The end of the run in `folder` and the checkpoint with the weights to keep; None where the run has not ended."""
     try:
         content = json.loads((folder / _ENDED_FILE).read_text(encoding="utf-8"))
         outcome = Outcome(**{**content["outcome"], "log": tuple(content["outcome"]["log"])})
-        return _Ended(outcome, content["kept"]) if (folder / content["kept"]).is_dir() else None
+        return (outcome, folder / content["kept"]) if (folder / content["kept"]).is_dir() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """Whether `error` means a full disk; torch raises a RuntimeError of its archive writer, safetensors a message."""
+    """Whether `error` means a full disk, for which torch's archive writer and safetensors have errors of their own."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "inline_container" in str(error) or "No space left" in str(error)
 
@@ -206,7 +192,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _arguments(folder: Path, schedule: Schedule, device: str, tensorboard: bool) -> Any:
     every = schedule.evaluate_every or schedule.steps
-    # TrainingArguments with bf16 set this variable, and later ones without bf16 would obey it in the same process.
+    # TrainingArguments with bf16 set this variable, and later ones of this process would obey it without bf16.
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     return transformers.TrainingArguments(
         output_dir=str(folder),
@@ -262,10 +248,6 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             for callback in self.callback_handler.callbacks
             if isinstance(callback, transformers.EarlyStoppingCallback)
         )
-
-    def load_weights(self, checkpoint: Path) -> None:
-        """Load the weights of a checkpoint into the model."""
-        self._load_from_checkpoint(str(checkpoint), self.model)
 
     def get_train_dataloader(self) -> Any:
         batches = self.train_dataset

@@ -1,7 +1,7 @@
 """How a run uses this machine: its device, kernels and precision, and how large its micro-batches are."""
 
 import time
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
@@ -17,7 +17,7 @@ _SHARE = 0.5
 
 
 def device_for(requested: str) -> str:
-    """ "cuda" or "cpu", for an option that may also be "auto".
+    """The device for an option: "cuda" or "cpu", where `requested` may also be "auto".
 
     Raises:
         TrainingError: a GPU is requested, and torch finds none.
@@ -28,7 +28,7 @@ def device_for(requested: str) -> str:
 
 
 def fast_to_train(model: Any) -> Any:
-    """`model`, with fused kernels for GELU and for attention, unless its attention is unusual; its function stays."""
+    """`model` with fused kernels of the same functions: for GELU, and for attention that has no unusual scales."""
     config = model.config
     if config.scale_attn_weights and not (config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn):
         config._attn_implementation = "sdpa"
@@ -39,24 +39,16 @@ def fast_to_train(model: Any) -> Any:
 
 
 def fastest_precision(model: Any, tokens: int, window: int) -> tuple[Precision, dict[Precision, float]]:
-    """Measure float32 and bfloat16 autocast on one micro-batch, because only some processors multiply bfloat16 faster.
+    """The faster precision for one micro-batch of `tokens` tokens, and the seconds that each precision takes.
 
-    The weights and torch's random state stay as they are; gradients are dropped.
-
-    Args:
-        model: the model to train.
-        tokens: size of the micro-batch, in tokens.
-        window: length of its windows, in tokens.
-
-    Returns:
-        The faster precision, and the seconds that each precision takes.
+    Only some processors multiply bfloat16 faster than float32, so both are measured, in windows of `window` tokens. The
+    weights and torch's random state stay as they are; gradients are dropped.
     """
     kind = model.device.type
     batch = torch.zeros((max(1, tokens // window), window), dtype=torch.int64, device=model.device)
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    seconds = {}
+    seconds: dict[Precision, float] = {}
     with quiet_torch(), torch.random.fork_rng():
-        for precision in precisions:
+        for precision in get_args(Precision):
             times = []
             for _ in range(_ROUNDS):
                 began = time.perf_counter()
@@ -68,7 +60,7 @@ def fastest_precision(model: Any, tokens: int, window: int) -> tuple[Precision, 
                 times.append(time.perf_counter() - began)
             seconds[precision] = min(times)
     model.zero_grad(set_to_none=True)
-    return min(precisions, key=lambda precision: seconds[precision]), seconds
+    return min(seconds, key=lambda precision: seconds[precision]), seconds
 
 
 def parts_that_fit(config: transformers.GPT2Config, batch_tokens: int, free_bytes: float) -> int:
@@ -78,13 +70,12 @@ def parts_that_fit(config: transformers.GPT2Config, batch_tokens: int, free_byte
     """
     contexts = batch_tokens // config.n_positions
     limit = _SHARE * free_bytes / activation_bytes(config) / config.n_positions  # contexts of a micro-batch
-    return next(
-        parts for parts in range(1, contexts + 1) if contexts % parts == 0 and contexts / parts <= max(1, limit)
-    )
+    divisors = (parts for parts in range(1, contexts + 1) if contexts % parts == 0)
+    return next(parts for parts in divisors if contexts / parts <= max(1, limit))
 
 
 def activation_bytes(config: transformers.GPT2Config) -> int:
-    """Memory that the backward pass needs for one token, in float32: 3 numbers per logit, 25 per layer and channel.
+    """Memory that a backward pass in float32 needs for one token: 3 numbers per logit, 25 per layer and channel.
 
     The two factors are fitted to measurements of two shapes: 198 KB per token at 6M, 1,476 KB at 124M.
     """

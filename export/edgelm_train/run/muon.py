@@ -16,9 +16,9 @@ class MuonAdamW(torch.optim.Optimizer):  # type: ignore[misc]
 
     Args:
         model: a ``transformers.GPT2LMHeadModel``.
-        learning_rate: of both optimizers.
-        weight_decay: of matrices and tables; norms and biases have none.
-        beta2: of AdamW.
+        learning_rate: peak learning rate of both optimizers.
+        weight_decay: weight decay of matrices and tables; norms and biases have no weight decay.
+        beta2: decay rate of AdamW's second moment.
     """
 
     def __init__(self, model: Any, learning_rate: float, weight_decay: float, beta2: float) -> None:

@@ -1,5 +1,6 @@
-"""The report of a run: numbers as JSON, and the same numbers as Markdown for people."""
+"""The report of a run: numbers as JSON, the same numbers as Markdown for people, and loss curves as a picture."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,11 +9,26 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from edgelm_export.source.checkpoint import quiet_torch
-from edgelm_train.run.folder import write_json
+from edgelm_train.run.folder import end_run, write_json
 from edgelm_train.run.loop import Outcome
 
-CURVES_FILE = "curves.svg"
+_CURVES_FILE = "curves.svg"
+_SMOOTHED_POINTS = 200
+_COLOURS = ("#2f81f7", "#e3722b", "#2da44e", "#d64545", "#a371f7", "#9a7b4f")
+"""Colours that are readable on light and on dark pages."""
+
+_STYLE = """<style>
+text { fill: #24292f; }
+[style*="stroke: #000000"] { stroke: #57606a !important; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3; }
+  [style*="stroke: #000000"] { stroke: #9198a1 !important; }
+}
+</style>"""
+"""Text and axes take the colours of the page. The background is transparent."""
 ReportKind = TypeVar("ReportKind", "TrainingReport", "TuningReport")
+Points = Sequence[Mapping[str, Any]]
+"""Points of the loss curves, as in `edgelm_train.run.loop.Outcome.log`."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,24 @@ class Finished(Generic[ReportKind]):
 
     report: ReportKind | None
     outcome: Outcome
+
+    @classmethod
+    def with_report(
+        cls, report: ReportKind, outcome: Outcome, logs: Mapping[str, Points], tokens_per_step: int, out: Path
+    ) -> "Finished[ReportKind]":
+        """Write report.md, report.json and curves.svg into `out`, where the model must be saved already.
+
+        Args:
+            report: the results of the run.
+            outcome: the end of the run.
+            logs: points of the curves by the name of the run, for `draw_curves`.
+            tokens_per_step: tokens of an optimizer step.
+            out: the output folder; its checkpoints are removed.
+        """
+        draw_curves(logs, tokens_per_step, out / _CURVES_FILE)
+        report.write(out)
+        end_run(out)
+        return cls(report, outcome)
 
 
 @dataclass(frozen=True)
@@ -34,8 +68,7 @@ class TrainingReport:
     training: float
     """Loss on as much training text, in windows of the first of those lengths."""
     samples: Sequence[str]
-    log: Sequence[Mapping[str, Any]]
-    """Points of the loss curves, as in `edgelm_train.run.loop.Outcome.log`."""
+    log: Points
 
     @property
     def gap(self) -> float:
@@ -44,18 +77,13 @@ class TrainingReport:
 
     def write(self, folder: Path) -> None:
         """Write report.md and report.json into `folder`."""
-        _write(folder, {**asdict(self), "gap": self.gap}, self.markdown())
-
-    def markdown(self) -> str:
-        """The report for people."""
-        first = next(iter(self.held_out))
         losses = {f"held-out text, windows of {window}": loss for window, loss in self.held_out.items()}
-        losses[f"training text, windows of {first}"] = self.training
+        losses[f"training text, windows of {next(iter(self.held_out))}"] = self.training
         gap = ["", f"Overfitting gap: {self.gap:.4f} nats per token."]
         lines = [*_loss_table("measured", losses), *gap, *_curves_and_facts(self.facts)]
         for number, sample in enumerate(self.samples):
             lines += ["", f"## Sample {number}", "", *(f"> {line}" for line in sample.splitlines())]
-        return "\n".join(lines) + "\n"
+        _write(folder, lines, {**asdict(self), "gap": self.gap})
 
 
 @dataclass(frozen=True)
@@ -63,31 +91,25 @@ class TuningReport:
     """Results of ``edgelm finetune`` and ``edgelm distill``; losses as in `TrainingReport`."""
 
     losses: Mapping[str, float]
-    """Loss on the same held-out data of each model that was measured, by the model's name in the report."""
+    """Loss of each measured model on the same held-out data, by the model's name in the report."""
     facts: Mapping[str, object]
-    """Facts about data, model and run, by their names in the report."""
     notes: Sequence[str]
-    log: Sequence[Mapping[str, Any]]
-    """Points of the loss curves, as in `edgelm_train.run.loop.Outcome.log`."""
+    log: Points
     next_steps: Sequence[str] = ()
     """Shell commands that use the result."""
 
     def write(self, folder: Path) -> None:
         """Write report.md and report.json into `folder`."""
-        _write(folder, asdict(self), self.markdown())
-
-    def markdown(self) -> str:
-        """The report for people."""
         lines = [*_loss_table("held-out data", self.losses), *_curves_and_facts(self.facts)]
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         if self.next_steps:
             lines += ["", "## How to use the result", "", "```sh", *self.next_steps, "```"]
-        return "\n".join(lines) + "\n"
+        _write(folder, lines, asdict(self))
 
 
 def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: int) -> list[str]:
-    """One text for each seed, after nothing but <|endoftext|>, at temperature 0.8 and top_p 0.95."""
+    """One text for each seed, continued from <|endoftext|> alone at temperature 0.8 and top_p 0.95."""
     start = torch.tensor([[model.config.bos_token_id]], device=model.device)
     samples = []
     model.eval()
@@ -108,25 +130,68 @@ def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: i
     return samples
 
 
-def _write(folder: Path, content: Mapping[str, object], markdown: str) -> None:
-    """report.json comes last, because it says that the run is finished."""
-    (folder / "report.md").write_text(markdown, encoding="utf-8")
-    write_json(folder / "report.json", content)
+def draw_curves(logs: Mapping[str, Points], tokens_per_step: int, path: Path) -> None:
+    """Write an SVG of training losses (thin lines) and held-out losses (dots) over tokens.
+
+    Args:
+        logs: points as in `edgelm_train.run.loop.Outcome.log`, by the name of the run; each run has a colour.
+        tokens_per_step: tokens of an optimizer step.
+        path: the SVG file.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    with pyplot.rc_context({"svg.hashsalt": "edgelm", "svg.fonttype": "none"}):
+        figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
+        colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(logs)}
+        for name, log in logs.items():
+            steps, smooth = _averaged([(point["step"], point["loss"]) for point in log if "loss" in point])
+            axes.plot([step * tokens_per_step / 1e6 for step in steps], smooth, colours[name], lw=0.8, alpha=0.6)
+            measured = [point for point in log if "eval_loss" in point]
+            millions = [point["step"] * tokens_per_step / 1e6 for point in measured]
+            losses = [point["eval_loss"] for point in measured]
+            axes.plot(millions, losses, color=colours[name], marker="o", ms=3, lw=1.2)
+        # A single run needs no name. Several runs have a colour each, and the two kinds of lines are grey.
+        grey = next(iter(colours.values())) if len(logs) == 1 else "#8c959f"
+        runs = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in colours.items()]
+        kinds = [
+            Line2D([], [], color=grey, lw=0.8, alpha=0.6, label="training"),
+            Line2D([], [], color=grey, marker="o", ms=3, lw=1.2, label="held out"),
+        ]
+        axes.set(xlabel="million tokens", ylabel="loss (nats per token)")
+        axes.grid(alpha=0.3)
+        handles = [*runs, *kinds] if len(logs) > 1 else kinds
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
+        pyplot.close(figure)
+    path.write_text(drawn.getvalue().replace("<defs>", f"{_STYLE}\n <defs>", 1), encoding="utf-8")
+
+
+def _averaged(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
+    """Steps and losses of at most 200 points, each the mean of neighbouring points."""
+    width = -(-len(points) // _SMOOTHED_POINTS)
+    groups = [points[i : i + width] for i in range(0, len(points), width)] if width else []
+    return [sum(s for s, _ in g) / len(g) for g in groups], [sum(x for _, x in g) / len(g) for g in groups]
+
+
+def _write(folder: Path, markdown: Sequence[str], content: Mapping[str, object]) -> None:
+    (folder / "report.md").write_text("\n".join(markdown) + "\n", encoding="utf-8")
+    write_json(folder / "report.json", content)  # the last file, because it says that the run is finished
 
 
 def _loss_table(measured: str, losses: Mapping[str, float]) -> list[str]:
     lines = ["# Training report", "", f"| {measured} | loss (nats per token) | perplexity |", "|---|---|---|"]
-    return lines + [f"| {name} | {loss:.4f} | {_perplexity(loss):.2f} |" for name, loss in losses.items()]
+    # In torch, unlike in math, the exponential of a large loss is infinite.
+    return lines + [f"| {name} | {loss:.4f} | {torch.tensor(loss).exp():.2f} |" for name, loss in losses.items()]
 
 
 def _curves_and_facts(facts: Mapping[str, object]) -> list[str]:
-    lines = ["", f"![loss curves]({CURVES_FILE})", "", "| fact | |", "|---|---|"]
+    lines = ["", f"![loss curves]({_CURVES_FILE})", "", "| fact | |", "|---|---|"]
     return lines + [f"| {name} | {_shown(value)} |" for name, value in facts.items()]
-
-
-def _perplexity(loss: float) -> float:
-    """The exponential of `loss`; infinite where it is too large for a float32."""
-    return float(torch.tensor(loss).exp())
 
 
 def _shown(value: object) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,33 +22,8 @@ from edgelm_train.run.folder import sha256_of_file
 from edgelm_train.run.held_out import Loss, loss_in_windows, loss_on_completions
 from edgelm_train.run.loop import Batch, Outcome, Schedule, train
 
-HELD_OUT_EVERY = 20
+_HELD_OUT_EVERY = 20
 """Without a held-out file, every 20th example is held out."""
-
-
-class TuningData(Protocol):
-    """Training batches by index, and a held-out part."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about the data, in sentences."""
-
-    @property
-    def rows(self) -> int:
-        """Number of windows or examples in the training part."""
-
-    @property
-    def tokens_per_row(self) -> int:
-        """Length of a row in tokens; the mean length where rows differ."""
-
-    def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
-        """`steps` batches of `batch_size` rows each, in a new order in every pass over the data."""
-
-    def held_out_loss(self, model: Any) -> Loss:
-        """Loss of `model` on the held-out part, on the kind of tokens that are learned."""
-
-    def first_ids(self, count: int) -> list[int]:
-        """The first `count` tokens of the training part, repeated where it is shorter."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +34,34 @@ class TextData:
     held_out: Packed
     window: int
     notes: tuple[str, ...] = ()
+    """Remarks for the user, in sentences."""
 
     @property
     def rows(self) -> int:
+        """Number of windows in the training part."""
         return max(1, len(self.training) // self.window)
 
     @property
     def tokens_per_row(self) -> int:
+        """Mean length of a row, in tokens."""
         return self.window
 
     def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
+        """`steps` batches of `batch_size` rows each, in a new order in every pass over the data."""
         return BatchStream(self.training, [Phase(steps, self.window)], batch_size * self.window, 1, seed)
 
     def held_out_loss(self, model: Any) -> Loss:
+        """Loss of `model` on the held-out part, on the kind of tokens that are learned."""
         return loss_in_windows(model, self.held_out.ids, self.window)
 
     def first_ids(self, count: int) -> list[int]:
+        """The first `count` tokens of the training part, repeated where it is shorter."""
         return [int(token) for token in np.resize(self.training.ids, count)]
 
 
 @dataclass(frozen=True)
 class ExampleData:
-    """Prompts with completions, one in each row; only the completions are learned."""
+    """Prompts with completions, one in each row, with the methods of `TextData`; only the completions are learned."""
 
     training: tuple[Example, ...]
     held_out: tuple[Example, ...]
@@ -106,8 +87,11 @@ class ExampleData:
         return [int(token) for token in np.resize(ids, count)]
 
 
+TuningData = TextData | ExampleData
+
+
 class _ExampleStream(Dataset[Batch]):  # type: ignore[misc]
-    """Every batch of a run by its index alone, like `BatchStream`."""
+    """A torch dataset of a run's batches, each decided by its index alone, as in `BatchStream`."""
 
     def __init__(self, data: ExampleData, steps: int, batch_size: int, seed: int) -> None:
         self._data, self._steps, self._batch_size, self._seed = data, steps, batch_size, seed
@@ -138,11 +122,9 @@ def train_on(
 ) -> Outcome:
     """Train `model` in place on batches of `batch_size` rows, as `edgelm_train.run.loop.train` does."""
     batches = data.batches(schedule.steps, batch_size, schedule.seed)
-
-    def measure(model: Any) -> float:
-        return data.held_out_loss(model).per_token
-
-    return train(model, batches, measure, folder, schedule, device=device, say=say)
+    return train(
+        model, batches, lambda model: data.held_out_loss(model).per_token, folder, schedule, device=device, say=say
+    )
 
 
 def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window: int, remedy: str) -> TextData:
@@ -153,7 +135,7 @@ def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window:
         held_out: a file that is held out as a whole; None: a part of `file` is held out.
         checkpoint: the model to tune.
         window: length of a window, in tokens.
-        remedy: what a person can give instead of more text, for the message that there is less than one window.
+        remedy: as for `refuse_too_little`.
 
     Raises:
         TrainingError: a file cannot be read or is too short, or the checkpoint has no <|endoftext|>.
@@ -166,11 +148,11 @@ def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window:
         )
     if held_out is None:
         corpus = read_corpus([file])
-        training, held = list(corpus.training), list(corpus.held_out)
+        training, held = corpus.training, corpus.held_out
     else:
-        held = read_documents(held_out)
+        held = tuple(read_documents(held_out))
         known = set(held)
-        training = [document for document in read_documents(file) if document not in known]
+        training = tuple(document for document in read_documents(file) if document not in known)
     if not held:
         raise TrainingError(f"there is nothing but white space in {held_out}: give a file with text")
     if not training:
@@ -196,18 +178,15 @@ def read_tasks(file: Path, held_out: Path | None, checkpoint: Checkpoint, task: 
     Raises:
         TrainingError: a file cannot be read, lacks a column, or has too few usable examples.
     """
-    eos = checkpoint.model.config.eos_token_id
-    examples = read_examples(file, task, checkpoint.tokenizer, eos_token_id=eos, context_length=longest)
-    notes = examples.notes
+    tokenizer, eos = checkpoint.tokenizer, checkpoint.model.config.eos_token_id
+    examples = read_examples(file, task, tokenizer, eos_token_id=eos, context_length=longest)
+    training, notes = examples.examples, examples.notes
     if held_out is None:
-        held = examples.examples[::HELD_OUT_EVERY]
-        training = tuple(example for i, example in enumerate(examples.examples) if i % HELD_OUT_EVERY)
+        held = training[::_HELD_OUT_EVERY]
+        training = tuple(example for i, example in enumerate(training) if i % _HELD_OUT_EVERY)
     else:
-        held_out_examples = read_examples(
-            held_out, task, checkpoint.tokenizer, eos_token_id=eos, context_length=longest
-        )
-        training, held = examples.examples, held_out_examples.examples
-        notes += tuple(f"{held_out}: {note}" for note in held_out_examples.notes)
+        others = read_examples(held_out, task, tokenizer, eos_token_id=eos, context_length=longest)
+        held, notes = others.examples, notes + tuple(f"{held_out}: {note}" for note in others.notes)
     known = set(held)
     fresh = tuple(example for example in training if example not in known)
     if len(fresh) < len(training):
@@ -220,7 +199,7 @@ def read_tasks(file: Path, held_out: Path | None, checkpoint: Checkpoint, task: 
 
 
 def fingerprints(checkpoint: Checkpoint, data: Path, held_out: Path | None) -> dict[str, object]:
-    """What must not change when a tuning run is resumed, beside its options: name and hashes of checkpoint and data."""
+    """Name and hashes (hex) of checkpoint and data, which must not change when a tuning run is resumed."""
     return {
         "base": checkpoint.name,
         "weights": model_sha256(checkpoint.model),

@@ -6,10 +6,11 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 
 from edgelm.errors import TrainingError
-from edgelm_train.cli import distill, finetune, pretrain
+from edgelm_train.cli import distill_command, finetune_command, pretrain_command
 from edgelm_train.options import DistillOptions, FinetuneOptions, Option, PretrainOptions, TrainingOptions
 
 pytestmark = pytest.mark.export
@@ -70,11 +71,15 @@ def test_a_wrong_option_is_refused_before_torch_is_loaded(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "command, options",
-    [(pretrain, PretrainOptions), (finetune, FinetuneOptions), (distill, DistillOptions)],
+    [
+        (pretrain_command, PretrainOptions),
+        (finetune_command, FinetuneOptions),
+        (distill_command, DistillOptions),
+    ],
     ids=["pretrain", "finetune", "distill"],
 )
-def test_the_shell_has_the_defaults_of_python(command: object, options: type[TrainingOptions]) -> None:
-    flags = {flag.name: flag.default for flag in command.command.params}  # type: ignore[attr-defined]
+def test_the_shell_has_the_defaults_of_python(command: click.Command, options: type[TrainingOptions]) -> None:
+    flags = {flag.name: flag.default for flag in command.params}
     assert {field.name: flags[field.name] for field in fields(options)} == vars(options())
 
 

@@ -12,10 +12,9 @@ from edgelm.errors import TrainingError
 from edgelm_train.models.sizes import SIZES, named_config
 from edgelm_train.options import PretrainOptions
 from edgelm_train.run.callbacks import progress_line
-from edgelm_train.run.curves import draw_curves
 from edgelm_train.run.folder import RunRecord, read_record, refuse_changes
 from edgelm_train.run.machine import fastest_precision
-from edgelm_train.run.report import TrainingReport, TuningReport, draw_samples
+from edgelm_train.run.report import TrainingReport, TuningReport, draw_curves, draw_samples
 
 pytestmark = pytest.mark.export
 
