@@ -7,6 +7,7 @@ The first documents of the text are packed as `edgelm pretrain` packs them. Prin
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def report(checkpoint: Path, text: Path, held_out: int | None, windows: Sequence
     for window in windows:
         loss = loss_in_windows(model, packed.ids, window)
         print(
-            f"windows of {window}: loss {loss.per_token:.4f}, perplexity {loss.perplexity:.2f} "
+            f"windows of {window}: loss {loss.per_token:.4f}, perplexity {math.exp(loss.per_token):.2f} "
             f"({loss.tokens:,} of {len(packed):,} tokens predicted)",
             flush=True,
         )

@@ -13,11 +13,11 @@ from edgelm_train.models.distillation_loss import DistillationWeights
 from edgelm_train.models.sizes import defaults_for
 from edgelm_train.models.student import Apprentice, new_student, student_from_layers
 from edgelm_train.options import DistillOptions
-from edgelm_train.run.folder import begin_run, check_out
+from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out
 from edgelm_train.run.loop import Schedule
-from edgelm_train.run.machine import Precision, device_for, fast_to_train, fastest_precision
+from edgelm_train.run.machine import device_for, fast_to_train, fastest_precision
 from edgelm_train.run.report import Finished, TuningReport
-from edgelm_train.run.tuning_data import TextData, fingerprints, read_text, train_on
+from edgelm_train.run.tuning_data import fingerprints, read_text, train_on
 
 
 def distill(
@@ -32,19 +32,14 @@ def distill(
     """Train a student on a text file and on what a checkpoint predicts for it, or resume the unfinished run in `out`.
 
     A finished run leaves a checkpoint for ``edgelm export`` in `out`, with report.md, report.json and curves.svg.
-
-    Args:
-        teacher: a folder in Hugging Face layout, or a hub id, of which `revision` is a branch, tag or commit.
-        data: UTF-8 text.
-        out: the output folder.
-        options: how the student learns.
-        say: gets lines about the progress.
+    `teacher` is a folder in Hugging Face layout, or a hub id with the branch, tag or commit `revision`. `data` is UTF-8
+    text. `say` gets lines about the progress.
 
     Raises:
         ExportError: the teacher cannot be loaded.
         TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
     """
-    started = check_out(out)
+    check_out(out)
     checkpoint = load_checkpoint(teacher, revision)
     teacher_model = fast_to_train(checkpoint.model)
     student = _student(teacher_model, options)
@@ -56,16 +51,28 @@ def distill(
     weights = DistillationWeights(options.soft, options.hidden, options.hard, options.temperature)
     torch.manual_seed(options.seed)
     apprentice = Apprentice.of(student, teacher_model, weights).to(device)
-    batch = _batch_tokens(options, student.config, window)
-    folder, precision = begin_run(out, started, recorded, lambda: fastest_precision(apprentice, batch, window)[0])
-    schedule = _schedule(options, texts, student.config, precision)
+    usual = defaults_for(student.config)
+    batch_tokens = max(1, (options.batch_tokens or usual.batch_tokens) // window) * window
+    precision = begin_run(out, recorded, lambda: fastest_precision(apprentice, batch_tokens, window)[0])
+    steps = max(1, round((options.tokens or 2 * len(texts.training)) / batch_tokens))
+    schedule = Schedule(
+        steps=steps,
+        batch_tokens=batch_tokens,
+        learning_rate=options.learning_rate or usual.learning_rate,
+        warmup_steps=round(0.05 * steps),
+        weight_decay=0.1,
+        precision=precision,
+        seed=options.seed,
+        evaluate_every=max(1, steps // options.evaluations),
+        patience=options.patience or None,
+    )
     parameters = sum(p.numel() for p in student.parameters())
     say(
         f"{parameters:,} parameters learn from {checkpoint.source.parameters:,}, {counted(schedule.steps, 'step')} of "
         f"{schedule.batch_tokens:,} tokens; held-out loss of the teacher: {teacher_loss.per_token:.4f} nats per token"
     )
-    rows = schedule.batch_tokens // window
-    outcome = train_on(texts, rows, apprentice, folder / "student", schedule, options.device, say)
+    folder = out / RUN_FOLDER
+    outcome = train_on(texts, apprentice, folder / "student", schedule, options.device, say)
     # A signal during the last measurement of the student ends this call too, unless only the report is left to do.
     if outcome.ended == "signal" or (options.alone and outcome.signal is not None):
         return Finished(None, outcome)
@@ -74,7 +81,7 @@ def distill(
     if options.alone:
         say("training the same student without a teacher, to compare")
         student.to(device)
-        alone = train_on(texts, rows, student, folder / "alone", schedule, options.device, say)
+        alone = train_on(texts, student, folder / "alone", schedule, options.device, say)
         if alone.ended == "signal":
             return Finished(None, alone)
         losses["the same student alone"] = texts.held_out_loss(student).per_token
@@ -109,23 +116,3 @@ def _student(teacher: Any, options: DistillOptions) -> Any:
     if options.layers > teacher.config.n_layer:
         raise TrainingError(f"--layers must be at most the teacher's {teacher.config.n_layer}, got {options.layers}")
     return fast_to_train(student_from_layers(teacher, options.layers))
-
-
-def _batch_tokens(options: DistillOptions, config: Any, window: int) -> int:
-    return max(1, (options.batch_tokens or defaults_for(config).batch_tokens) // window) * window
-
-
-def _schedule(options: DistillOptions, texts: TextData, config: Any, precision: Precision) -> Schedule:
-    batch_tokens = _batch_tokens(options, config, texts.window)
-    steps = max(1, round((options.tokens or 2 * len(texts.training)) / batch_tokens))
-    return Schedule(
-        steps=steps,
-        batch_tokens=batch_tokens,
-        learning_rate=options.learning_rate or defaults_for(config).learning_rate,
-        warmup_steps=round(0.05 * steps),
-        weight_decay=0.1,
-        precision=precision,
-        seed=options.seed,
-        evaluate_every=max(1, steps // options.evaluations),
-        patience=options.patience or None,
-    )

@@ -14,9 +14,9 @@ from edgelm_train.data.corpus import counted
 from edgelm_train.data.records import Task
 from edgelm_train.models.adapters import save_prefix, with_low_rank, with_prefix
 from edgelm_train.options import FinetuneOptions, Method
-from edgelm_train.run.folder import begin_run, check_out
+from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out
 from edgelm_train.run.loop import Schedule
-from edgelm_train.run.machine import Precision, device_for, fast_to_train, fastest_precision
+from edgelm_train.run.machine import device_for, fast_to_train, fastest_precision
 from edgelm_train.run.report import Finished, TuningReport
 from edgelm_train.run.tuning_data import TuningData, fingerprints, read_tasks, read_text, train_on
 
@@ -35,25 +35,19 @@ def finetune(
     revision: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Finished[TuningReport]:
-    """Tune a checkpoint on a file of text or of records, or resume the unfinished run in `out`.
+    """Tune a checkpoint on a file of UTF-8 text or of records, or resume the unfinished run in `out`.
 
     A finished run leaves report.md, report.json and curves.svg in `out`, and the result of its method: a checkpoint
     (full), an adapter for ``edgelm export --adapter`` (lora), or ``prefix.safetensors`` for
-    ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix).
-
-    Args:
-        base: a folder in Hugging Face layout, or a hub id, of which `revision` is a branch, tag or commit.
-        data: UTF-8 text, or a file of records.
-        out: the output folder.
-        options: how the checkpoint is tuned.
-        say: gets lines about the progress.
+    ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix). `base` is a folder in Hugging Face layout, or a
+    hub id with the branch, tag or commit `revision`. `say` gets lines about the progress.
 
     Raises:
         ExportError: the base cannot be loaded.
         ConfigError: a template cannot be read.
         TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
     """
-    started = check_out(out)
+    check_out(out)
     task = options.task_for(data)
     checkpoint = load_checkpoint(base, revision)
     prepared = _read(data, task, options, checkpoint)
@@ -66,13 +60,25 @@ def finetune(
     tuned = _with_method(model, options, prepared)
     learned = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     row, batch = prepared.tokens_per_row, options.batch_size * prepared.tokens_per_row
-    folder, precision = begin_run(out, started, recorded, lambda: fastest_precision(tuned, batch, row)[0])
-    schedule = _schedule(options, prepared, precision)
+    precision = begin_run(out, recorded, lambda: fastest_precision(tuned, batch, row)[0])
+    steps = max(1, round(options.epochs * prepared.rows / options.batch_size))
+    schedule = Schedule(
+        steps=steps,
+        batch_tokens=batch,
+        learning_rate=options.learning_rate or _LEARNING_RATES[options.method],
+        warmup_steps=round(0.05 * steps),
+        weight_decay=_WEIGHT_DECAY[options.method],
+        beta2=0.999,
+        precision=precision,
+        seed=options.seed,
+        evaluate_every=max(1, steps // options.evaluations),
+        patience=options.patience or None,
+    )
     say(
         f"{counted(learned, 'parameter')} to learn by {options.method}, {counted(schedule.steps, 'step')}; "
         f"held-out loss before training: {before.per_token:.4f} nats per token"
     )
-    outcome = train_on(prepared, options.batch_size, tuned, folder, schedule, options.device, say)
+    outcome = train_on(prepared, tuned, out / RUN_FOLDER, schedule, options.device, say)
     if outcome.ended == "signal":
         return Finished(None, outcome)
     after = prepared.held_out_loss(tuned)
@@ -95,7 +101,12 @@ def finetune(
         log=outcome.log,
         next_steps=_next_steps(base, revision, out, options.method, task),
     )
-    _save(tuned.cpu(), checkpoint, options.method, out)
+    if options.method == "prefix":
+        save_prefix(tuned.cpu(), checkpoint, out / PREFIX_FILE)
+    else:
+        tuned.cpu().save_pretrained(out)
+    if options.method == "full":
+        checkpoint.tokenizer.save(out)
     return Finished.with_report(report, outcome, {"": outcome.log}, schedule.batch_tokens, out)
 
 
@@ -121,31 +132,6 @@ def _with_method(model: Any, options: FinetuneOptions, data: TuningData) -> Any:
     return model.requires_grad_(True)
 
 
-def _schedule(options: FinetuneOptions, data: TuningData, precision: Precision) -> Schedule:
-    steps = max(1, round(options.epochs * data.rows / options.batch_size))
-    return Schedule(
-        steps=steps,
-        batch_tokens=options.batch_size * data.tokens_per_row,
-        learning_rate=options.learning_rate or _LEARNING_RATES[options.method],
-        warmup_steps=round(0.05 * steps),
-        weight_decay=_WEIGHT_DECAY[options.method],
-        beta2=0.999,
-        precision=precision,
-        seed=options.seed,
-        evaluate_every=max(1, steps // options.evaluations),
-        patience=options.patience or None,
-    )
-
-
-def _save(tuned: Any, checkpoint: Checkpoint, method: Method, out: Path) -> None:
-    if method == "prefix":
-        save_prefix(tuned, checkpoint, out / PREFIX_FILE)
-    else:
-        tuned.save_pretrained(out)
-    if method == "full":
-        checkpoint.tokenizer.save(out)
-
-
 def _next_steps(base: str, revision: str | None, out: Path, method: Method, task: Task | None) -> list[str]:
     """Shell commands that make a bundle of the result and run it with a prompt like those in the data."""
     bundle = f"{Path(base).name if method == 'prefix' else out}-int8"
@@ -167,6 +153,5 @@ def _quoted(text: str) -> str:
     """`text` quoted for bash and zsh, by $'...' where it has new lines or tabs: ``edgelm run`` reads no escapes."""
     if not {"\n", "\t"} & set(text):
         return shlex.quote(text)
-    for character, escape in {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t"}.items():
-        text = text.replace(character, escape)
-    return f"$'{text}'"
+    escapes = str.maketrans({"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t"})
+    return f"$'{text.translate(escapes)}'"

@@ -7,7 +7,6 @@ and all that it imports, must load without torch.
 # ruff: noqa: RUF009  # declare() makes a field of a dataclass, not a default
 
 from dataclasses import dataclass, field, fields, replace
-from operator import ge, gt, le
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -43,13 +42,12 @@ class Option:
 
     def limit_broken_by(self, value: float) -> str | None:
         """The limit that `value` breaks, in words; None where it breaks none. NaN breaks every limit."""
-        for words, holds, limit in (
-            ("at least", ge, self.at_least),
-            ("more than", gt, self.above),
-            ("at most", le, self.at_most),
-        ):
-            if limit is not None and not holds(value, limit):
-                return f"{words} {limit:,}"
+        if self.at_least is not None and not value >= self.at_least:
+            return f"at least {self.at_least:,}"
+        if self.above is not None and not value > self.above:
+            return f"more than {self.above:,}"
+        if self.at_most is not None and not value <= self.at_most:
+            return f"at most {self.at_most:,}"
         return "at least 0 and less than 1" if self.fraction and not 0 <= value < 1 else None
 
 
@@ -64,8 +62,7 @@ class Declaration:
 
     name: str
     flag: str
-    kind: Any
-    """int, float, bool, str, Path, or a Literal of the possible strings."""
+    kind: Any  # int, float, bool, str, Path, or a Literal of the possible strings
     default: Any
     option: Option
 
@@ -210,10 +207,8 @@ class FinetuneOptions(TrainingOptions):
                 raise TrainingError("--window is for plain text; an example is never cut")
             return Task.parse(self.prompt, self.completion)
         if self.prompt is not None or self.completion is not None:
-            raise TrainingError(
-                f"--prompt and --completion need named columns, but {str(data)!r} is taken as plain text; "
-                "give a .jsonl, .json, .tsv or .csv file"
-            )
+            message = f"--prompt and --completion need named columns, but {str(data)!r} is taken as plain text"
+            raise TrainingError(f"{message}; give a .jsonl, .json, .tsv or .csv file")
         return None
 
 

@@ -65,8 +65,8 @@ def pretrain(
     model = _model(config, options)
     record = started or RunRecord(recorded, _decide(model, len(training), options))
     schedule, phases = _schedule(record, config, options)
-    longest = max(phase.window for phase in phases)
-    refuse_too_little({"to train on": training, "held out": held_out}, longest, "a size with a shorter context")
+    windows = [phase.window for phase in phases]
+    refuse_too_little({"to train on": training, "held out": held_out}, max(windows), "a size with a shorter context")
     if started is None:  # nothing is written before everything is checked
         save_bpe(tokenizer, folder / "tokenizer")
         record.write(folder)
@@ -77,12 +77,19 @@ def pretrain(
     stream = BatchStream(training, phases, schedule.batch_tokens, schedule.accumulate, options.seed)
 
     def measure(model: Any) -> float:
-        return loss_in_windows(model, held_out.ids, phases[0].window).per_token
+        return loss_in_windows(model, held_out.ids, windows[0]).per_token
 
     outcome = train(model, stream, measure, folder, schedule, device=options.device, say=say)
     if outcome.ended == "signal":
         return Finished(None, outcome)
-    report = _report(model, tokenizer, corpus, training, held_out, outcome, schedule, phases)
+    losses = {window: loss_in_windows(model, held_out.ids, window).per_token for window in windows}
+    report = TrainingReport(
+        facts=_facts(model, corpus, training, held_out, losses[windows[0]], outcome, schedule),
+        held_out=losses,
+        training=loss_in_windows(model, training.ids[: len(held_out)], windows[0]).per_token,
+        samples=draw_samples(model, tokenizer, range(_SAMPLES), min(_SAMPLE_TOKENS, config.n_positions - 1)),
+        log=outcome.log,
+    )
     if model.config.activation_function == "gelu_pytorch_tanh":
         model.config.activation_function = "gelu_new"  # the name that every reader of GPT-2 knows
     model.config.use_cache = model.generation_config.use_cache = True
@@ -178,22 +185,14 @@ def _schedule(record: RunRecord, config: Any, options: PretrainOptions) -> tuple
     return schedule, [phase for phase in phases if phase.steps]
 
 
-def _report(
-    model: Any,
-    tokenizer: tokenizers.Tokenizer,
-    corpus: Corpus,
-    training: Packed,
-    held_out: Packed,
-    outcome: Outcome,
-    schedule: Schedule,
-    phases: Sequence[Phase],
-) -> TrainingReport:
-    windows = [phase.window for phase in phases]
-    losses = {window: loss_in_windows(model, held_out.ids, window) for window in windows}
+def _facts(
+    model: Any, corpus: Corpus, training: Packed, held_out: Packed, loss: float, outcome: Outcome, schedule: Schedule
+) -> dict[str, object]:
+    """The facts of the report; `loss` is that of `held_out`, in nats per token."""
     seen = outcome.steps * schedule.batch_tokens
-    characters = sum(map(len, corpus.training))
+    characters, held_out_characters = sum(map(len, corpus.training)), sum(map(len, corpus.held_out))
     shape = (getattr(model.config, name) for name in ("n_layer", "n_embd", "n_head", "n_positions"))
-    facts: dict[str, object] = {
+    return {
         "documents to train on": len(corpus.training),
         "documents held out": len(corpus.held_out),
         "documents left out because an equal one is held out": corpus.repeated,
@@ -201,9 +200,7 @@ def _report(
         "tokens to train on": len(training),
         "tokens held out": len(held_out),
         "characters per token": characters / len(training),
-        "held-out loss, nats per character": (
-            losses[windows[0]].per_token * len(held_out) / sum(map(len, corpus.held_out))
-        ),
+        "held-out loss, nats per character": loss * len(held_out) / held_out_characters,
         "vocabulary": model.config.vocab_size,
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers, width, heads, context": ", ".join(map(str, shape)),
@@ -219,10 +216,3 @@ def _report(
             f"{schedule.learning_rate:g}, {schedule.weight_decay:g}, {model.config.resid_pdrop:g}"
         ),
     }
-    return TrainingReport(
-        facts=facts,
-        held_out={window: loss.per_token for window, loss in losses.items()},
-        training=loss_in_windows(model, training.ids[: len(held_out)], windows[0]).per_token,
-        samples=draw_samples(model, tokenizer, range(_SAMPLES), min(_SAMPLE_TOKENS, model.config.n_positions - 1)),
-        log=outcome.log,
-    )

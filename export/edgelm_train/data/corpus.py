@@ -78,9 +78,7 @@ def read_corpus(files: Sequence[Path], *, separator: str = END_OF_TEXT, held_out
     known = set(held)
     fresh = tuple(document for document in training if document not in known)
     if not fresh:
-        raise TrainingError(
-            f"every document of {_names(files)} equals a held-out document: there is nothing left to train on"
-        )
+        raise TrainingError(f"every document of {_names(files)} is equal to a held-out one: nothing left to train on")
     return Corpus(fresh, held, digest.hexdigest(), repeated=len(training) - len(fresh))
 
 
@@ -143,10 +141,8 @@ def _split(text: str, separator: str) -> list[str]:
 def _hold_out(documents: Sequence[str], held_out: int | None) -> tuple[list[str], tuple[str, ...]]:
     if held_out is not None:
         if not 1 <= held_out < len(documents):
-            raise TrainingError(
-                f"cannot hold out {held_out} of {counted(len(documents), 'document')}: hold out at least 1 and "
-                "leave at least 1 to train on"
-            )
+            message = f"cannot hold out {held_out} of {counted(len(documents), 'document')}"
+            raise TrainingError(f"{message}: hold out at least 1 and leave at least 1 to train on")
         return list(documents[held_out:]), tuple(documents[:held_out])
     if len(documents) >= _FEWEST_DOCUMENTS:
         training = [document for i, document in enumerate(documents) if i % _HELD_OUT_EVERY]

@@ -44,10 +44,7 @@ def pack(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Packed:
 def refuse_too_little(parts: Mapping[str, Packed], window: int, remedy: str) -> None:
     """Raise a TrainingError where one of the `parts` has fewer tokens than `window`.
 
-    Args:
-        parts: packed documents, by the words that follow "tokens" in the message, such as "held out".
-        window: length of a window, in tokens.
-        remedy: what a person can give instead of more text.
+    In the message, the name of the part follows "tokens", and `remedy` follows "give more text, or".
     """
     for name, packed in parts.items():
         if len(packed) < window:
@@ -70,12 +67,8 @@ class BatchStream:
     into micro-batches of whole windows. A micro-batch has ``input_ids`` and ``labels``, int64 arrays (B, W). The label
     of a window's first token is IGNORED, because no token predicts it.
 
-    Args:
-        packed: the documents.
-        phases: the run, in order.
-        batch_tokens: tokens of an optimizer step; a multiple of ``window * accumulate`` in every phase.
-        accumulate: micro-batches of an optimizer step.
-        seed: decides the order of the documents.
+    An optimizer step has `accumulate` micro-batches and `batch_tokens` tokens, a multiple of ``window * accumulate`` in
+    every phase.
     """
 
     def __init__(self, packed: Packed, phases: Sequence[Phase], batch_tokens: int, accumulate: int, seed: int) -> None:

@@ -163,9 +163,7 @@ def _json_row(item: object, where: str) -> Row:
     for key, value in item.items():
         if isinstance(value, str):
             if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-                raise TrainingError(
-                    f"{where} contains half a character (a lone surrogate like \\ud800); correct it first"
-                )
+                raise TrainingError(f"{where} contains half a character (a lone surrogate like \\ud800); correct it")
             row[key] = value
         elif value is None:
             row[key] = ""

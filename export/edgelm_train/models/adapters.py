@@ -23,7 +23,7 @@ _MATRICES = ["c_attn", "c_proj", "c_fc"]
 
 
 def with_low_rank(model: Any, rank: int) -> Any:
-    """A frozen ``transformers.GPT2LMHeadModel`` with a learnable product of rank `rank` beside each matrix of a layer."""
+    """A frozen ``transformers.GPT2LMHeadModel`` with a learnable matrix of `rank` beside every matrix of a layer."""
     import peft
 
     config = peft.LoraConfig(

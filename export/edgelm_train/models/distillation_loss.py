@@ -12,14 +12,14 @@ from edgelm_train.data.packing import IGNORED
 
 @dataclass(frozen=True)
 class DistillationWeights:
-    """Weights of the three losses, and the temperature of the first."""
+    """Weights of `soft_target_loss`, of `hidden_state_loss` and of the cross entropy of the text, in this order.
+
+    Hidden states are not computed where their weight is 0. The temperature is that of `soft_target_loss`.
+    """
 
     soft: float
-    """Weight of `soft_target_loss`."""
     hidden: float
-    """Weight of `hidden_state_loss`, which is not computed where the weight is 0."""
     hard: float
-    """Weight of the cross entropy of the text itself."""
     temperature: float
 
 
@@ -31,12 +31,8 @@ def soft_target_loss(
     The temperature softens both distributions. Its square keeps the size of the gradient (Hinton, Vinyals and Dean,
     "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2).
 
-    Args:
-        student_logits: (B, T, V).
-        teacher_logits: (B, T, V).
-        labels: (B, T), as the model takes them: the logits of a position predict the label of the next position, and
-            a label of -100 is left out.
-        temperature: divides the logits.
+    Logits are (B, T, V). `labels` (B, T) are as the model takes them: the logits of a position predict the label of the
+    next position, and a label of -100 is left out.
     """
     learned = labels[:, 1:] != IGNORED  # (B, T-1)
     student = functional.log_softmax(student_logits[:, :-1][learned].float() / temperature, dim=-1)  # (N, V)
@@ -52,11 +48,8 @@ def hidden_state_loss(
 
     The cosine is DistilBERT's (Sanh et al., arXiv 1910.01108). As in TinyBERT (Jiao et al., arXiv 1909.10351), layers
     are paired evenly, and a learned matrix projects the student's states to the teacher's width where the two differ.
-
-    Args:
-        student: the output (B, T, D) of each layer.
-        teacher: the output (B, T, D') of each layer; at least as many layers as in `student`.
-        projection: maps D to D'.
+    Each state is the output of a layer, (B, T, D) or (B, T, D'); `projection` maps D to D'. `teacher` has at least as
+    many states as `student`.
     """
     losses = []
     for layer, states in enumerate(student):

@@ -20,10 +20,8 @@ def new_student(teacher: Any, size: str, seed: int) -> Any:
     """
     config = named_config(size)
     if config.n_layer > teacher.config.n_layer:
-        raise TrainingError(
-            f"a student has at most its teacher's {teacher.config.n_layer} layers, {size} has {config.n_layer}: give a "
-            "smaller size"
-        )
+        layers = f"{teacher.config.n_layer} layers, {size} has {config.n_layer}"
+        raise TrainingError(f"a student has at most its teacher's {layers}: give a smaller size")
     for name in ("vocab_size", "bos_token_id", "eos_token_id"):
         setattr(config, name, getattr(teacher.config, name))
     config.n_positions = min(config.n_positions, teacher.config.n_positions)

@@ -12,11 +12,9 @@ from typing import Any
 import transformers
 
 _REDRAW_SECONDS = 0.5
-_LINE_SECONDS = 30.0
-"""Time between two lines where stderr is not a terminal."""
+_LINE_SECONDS = 30.0  # where stderr is not a terminal
 _BAR_CELLS = 24
-_LONGEST_WAIT_SECONDS = 5.0
-"""Longest wait, after a signal, for a step that is logged."""
+_LONGEST_WAIT_SECONDS = 5.0  # after a signal, for a step that is logged
 
 
 class Stop:
@@ -64,12 +62,7 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        stop: Stop,
-        log_every: int,
-        save_seconds: float,
-        limit_seconds: float | None,
-        say: Callable[[str], None],
+        self, stop: Stop, log_every: int, save_seconds: float, limit_seconds: float | None, say: Callable[[str], None]
     ) -> None:
         self.seconds = 0.0
         self._stop, self._log_every, self._say = stop, log_every, say
@@ -106,11 +99,7 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 class ProgressBar(transformers.TrainerCallback):  # type: ignore[misc]
-    """One line on stderr: progress, losses, tokens per second, and the remaining time.
-
-    Args:
-        batch_tokens: tokens of an optimizer step.
-    """
+    """One line on stderr: progress, losses, tokens per second (`batch_tokens` in each step), and the remaining time."""
 
     def __init__(self, batch_tokens: int) -> None:
         self._batch_tokens = batch_tokens

@@ -20,8 +20,7 @@ RUN_FOLDER = "training"
 """The part of an output folder with the record of the run, its checkpoints until it is finished, the event files of
 TensorBoard, and the tokenizer of ``edgelm pretrain``."""
 _RECORD_FILE = "run.json"
-_HASHED = ("data", "held-out data", "weights", "tokenizer")
-"""Things that a record names by their SHA-256."""
+_HASHED = ("data", "held-out data", "weights", "tokenizer")  # recorded by their SHA-256
 
 
 @dataclass(frozen=True)
@@ -81,29 +80,21 @@ def check_out(out: Path) -> RunRecord | None:
     return started
 
 
-def begin_run(
-    out: Path, started: RunRecord | None, options: Mapping[str, object], measure: "Callable[[], Precision]"
-) -> "tuple[Path, Precision]":
-    """Record a new run, or check that a resumed run has the options with which it was started.
-
-    Args:
-        out: the output folder.
-        started: what `check_out` returned for `out`.
-        options: everything that must not change when the run is resumed, by name.
-        measure: returns the precision of a new run; a resumed run keeps its precision.
+def begin_run(out: Path, options: Mapping[str, object], measure: "Callable[[], Precision]") -> "Precision":
+    """Record a new run in `out`, or check that the run that is resumed was started with these `options`.
 
     Returns:
-        The folder for checkpoints, and the precision of the run.
+        The precision of the run: that of `measure` for a new run, the recorded one for a resumed run.
 
     Raises:
         TrainingError: the run in `out` was started with other options.
     """
-    folder = out / RUN_FOLDER
+    started = read_record(out / RUN_FOLDER)
     if started is None:
         started = RunRecord(options, {"precision": measure()})
-        started.write(folder)
+        started.write(out / RUN_FOLDER)
     refuse_changes(started, options, out)
-    return folder, "bf16" if started.decided.get("precision") == "bf16" else "fp32"
+    return "bf16" if started.decided.get("precision") == "bf16" else "fp32"
 
 
 def end_run(out: Path) -> None:

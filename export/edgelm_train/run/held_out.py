@@ -17,22 +17,15 @@ _ROWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross entropy of a text."""
+    """Cross entropy of a text: the sum over its predicted tokens, and their number."""
 
     nats: float
-    """Sum over all predicted tokens."""
     tokens: int
-    """Number of predicted tokens."""
 
     @property
     def per_token(self) -> float:
         """Mean cross entropy of a token, in nats."""
         return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the mean cross entropy."""
-        return float(np.exp(self.per_token))
 
 
 def loss_in_windows(model: Any, ids: Ids, window: int) -> Loss:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -108,7 +108,7 @@ def train(
     """
     stop = Stop()
     clock = Clock(stop, schedule.log_every, schedule.save_seconds, schedule.limit_seconds, say)
-    callbacks: list[Any] = [clock, ProgressBar(schedule.batch_tokens), _Diverged()]
+    callbacks: list[Any] = [clock, ProgressBar(schedule.batch_tokens)]
     if schedule.patience is not None:
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=schedule.patience))
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +237,12 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     control: Any
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} at step {self.state.global_step}; start again with a smaller "
+                "--learning-rate, or more warm-up, and another --out"
+            )
         # Checkpoints contain the log, and so the seconds too.
         super().log({**logs, "seconds": self.clock.seconds}, start_time)
 
@@ -259,18 +265,6 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _Diverged(transformers.TrainerCallback):  # type: ignore[misc]
-    """Stops a run whose loss is NaN or infinite."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        loss = logs.get("loss", 0.0)
-        if not np.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {state.global_step}; start again with a smaller "
-                "--learning-rate, or more warm-up, and another --out"
-            )
 
 
 def _only(items: list[Batch]) -> dict[str, torch.Tensor]:

@@ -12,13 +12,8 @@ class MuonAdamW(torch.optim.Optimizer):  # type: ignore[misc]
     """Muon (Jordan et al. 2024) and AdamW.
 
     Muon replaces the momentum of a matrix by the nearest orthogonal matrix, and scales it to the size of AdamW's steps
-    (Liu et al. 2025). So one learning rate suits both. AdamW trains the token and position tables, norms and biases.
-
-    Args:
-        model: a ``transformers.GPT2LMHeadModel``.
-        learning_rate: peak learning rate of both optimizers.
-        weight_decay: weight decay of matrices and tables; norms and biases have no weight decay.
-        beta2: decay rate of AdamW's second moment.
+    (Liu et al. 2025). So one learning rate suits both. AdamW trains the token and position tables, norms and biases of
+    a ``transformers.GPT2LMHeadModel``. Norms and biases have no weight decay; `beta2` is AdamW's.
     """
 
     def __init__(self, model: Any, learning_rate: float, weight_decay: float, beta2: float) -> None:

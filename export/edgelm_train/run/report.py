@@ -42,14 +42,9 @@ class Finished(Generic[ReportKind]):
     def with_report(
         cls, report: ReportKind, outcome: Outcome, logs: Mapping[str, Points], tokens_per_step: int, out: Path
     ) -> "Finished[ReportKind]":
-        """Write report.md, report.json and curves.svg into `out`, where the model must be saved already.
+        """Write report.md, report.json and curves.svg into `out`, and remove its checkpoints.
 
-        Args:
-            report: the results of the run.
-            outcome: the end of the run.
-            logs: points of the curves by the name of the run, for `draw_curves`.
-            tokens_per_step: tokens of an optimizer step.
-            out: the output folder; its checkpoints are removed.
+        The model must be saved already. `logs` and `tokens_per_step` are as for `draw_curves`.
         """
         draw_curves(logs, tokens_per_step, out / _CURVES_FILE)
         report.write(out)
@@ -133,10 +128,8 @@ def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: i
 def draw_curves(logs: Mapping[str, Points], tokens_per_step: int, path: Path) -> None:
     """Write an SVG of training losses (thin lines) and held-out losses (dots) over tokens.
 
-    Args:
-        logs: points as in `edgelm_train.run.loop.Outcome.log`, by the name of the run; each run has a colour.
-        tokens_per_step: tokens of an optimizer step.
-        path: the SVG file.
+    `logs` has the points of each run by its name, and each run has a colour. `tokens_per_step` counts the tokens of an
+    optimizer step.
     """
     import matplotlib
 

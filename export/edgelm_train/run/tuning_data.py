@@ -23,7 +23,6 @@ from edgelm_train.run.held_out import Loss, loss_in_windows, loss_on_completions
 from edgelm_train.run.loop import Batch, Outcome, Schedule, train
 
 _HELD_OUT_EVERY = 20
-"""Without a held-out file, every 20th example is held out."""
 
 
 @dataclass(frozen=True)
@@ -112,40 +111,30 @@ class _ExampleStream(Dataset[Batch]):  # type: ignore[misc]
 
 
 def train_on(
-    data: TuningData,
-    batch_size: int,
-    model: Any,
-    folder: Path,
-    schedule: Schedule,
-    device: str,
-    say: Callable[[str], None],
+    data: TuningData, model: Any, folder: Path, schedule: Schedule, device: str, say: Callable[[str], None]
 ) -> Outcome:
-    """Train `model` in place on batches of `batch_size` rows, as `edgelm_train.run.loop.train` does."""
-    batches = data.batches(schedule.steps, batch_size, schedule.seed)
-    return train(
-        model, batches, lambda model: data.held_out_loss(model).per_token, folder, schedule, device=device, say=say
-    )
+    """Train `model` in place on batches of whole rows, as `edgelm_train.run.loop.train` does."""
+    batches = data.batches(schedule.steps, schedule.batch_tokens // data.tokens_per_row, schedule.seed)
+
+    def measure(model: Any) -> float:
+        return data.held_out_loss(model).per_token
+
+    return train(model, batches, measure, folder, schedule, device=device, say=say)
 
 
 def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window: int, remedy: str) -> TextData:
     """Plain text, split into documents as by ``edgelm pretrain``, in the tokens of a checkpoint.
 
-    Args:
-        file: UTF-8 text to train on.
-        held_out: a file that is held out as a whole; None: a part of `file` is held out.
-        checkpoint: the model to tune.
-        window: length of a window, in tokens.
-        remedy: as for `refuse_too_little`.
+    The file `held_out` is held out as a whole. Where it is None, a part of `file` is held out. `window` is the length
+    of a window in tokens; `remedy` is as for `refuse_too_little`.
 
     Raises:
         TrainingError: a file cannot be read or is too short, or the checkpoint has no <|endoftext|>.
     """
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer.to_json())
     if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise TrainingError(
-            f"{checkpoint.name!r} has no token {END_OF_TEXT} to separate documents; give examples with a prompt and a "
-            "completion instead of plain text"
-        )
+        message = f"{checkpoint.name!r} has no token {END_OF_TEXT} to separate documents"
+        raise TrainingError(f"{message}; give examples with a prompt and a completion instead of plain text")
     if held_out is None:
         corpus = read_corpus([file])
         training, held = corpus.training, corpus.held_out
@@ -168,12 +157,8 @@ def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window:
 def read_tasks(file: Path, held_out: Path | None, checkpoint: Checkpoint, task: Task, longest: int) -> ExampleData:
     """Examples of a file of records, in the tokens of a checkpoint.
 
-    Args:
-        file: records to train on.
-        held_out: records that are held out; None: every 20th example of `file` is held out.
-        checkpoint: the model to tune.
-        task: how a row becomes an example.
-        longest: maximum length of an example, in tokens; longer examples are left out.
+    The records of `held_out` are held out. Where it is None, every 20th example of `file` is held out. Examples of more
+    than `longest` tokens are left out.
 
     Raises:
         TrainingError: a file cannot be read, lacks a column, or has too few usable examples.
@@ -189,9 +174,8 @@ def read_tasks(file: Path, held_out: Path | None, checkpoint: Checkpoint, task: 
         held, notes = others.examples, notes + tuple(f"{held_out}: {note}" for note in others.notes)
     known = set(held)
     fresh = tuple(example for example in training if example not in known)
-    if len(fresh) < len(training):
-        equal = len(training) - len(fresh)
-        notes += (f"left out {counted(equal, 'example')} because an equal one is held out",)
+    if repeated := len(training) - len(fresh):
+        notes += (f"left out {counted(repeated, 'example')} because an equal one is held out",)
     if not fresh:
         raise TrainingError(f"{str(file)!r} has no example that is not held out; give more examples")
     # Any token can fill up a short row, because attention never looks at it.
