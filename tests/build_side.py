@@ -1,4 +1,4 @@
-"""A pytest plugin for the tests that need the build side: fixtures, and a skip that names what is not installed."""
+"""A pytest plugin for the tests that need the build side: fixtures, and a skip that names the missing packages."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 MISSING = [name for name in ("torch", "transformers", "optimum", "onnx", "safetensors") if find_spec(name) is None]
 TRAINING_MISSING = [name for name in ("accelerate", "tensorboard", "matplotlib") if find_spec(name) is None]
 REQUIRED = os.environ.get("EDGELM_REQUIRE_EXPORT") == "1"
-"""On a machine that is there to run these tests, a missing package is a failure."""
+"""Whether a missing package fails the tests instead of skipping them."""
 
 TINY_TOKENS = 400
-"""Text to draw from tiny checkpoints, instead of 10,000 tokens."""
+"""Length of the text drawn from a tiny checkpoint, in tokens; an export draws 10,000."""
 
 TESTS = Path(__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"
@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 
 class _WithoutBuildSide(pytest.Module):
-    """A test file that cannot be imported here."""
+    """A test file that cannot be imported, because packages are missing."""
 
     def collect(self) -> NoReturn:
         missing = ", ".join([*MISSING, *TRAINING_MISSING])
@@ -39,7 +39,7 @@ class _WithoutBuildSide(pytest.Module):
         pytest.skip(reason)
 
 
-class _NotAskedFor(pytest.Module):
+class _Deselected(pytest.Module):
     """A test file whose tests would all be deselected."""
 
     def collect(self) -> list[pytest.Item | pytest.Collector]:
@@ -47,12 +47,15 @@ class _NotAskedFor(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Without the build side, or where it is not wanted, none of these files is imported: torch takes seconds."""
+    """Import no file that needs the build side where packages are missing, or with ``-m "not export"``.
+
+    Importing torch takes seconds.
+    """
     if not _needs_build_side(module_path):
         return None
     if parent.config.option.markexpr == "not export":
-        unwanted: pytest.Module = _NotAskedFor.from_parent(parent, path=module_path)
-        return unwanted
+        deselected: pytest.Module = _Deselected.from_parent(parent, path=module_path)
+        return deselected
     if not MISSING and not (TRAINING_MISSING and "train" in module_path.parts):
         return None
     module: pytest.Module = _WithoutBuildSide.from_parent(parent, path=module_path)
@@ -61,17 +64,17 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, and torch's spin for each other on a busy machine: 20 times slower."""
+    """Tiny tensors gain nothing from threads. On a busy machine, torch's threads make them 20 times slower."""
     if MISSING or not any(_needs_build_side(item.path) for item in request.session.items):
         yield
         return
     import torch
 
-    before, in_environment = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    own_threads, in_environment = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(own_threads)
     if in_environment is None:
         del os.environ["OMP_NUM_THREADS"]
     else:
@@ -80,7 +83,7 @@ def _one_torch_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of this test draw little text, and leave their speed unmeasured."""
+    """Exports of this test draw little text and do not measure their speed."""
     from tests.export.checkpoints import FOOTPRINT
 
     monkeypatch.setattr("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT)
@@ -90,15 +93,15 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
-    """The project's folder of trained checkpoints and texts, which lies beside the repository."""
+    """The folder of trained checkpoints and texts beside the repository."""
     if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there: it holds the trained checkpoints")
+        pytest.skip(f"there is no folder {SHARED} with trained checkpoints")
     return SHARED
 
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> "TinyExport":
-    """Makes a random checkpoint and exports it, once per session for each shape and precision."""
+    """Makes and exports a random checkpoint, once a session for each shape and precision."""
     from tests.export.checkpoints import TinyExport
 
     return TinyExport(tmp_path_factory.mktemp("tiny-exports"), TINY_TOKENS)
@@ -106,7 +109,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> "TinyExport":
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Report:
-    """Shows a measured number on the terminal, also of a test that passes, and in the JUnit file."""
+    """Shows a measured number on the terminal and in the JUnit file, even if the test passes."""
     writer = request.config.get_terminal_writer()
     capture = request.config.pluginmanager.getplugin("capturemanager")
 

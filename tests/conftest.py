@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: the tiny committed bundle, a fake session, the command line."""
+"""What many tests share: the tiny committed bundle, a fake session, and the command line."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TINY_BUNDLE = DATA / "tiny-gpt2"
 
 @dataclass
 class FakeSession:
-    """A session without a graph: after token t come the logits `rows[t]`; it remembers what was fed."""
+    """A session without a graph. The logits after token t are `rows[t]`; `fed` lists the tokens so far."""
 
     rows: npt.NDArray[np.float32]  # (V, V)
     context_length: int = 1000
@@ -61,7 +61,7 @@ class FakeSession:
 
     @property
     def hidden(self) -> npt.NDArray[np.float32]:
-        """The hidden state after each token, (V, D): seeded, none like another."""
+        """The hidden state after each token, float32 (V, D): random with a fixed seed, different for each token."""
         return np.random.default_rng(0).normal(size=(len(self.rows), 8)).astype(np.float32)
 
     def batch(self, rows: int, capacity: int) -> "FakeBatch":
@@ -78,7 +78,7 @@ class FakeSession:
 
 @dataclass
 class FakeBatch:
-    """Rows that continue a fake session."""
+    """A batch of rows that continue the text of a fake session."""
 
     session: FakeSession
     fed: list[list[int]]
@@ -106,25 +106,25 @@ def counting_rows(vocab: int) -> npt.NDArray[np.float32]:
 
 
 def flat_rows(vocab: int) -> npt.NDArray[np.float32]:
-    """The same, with every token likely enough to be drawn."""
+    """The logits of `counting_rows`, flattened until every token is likely enough to be drawn."""
     return counting_rows(vocab) * np.float32(0.1)
 
 
 @pytest.fixture
 def tiny_copy(tmp_path: Path) -> Path:
-    """A copy of the tiny bundle to be damaged."""
+    """A copy of the tiny bundle, which a test may damage."""
     return Path(shutil.copytree(TINY_BUNDLE, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
-    """What transformers computes for the tiny bundle's weights."""
+    """Results of transformers for the weights of the tiny bundle."""
     content: dict[str, Any] = json.loads((DATA / "tiny-gpt2-golden.json").read_text(encoding="utf-8"))
     return content
 
 
 def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object], *, reseal: bool = True) -> None:
-    """Change ``bundle.json``, and fix its digest up as an attacker would."""
+    """Change ``bundle.json``, and correct its digest as an attacker would."""
     path = bundle / "bundle.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     edit(content)
@@ -135,14 +135,14 @@ def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object], *, res
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left behind."""
+    """Exit status and output of a command."""
 
     status: int
     stdout: str
     stderr: str
 
     def one_line(self) -> str:
-        """The only line on stderr; fails where there is another, or a traceback, or anything on stdout."""
+        """The only line on stderr. Fails if there is a second line or a traceback, or if stdout is not empty."""
         assert self.stdout == ""
         assert "Traceback" not in self.stderr
         lines = self.stderr.splitlines()
@@ -156,7 +156,7 @@ RunCommand = Callable[..., CommandResult]
 
 @pytest.fixture
 def edgelm_command(tmp_path: Path) -> RunCommand:
-    """Runs ``edgelm ARGS`` in a process of its own, in an empty folder."""
+    """Runs ``edgelm ARGS`` in a new process, in an empty folder."""
 
     def run(*args: str, stdin: bytes | None = b"", env: dict[str, str] | None = None) -> CommandResult:
         environment = {k: v for k, v in os.environ.items() if k not in ("EDGELM_MODEL", "COLUMNS")} | (env or {})

@@ -85,8 +85,7 @@ def test_without_onnxruntime_one_line_says_what_to_install(error: str) -> None:
 def test_export_without_the_build_side_says_what_to_install(tmp_path: object) -> None:
     code = (
         "import sys, importlib.util\n"
-        "found = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, package=None: None if name == 'torch' else found(name, package)\n"
+        "importlib.util.find_spec = lambda name, package=None: None if name == 'torch' else object()\n"
         f"sys.argv = ['edgelm', 'export', 'gpt2', '-o', {str(tmp_path)!r} + '/x']\n"
         "from edgelm.cli import main; main()\n"
     )

@@ -1,4 +1,4 @@
-"""Cancelling: within one token, from another thread or task; the session is free afterwards."""
+"""Cancelling from another thread or task ends a generation within one token, and frees its session."""
 
 import asyncio
 import threading
@@ -16,6 +16,7 @@ from edgelm import ConfigError, Model, PromptError, Session
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
+from edgelm.generation.asynchronous import EitherCancel
 from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows
 
 PROMPT = "Once upon a time"
@@ -23,7 +24,7 @@ PROMPT = "Once upon a time"
 
 @dataclass
 class SetAfter(FakeSession):
-    """A session that sets the signal while it computes its n-th call."""
+    """A session that sets `event` while it computes call number `calls_left`."""
 
     calls_left: int = 0
     event: threading.Event | None = None
@@ -135,22 +136,32 @@ def test_many_tasks_at_once(model: Model) -> None:
 
 
 class Held:
-    """A processor that says when a token is being computed, and how many were."""
+    """A logits processor that counts tokens, and computes the third token until `released` is set."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self.third = threading.Event()
+        self.released = threading.Event()
 
     def __call__(self, ids: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         self.tokens += 1
         if self.tokens == 3:
             self.third.set()
+            assert self.released.wait(timeout=60)
         return logits
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_cancelling_the_task_stops_the_computation_and_frees_the_session(model: Model, streaming: bool) -> None:
-    held = Held()
+def test_cancelling_the_task_stops_the_computation_and_frees_the_session(
+    model: Model, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, set_signal = Held(), EitherCancel.set
+
+    def set_and_release(signal: EitherCancel) -> None:
+        set_signal(signal)
+        held.released.set()
+
+    monkeypatch.setattr(EitherCancel, "set", set_and_release)
 
     async def consume() -> None:
         async for _ in model.astream(PROMPT, max_new_tokens=30, logits_processor=held):
@@ -234,5 +245,5 @@ def test_contrastive_search_leaves_a_long_prompt_in_the_middle(monkeypatch: pyte
         whole = model.generate(prompt, **options)
         assert model.generate(prompt, **options, cancel=cancel).choices == whole.choices
         monkeypatch.setattr(Session, "step_hidden", counted)
-        found = model.generate(prompt, **options, cancel=cancel)
-    assert (found.choices[0].finish_reason, computed) == ("cancelled", [64])
+        completion = model.generate(prompt, **options, cancel=cancel)
+    assert (completion.choices[0].finish_reason, computed) == ("cancelled", [64])
