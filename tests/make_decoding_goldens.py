@@ -20,7 +20,7 @@ GROUP_CASES, CONTRASTIVE_CASES = 60, 40
 
 
 def main() -> None:
-    """Have each interpreter compute its half, and write the file."""
+    """Let each interpreter compute its half, and write the file."""
     if sys.argv[1] == "compute":
         sys.stdout.write(json.dumps(compute(sys.argv[2], Path(sys.argv[3]))))
         return

@@ -28,24 +28,24 @@ Rooms = tuple[str | tuple[str, ...], ...]
 
 
 def imports_of(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, those inside functions and TYPE_CHECKING included."""
-    found: set[str] = set()
+    """Dotted names of all modules that a file imports, also inside functions and under TYPE_CHECKING."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def modules_of(package: Path) -> dict[str, Path]:
     """The files of a package by their dotted names."""
-    found = {}
+    modules = {}
     for path in package.rglob("*.py"):
         parts = path.relative_to(package.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 def upward_imports(package: Path, rooms: Rooms) -> list[str]:

@@ -1,4 +1,4 @@
-"""Modules that are loaded: none by `import edgelm`, and never torch, transformers or onnx at inference."""
+"""`import edgelm` loads no heavy module, and inference never loads torch, transformers or onnx."""
 
 import json
 import subprocess

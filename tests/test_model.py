@@ -60,7 +60,7 @@ def test_stream_joins_to_generate(model: Model) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_streams_never_split_a_character(model: Model, seed: int) -> None:
-    """Random weights write broken UTF-8 all the time: whole characters, and decode() of the same ids in the end."""
+    """Random weights write broken UTF-8. Chunks have whole characters, and together equal decode() of all ids."""
     chunks = list(model.stream("é", max_new_tokens=60, do_sample=True, temperature=5.0, seed=seed, eos_token_id=()))
     ids = [token for chunk in chunks for token in chunk.token_ids]
     assert "".join(chunk.text for chunk in chunks) == model.tokenizer.decode(ids, skip_special_tokens=True)
@@ -214,17 +214,17 @@ def test_streams_may_be_interleaved(model: Model) -> None:
 def test_threads_may_share_a_model(model: Model) -> None:
     prompts = [f"prompt {i}" for i in range(8)]
     expected = [model.generate(prompt, max_new_tokens=15).choices for prompt in prompts]
-    found: list[Any] = [None] * 8
+    choices: list[Any] = [None] * 8
 
     def work(i: int) -> None:
-        found[i] = model.generate(prompts[i], max_new_tokens=15).choices
+        choices[i] = model.generate(prompts[i], max_new_tokens=15).choices
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == expected
+    assert choices == expected
 
 
 def test_parts_can_be_fakes(model: Model) -> None:

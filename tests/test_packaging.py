@@ -1,4 +1,4 @@
-"""What a wheel and a source distribution hold."""
+"""The files in a wheel and in a source distribution."""
 
 import shutil
 import subprocess

@@ -47,11 +47,11 @@ FEW_LEFT = ("top_k", "top_p", "typical_p", "min_p", "epsilon_cutoff", "forced_eo
 
 
 class TooFewCandidates(Exception):
-    """Whether the filters left fewer candidates than a beam step draws; transformers then draws undefined ids."""
+    """Tells whether the filters left fewer candidates than a beam step draws; transformers then draws undefined ids."""
 
 
 class OurRandomNumbers:
-    """Stands in for `torch.multinomial`: draws as edgelm draws."""
+    """Replaces `torch.multinomial`, and draws as edgelm draws."""
 
     def __init__(self, seed: int) -> None:
         self._seed, self._step = seed, 0
@@ -73,7 +73,7 @@ class OurRandomNumbers:
 
 
 def theirs(model: Any, prompt: list[int], options: dict[str, Any], seed: int) -> list[list[int]]:
-    """What transformers generates, cut at the end-of-text token."""
+    """The ids of transformers, cut at the end-of-text token."""
     given = dict(options)
     end = given.get("eos_token_id")
     if "top_k" not in given:
@@ -83,11 +83,11 @@ def theirs(model: Any, prompt: list[int], options: dict[str, Any], seed: int) ->
     ids, mask = torch.tensor([prompt]), torch.ones(1, len(prompt), dtype=torch.long)
     with mock.patch("torch.multinomial", OurRandomNumbers(seed)), torch.no_grad():
         output = model.generate(ids, attention_mask=mask, generation_config=config)
-    found = []
+    actual = []
     for row in output[:, len(prompt) :].tolist():
         ends = [place for place, token in enumerate(row) if end and token in end]
-        found.append(row[: ends[0]] if ends else row)
-    return found
+        actual.append(row[: ends[0]] if ends else row)
+    return actual
 
 
 def some(rng: np.random.Generator, vocab: int, most: int) -> list[int]:
@@ -168,12 +168,12 @@ def check(model: Any, session: Session, kind: str, cases: int, seed: int) -> Non
     while case < cases:
         prompt, options = random_case(kind, rng, vocab)
         try:
-            wanted, found = theirs(model, prompt, options, case), ours(session, prompt, options, case)
+            expected, actual = theirs(model, prompt, options, case), ours(session, prompt, options, case)
         except TooFewCandidates:
             continue
         case += 1
-        if found != wanted:
-            wrong.append((prompt, options, found, wanted))
+        if actual != expected:
+            wrong.append((prompt, options, actual, expected))
     assert not wrong, f"{len(wrong)} of {cases}; the first: {wrong[0]}"
 
 
@@ -217,10 +217,10 @@ def test_filters_give_the_distribution_of_transformers_warpers(name: str, at_lea
             logits = (rng.normal(size=size) * spread).astype(np.float32)
             logits[rng.choice(size, 500, replace=False)] = -np.inf  # forbidden already
             row = torch.tensor(logits)[None]
-            wanted = getattr(transformers, warper)(value, min_tokens_to_keep=at_least)(None, row)[0]
+            expected = getattr(transformers, warper)(value, min_tokens_to_keep=at_least)(None, row)[0]
             config = GenerationConfig().updated({name: value})
             tokens, left = candidates(logits, 1.0, filters_of(config, at_least))
-            found = np.full(size, -np.inf, np.float32)
-            found[tokens] = left
-            difference = torch.softmax(wanted, -1) - torch.softmax(torch.tensor(found), -1)
+            actual = np.full(size, -np.inf, np.float32)
+            actual[tokens] = left
+            difference = torch.softmax(expected, -1) - torch.softmax(torch.tensor(actual), -1)
             assert float(difference.abs().max()) <= 1e-5, (value, spread)

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.export
 
 @pytest.fixture(scope="module", params=QUANTIZED_SHAPES, ids=lambda shape: shape.name)
 def shape(request: pytest.FixtureRequest) -> Shape:
-    found: Shape = request.param
-    return found
+    actual: Shape = request.param
+    return actual
 
 
 @pytest.fixture(params=get_args(FixedPrecision))
@@ -35,15 +35,15 @@ def tiny(request: pytest.FixtureRequest, shape: Shape, tiny_export: TinyExport) 
 
 
 def chunkings(length: int) -> list[list[int]]:
-    """Where to cut a text: pieces of 2, of 3 and 7, of random lengths; never a piece of 1."""
+    """Places to cut a text into pieces of 2, of 3 and 7, or of random lengths of at least 2."""
     rng = np.random.default_rng(0)
-    found: list[list[int]] = [[]]
+    cuts_of_texts: list[list[int]] = [[]]
     for low, high in [(2, 3), (3, 4), (7, 8), (2, 4), (2, 9), (2, 30), (2, 30)]:
         cuts, at = [], 0
         while (at := at + int(rng.integers(low, high))) <= length - 2:
             cuts.append(at)
-        found.append(cuts)
-    return found
+        cuts_of_texts.append(cuts)
+    return cuts_of_texts
 
 
 def remembered(session: Session) -> list[Logits]:
@@ -62,8 +62,8 @@ def test_chunks_and_threads_change_no_bit(tiny: Tiny) -> None:
             for cuts in chunkings(length):
                 where = f"{length} tokens, {threads} threads, cut at {cuts}"
                 session.reset()
-                found = [session.step(piece) for piece in np.split(ids, cuts)][-1]
-                assert np.array_equal(found, logits), where
+                actual = [session.step(piece) for piece in np.split(ids, cuts)][-1]
+                assert np.array_equal(actual, logits), where
                 assert all(map(np.array_equal, remembered(session), cache)), where
 
 
@@ -78,15 +78,15 @@ def test_chunks_and_threads_change_no_bit_of_scores(tiny: Tiny) -> None:
 
 
 def test_a_rewound_cache_is_as_good_as_new(tiny: Tiny) -> None:
-    """A session that had a longer text, and then kept a prefix of it, computes as a new session does."""
+    """A session that is rewound to a prefix of its text computes what a new session computes."""
     ids, other = tiny.text(), tiny.text(1)
     session = tiny.session()
-    wanted, cache = session.step(ids), remembered(session)
+    expected, cache = session.step(ids), remembered(session)
     for kept in sorted({0, 2, 3, len(ids) // 2, len(ids) - 2}):
         session.rewind(session.position - kept)
         session.step(other[kept:])
         session.rewind(session.position - kept)
-        assert np.array_equal(session.step(ids[kept:]), wanted), kept
+        assert np.array_equal(session.step(ids[kept:]), expected), kept
         assert all(map(np.array_equal, remembered(session), cache)), kept
 
 
@@ -97,14 +97,14 @@ def test_interleaved_sessions_do_not_disturb_each_other(tiny: Tiny) -> None:
     alone = [np.stack([other.step(piece) for piece in _fed(other, ids)]) for ids in texts]
     together: list[list[Logits]] = [[], [], []]
     for pieces in zip(*(_fed(session, ids) for session, ids in zip(siblings, texts, strict=True)), strict=True):
-        for found, session, piece in zip(together, siblings, pieces, strict=True):
-            found.append(session.step(piece))
-    for found, wanted in zip(together, alone, strict=True):
-        assert np.array_equal(np.stack(found), wanted)
+        for actual, session, piece in zip(together, siblings, pieces, strict=True):
+            actual.append(session.step(piece))
+    for actual, expected in zip(together, alone, strict=True):
+        assert np.array_equal(np.stack(actual), expected)
 
 
 def _fed(session: Session, ids: Ids) -> list[Ids]:
-    """A prompt, and then single tokens, into an emptied cache."""
+    """Feed a prompt and then single tokens into an emptied cache."""
     session.reset()
     half = len(ids) // 2
     return [ids[:half], *(ids[at : at + 1] for at in range(half, len(ids)))]
@@ -117,23 +117,23 @@ def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
     greedy = GenerationConfig(max_new_tokens=half - 2, logprobs=2)
 
     def steps_of_first(neighbours: int, rows: int, threads: int = 1) -> list[Step]:
-        scheduler, found = Scheduler(tiny.session(threads), max_rows=rows), list[Step]()
+        scheduler, actual = Scheduler(tiny.session(threads), max_rows=rows), list[Step]()
         first = scheduler.submit(texts[0].tolist(), greedy, 0)
         for seed in range(1, 1 + neighbours):
             scheduler.submit(texts[seed].tolist(), GenerationConfig(max_new_tokens=3 * seed), 0)
         while scheduler.pending:
-            found += [turn.step for turn in scheduler.step() if turn.handle == first and turn.step is not None]
-        return found
+            actual += [turn.step for turn in scheduler.step() if turn.handle == first and turn.step is not None]
+        return actual
 
-    wanted = steps_of_first(0, 1)
-    assert len(wanted) == half - 1
+    expected = steps_of_first(0, 1)
+    assert len(expected) == half - 1
     for neighbours, rows in [(1, 2), (2, 3), (3, 4), (5, 6), (5, 2)]:
-        assert steps_of_first(neighbours, rows) == wanted, (neighbours, rows)
-    assert steps_of_first(5, 6, threads=2) == wanted
+        assert steps_of_first(neighbours, rows) == expected, (neighbours, rows)
+    assert steps_of_first(5, 6, threads=2) == expected
     invariant = [tiny.session(threads, batch_invariant=True) for threads in (1, 2)]
     for session in invariant if tiny.exported.bundle.manifest.recipe.name != "fp32" else [tiny.session(), *invariant]:
         (single,) = (list(row) for row in generate(session, texts[0].tolist(), greedy, 0))
-        assert single == wanted
+        assert single == expected
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4])
@@ -173,9 +173,9 @@ def test_w8a8_rows_equal_single_runs_but_for_the_last_bits_of_the_head(
     session.step(prompt)
     batch = session.batch(rows, 16)
     for step, ids in enumerate(tokens):
-        found = batch.step(ids)
+        actual = batch.step(ids)
         for row in range(rows):
-            assert np.abs(found[row] - alone[row][step]).max() <= 5e-5
+            assert np.abs(actual[row] - alone[row][step]).max() <= 5e-5
     for value, single in zip(batch._cache.values, cache, strict=True):
         assert np.array_equal(value.numpy()[rows - 1, :, : batch.position], single[0])
 

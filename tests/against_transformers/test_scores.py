@@ -27,8 +27,8 @@ def model(tiny: Tiny) -> Model:
 def torch_logprobs(tiny: Tiny, ids: Ids) -> npt.NDArray[np.float64]:
     """Log-probabilities (T - 1,) of every token except the first."""
     logits = torch.from_numpy(tiny.torch.logits(ids)).double()
-    found: npt.NDArray[np.float64] = torch.log_softmax(logits, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
-    return found
+    logprobs: npt.NDArray[np.float64] = torch.log_softmax(logits, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
+    return logprobs
 
 
 def test_log_probabilities(tiny: Tiny, model: Model, report: Report) -> None:
@@ -37,8 +37,8 @@ def test_log_probabilities(tiny: Tiny, model: Model, report: Report) -> None:
         ids = tiny.text(seed)
         expected = torch_logprobs(tiny, ids)
         for cut in (1, 2, 17, 40, 63):
-            found = [token.logprob for token in model.score(ids[:cut].tolist(), ids[cut:].tolist()).tokens]
-            worst = max(worst, float(np.abs(np.array(found) - expected[cut - 1 :]).max()))
+            logprobs = [token.logprob for token in model.score(ids[:cut].tolist(), ids[cut:].tolist()).tokens]
+            worst = max(worst, float(np.abs(np.array(logprobs) - expected[cut - 1 :]).max()))
     report(f"log-probabilities against torch: max difference {worst:.1e}")
     assert worst <= 1e-4
 
@@ -48,10 +48,10 @@ def test_choices(tiny: Tiny, model: Model) -> None:
         ids = tiny.text(seed).tolist()
         prompt, options = ids[:20], [ids[20:21], ids[21:24], ids[24:34]]
         sums = [torch_logprobs(tiny, np.array(prompt + option))[19:].sum() for option in options]
-        found = model.choose(prompt, options)
-        assert [option.logprob for option in found.options] == pytest.approx(sums, abs=1e-4)
+        logprobs = model.choose(prompt, options)
+        assert [option.logprob for option in logprobs.options] == pytest.approx(sums, abs=1e-4)
         expected = torch.softmax(torch.tensor(np.array(sums)), 0).tolist()
-        assert [option.probability for option in found.options] == pytest.approx(expected, abs=1e-5)
+        assert [option.probability for option in logprobs.options] == pytest.approx(expected, abs=1e-5)
 
 
 def transformers_perplexity(tiny: Tiny, ids: Ids, stride: int) -> float:

@@ -66,9 +66,9 @@ def exact(request: pytest.FixtureRequest, tiny_export: TinyExport) -> Tiny:
 
 def test_fp32_logits_equal_torch_at_every_position(exact: Tiny) -> None:
     ids = exact.text()
-    wanted, found = exact.torch.logits(ids), exact.session().score(ids)
-    assert np.abs(wanted).max() > 1, "flat logits would test nothing"
-    assert np.abs(found - wanted).max() <= 1e-3
+    expected, actual = exact.torch.logits(ids), exact.session().score(ids)
+    assert np.abs(expected).max() > 1, "flat logits would test nothing"
+    assert np.abs(actual - expected).max() <= 1e-3
     assert exact.certificate.passed
 
 
@@ -101,14 +101,14 @@ QUANTIZED_SHAPES = [
 
 @pytest.fixture(scope="module", params=QUANTIZED_SHAPES, ids=lambda shape: shape.name)
 def shape(request: pytest.FixtureRequest) -> Shape:
-    found: Shape = request.param
-    return found
+    actual: Shape = request.param
+    return actual
 
 
-def relative_difference(found: Logits, wanted: Logits) -> float:
+def relative_difference(actual: Logits, expected: Logits) -> float:
     """Root mean square of the difference, divided by the spread of the expected logits around their row's mean."""
-    spread = wanted - wanted.mean(axis=1, keepdims=True)
-    return float(np.sqrt(np.square(found - wanted).mean() / np.square(spread).mean()))
+    spread = expected - expected.mean(axis=1, keepdims=True)
+    return float(np.sqrt(np.square(actual - expected).mean() / np.square(spread).mean()))
 
 
 # Rounding makes a relative error of step / sqrt(12) / deviation in every matrix, which add up in quadrature over the
@@ -120,9 +120,9 @@ def test_quantized_logits_stay_near_torch(
 ) -> None:
     tiny = tiny_export(shape, precision)
     ids = tiny.text()
-    found = tiny.session().score(ids)
-    assert np.isfinite(found).all()
-    difference = relative_difference(found, tiny.torch.logits(ids))
+    actual = tiny.session().score(ids)
+    assert np.isfinite(actual).all()
+    difference = relative_difference(actual, tiny.torch.logits(ids))
     report(f"{shape.name} {precision}: relative difference of logits {difference:.4f}, limit {limit}")
     assert difference <= limit
 

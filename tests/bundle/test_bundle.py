@@ -1,4 +1,4 @@
-"""Bundles that are damaged, hostile or too new: one named error each, before anything is loaded."""
+"""Each damaged, hostile or too new bundle has a named error, which is raised before anything is loaded."""
 
 import hashlib
 import json
@@ -259,7 +259,7 @@ def test_a_manifest_that_disagrees_with_the_graph(tiny_copy: Path, edit: Edit, m
     ],
 )
 def test_contents_that_cannot_be_used(tiny_copy: Path, name: str, content: bytes, message: str) -> None:
-    """Hashes fixed up, so that only the content itself is wrong."""
+    """The hashes are corrected, so that only the content is wrong."""
     (tiny_copy / name).write_bytes(content)
     fact = file_fact(tiny_copy / name)
     edit_manifest(

@@ -1,4 +1,4 @@
-"""JSON with one meaning only."""
+"""JSON that readers could understand differently is refused."""
 
 import contextlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The command line as users see it: stdout, stderr, exit status."""
+"""Stdout, stderr and exit status of ``edgelm run``."""
 
 import json
 import os

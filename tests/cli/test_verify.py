@@ -1,4 +1,4 @@
-"""``edgelm verify`` and ``edgelm compare`` on the committed bundles: what they measure again, and what they refuse."""
+"""Measurements and refusals of ``edgelm verify`` and ``edgelm compare`` on the committed bundles."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ DIALOGUE = ROOT / "models" / "dialogue-6m-int8"
 
 
 def write_reference(bundle: Path, content: bytes) -> None:
-    """Replace the reference file, and fix up its hash and the digest."""
+    """Replace the reference file, and correct its hash and the digest."""
     path = bundle / "reference.bin"
     path.write_bytes(content)
     fact = file_fact(path)
@@ -34,7 +34,7 @@ def write_reference(bundle: Path, content: bytes) -> None:
 
 
 def restate(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change what the manifest says about the reference."""
+    """Change the manifest's facts about the reference."""
     edit_manifest(bundle, lambda m: edit(m["certificate"]["reference"]))
 
 
@@ -135,7 +135,7 @@ def test_the_file_comes_back_as_it_was_written(tiny_copy: Path) -> None:
 
 
 def by_hand() -> tuple[Reference, ReferenceData]:
-    """A reference of two rows, (0, 1, 2) and (1, 0), from a model that finds all four tokens equally likely."""
+    """A reference of two rows, (0, 1, 2) and (1, 0), of a model for which all four tokens are equally likely."""
     nat = -np.log(4.0)
     facts = Reference("reference.bin", 5, 3, 2, 4.0, 1.0, 0.0, 1.0, 0.0, 0.0)
     top = np.full((5, 2), nat)
@@ -155,23 +155,23 @@ def test_measuring_by_hand() -> None:
     observed = observe(facts, data.ids, data.top_ids, score, 4)
     assert fed == [[0, 1, 2], [1, 0]]
     assert observed.next == pytest.approx(data.source_next)
-    found, apart = figures(facts, data, observed), drift(data, observed)
-    assert found.perplexity_ratio == pytest.approx(1.0) and found.mean_kl_divergence == pytest.approx(0.0)
-    assert found.top1_agreement == 1.0
+    quality, apart = figures(facts, data, observed), drift(data, observed)
+    assert quality.perplexity_ratio == pytest.approx(1.0) and quality.mean_kl_divergence == pytest.approx(0.0)
+    assert quality.top1_agreement == 1.0
     assert apart.values < 1 / 1024 and apart.means == pytest.approx(0.0)
-    assert all(check.passed for check in checks(facts, data, found, apart))
+    assert all(check.passed for check in checks(facts, data, quality, apart))
 
 
 def test_a_sharper_model_by_hand() -> None:
     facts, data = by_hand()
     logits = np.array([0, 0, 0, np.log(5)], np.float32)  # token 3, which never comes: 5/8; the others 1/8 each
     observed = observe(facts, data.ids, data.top_ids, lambda row: [np.tile(logits, (len(row), 1))], 4)
-    found, apart = figures(facts, data, observed), drift(data, observed)
-    assert found.perplexity_ratio == pytest.approx(2.0)
-    assert found.mean_kl_divergence == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75))
-    assert found.top1_agreement == 0.0
+    quality, apart = figures(facts, data, observed), drift(data, observed)
+    assert quality.perplexity_ratio == pytest.approx(2.0)
+    assert quality.mean_kl_divergence == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75))
+    assert quality.top1_agreement == 0.0
     assert apart.values == pytest.approx(np.sqrt(13 / 15) * np.log(2), rel=1e-3)
-    names = [check.name for check in checks(facts, data, found, apart) if not check.passed]
+    names = [check.name for check in checks(facts, data, quality, apart) if not check.passed]
     assert names == ["perplexity ratio", "log-probabilities differ by, nats", "their means differ by, nats"]
 
 

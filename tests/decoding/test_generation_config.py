@@ -155,7 +155,7 @@ def test_every_option_is_in_the_typed_dict_the_flags_and_the_page() -> None:
 
 
 def test_the_typed_dict_and_the_configuration_have_the_same_types() -> None:
-    """But for tuples, which a caller may write in other ways."""
+    """Types are equal, except where the configuration has tuples, for which a caller may give other sequences."""
     arrays = {"IdArray": IdArray, "Logits": Logits}
     keywords = get_type_hints(GenerationOptions, localns=arrays)
     for name, annotation in get_type_hints(GenerationConfig, localns=arrays).items():

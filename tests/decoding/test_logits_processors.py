@@ -43,9 +43,9 @@ def masked(logits: Logits) -> list[int]:
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative() -> None:
-    before = row(2, -2, 4)
-    assert penalize_repetition(ids(0, 1, 0), before, 2.0).tolist() == [1, -4, 4]
-    assert before.tolist() == [2, -2, 4]
+    logits = row(2, -2, 4)
+    assert penalize_repetition(ids(0, 1, 0), logits, 2.0).tolist() == [1, -4, 4]
+    assert logits.tolist() == [2, -2, 4]
 
 
 def test_presence_and_frequency_count_the_new_text_only() -> None:
@@ -70,16 +70,18 @@ def test_no_repeated_ngram() -> None:
 
 @given(IDS, st.integers(1, 5))
 def test_no_ngram_appears_twice(start: list[int], size: int) -> None:
-    """A token is ruled out exactly if it would complete a run that the text has already."""
+    """A token is forbidden exactly if it would complete a run that is already in the text."""
     text = np.array(start, np.int64)
     runs = {tuple(start[i : i + size]) for i in range(len(start) - size + 1)}
     end = tuple(start[len(start) - size + 1 :])
-    wanted = [t for t in range(6) if len(end) == size - 1 and (*end, t) in runs]
-    assert masked(forbid_repeated_ngrams(text, zeros(), size)) == wanted
+    expected = [t for t in range(6) if len(end) == size - 1 and (*end, t) in runs]
+    assert masked(forbid_repeated_ngrams(text, zeros(), size)) == expected
 
 
 def dry_by_hand(text: list[int], token: int, multiplier: float, base: float, allowed: int, breakers: set[int]) -> float:
-    """The definition: the longest run without breakers that ends the text and is followed by `token` earlier."""
+    """The penalty by definition: the longest run without breakers at the end of the text counts, if earlier in the text
+    `token` follows the same run.
+    """
     longest = 0
     for end in range(1, len(text)):
         if text[end] != token:
@@ -93,9 +95,9 @@ def dry_by_hand(text: list[int], token: int, multiplier: float, base: float, all
 
 @given(IDS, st.integers(1, 4), st.sets(st.integers(0, 5), max_size=2))
 def test_dry_is_its_definition(text: list[int], allowed: int, breakers: set[int]) -> None:
-    found = dry(np.array(text, np.int64), zeros(), 0.8, 1.75, allowed, ids(*sorted(breakers)))
-    wanted = [-dry_by_hand(text, token, 0.8, 1.75, allowed, breakers) for token in range(6)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    actual = dry(np.array(text, np.int64), zeros(), 0.8, 1.75, allowed, ids(*sorted(breakers)))
+    expected = [-dry_by_hand(text, token, 0.8, 1.75, allowed, breakers) for token in range(6)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_dry_on_an_endless_loop_stays_finite() -> None:
@@ -127,8 +129,8 @@ def all_processors(**options: object) -> list[Logits]:
 
 
 def test_an_end_of_text_is_no_bad_word() -> None:
-    [found] = all_processors(bad_words_ids=[[2], [3], [1, 4]], eos_token_id=3)
-    assert masked(found) == [2]  # and the pair not yet: the text has fewer tokens than it
+    [actual] = all_processors(bad_words_ids=[[2], [3], [1, 4]], eos_token_id=3)
+    assert masked(actual) == [2]  # and the pair not yet: the text has fewer tokens than it
 
 
 def test_custom_processors_run_in_order_on_copies() -> None:
@@ -140,8 +142,8 @@ def test_custom_processors_run_in_order_on_copies() -> None:
         logits += 1
         return logits
 
-    [found] = all_processors(logits_processor=[first, lambda text, logits: logits * 2])
-    assert found.tolist() == [2] * 6
+    [actual] = all_processors(logits_processor=[first, lambda text, logits: logits * 2])
+    assert actual.tolist() == [2] * 6
     assert seen == [[1]]
 
 

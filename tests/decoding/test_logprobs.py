@@ -27,9 +27,9 @@ def test_logits_without_probabilities_are_refused(wrong: float) -> None:
 
 
 def test_each_token_under_its_own_row() -> None:
-    found = logprobs_of(np.stack([HALVES, HALVES[::-1]]), np.array([0, 0]))
-    assert found == pytest.approx([math.log(0.5), math.log(0.125)])
-    assert found.dtype == np.float64
+    logprobs = logprobs_of(np.stack([HALVES, HALVES[::-1]]), np.array([0, 0]))
+    assert logprobs == pytest.approx([math.log(0.5), math.log(0.125)])
+    assert logprobs.dtype == np.float64
 
 
 def test_alternatives_come_likeliest_first_and_equals_by_id() -> None:

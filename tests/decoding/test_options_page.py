@@ -22,9 +22,9 @@ def table(group: str) -> str:
 
 def test_the_tables_are_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    wanted = TABLE.sub(lambda match: f"<!-- options: {match[1]} -->\n\n{table(match[1])}", page)
+    expected = TABLE.sub(lambda match: f"<!-- options: {match[1]} -->\n\n{table(match[1])}", page)
     if os.environ.get("EDGELM_UPDATE_HELP") == "1":
-        PAGE.write_text(wanted, encoding="utf-8")
-        page = wanted
-    assert page == wanted
+        PAGE.write_text(expected, encoding="utf-8")
+        page = expected
+    assert page == expected
     assert set(TABLE.findall(page)) == {(group, table(group)) for group in {o.group for o in OPTIONS.values()}}

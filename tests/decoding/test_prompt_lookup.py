@@ -1,4 +1,4 @@
-"""Drafts from the text itself change how long it takes, never what is chosen."""
+"""Drafts from the text itself change the speed, but no chosen token."""
 
 from dataclasses import replace
 from typing import Any
@@ -46,14 +46,14 @@ def test_a_draft_beyond_the_text_repeats_itself() -> None:
 
 
 def widths(drafts: PromptLookup, comes_true: list[int]) -> list[int]:
-    """The width of each draft, given how many tokens of each guess come true."""
-    found = []
+    """The width of each draft, given the number of right tokens in each guess."""
+    draft_widths = []
     for right in comes_true:
         draft = drafts.draft(ids(*[5] * 9), 100)
-        found.append(len(draft))
+        draft_widths.append(len(draft))
         most = len(draft) or 1
         drafts.learn([5] * min(right, most) + [6] * (right <= len(draft)))
-    return found
+    return draft_widths
 
 
 def test_the_width_follows_success() -> None:
@@ -68,7 +68,7 @@ def test_guesses_that_are_wrong_cost_nothing() -> None:
 
 
 def test_drafts_that_fail_become_rare() -> None:
-    """Here every guess is right and every draft is wrong: the worst case."""
+    """The worst case: every guess is right and every draft is wrong."""
     drafts, tried = PromptLookup(8, FOUR_BIT_DRAFTS), []
     for step in range(1000):
         draft = drafts.draft(ids(*[5] * 9), 100)
@@ -93,7 +93,7 @@ def test_a_draft_costs_most_where_weights_have_four_bits() -> None:
     turns=st.lists(st.tuples(st.booleans(), st.integers(0, 64)), min_size=1, max_size=300),
 )
 def test_what_drafts_lose_is_bounded(most: int, cost: DraftCost, turns: list[tuple[bool, int]]) -> None:
-    """Counted from the start, and from any step after which the drafts had gained most."""
+    """The loss is counted from the start, and from any step after which the drafts had gained most."""
     drafts, gained, best, tokens, tokens_at_best = PromptLookup(most, cost), 0.0, 0.0, 0, 0
     for guess_is_right, right in turns:
         width = len(drafts.draft(ids(*[5] * 9), 100))
@@ -128,10 +128,10 @@ def test_tokens_and_reasons_are_those_of_plain_decoding(
 
 def test_what_is_fed_is_the_text_alone() -> None:
     session = FakeSession(counting_rows(6))
-    found = steps(session, [0, 1], max_new_tokens=40, prompt_lookup_num_tokens=8)
-    text = [0, 1, *(step.token_id for step in found if step.token_id is not None)]
+    steps_of_row = steps(session, [0, 1], max_new_tokens=40, prompt_lookup_num_tokens=8)
+    text = [0, 1, *(step.token_id for step in steps_of_row if step.token_id is not None)]
     assert session.fed == text[:-1]
-    assert sum(step.was_drafted for step in found) > 25
+    assert sum(step.was_drafted for step in steps_of_row) > 25
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_what_is_fed_is_the_text_alone() -> None:
 def test_drafts_do_not_change_the_ids_of_the_tiny_model(
     model: Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With drafts that are right, wrong, or right up to some token."""
+    """Drafts may be right, wrong, or right up to a token."""
     prompt = list(range(20, 45))
     plain = model.generate(prompt, max_new_tokens=80, eos_token_id=(), **options)
-    told = [*prompt, *plain.choices[0].token_ids, *[7] * 20]
+    answer = [*prompt, *plain.choices[0].token_ids, *[7] * 20]
     rng = np.random.default_rng(0)
 
     def oracle(ids: np.ndarray, count: int) -> list[int]:
-        draft = told[len(ids) : len(ids) + count]
+        draft = answer[len(ids) : len(ids) + count]
         if count and rng.random() < 0.4:
             draft[rng.integers(count)] = 8
         return draft

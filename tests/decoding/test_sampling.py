@@ -67,10 +67,10 @@ def test_top_p_equals_a_whole_sort(spread: float, p: float) -> None:
     logits = (np.random.default_rng(0).normal(size=V) * spread).astype(np.float32)
     weights = softmax(logits)
     order = np.argsort(-logits, kind="stable")
-    wanted = order[: int(np.searchsorted(np.cumsum(weights[order]), p)) + 1]
-    found = top_p_filter(logits, p)
-    assert abs(len(found) - len(wanted)) <= max(1, len(wanted) * 1e-4)
-    assert abs(weights[found].sum() - weights[wanted].sum()) <= 1e-6
+    expected = order[: int(np.searchsorted(np.cumsum(weights[order]), p)) + 1]
+    kept = top_p_filter(logits, p)
+    assert abs(len(kept) - len(expected)) <= max(1, len(expected) * 1e-4)
+    assert abs(weights[kept].sum() - weights[expected].sum()) <= 1e-6
 
 
 def test_min_p_is_relative_to_the_likeliest() -> None:

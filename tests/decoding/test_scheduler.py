@@ -1,4 +1,4 @@
-"""Continuous batching: whatever is beside a text, it gets the same tokens."""
+"""Continuous batching: a text gets the same tokens beside any other texts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,11 +49,11 @@ def alone(session: Session, prompt: list[int], options: GenerationConfig, seed: 
     return steps
 
 
-def run(scheduler: Scheduler, found: dict[Handle, list[Step]]) -> None:
-    """One step of the scheduler; its turns are added to what was found."""
+def run(scheduler: Scheduler, steps: dict[Handle, list[Step]]) -> None:
+    """Run one step of the scheduler, and add its turns to `steps`."""
     for turn in scheduler.step():
         assert turn.error is None and turn.step is not None
-        found.setdefault(turn.handle, []).append(turn.step)
+        steps.setdefault(turn.handle, []).append(turn.step)
 
 
 def test_texts_that_come_and_go_get_what_they_get_alone(tiny: Session) -> None:
@@ -69,16 +69,16 @@ def test_texts_that_come_and_go_get_what_they_get_alone(tiny: Session) -> None:
         config(max_new_tokens=int(n), eos_token_id=list(range(30)), **kinds[at % 5]) for at, n in enumerate(lengths)
     ]
     texts = prompts(25)
-    scheduler, found = Scheduler(tiny, max_rows=5), dict[Handle, list[Step]]()
+    scheduler, steps = Scheduler(tiny, max_rows=5), dict[Handle, list[Step]]()
     handles = []
-    for place, (prompt, wanted) in enumerate(zip(texts, options, strict=True)):
-        handles.append(scheduler.submit(prompt, wanted, seed=place))
+    for place, (prompt, requested) in enumerate(zip(texts, options, strict=True)):
+        handles.append(scheduler.submit(prompt, requested, seed=place))
         for _ in range(place % 4):
-            run(scheduler, found)
+            run(scheduler, steps)
     while scheduler.pending:
-        run(scheduler, found)
+        run(scheduler, steps)
     for place, handle in enumerate(handles):
-        assert found[handle] == alone(tiny, texts[place], options[place], place), place
+        assert steps[handle] == alone(tiny, texts[place], options[place], place), place
     assert scheduler.step() == []
 
 
@@ -86,18 +86,18 @@ def test_texts_that_come_and_go_get_what_they_get_alone(tiny: Session) -> None:
 def test_int8_ids_do_not_depend_on_the_neighbours(int8: Session, neighbours: int) -> None:
     """Log-probabilities, which show the last bits, do not depend on them either."""
     texts = prompts(9)
-    wanted = config(max_new_tokens=25, logprobs=3)
+    requested = config(max_new_tokens=25, logprobs=3)
 
     def with_neighbours(count: int, *, late: bool) -> list[Step]:
-        scheduler, found = Scheduler(int8, max_rows=8), dict[Handle, list[Step]]()
+        scheduler, steps = Scheduler(int8, max_rows=8), dict[Handle, list[Step]]()
         for prompt in texts[1 : 1 + count]:
             scheduler.submit(prompt, config(max_new_tokens=7 if late else 40), 0)
         for _ in range(3 * late):
             scheduler.step()
-        handle = scheduler.submit(texts[0], wanted, 0)
+        handle = scheduler.submit(texts[0], requested, 0)
         while scheduler.pending:
-            run(scheduler, found)
-        return found[handle]
+            run(scheduler, steps)
+        return steps[handle]
 
     by_itself = with_neighbours(0, late=False)
     assert len(by_itself) == 26
@@ -108,45 +108,45 @@ def test_a_long_prompt_does_not_hold_up_the_others(tiny: Session, monkeypatch: p
     monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", 8)
     monkeypatch.setattr("edgelm.decoding.scheduler.PREFILL_CHUNK_TOKENS", 8)
     long = list(range(1, 50))
-    scheduler, found = Scheduler(tiny, max_rows=4), dict[Handle, list[Step]]()
+    scheduler, steps = Scheduler(tiny, max_rows=4), dict[Handle, list[Step]]()
     first = scheduler.submit([5, 6, 7], config(max_new_tokens=20), 0)
-    run(scheduler, found)
+    run(scheduler, steps)
     second = scheduler.submit(long, config(max_new_tokens=5), 0)
-    while second not in found:
-        run(scheduler, found)
-    assert 6 <= len(found[first]) <= 9
+    while second not in steps:
+        run(scheduler, steps)
+    assert 6 <= len(steps[first]) <= 9
     while scheduler.pending:
-        run(scheduler, found)
-    assert found[second] == alone(tiny, long, config(max_new_tokens=5), 0)
+        run(scheduler, steps)
+    assert steps[second] == alone(tiny, long, config(max_new_tokens=5), 0)
 
 
 def test_rows_of_one_prompt_share_its_computation(tiny: Session) -> None:
-    wanted = config(max_new_tokens=10, temperature=2.0)
-    scheduler, found = Scheduler(tiny, max_rows=3), dict[Handle, list[Step]]()
-    handles = [scheduler.submit(list(range(9, 30)), wanted, 5, row=row) for row in range(3)]
+    requested = config(max_new_tokens=10, temperature=2.0)
+    scheduler, steps = Scheduler(tiny, max_rows=3), dict[Handle, list[Step]]()
+    handles = [scheduler.submit(list(range(9, 30)), requested, 5, row=row) for row in range(3)]
     while scheduler.pending:
-        run(scheduler, found)
+        run(scheduler, steps)
     many = config(max_new_tokens=10, temperature=2.0, num_return_sequences=3)
     rows = [list(row) for row in generate(tiny.sibling(), list(range(9, 30)), many, 5)]
-    assert [found[handle] for handle in handles] == rows
+    assert [steps[handle] for handle in handles] == rows
 
 
 def test_cancelled_texts_have_no_more_turns(tiny: Session) -> None:
-    scheduler, found = Scheduler(tiny, max_rows=2), dict[Handle, list[Step]]()
+    scheduler, steps = Scheduler(tiny, max_rows=2), dict[Handle, list[Step]]()
     texts = prompts(5)
     handles = [scheduler.submit(prompt, config(max_new_tokens=12), 0) for prompt in texts]
-    run(scheduler, found)
-    counts = {handle: len(found.get(handle, [])) for handle in handles}
+    run(scheduler, steps)
+    counts = {handle: len(steps.get(handle, [])) for handle in handles}
     for handle in (handles[0], handles[2], handles[0], 999):
         scheduler.cancel(handle)
     assert scheduler.pending == 3
     while scheduler.pending:
-        run(scheduler, found)
+        run(scheduler, steps)
     for place, handle in enumerate(handles):
         if place in (0, 2):
-            assert len(found.get(handle, [])) == counts[handle]
+            assert len(steps.get(handle, [])) == counts[handle]
         else:
-            assert found[handle] == alone(tiny, texts[place], config(max_new_tokens=12), 0)
+            assert steps[handle] == alone(tiny, texts[place], config(max_new_tokens=12), 0)
 
 
 def test_an_error_ends_its_own_text_only(tiny: Session) -> None:
@@ -168,12 +168,12 @@ def test_an_error_ends_its_own_text_only(tiny: Session) -> None:
 
 def test_a_text_may_fill_the_context(tiny: Session) -> None:
     whole = list(range(1, tiny.context_length + 1))
-    scheduler, found = Scheduler(tiny, max_rows=2), dict[Handle, list[Step]]()
+    scheduler, steps = Scheduler(tiny, max_rows=2), dict[Handle, list[Step]]()
     handles = [scheduler.submit(whole[:count], config(max_new_tokens=200), 0) for count in (64, 60)]
     while scheduler.pending:
-        run(scheduler, found)
-    assert [len(found[handle]) for handle in handles] == [2, 6]
-    assert all(found[handle][-1].finish_reason == "context" for handle in handles)
+        run(scheduler, steps)
+    assert [len(steps[handle]) for handle in handles] == [2, 6]
+    assert all(steps[handle][-1].finish_reason == "context" for handle in handles)
 
 
 def test_what_cannot_be_done_is_refused_when_it_is_submitted(tiny: Session) -> None:
@@ -191,7 +191,7 @@ def test_what_cannot_be_done_is_refused_when_it_is_submitted(tiny: Session) -> N
 
 
 class Failing:
-    """Raises at the n-th call of a session's or batch's `step`."""
+    """Raises an error at the n-th call of `step` of a session or batch."""
 
     def __init__(self, step: Callable[[Any], Any], calls: list[int]) -> None:
         self.step, self.calls = step, calls
@@ -209,16 +209,16 @@ def test_a_step_that_fails_loses_nothing(int8: Session, fails: int, monkeypatch:
     texts = [[1 + i % 300 for i in range(480)], [5, 6, 7], [9, 8]]
 
     def tokens(calls: list[int]) -> list[list[Step]]:
-        scheduler, found = Scheduler(int8.sibling(), max_rows=3), dict[Handle, list[Step]]()
+        scheduler, steps = Scheduler(int8.sibling(), max_rows=3), dict[Handle, list[Step]]()
         monkeypatch.setattr(scheduler._session, "step", Failing(scheduler._session.step, calls))
         monkeypatch.setattr(scheduler._batch, "step", Failing(scheduler._batch.step, calls))
         handles = [scheduler.submit(text, options, 0) for text in texts]
         while scheduler.pending:
             try:
-                run(scheduler, found)
+                run(scheduler, steps)
             except InsufficientMemoryError:
                 continue
-        return [found[handle] for handle in handles]
+        return [steps[handle] for handle in handles]
 
     assert tokens([fails]) == tokens([0])
 
@@ -233,7 +233,7 @@ def test_a_signal_that_raises_ends_its_own_text_only(tiny: Session) -> None:
                 raise ConnectionRefusedError("the manager is gone")
             return False
 
-    scheduler, found, errors = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]](), []
+    scheduler, steps, errors = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]](), []
     bad = scheduler.submit([1, 2], config(max_new_tokens=9, cancel=Gone()), 0)
     good = scheduler.submit([3, 4], config(max_new_tokens=9), 0)
     while scheduler.pending:
@@ -241,15 +241,15 @@ def test_a_signal_that_raises_ends_its_own_text_only(tiny: Session) -> None:
             if turn.error is not None:
                 errors.append((turn.handle, str(turn.error)))
             elif turn.step is not None:
-                found.setdefault(turn.handle, []).append(turn.step)
+                steps.setdefault(turn.handle, []).append(turn.step)
     assert errors == [(bad, "the manager is gone")]
-    assert found[good] == alone(tiny, [3, 4], config(max_new_tokens=9), 0)
+    assert steps[good] == alone(tiny, [3, 4], config(max_new_tokens=9), 0)
 
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_processor_may_cancel_any_text(tiny: Session, at: int) -> None:
-    """Its own, one before it and one after it; the others go on as if nothing were."""
-    scheduler, found = Scheduler(tiny.sibling(), max_rows=5), dict[Handle, list[Step]]()
+    """The processor's own text, the text before it and the text after it; all other texts go on unchanged."""
+    scheduler, steps = Scheduler(tiny.sibling(), max_rows=5), dict[Handle, list[Step]]()
     texts, handles = prompts(5), list[Handle]()
 
     def cancels(ids: Any, logits: Any) -> Any:
@@ -262,17 +262,17 @@ def test_a_processor_may_cancel_any_text(tiny: Session, at: int) -> None:
         own = {"logits_processor": cancels} if place == 2 else {}
         handles.append(scheduler.submit(text, config(max_new_tokens=8, **own), 0))
     while scheduler.pending:
-        run(scheduler, found)
+        run(scheduler, steps)
     for place in (1, 3):
-        assert found[handles[place]] == alone(tiny, texts[place], config(max_new_tokens=8), 0)
-    assert len(found.get(handles[2], [])) == at
-    assert all(step.finish_reason is None for place in (0, 2, 4) for step in found.get(handles[place], []))
+        assert steps[handles[place]] == alone(tiny, texts[place], config(max_new_tokens=8), 0)
+    assert len(steps.get(handles[2], [])) == at
+    assert all(step.finish_reason is None for place in (0, 2, 4) for step in steps.get(handles[place], []))
 
 
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize("asks", [1, 3])
 def test_a_signal_may_cancel_any_text(tiny: Session, answer: bool, asks: int) -> None:
-    """Its own among them: nobody else loses a turn."""
+    """The signal's own text is among them. No other text loses a turn."""
 
     class Cancels:
         asked = 0
@@ -283,18 +283,18 @@ def test_a_signal_may_cancel_any_text(tiny: Session, answer: bool, asks: int) ->
                 scheduler.cancel(bad)
             return answer and self.asked >= asks
 
-    scheduler, found = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]]()
+    scheduler, steps = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]]()
     bad = scheduler.submit([1, 2], config(max_new_tokens=6, cancel=Cancels()), 0)
     good = scheduler.submit([3, 4], config(max_new_tokens=6), 0)
     while scheduler.pending:
-        run(scheduler, found)
-    assert found[good] == alone(tiny, [3, 4], config(max_new_tokens=6), 0)
-    assert len(found.get(bad, [])) < asks
+        run(scheduler, steps)
+    assert steps[good] == alone(tiny, [3, 4], config(max_new_tokens=6), 0)
+    assert len(steps.get(bad, [])) < asks
 
 
 def test_cancelled_texts_have_no_turn(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of the same step either, nor of one that failed."""
-    scheduler, found = Scheduler(tiny.sibling(), max_rows=3), dict[Handle, list[Step]]()
+    """They have no turn of the step that cancels them, nor of a step that fails."""
+    scheduler, steps = Scheduler(tiny.sibling(), max_rows=3), dict[Handle, list[Step]]()
     handles = list[Handle]()
 
     def cancels(ids: Any, logits: Any) -> Any:
@@ -305,8 +305,8 @@ def test_cancelled_texts_have_no_turn(tiny: Session, monkeypatch: pytest.MonkeyP
     for options in ({}, {"logits_processor": cancels}):
         handles.append(scheduler.submit([1, 2], config(max_new_tokens=6, **options), 0))
     for _ in range(4):
-        run(scheduler, found)
-    assert len(found[handles[0]]) < len(found[handles[1]])
+        run(scheduler, steps)
+    assert len(steps[handles[0]]) < len(steps[handles[1]])
     third = scheduler.submit([5, 6], config(max_new_tokens=6), 0)
     monkeypatch.setattr(scheduler._batch, "step", Failing(scheduler._batch.step, [1]))
     with pytest.raises(InsufficientMemoryError):

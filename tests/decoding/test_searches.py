@@ -25,8 +25,8 @@ def tiny() -> Session:
 
 def rows(session: Session, prompt: list[int], options: dict[str, Any]) -> list[list[int]]:
     session.reset()
-    found = generate(session, prompt, GenerationConfig().updated(options), 0)
-    return [[step.token_id for step in steps if step.token_id is not None] for steps in found]
+    returned = generate(session, prompt, GenerationConfig().updated(options), 0)
+    return [[step.token_id for step in steps if step.token_id is not None] for steps in returned]
 
 
 @pytest.mark.parametrize("kind", ["groups", "contrastive"])
@@ -45,12 +45,12 @@ def likely_rows(seed: int) -> npt.NDArray[np.float32]:
 def run(options: dict[str, Any], seed: int = 0, context: int = 100, **more: Any) -> list[tuple[list[int], str]]:
     """Every row's tokens and reason, on a fake session."""
     session = FakeSession(likely_rows(seed), context_length=context)
-    found: list[tuple[list[int], str]] = []
+    rows: list[tuple[list[int], str]] = []
     for steps in generate(session, [1, 2, 3], GenerationConfig().updated(options), seed, **more):
         *tokens, last = list(steps)
         assert last.token_id is None and last.finish_reason is not None
-        found.append(([step.token_id for step in tokens if step.token_id is not None], last.finish_reason))
-    return found
+        rows.append(([step.token_id for step in tokens if step.token_id is not None], last.finish_reason))
+    return rows
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -103,9 +103,9 @@ def test_a_beam_ends_at_a_stop_string() -> None:
     def ends(new: Sequence[int]) -> bool:
         return list(new)[-2:] == [5, 5] or 6 in new
 
-    found = run({"num_beams": 5, "num_return_sequences": 5, "max_new_tokens": 30}, ends_text=ends)
-    assert any(why == "stop" for _, why in found)
-    for tokens, why in found:
+    rows = run({"num_beams": 5, "num_return_sequences": 5, "max_new_tokens": 30}, ends_text=ends)
+    assert any(why == "stop" for _, why in rows)
+    for tokens, why in rows:
         assert why == ("stop" if ends(tokens) else "length")
         assert not ends(tokens[:-1])
 
@@ -125,8 +125,8 @@ def test_beams_find_likelier_texts() -> None:
 
 
 def test_beams_are_all_different() -> None:
-    found = run({"num_beams": 6, "num_return_sequences": 6, "max_new_tokens": 7})
-    assert len({tuple(tokens) for tokens, _ in found}) == 6
+    rows = run({"num_beams": 6, "num_return_sequences": 6, "max_new_tokens": 7})
+    assert len({tuple(tokens) for tokens, _ in rows}) == 6
 
 
 def test_too_few_texts_to_return() -> None:

@@ -115,8 +115,8 @@ def test_generation_goes_on_past_the_context(model: Model) -> None:
     assert stopped.choices[0].finish_reason == "context"
     endless = model.generate([5, 6, 7], context_overflow="window", pinned_tokens=2, **options)
     assert endless.choices[0].finish_reason == "length"
-    found = endless.choices[0].token_ids
-    assert len(found) == 3 * context and found[: len(stopped.choices[0].token_ids)] == stopped.choices[0].token_ids
+    ids = endless.choices[0].token_ids
+    assert len(ids) == 3 * context and ids[: len(stopped.choices[0].token_ids)] == stopped.choices[0].token_ids
     assert (
         endless.stats.reencoded_tokens > context and 0 < endless.stats.reencode_seconds < endless.stats.decode_seconds
     )
@@ -129,10 +129,8 @@ def test_a_window_gives_what_encoding_its_text_anew_gives(model: Model) -> None:
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]
     kept = (context - pinned) - (context - pinned) // 2
     options: Any = {"max_new_tokens": context - len(prompt) + 8, "do_sample": False, "eos_token_id": []}
-    found = list(
-        model.generate(prompt, context_overflow="window", pinned_tokens=pinned, **options).choices[0].token_ids
-    )
-    text = prompt + found
+    ids = list(model.generate(prompt, context_overflow="window", pinned_tokens=pinned, **options).choices[0].token_ids)
+    text = prompt + ids
     session = Graph.open(edgelm.Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
     session.step(prompt[:pinned] + text[context - kept : context])
     after = []

@@ -1,4 +1,4 @@
-"""What the documents consist of: their pages, and the blocks, commands and links on a page."""
+"""The pages of the documents, and the blocks, commands and links on a page."""
 
 import re
 import shlex
@@ -30,7 +30,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Its shell commands, continued lines joined, without comments."""
+        """The shell commands of the block, with continued lines joined and without comments."""
         lines = self.body.replace("\\\n", " ").splitlines()
         return [line for line in lines if line.strip() and not line.startswith("#")]
 
@@ -50,28 +50,28 @@ class Page:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        found = []
+        all_blocks = []
         for match in _BLOCK.finditer(self.text):
             follows = _EXPECTED.match(self.text, match.end())
             line = self.text.count("\n", 0, match.start("language")) + 1
             expected = None if follows is None else follows[1]
-            found.append(Block(str(self), line, match["language"], match["body"], expected, match["reason"]))
-        return found
+            all_blocks.append(Block(str(self), line, match["language"], match["body"], expected, match["reason"]))
+        return all_blocks
 
     @property
     def headings(self) -> list[str]:
-        """The lines of its headings, those inside blocks left out."""
+        """The lines of the page's headings, without lines inside blocks."""
         return re.findall(r"^#+ .*$", re.sub(r"^```.*?^```$", "", self.text, flags=re.M | re.S), re.M)
 
     @property
     def anchors(self) -> set[str]:
-        """The anchors of its headings, as GitHub makes them."""
+        """The anchors that GitHub makes of the page's headings."""
         words = (re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()) for heading in self.headings)
         return {word.replace(" ", "-") for word in words}
 
     @property
     def links(self) -> list[str]:
-        """The targets of its links to files and headings of this repository."""
+        """The targets of the page's links to files and headings of this repository."""
         return [link for link in re.findall(r"\]\(([^)\s]+)\)", self.text) if not re.match(r"\w+:", link)]
 
     @property

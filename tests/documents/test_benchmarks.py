@@ -1,4 +1,4 @@
-"""The pure parts of the peer benchmark, and what holds for every benchmark: help, README, and no private path."""
+"""The pure functions of the peer benchmark; of every benchmark its help, its README entry, and no private path."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The script that makes the public data sets: from a local folder, from a local server, and what it refuses."""
+"""The script that makes the public data sets, from a local folder or a local server, and its refusals."""
 
 import csv
 import functools
@@ -22,7 +22,7 @@ COLUMNS = ["WorkerId", "Answer.sentence1", "Answer.sentence10", "Answer.sentence
 
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
-        """Nothing: the log would go to stderr."""
+        """Do nothing, because the log would go to stderr."""
 
 
 @pytest.fixture

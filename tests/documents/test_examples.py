@@ -27,7 +27,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture
 def examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The examples can be imported, and use the embedded model."""
+    """Makes the examples importable; they use the embedded model."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.delenv("EDGELM_MODEL", raising=False)
 
@@ -248,12 +248,12 @@ def test_chat() -> None:
     first, nothing, second = (part.strip() for part in shown.removeprefix("> ").removesuffix("> \n").split("> "))
     assert first and second and "\n" not in first + second
     assert not nothing, "an empty line is no turn"
-    told = run("chat.py", str(default_bundle_path()), stdin="Lily had a cat.\n")
-    assert told.startswith("> ") and told.endswith("> \n")
+    output = run("chat.py", str(default_bundle_path()), stdin="Lily had a cat.\n")
+    assert output.startswith("> ") and output.endswith("> \n")
 
 
 def test_notebook(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its code cells, in order, with the top-level await that notebooks have."""
+    """The notebook's code cells run in order, with the top-level await of notebooks."""
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
     names: dict[str, Any] = {"__name__": "notebook"}
 

@@ -1,4 +1,4 @@
-"""Rows of a batch compute what they would compute alone."""
+"""Each row of a batch computes what it would compute alone."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def tiny() -> Session:
 
 
 def alone(session: Session, tokens: list[int]) -> np.ndarray:
-    """The logits after each of `tokens` that follow the prompt, one at a time."""
+    """The logits after each of `tokens`, which follow the prompt one at a time."""
     session.reset()
     session.step(PROMPT)
     return np.stack([session.step([token]) for token in tokens])
@@ -25,14 +25,14 @@ def alone(session: Session, tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
 def test_rows_equal_single_runs_bit_for_bit(tiny: Session, rows: int) -> None:
     tokens = np.random.default_rng(rows).integers(0, 300, (12, rows))
-    wanted = [alone(tiny, tokens[:, row].tolist()) for row in range(rows)]
+    expected = [alone(tiny, tokens[:, row].tolist()) for row in range(rows)]
     tiny.reset()
     tiny.step(PROMPT)
     batch = tiny.batch(rows, 64)
     for step, ids in enumerate(tokens):
-        found = batch.step(ids)
+        logits = batch.step(ids)
         for row in range(rows):
-            assert np.array_equal(found[row], wanted[row][step])
+            assert np.array_equal(logits[row], expected[row][step])
     assert batch.position == 21 and tiny.position == 9
 
 
@@ -46,10 +46,10 @@ def test_reordered_rows_go_on_as_what_they_copied(tiny: Session) -> None:
         batch.reorder(order)
         texts = [list(texts[row]) for row in order]
         ids = rng.integers(0, 300, 4)
-        found = batch.step(ids).copy()
+        logits = batch.step(ids).copy()
         for row, token in enumerate(ids.tolist()):
             texts[row].append(token)
-            assert np.array_equal(found[row], alone(tiny, texts[row])[-1])
+            assert np.array_equal(logits[row], alone(tiny, texts[row])[-1])
 
 
 def test_hidden_states_come_with_the_logits(tiny: Session) -> None:

@@ -1,4 +1,4 @@
-"""Choosing where to run, without a GPU at hand."""
+"""The choice of a device, on a machine without a GPU."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -48,7 +48,7 @@ def test_an_explicit_device_never_falls_back(request_: str, graph: Any, onnxrunt
 
 
 def test_cuda_that_does_not_load_is_an_error() -> None:
-    """ONNX Runtime falls back to the CPU by itself; asked for CUDA, edgelm must not."""
+    """ONNX Runtime falls back to the CPU by itself. Where CUDA is requested, edgelm must not."""
     import onnxruntime
 
     fake = SimpleNamespace(

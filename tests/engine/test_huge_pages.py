@@ -1,4 +1,4 @@
-"""Memory that a load added, and its move into huge pages."""
+"""The memory that a load has added moves into huge pages."""
 
 import sys
 

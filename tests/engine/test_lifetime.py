@@ -1,4 +1,4 @@
-"""A model's life in a program: close, fork, spawn, pickle, threads. Never a hang, never a crash, no wrong text."""
+"""A model that is closed, forked, spawned, pickled and shared by threads never hangs, crashes or writes wrong text."""
 
 import asyncio
 import multiprocessing
@@ -122,7 +122,7 @@ def test_a_model_goes_to_another_process(model: Model, method: str) -> None:
 
 
 def in_child(code: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` after a model was loaded, used, and the process forked; the child ends as any Python does."""
+    """Run `code` in a forked child, after its parent loaded and used a model. The child ends as any Python program."""
     script = f"""
 import os, sys, asyncio
 import edgelm
@@ -216,7 +216,7 @@ def test_close_in_a_signal_handler(model: Model) -> None:
 
 
 def test_the_gil_is_released_while_computing() -> None:
-    """A call of the embedded model takes milliseconds; meanwhile another thread counts."""
+    """A call of the embedded model takes milliseconds, in which another thread can count."""
     with edgelm.load(threads=1) as model:
         counted = 0
         computing, over = threading.Event(), threading.Event()
@@ -276,14 +276,14 @@ def open_descriptors() -> int:
 
 
 def hammer(model: Model, expected: dict[int, tuple[int, ...]], rounds: int, seed: int, errors: list[str]) -> None:
-    """Generations that are sometimes cancelled or abandoned; each is right as far as it went."""
+    """Generate texts that are sometimes cancelled or abandoned; each is right as far as it goes."""
     chance = random.Random(seed)
     for _ in range(rounds):
-        wanted = chance.randrange(len(expected))
+        seed_of_text = chance.randrange(len(expected))
         cancel = threading.Event()
         stop_after = chance.choice([1, 3, 100])
         got: list[int] = []
-        stream = model.stream(PROMPT, max_new_tokens=8, do_sample=True, seed=wanted, cancel=cancel)
+        stream = model.stream(PROMPT, max_new_tokens=8, do_sample=True, seed=seed_of_text, cancel=cancel)
         for count, chunk in enumerate(stream):
             got += chunk.token_ids
             if count + 1 == stop_after:
@@ -291,9 +291,9 @@ def hammer(model: Model, expected: dict[int, tuple[int, ...]], rounds: int, seed
                     cancel.set()
                 else:
                     break
-        whole = expected[wanted]
+        whole = expected[seed_of_text]
         if tuple(got) != (whole if stop_after == 100 else whole[: len(got)]):
-            errors.append(f"seed {wanted}: {got}")
+            errors.append(f"seed {seed_of_text}: {got}")
 
 
 def test_threads_with_random_cancels_leak_nothing(model: Model) -> None:

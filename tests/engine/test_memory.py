@@ -1,4 +1,4 @@
-"""The memory a model takes is known before it is loaded, and refused where it cannot fit."""
+"""The memory of a model is known before it is loaded, and a model that does not fit is refused."""
 
 import subprocess
 import sys
@@ -110,8 +110,8 @@ def test_the_cgroup_s_limit(limit: str, left: int | None, monkeypatch: pytest.Mo
         return files[self.name] if str(self).startswith("/sys/fs/cgroup/memory.") else read(self, encoding, errors)
 
     monkeypatch.setattr(Path, "read_text", fake)
-    found = [room.free_bytes for room in rooms() if "cgroup" in room.limit]
-    assert found == ([] if left is None else [left])
+    free = [room.free_bytes for room in rooms() if "cgroup" in room.limit]
+    assert free == ([] if left is None else [left])
 
 
 def test_warmup_says_how_long_it_took() -> None:

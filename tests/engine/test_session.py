@@ -1,4 +1,4 @@
-"""The real graph: the tiny bundle through ONNX Runtime."""
+"""Sessions of ONNX Runtime on the graph of the tiny bundle."""
 
 from pathlib import Path
 from typing import Any
@@ -227,12 +227,12 @@ def test_no_chunk_ends_in_a_tile_of_one_token(bundle: Path) -> None:
     for length in (tile + 1, tile + 3, 2 * tile + 1, 2 * tile + 8):
         ids = np.random.default_rng(length).integers(0, session.vocab_size, length)
         session.reset()
-        wanted, cache = session.step(ids), session.remembered(length)
+        expected, cache = session.step(ids), session.remembered(length)
         for cut in sorted({2, 7, 8, length // 2, tile + 1, tile - 1, length - 7, length - 2}):
             if 2 <= cut <= length - 2:
                 session.reset()
                 session.step(ids[:cut])
-                assert np.array_equal(session.step(ids[cut:]), wanted), (length, cut)
+                assert np.array_equal(session.step(ids[cut:]), expected), (length, cut)
                 assert np.array_equal(session.remembered(length), cache), (length, cut)
 
 

@@ -1,4 +1,4 @@
-"""`Model.generate_batch`: each prompt as `generate` would."""
+"""`Model.generate_batch` answers each prompt as `generate` does."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,8 @@ def model() -> Model:
     return edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
 
 
-def told(completion: Completion) -> Completion:
-    """Without what it cost."""
+def without_stats(completion: Completion) -> Completion:
+    """`completion` without its stats."""
     return replace(completion, stats=None)  # type: ignore[arg-type]
 
 
@@ -35,26 +35,30 @@ def told(completion: Completion) -> Completion:
     ],
 )
 def test_each_is_what_generate_gives(model: Model, options: dict[str, Any], max_rows: int) -> None:
-    found = model.generate_batch(PROMPTS, max_rows=max_rows, **options)
-    assert [told(c) for c in found] == [told(model.generate(prompt, **options)) for prompt in PROMPTS]
+    completions = model.generate_batch(PROMPTS, max_rows=max_rows, **options)
+    assert [without_stats(c) for c in completions] == [
+        without_stats(model.generate(prompt, **options)) for prompt in PROMPTS
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_batch_invariant_model_gives_each_the_same_bits_alone(threads: int) -> None:
-    """The embedded model: int8, whose kernels for one row differ from those for more."""
+    """The embedded model is int8, whose kernel for one row differs from that for several rows."""
     options: dict[str, Any] = {"max_new_tokens": 40, "seed": 2, "logprobs": 3, "num_return_sequences": 2}
     with edgelm.load(device="cpu", threads=threads, batch_invariant=True) as model:
-        found = model.generate_batch(PROMPTS, max_rows=5, **options)
-        assert [told(c) for c in found] == [told(model.generate(prompt, **options)) for prompt in PROMPTS]
+        completions = model.generate_batch(PROMPTS, max_rows=5, **options)
+        assert [without_stats(c) for c in completions] == [
+            without_stats(model.generate(prompt, **options)) for prompt in PROMPTS
+        ]
 
 
 def test_options_of_each_prompt(model: Model) -> None:
     each: list[Any] = [{"max_new_tokens": 3}, {}, {"seed": 9, "temperature": 2.0}, {"do_sample": False}]
-    found = model.generate_batch(PROMPTS, each=each, max_new_tokens=6, seed=1, temperature=1.0)
+    completions = model.generate_batch(PROMPTS, each=each, max_new_tokens=6, seed=1, temperature=1.0)
     common: dict[str, Any] = {"max_new_tokens": 6, "seed": 1, "temperature": 1.0}
-    for completion, prompt, own in zip(found[:3], PROMPTS, each, strict=False):
-        assert told(completion) == told(model.generate(prompt, **{**common, **own}))
-    assert told(found[3]) == told(model.generate(PROMPTS[3], max_new_tokens=6, do_sample=False))
+    for completion, prompt, own in zip(completions[:3], PROMPTS, each, strict=False):
+        assert without_stats(completion) == without_stats(model.generate(prompt, **{**common, **own}))
+    assert without_stats(completions[3]) == without_stats(model.generate(PROMPTS[3], max_new_tokens=6, do_sample=False))
 
 
 def test_stats_say_what_a_prompt_took(model: Model) -> None:
@@ -82,18 +86,20 @@ def test_an_error_in_one_prompt_is_the_callers(model: Model) -> None:
 
 
 def test_stats_say_what_was_reused(model: Model, tmp_path: Path) -> None:
-    """Of a state, and of the prompt before."""
+    """Tokens are reused of a state, and of the previous prompt."""
     ids = [1 + i % 200 for i in range(40)]
     with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as other:
         other.save_state(tmp_path / "state", ids[:30])
         other.load_state(tmp_path / "state")
-        found = other.generate_batch([[*ids, 7, 8], [*ids, 9, 9], [5, 5, 5]], max_new_tokens=3)
-    assert [completion.stats.reused_tokens for completion in found] == [30, 40, 0]
+        completions = other.generate_batch([[*ids, 7, 8], [*ids, 9, 9], [5, 5, 5]], max_new_tokens=3)
+    assert [completion.stats.reused_tokens for completion in completions] == [30, 40, 0]
 
 
 def test_any_iterable_of_prompts_will_do(model: Model) -> None:
-    found = model.generate_batch((prompt for prompt in PROMPTS), max_new_tokens=3)  # type: ignore[arg-type]
-    assert [told(c) for c in found] == [told(model.generate(prompt, max_new_tokens=3)) for prompt in PROMPTS]
+    completions = model.generate_batch((prompt for prompt in PROMPTS), max_new_tokens=3)  # type: ignore[arg-type]
+    assert [without_stats(c) for c in completions] == [
+        without_stats(model.generate(prompt, max_new_tokens=3)) for prompt in PROMPTS
+    ]
 
 
 @pytest.mark.parametrize(

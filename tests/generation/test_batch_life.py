@@ -78,7 +78,7 @@ def test_another_thread_closes_a_batch(model: Model) -> None:
 
 
 class After:
-    """A signal that is set when it was asked some times."""
+    """A signal that is set after a number of calls of `is_set`."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -90,17 +90,17 @@ class After:
 
 def test_a_cancelled_text_leaves_a_batch_and_the_others_go_on(model: Model) -> None:
     each: list[Any] = [{"cancel": After(4)}, {}, {"cancel": After(0)}]
-    found = model.generate_batch(PROMPTS, each=each, max_new_tokens=9, eos_token_id=())
-    assert [completion.choices[0].finish_reason for completion in found] == ["cancelled", "length", "cancelled"]
-    assert 0 < len(found[0].choices[0].token_ids) < 9 and found[2].text == ""
-    assert found[1].choices == fresh(PROMPTS[1], max_new_tokens=9, eos_token_id=())
+    completions = model.generate_batch(PROMPTS, each=each, max_new_tokens=9, eos_token_id=())
+    assert [completion.choices[0].finish_reason for completion in completions] == ["cancelled", "length", "cancelled"]
+    assert 0 < len(completions[0].choices[0].token_ids) < 9 and completions[2].text == ""
+    assert completions[1].choices == fresh(PROMPTS[1], max_new_tokens=9, eos_token_id=())
 
 
 def test_a_batch_cut_by_time_or_by_one_signal_ends(model: Model) -> None:
     cancel = threading.Event()
     cancel.set()
-    found = model.generate_batch(PROMPTS, max_rows=1, cancel=cancel)
-    assert [completion.choices[0].finish_reason for completion in found] == ["cancelled"] * 3
+    completions = model.generate_batch(PROMPTS, max_rows=1, cancel=cancel)
+    assert [completion.choices[0].finish_reason for completion in completions] == ["cancelled"] * 3
     late = model.generate_batch(PROMPTS, max_rows=1, max_time=1e-9, max_new_tokens=30, eos_token_id=())
     assert {completion.choices[0].finish_reason for completion in late} == {"time"}
 
@@ -108,11 +108,13 @@ def test_a_batch_cut_by_time_or_by_one_signal_ends(model: Model) -> None:
 def test_long_prompts_of_a_batch_are_cut_as_alone(model: Model) -> None:
     long = [1 + i % 50 for i in range(200)]
     options: dict[str, Any] = {"context_overflow": "truncate", "pinned_tokens": 3, "max_new_tokens": 8}
-    found = model.generate_batch([long, [5, 6]], **options)
+    completions = model.generate_batch([long, [5, 6]], **options)
     alone = model.generate(long, **options)
-    assert found[0].choices == alone.choices and found[1].choices == model.generate([5, 6], **options).choices
-    assert found[0].stats.dropped_tokens == alone.stats.dropped_tokens == 200 - 57
-    assert found[0].stats.prompt_tokens == alone.stats.prompt_tokens
+    assert (
+        completions[0].choices == alone.choices and completions[1].choices == model.generate([5, 6], **options).choices
+    )
+    assert completions[0].stats.dropped_tokens == alone.stats.dropped_tokens == 200 - 57
+    assert completions[0].stats.prompt_tokens == alone.stats.prompt_tokens
     with pytest.raises(ConfigError, match="context_overflow='window' works on one prompt at a time"):
         model.generate_batch([long], context_overflow="window")
 
@@ -129,12 +131,12 @@ def test_a_scheduler_cuts_prompts_too(model: Model) -> None:
 
 def test_a_window_reuses_what_is_there_and_leaves_nothing(model: Model, tmp_path: Path) -> None:
     options: dict[str, Any] = {"context_overflow": "window", "max_new_tokens": 100, "eos_token_id": (), "logprobs": 1}
-    wanted = fresh(PROMPT, **options)
+    expected = fresh(PROMPT, **options)
     model.save_state(tmp_path / "state", PROMPT)
     model.load_state(tmp_path / "state")
     model.generate(PROMPT, max_new_tokens=3)
-    found = model.generate(PROMPT, **options)
-    assert (found.choices, found.stats.reused_tokens) == (wanted, len(PROMPT) - 2)
+    completion = model.generate(PROMPT, **options)
+    assert (completion.choices, completion.stats.reused_tokens) == (expected, len(PROMPT) - 2)
     model.forget()
     assert model.generate(PROMPT, max_new_tokens=3).choices == fresh(PROMPT, max_new_tokens=3)
 
@@ -154,7 +156,7 @@ def test_a_cut_prompt_is_reused_where_it_is_the_same(model: Model) -> None:
 def test_drafts_go_on_past_the_context(
     model: Model, monkeypatch: pytest.MonkeyPatch, pinned: int, options: dict[str, Any]
 ) -> None:
-    """Most are right, so that many are made, and some are wrong on either side of where the window slides."""
+    """Most drafts are right, so that there are many. Some are wrong, before and after the window slides."""
     options = {**options, "context_overflow": "window", "pinned_tokens": pinned, "max_new_tokens": 400}
     options["eos_token_id"] = ()
     plain = model.generate(PROMPT, **options)
@@ -171,25 +173,27 @@ def test_drafts_go_on_past_the_context(
 
 
 def test_drafts_end_when_cancelled(model: Model) -> None:
-    found = model.generate(
+    completion = model.generate(
         [7, 8, 9] * 10, prompt_lookup_num_tokens=4, max_new_tokens=30, eos_token_id=(), cancel=After(5)
     )
-    assert found.choices[0].finish_reason == "cancelled"
+    assert completion.choices[0].finish_reason == "cancelled"
     assert (
-        found.choices[0].token_ids
-        == fresh([7, 8, 9] * 10, max_new_tokens=30, eos_token_id=())[0].token_ids[: len(found.choices[0].token_ids)]
+        completion.choices[0].token_ids
+        == fresh([7, 8, 9] * 10, max_new_tokens=30, eos_token_id=())[0].token_ids[
+            : len(completion.choices[0].token_ids)
+        ]
     )
 
 
 def test_a_prompt_cancelled_in_the_middle_is_reused_as_far_as_it_came() -> None:
     prompt = [1 + i % 200 for i in range(300)]
     with edgelm.load(threads=1) as model:
-        wanted = model.generate(prompt, max_new_tokens=5, do_sample=False).choices
+        expected = model.generate(prompt, max_new_tokens=5, do_sample=False).choices
         model.forget()
         left = model.generate(prompt, max_new_tokens=5, do_sample=False, cancel=After(2))
         assert left.choices[0].finish_reason == "cancelled"
-        found = model.generate(prompt, max_new_tokens=5, do_sample=False)
-        assert found.stats.reused_tokens == 128 and found.choices == wanted
+        completion = model.generate(prompt, max_new_tokens=5, do_sample=False)
+        assert completion.stats.reused_tokens == 128 and completion.choices == expected
 
 
 def test_states_are_not_pickled_but_the_limit_is(tmp_path: Path) -> None:
@@ -207,7 +211,7 @@ def test_states_are_not_pickled_but_the_limit_is(tmp_path: Path) -> None:
 def test_a_forked_child_drops_prompts_and_keeps_states(model: Model, tmp_path: Path) -> None:
     model.save_state(tmp_path / "state", PROMPT[:10])
     model.load_state(tmp_path / "state")
-    wanted = model.generate(PROMPT, max_new_tokens=4)
+    expected = model.generate(PROMPT, max_new_tokens=4)
     stream = model.stream([*PROMPT, 3, 4], max_new_tokens=4)
     next(stream)
     child = os.fork()
@@ -216,10 +220,10 @@ def test_a_forked_child_drops_prompts_and_keeps_states(model: Model, tmp_path: P
         try:
             del stream
             assert model._sessions._idle == []
-            found = model.generate(PROMPT, max_new_tokens=4)
-            assert (found.choices, found.stats.reused_tokens) == (wanted.choices, 10)
+            completion = model.generate(PROMPT, max_new_tokens=4)
+            assert (completion.choices, completion.stats.reused_tokens) == (expected.choices, 10)
             assert model.generate(PROMPT, max_new_tokens=4).stats.reused_tokens == 28
-            assert model.generate_batch([PROMPT], max_new_tokens=4)[0].choices == wanted.choices
+            assert model.generate_batch([PROMPT], max_new_tokens=4)[0].choices == expected.choices
             status = 0
         finally:
             os._exit(status)

@@ -1,4 +1,4 @@
-"""KV files with one thing wrong, made of a right one."""
+"""KV files with one error, made of a correct file."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 
 def split(content: bytes) -> tuple[str, bytes]:
-    """The header, without padding, and the bytes behind it."""
+    """The header without padding, and the bytes after it."""
     end = 8 + int.from_bytes(content[:8], "little")
     return content[8:end].decode().strip(), content[end:]
 
@@ -25,14 +25,14 @@ def joined(header: str, data: bytes) -> bytes:
 
 
 def header_replaced(content: bytes, old: str, new: str) -> bytes:
-    """Another text in the safetensors header."""
+    """The file with another text as its safetensors header."""
     header, data = split(content)
     assert header.count(old) == 1
     return joined(header.replace(old, new), data)
 
 
 def header_changed(content: bytes, tensor: str, **fields: object) -> bytes:
-    """Other fields of one tensor in the safetensors header."""
+    """The file with other fields of one tensor in its safetensors header."""
     text, data = split(content)
     header = json.loads(text)
     header[tensor] |= fields
@@ -40,7 +40,7 @@ def header_changed(content: bytes, tensor: str, **fields: object) -> bytes:
 
 
 def facts_changed(content: bytes, **facts: object) -> bytes:
-    """Other facts in the metadata."""
+    """The file with other facts in its metadata."""
     text, data = split(content)
     header = json.loads(text)
     said = json.loads(header["__metadata__"]["edgelm_kv"]) | facts
@@ -48,7 +48,7 @@ def facts_changed(content: bytes, **facts: object) -> bytes:
 
 
 def saved_again(content: bytes, change: Callable[[Tensors], Tensors], **facts: object) -> bytes:
-    """Other tensors, whose hash is right, and other facts."""
+    """The file with other tensors, whose hash is right, and other facts."""
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in change(load(content)).items()}
     metadata = json.loads(split(content)[0])["__metadata__"]
     return facts_changed(save(tensors, metadata), sha256=_sha256(tensors), **facts)

@@ -43,7 +43,7 @@ def write(path: Path, kind: KvKind = "text", dtype: KvDtype = "float32", content
 
 
 def refusal(path: Path, content: bytes, kind: KvKind = "text") -> str:
-    """What the message says about a file that is refused."""
+    """The message about a file that is refused."""
     path.write_bytes(content)
     with pytest.raises(KvFileError) as refused:
         read_kv_file(path, "file", kind)
@@ -216,7 +216,7 @@ def test_texts_are_never_mistaken_for_safetensors(tmp_path: Path) -> None:
 
 
 def test_any_corruption_is_refused_or_changes_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """For both readers, every bit of the header and any range of bytes."""
+    """Both readers are tested with every bit of the header and any range of bytes."""
     folder = tmp_path_factory.mktemp("corrupt")
     model = edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
     model.save_state(folder / "state", [5, 6, 7])

@@ -1,4 +1,4 @@
-"""A prompt that begins like an earlier one is computed from where they differ, and nothing else changes."""
+"""A prompt that begins like an earlier prompt is computed from the first difference, with equal results."""
 
 import threading
 from typing import Any
@@ -52,30 +52,30 @@ def test_a_shared_beginning_is_not_computed_again(model: Model, options: dict[st
     options = {**options, "max_new_tokens": 8}
     model.generate(PROMPT, **options)
     other = [*PROMPT[:20], 7, 8, 9]
-    found = model.generate(other, **options)
-    assert found.stats.reused_tokens == 20
-    assert found.choices == fresh(other, **options).choices
+    completion = model.generate(other, **options)
+    assert completion.stats.reused_tokens == 20
+    assert completion.choices == fresh(other, **options).choices
     assert model.generate(other, **options).stats.reused_tokens == 21
     model.forget()
     again = model.generate(other, **options)
-    assert again.stats.reused_tokens == 0 and again.choices == found.choices
+    assert again.stats.reused_tokens == 0 and again.choices == completion.choices
 
 
 def test_tokens_that_came_one_at_a_time_are_computed_again(model: Model) -> None:
     first = model.generate(PROMPT[:10], max_new_tokens=20, eos_token_id=(), logprobs=1)
     longer = [*PROMPT[:10], *first.choices[0].token_ids]
-    found = model.generate(longer, max_new_tokens=5, logprobs=1)
-    assert found.stats.reused_tokens == 10
-    assert found.choices == fresh(longer, max_new_tokens=5, logprobs=1).choices
+    completion = model.generate(longer, max_new_tokens=5, logprobs=1)
+    assert completion.stats.reused_tokens == 10
+    assert completion.choices == fresh(longer, max_new_tokens=5, logprobs=1).choices
 
 
 def test_searches_and_scores_are_not_disturbed(model: Model) -> None:
-    wanted = fresh(PROMPT, max_new_tokens=5, penalty_alpha=0.5, top_k=3).choices
+    expected = fresh(PROMPT, max_new_tokens=5, penalty_alpha=0.5, top_k=3).choices
     score = model.score(PROMPT[:10], PROMPT[10:])
     model.generate(PROMPT, max_new_tokens=5)
     assert model.score(PROMPT[:10], PROMPT[10:]) == score
     model.generate(PROMPT, max_new_tokens=5)
-    assert model.generate(PROMPT, max_new_tokens=5, penalty_alpha=0.5, top_k=3).choices == wanted
+    assert model.generate(PROMPT, max_new_tokens=5, penalty_alpha=0.5, top_k=3).choices == expected
 
 
 def test_the_limit_bounds_what_is_kept(graph: Graph) -> None:
@@ -99,12 +99,12 @@ def test_threads_may_share_a_pool() -> None:
     model = edgelm.load(TINY_BUNDLE, device="cpu", threads=1, prefix_cache_bytes=10**6)
     rng = np.random.default_rng(0)
     prompts = [[*PROMPT[: int(cut)], *rng.integers(0, 300, 6).tolist()] for cut in rng.integers(0, 30, 8)]
-    wanted = [fresh(prompt, max_new_tokens=10, logprobs=1).choices for prompt in prompts]
+    expected = [fresh(prompt, max_new_tokens=10, logprobs=1).choices for prompt in prompts]
     wrong: list[int] = []
 
     def work(seed: int) -> None:
         for place in np.random.default_rng(seed).integers(0, 8, 20).tolist():
-            if model.generate(prompts[place], max_new_tokens=10, logprobs=1).choices != wanted[place]:
+            if model.generate(prompts[place], max_new_tokens=10, logprobs=1).choices != expected[place]:
                 wrong.append(place)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -139,12 +139,12 @@ def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(graph: Graph)
 
 def test_a_models_session_is_nobody_elses() -> None:
     with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
-        wanted = model.generate(PROMPT, max_new_tokens=9).choices
+        expected = model.generate(PROMPT, max_new_tokens=9).choices
         model.session.step(PROMPT)
         model.session.begin_after(model.session.remembered(20))
         for _ in range(2):
             model.forget()
-            assert model.generate(PROMPT, max_new_tokens=9).choices == wanted
+            assert model.generate(PROMPT, max_new_tokens=9).choices == expected
 
 
 @pytest.mark.parametrize("limit", ["x", None, -1, 1.5, True])

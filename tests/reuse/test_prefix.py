@@ -1,4 +1,4 @@
-"""A prefix stands before every prompt: a text's is the text itself, only not computed; a learned one has no ids."""
+"""A prefix precedes every prompt. A baked text acts like the same text in the prompt; a learned prefix has no ids."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def loaded(bundle: Path = TINY_BUNDLE, **options: Any) -> Model:
 
 @pytest.fixture(params=BUNDLES, ids=["tiny-fp32", "stories-int8"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
-    """A model, the same one behind a text, and the text."""
+    """A model, the same model with a text as its prefix, and the text."""
     bundle, text = request.param
     plain = loaded(bundle)
     plain.save_prefix(tmp_path / "task.prefix", text)
@@ -50,7 +50,7 @@ def tiny(tmp_path: Path) -> Pair:
 
 @pytest.fixture
 def learned(tiny_copy: Path, tiny: Pair, tmp_path: Path) -> Pair:
-    """The keys and values of a text, passed off as learned: what they do is known."""
+    """The keys and values of a text in a file that says they are learned, so that their effect is known."""
     plain, baked, text = tiny
     assert baked.prefix is not None
     edit_manifest(tiny_copy, lambda m: m["source"].update(body_sha256=BODY))
@@ -79,24 +79,24 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options)))
 def test_a_text_is_the_same_text_before_the_prompt(pair: Pair, options: dict[str, Any]) -> None:
-    """Bit for bit, prompts of a single token and tokens that reach over the border included."""
+    """Bit for bit, also with prompts of a single token and with tokens that reach over the border."""
     plain, model, text = pair
     for prompt in ["The dog ran", "x", " and", "\n", "naïve ☕"]:
         plain.forget()
-        wanted = plain.generate(text + prompt, max_new_tokens=12, **options)
+        expected = plain.generate(text + prompt, max_new_tokens=12, **options)
         for _ in range(2):  # the second time the session holds the prompt too
-            found = model.generate(prompt, max_new_tokens=12, **options)
-            assert found.choices == wanted.choices
-            assert found.prompt == prompt
+            completion = model.generate(prompt, max_new_tokens=12, **options)
+            assert completion.choices == expected.choices
+            assert completion.prompt == prompt
 
 
 def test_prompts_of_ids_follow_its_ids(tiny: Pair) -> None:
     plain, model, _ = tiny
     assert model.prefix is not None
     for prompt in ([7, 8, 9], [5]):
-        found = model.generate(prompt, max_new_tokens=8, do_sample=False)
-        wanted = plain.generate([*model.prefix.ids, *prompt], max_new_tokens=8, do_sample=False)
-        assert found.choices == wanted.choices and found.prompt == model.tokenizer.decode(prompt)
+        completion = model.generate(prompt, max_new_tokens=8, do_sample=False)
+        expected = plain.generate([*model.prefix.ids, *prompt], max_new_tokens=8, do_sample=False)
+        assert completion.choices == expected.choices and completion.prompt == model.tokenizer.decode(prompt)
 
 
 def test_it_is_never_computed(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +140,8 @@ def test_lengths_leave_it_out_and_the_context_does_not(tiny: Pair) -> None:
     _, model, _ = tiny
     assert model.prefix is not None
     room = 64 - model.prefix.tokens
-    found = model.generate([5, 6, 7], max_length=10, min_length=9, do_sample=False).choices[0]
-    assert (len(found.token_ids), found.finish_reason) == (7, "length")
+    completion = model.generate([5, 6, 7], max_length=10, min_length=9, do_sample=False).choices[0]
+    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
     with pytest.raises(edgelm.ConfigError, match="max_length is 3 but the prompt already has 3 tokens"):
         model.generate([5, 6, 7], max_length=3)
     full = model.generate([5, 6, 7], max_new_tokens=100, do_sample=False, eos_token_id=()).choices[0]
@@ -158,9 +158,9 @@ def test_long_texts_keep_it(tiny: Pair) -> None:
     long = [5 + i % 200 for i in range(90)]
     options: dict[str, Any] = {"max_new_tokens": 100, "do_sample": False, "eos_token_id": ()}
     window: dict[str, Any] = {"context_overflow": "window"}
-    found = model.generate("The dog", **options, **window)
-    before = found.stats.prefix_tokens  # its last space belongs to the word that follows
-    assert found.choices == plain.generate(f"{text}The dog", **options, **window, pinned_tokens=before).choices
+    completion = model.generate("The dog", **options, **window)
+    prefix_ids = completion.stats.prefix_tokens  # its last space belongs to the word that follows
+    assert completion.choices == plain.generate(f"{text}The dog", **options, **window, pinned_tokens=prefix_ids).choices
     truncate: dict[str, Any] = {"context_overflow": "truncate", "max_new_tokens": 10}
     for more, pinned in ((window, {"pinned_tokens": tokens}), (truncate, {})):
         cut = model.generate(long, **(options | more))
@@ -178,8 +178,8 @@ def test_batches_and_the_scheduler(pair: Pair) -> None:
     plain, model, text = pair
     prompts = ["The dog", "a", "One day Rex"]
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": True, "seed": 5, "logprobs": 1}
-    wanted = plain.generate_batch([text + prompt for prompt in prompts], **options)
-    assert [c.choices for c in model.generate_batch(prompts, **options)] == [c.choices for c in wanted]
+    expected = plain.generate_batch([text + prompt for prompt in prompts], **options)
+    assert [c.choices for c in model.generate_batch(prompts, **options)] == [c.choices for c in expected]
     ids = model.tokenizer.encode("One day Rex")
     scheduler = Scheduler(model.session.sibling(), max_rows=2)
     config = GenerationConfig().updated({"max_new_tokens": 8, "eos_token_id": ()})
@@ -199,8 +199,8 @@ def test_scores_are_those_behind_the_text(pair: Pair) -> None:
     assert model.score("x", "y") == plain.score(f"{text}x", "y")
     options = [" ran", " sat down", "s"]
     assert model.choose("The dog", options) == plain.choose(f"{text}The dog", options)
-    found = model.choose("The dog", options, calibrate="It", length_normalization="token")
-    assert found == plain.choose(f"{text}The dog", options, calibrate=f"{text}It", length_normalization="token")
+    completion = model.choose("The dog", options, calibrate="It", length_normalization="token")
+    assert completion == plain.choose(f"{text}The dog", options, calibrate=f"{text}It", length_normalization="token")
     assert model.generate("The dog", max_new_tokens=4, do_sample=False).choices  # the pool's sessions are as before
 
 
@@ -208,9 +208,9 @@ def test_perplexity_of_a_text_behind_it(tiny: Pair) -> None:
     plain, model, _ = tiny
     ids = [40, 41, 42, 43, 44, 45]
     assert model.prefix is not None
-    found = model.perplexity(ids)
+    completion = model.perplexity(ids)
     scored = plain.score([*model.prefix.ids, ids[0]], ids[1:])
-    assert found.tokens == 5 and found.value == pytest.approx(np.exp(-scored.logprob / 5))
+    assert completion.tokens == 5 and completion.value == pytest.approx(np.exp(-scored.logprob / 5))
     many = list(range(5, 205))
     assert model.perplexity(many).value != plain.perplexity(many).value
 
@@ -231,13 +231,13 @@ def test_states_go_on_from_it(tiny: Pair, tmp_path: Path) -> None:
     model.save_state(tmp_path / "state", "The dog ran")
     other = loaded(prefix=model.prefix.path if model.prefix else None)
     other.load_state(tmp_path / "state")
-    found = other.generate("The dog ran on", max_new_tokens=6, do_sample=False)
-    assert found.stats.reused_tokens > 0
-    assert found.choices == plain.generate(f"{text}The dog ran on", max_new_tokens=6, do_sample=False).choices
+    completion = other.generate("The dog ran on", max_new_tokens=6, do_sample=False)
+    assert completion.stats.reused_tokens > 0
+    assert completion.choices == plain.generate(f"{text}The dog ran on", max_new_tokens=6, do_sample=False).choices
     other.forget()
-    assert other.generate("The dog ran on", max_new_tokens=6, do_sample=False).choices == found.choices
+    assert other.generate("The dog ran on", max_new_tokens=6, do_sample=False).choices == completion.choices
     plain.load_state(tmp_path / "state")  # it is a state of the text and the prompt, wherever the text comes from
-    assert plain.generate(f"{text}The dog ran on", max_new_tokens=6, do_sample=False).choices == found.choices
+    assert plain.generate(f"{text}The dog ran on", max_new_tokens=6, do_sample=False).choices == completion.choices
 
 
 def test_drafts_come_from_it_too(tmp_path: Path) -> None:
@@ -246,8 +246,8 @@ def test_drafts_come_from_it_too(tmp_path: Path) -> None:
     answer = plain.generate(prompt, max_new_tokens=20, do_sample=False).choices[0].token_ids
     plain.save_prefix(tmp_path / "p", plain.tokenizer.decode(answer))
     model = loaded(prefix=tmp_path / "p")
-    found = model.generate(list(answer[:3]), max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=4)
-    assert found.stats.drafted_tokens > 0
+    completion = model.generate(list(answer[:3]), max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=4)
+    assert completion.stats.drafted_tokens > 0
 
 
 def generated(model: Model, prompt: str = "The dog") -> tuple[int, ...]:
@@ -257,27 +257,27 @@ def generated(model: Model, prompt: str = "The dog") -> tuple[int, ...]:
 @pytest.mark.parametrize("kind", ["tiny", "learned"])
 def test_threads_pickles_and_streams(kind: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(kind)[1]
-    wanted = generated(model)
+    expected = generated(model)
     results: list[tuple[int, ...]] = []
     threads = [threading.Thread(target=lambda: results.append(generated(model))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == [wanted] * 4
-    assert generated(pickle.loads(pickle.dumps(model))) == wanted
+    assert results == [expected] * 4
+    assert generated(pickle.loads(pickle.dumps(model))) == expected
     chunks = list(model.stream("The dog", max_new_tokens=8, do_sample=False))
-    assert tuple(token for chunk in chunks for token in chunk.token_ids) == wanted
+    assert tuple(token for chunk in chunks for token in chunk.token_ids) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("kind", ["tiny", "learned"])
 def test_a_forked_child_has_it(kind: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(kind)[1]
-    wanted = generated(model)
+    expected = generated(model)
     child = os.fork()
     if child == 0:
-        os._exit(0 if generated(model) == wanted else 1)
+        os._exit(0 if generated(model) == expected else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -298,28 +298,28 @@ def test_a_learned_prefix_does_what_its_keys_and_values_do(learned: Pair, option
     ids, tokens = [9, 8, 7], model.prefix.tokens
     options = {"max_new_tokens": 10} | options
     more: dict[str, Any] = {"pinned_tokens": tokens} if "context_overflow" in options else {}
-    wanted = plain.generate([*plain.tokenizer.encode(text), *ids], **(options | more))
-    found = model.generate(ids, **options)
-    assert found.choices == wanted.choices
-    assert (found.stats.prompt_tokens, found.stats.prefix_tokens) == (3, tokens)
-    assert model.generate(ids, **options).choices == wanted.choices
+    expected = plain.generate([*plain.tokenizer.encode(text), *ids], **(options | more))
+    completion = model.generate(ids, **options)
+    assert completion.choices == expected.choices
+    assert (completion.stats.prompt_tokens, completion.stats.prefix_tokens) == (3, tokens)
+    assert model.generate(ids, **options).choices == expected.choices
 
 
 def test_scores_batches_and_states_behind_a_learned_prefix(learned: Pair, tmp_path: Path) -> None:
     plain, model, text = learned
-    before = plain.tokenizer.encode(text)
-    assert model.score([9, 8], [7, 6]).logprob == plain.score([*before, 9, 8], [7, 6]).logprob
-    assert model.choose([9, 8], [[7], [6]]).options == plain.choose([*before, 9, 8], [[7], [6]]).options
+    prefix_ids = plain.tokenizer.encode(text)
+    assert model.score([9, 8], [7, 6]).logprob == plain.score([*prefix_ids, 9, 8], [7, 6]).logprob
+    assert model.choose([9, 8], [[7], [6]]).options == plain.choose([*prefix_ids, 9, 8], [[7], [6]]).options
     both = model.generate_batch([[9, 8, 7], [4, 5]], max_new_tokens=6, do_sample=False)
-    expected = plain.generate_batch([[*before, 9, 8, 7], [*before, 4, 5]], max_new_tokens=6, do_sample=False)
+    expected = plain.generate_batch([[*prefix_ids, 9, 8, 7], [*prefix_ids, 4, 5]], max_new_tokens=6, do_sample=False)
     assert [c.choices for c in both] == [c.choices for c in expected]
     model.save_state(tmp_path / "state", [9, 8, 7, 6])
     model.forget()
-    wanted = model.generate([9, 8, 7, 6, 5, 4], max_new_tokens=6, do_sample=False)
+    plain_completion = model.generate([9, 8, 7, 6, 5, 4], max_new_tokens=6, do_sample=False)
     model.forget()
     model.load_state(tmp_path / "state")
-    found = model.generate([9, 8, 7, 6, 5, 4], max_new_tokens=6, do_sample=False)
-    assert found.stats.reused_tokens == 4 and found.choices == wanted.choices
+    completion = model.generate([9, 8, 7, 6, 5, 4], max_new_tokens=6, do_sample=False)
+    assert completion.stats.reused_tokens == 4 and completion.choices == plain_completion.choices
     with pytest.raises(StateError, match="made with another prefix"):
         loaded(model.bundle.path).load_state(tmp_path / "state")
     with pytest.raises(ContextError, match="behind its prefix"):
@@ -328,7 +328,7 @@ def test_scores_batches_and_states_behind_a_learned_prefix(learned: Pair, tmp_pa
     assert generated(loaded(model.bundle.path, prefix=tmp_path / "text.prefix"), " on") == generated(
         loaded(), "The cat sat on"
     )
-    assert model.generate([9, 8, 7, 6, 5, 4], max_new_tokens=6, do_sample=False).choices == wanted.choices
+    assert model.generate([9, 8, 7, 6, 5, 4], max_new_tokens=6, do_sample=False).choices == plain_completion.choices
 
 
 def test_float16_is_half_as_large(tiny: Pair, tmp_path: Path) -> None:
@@ -472,15 +472,17 @@ def test_the_commands(edgelm_command: RunCommand, tmp_path: Path) -> None:
     made = edgelm_command("bake", "task.txt", "-o", "task.prefix")
     assert made.status == 0 and made.stdout == ""
     options = ("--greedy", "-n", "8")
-    found = edgelm_command("run", *options, "--prefix", "task.prefix", "--stats", "Lily was")
+    completion = edgelm_command("run", *options, "--prefix", "task.prefix", "--stats", "Lily was")
     whole = edgelm_command("run", *options, f"{text}Lily was")
-    assert found.status == 0 and text + found.stdout == whole.stdout and found.stderr.startswith("prefix ")
+    assert (
+        completion.status == 0 and text + completion.stdout == whole.stdout and completion.stderr.startswith("prefix ")
+    )
     for name, *more in (("score", " ran"), ("choose", "-o", " ran", "-o", " sat")):
         behind = edgelm_command(name, "--prefix", "task.prefix", "Lily", *more)
         assert (behind.status, behind.stdout) == (0, edgelm_command(name, f"{text}Lily", *more).stdout)
     for name, *more in (("perplexity", "Lily ran to the park."), ("embed", "Lily")):
-        behind, before = edgelm_command(name, *more, "--prefix", "task.prefix"), edgelm_command(name, *more)
-        assert behind.status == 0 and behind.stdout != before.stdout
+        behind, prefix_ids = edgelm_command(name, *more, "--prefix", "task.prefix"), edgelm_command(name, *more)
+        assert behind.status == 0 and behind.stdout != prefix_ids.stdout
     for number in range(2):
         kept = edgelm_command("run", *options, "--prefix", "task.prefix", "--state", "kept", "--stats", "Lily was here")
         assert kept.status == 0 and ("reused" in kept.stderr) == bool(number)

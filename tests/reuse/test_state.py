@@ -1,4 +1,4 @@
-"""Saved prompts: as good as computed ones, or refused in one sentence."""
+"""A saved prompt gives what a computed prompt gives, or is refused in one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ def test_a_restored_state_changes_no_bit(bundle: Path, tmp_path: Path) -> None:
     assert second.load_state(tmp_path / "state").ids == tuple(PROMPT)
     for prompt, reused in [([*PROMPT, 7, 8], 30), (PROMPT, 28), ([*PROMPT[:12], 5, 6, 7], 12), ([9, 8, 7], 0)]:
         third.forget()
-        found = second.generate(prompt, **options)
-        assert found.stats.reused_tokens == reused
-        assert found.choices == third.generate(prompt, **options).choices
+        completion = second.generate(prompt, **options)
+        assert completion.stats.reused_tokens == reused
+        assert completion.choices == third.generate(prompt, **options).choices
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
@@ -52,7 +52,7 @@ def test_a_state_serves_every_session_until_it_is_forgotten(model: Model, saved:
 
 def test_batches_start_from_it_too(model: Model, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[*PROMPT, 7, 8, 9], [1, 2, 3], [*PROMPT[:20], 4, 5]]
-    wanted = [completion.choices for completion in model.generate_batch(prompts, max_new_tokens=4, logprobs=1)]
+    expected = [completion.choices for completion in model.generate_batch(prompts, max_new_tokens=4, logprobs=1)]
     computed: list[int] = []
     step = edgelm.Session.step
 
@@ -62,8 +62,8 @@ def test_batches_start_from_it_too(model: Model, saved: Path, monkeypatch: pytes
 
     monkeypatch.setattr(edgelm.Session, "step", counted)
     model.load_state(saved)
-    found = model.generate_batch(prompts, max_new_tokens=4, logprobs=1)
-    assert [completion.choices for completion in found] == wanted
+    completions = model.generate_batch(prompts, max_new_tokens=4, logprobs=1)
+    assert [completion.choices for completion in completions] == expected
     assert computed == [3, 3, 2]
 
 
@@ -76,12 +76,12 @@ def test_float16_is_half_as_large(model: Model, saved: Path, tmp_path: Path) -> 
 
 
 def test_a_state_is_replaced_whole_or_not_at_all(model: Model, saved: Path) -> None:
-    before = saved.read_bytes()
+    content = saved.read_bytes()
     with pytest.raises(PromptError):
         model.save_state(saved, [1, 999])
     with pytest.raises(OSError):
         model.save_state(saved / "below" / "a file", PROMPT)
-    assert saved.read_bytes() == before
+    assert saved.read_bytes() == content
     model.save_state(saved, [*PROMPT, 3])
     assert len(model.load_state(saved).ids) == 31
 

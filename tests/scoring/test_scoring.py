@@ -1,4 +1,4 @@
-"""Scoring: of ids with a fake session and by hand, of texts with the tiny bundle."""
+"""Scores of ids with a fake session and by hand, and of texts with the tiny bundle."""
 
 import json
 import math
@@ -63,9 +63,9 @@ def model() -> Model:
 
 
 def test_the_prompt_is_computed_once_and_rewound_to(fake: ScoringFake) -> None:
-    found = continuation_logprobs(fake, [1, 2, 3], [[4], [5, 6], [4, 4, 0, 1, 2, 3]])
+    result = continuation_logprobs(fake, [1, 2, 3], [[4], [5, 6], [4, 4, 0, 1, 2, 3]])
     assert fake.computed == [3, 1, 5]  # one token needs nothing more; the last token of each is not fed
-    for logprobs, ids in zip(found, [[4], [5, 6], [4, 4, 0, 1, 2, 3]], strict=True):
+    for logprobs, ids in zip(result, [[4], [5, 6], [4, 4, 0, 1, 2, 3]], strict=True):
         np.testing.assert_allclose(logprobs, EXPECTED[[3, *ids[:-1]], ids], atol=1e-6)
 
 
@@ -122,10 +122,10 @@ def recipe(ids: list[int], window: int, stride: int) -> tuple[float, int]:
 @pytest.mark.parametrize("length", [2, 3, 7, 8, 9, 16, 17, 29])
 def test_perplexity_is_the_recipes(fake: ScoringFake, length: int, stride: int) -> None:
     ids = np.random.default_rng(length).integers(0, VOCABULARY, length).tolist()
-    found = perplexity(fake, ids, stride)
+    result = perplexity(fake, ids, stride)
     value, tokens = recipe(ids, 8, stride)
-    assert float(found) == pytest.approx(value, rel=1e-6)
-    assert found.tokens == tokens
+    assert float(result) == pytest.approx(value, rel=1e-6)
+    assert result.tokens == tokens
 
 
 def test_the_stride_is_half_the_context_by_default(fake: ScoringFake) -> None:
@@ -158,32 +158,32 @@ def test_pooling_by_hand(fake: ScoringFake) -> None:
 
 @pytest.mark.parametrize(("prompt", "continuation"), [("The cat", " sat"), ("The cat ", "sat")])
 def test_a_space_belongs_to_either_side(model: Model, prompt: str, continuation: str) -> None:
-    found = model.score(prompt, continuation)
-    assert found == model.score("The cat", " sat")
-    assert "".join(token.text for token in found.tokens) == " sat"
-    assert float(found) == found.logprob == pytest.approx(sum(token.logprob for token in found.tokens))
+    result = model.score(prompt, continuation)
+    assert result == model.score("The cat", " sat")
+    assert "".join(token.text for token in result.tokens) == " sat"
+    assert float(result) == result.logprob == pytest.approx(sum(token.logprob for token in result.tokens))
 
 
 def test_a_token_over_the_border_is_scored_whole(model: Model) -> None:
-    before, (after,) = split(PromptEncoder(model.tokenizer), "The c", ["at"])
-    assert [*before, *after] == model.tokenizer.encode("The cat")
+    prompt_ids, (after,) = split(PromptEncoder(model.tokenizer), "The c", ["at"])
+    assert [*prompt_ids, *after] == model.tokenizer.encode("The cat")
     assert model.tokenizer.decode(after) == " cat"
     # Of several options every one is scored from the same place on.
-    before, (first, second) = split(PromptEncoder(model.tokenizer), "The c", ["at", "zz"])
-    assert model.tokenizer.decode(before) == "The"
+    prompt_ids, (first, second) = split(PromptEncoder(model.tokenizer), "The c", ["at", "zz"])
+    assert model.tokenizer.decode(prompt_ids) == "The"
     assert [model.tokenizer.decode(first), model.tokenizer.decode(second)] == [" cat", " czz"]
 
 
 @given(st.text(min_size=1), st.lists(st.text(min_size=1), min_size=1, max_size=4))
 def test_parts_make_up_the_whole_text(model: Model, prompt: str, continuations: list[str]) -> None:
     try:
-        before, after = split(PromptEncoder(model.tokenizer), prompt, continuations)
+        prompt_ids, after = split(PromptEncoder(model.tokenizer), prompt, continuations)
     except PromptError as error:
         assert "melts into" in str(error) or "surrogate" in str(error)
         return
-    assert before == model.tokenizer.encode(prompt)[: len(before)] and before
+    assert prompt_ids == model.tokenizer.encode(prompt)[: len(prompt_ids)] and prompt_ids
     for continuation, ids in zip(continuations, after, strict=True):
-        assert ids and before + ids == model.tokenizer.encode(prompt + continuation)
+        assert ids and prompt_ids + ids == model.tokenizer.encode(prompt + continuation)
 
 
 def test_ids_are_joined_as_they_are(model: Model) -> None:
@@ -245,35 +245,35 @@ def test_scores_are_those_of_one_pass(model: Model) -> None:
     logits = model.session.score(ids).astype(np.float64)
     expected = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))[np.arange(len(ids) - 1), ids[1:]]
     for cut in range(1, len(ids)):
-        found = [token.logprob for token in model.score(ids[:cut], ids[cut:]).tokens]
-        np.testing.assert_allclose(found, expected[cut - 1 :], atol=1e-4)
+        result = [token.logprob for token in model.score(ids[:cut], ids[cut:]).tokens]
+        np.testing.assert_allclose(result, expected[cut - 1 :], atol=1e-4)
     whole = model.perplexity(ids, stride=64)
     assert whole.value == pytest.approx(math.exp(-expected.mean()), rel=1e-4) and whole.tokens == len(ids) - 1
 
 
 def test_choose(model: Model) -> None:
     options = [" mat", " sat on the mat", " house", "☕"]
-    found = model.choose("The cat sat on the", options)
-    for option, text in zip(found.options, options, strict=True):
+    result = model.choose("The cat sat on the", options)
+    for option, text in zip(result.options, options, strict=True):
         single = model.score("The cat sat on the", text)
         assert (option.text, option.tokens) == (text, len(single.tokens))
         assert option.logprob == option.score == pytest.approx(single.logprob, abs=1e-5)
-    assert sum(option.probability for option in found.options) == pytest.approx(1)
-    weights = np.exp([option.logprob for option in found.options])
-    assert [option.probability for option in found.options] == pytest.approx(list(weights / weights.sum()))
-    assert found.best == found.options[found.index] == max(found.options, key=lambda option: option.score)
-    assert str(found) == options[found.index]
+    assert sum(option.probability for option in result.options) == pytest.approx(1)
+    weights = np.exp([option.logprob for option in result.options])
+    assert [option.probability for option in result.options] == pytest.approx(list(weights / weights.sum()))
+    assert result.best == result.options[result.index] == max(result.options, key=lambda option: option.score)
+    assert str(result) == options[result.index]
     by_token = model.choose("The cat sat on the", options, length_normalization="token")
     by_character = model.choose("The cat sat on the", options, length_normalization="character")
-    for option, token, character in zip(found.options, by_token.options, by_character.options, strict=True):
+    for option, token, character in zip(result.options, by_token.options, by_character.options, strict=True):
         assert token.score == pytest.approx(option.logprob / option.tokens)
         assert character.score == pytest.approx(option.logprob / len(option.text))
 
 
 def test_calibration_subtracts_what_the_option_is_worth_anyway(model: Model) -> None:
     options = [" mat", " house"]
-    found = model.choose("The cat sat on the", options, calibrate="and the")
-    for option in found.options:
+    result = model.choose("The cat sat on the", options, calibrate="and the")
+    for option in result.options:
         alone = model.score("and the", option.text)
         assert option.score == pytest.approx(option.logprob - alone.logprob, abs=1e-5)
     same = model.choose("and the", options, calibrate="and the")

@@ -12,7 +12,7 @@ WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sun", "moon"]
 
 @dataclass(frozen=True)
 class Playground:
-    """Files in one folder, which tests must not change."""
+    """Files that tests must not change."""
 
     base: Path
     """A random GPT-2 in Hugging Face layout: 2 layers, 32 wide, context 64."""

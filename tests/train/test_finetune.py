@@ -1,4 +1,4 @@
-"""Fine-tuning by every method: the saved weights are the learned ones, and mistakes get one sentence."""
+"""Every method of fine-tuning saves the weights that it measured, and refuses mistakes in one sentence."""
 
 import json
 import re
@@ -212,7 +212,7 @@ def test_less_than_a_window_is_refused(held_out: bool, playground: Playground, t
 
 
 def test_a_file_to_measure_on_is_taken_whole(playground: Playground, tmp_path: Path) -> None:
-    """The data is trained on as a whole: no part of it is held out, and no document is cut."""
+    """With a held-out file, no part of the data is held out, and no document is cut."""
     documents = [f"{first} cat dog " * 20 for first in ("red", "green", "blue")]
     (tmp_path / "data.txt").write_text("<|endoftext|>".join(documents), encoding="utf-8")
     (tmp_path / "held.txt").write_text("<|endoftext|>".join([documents[1]] * 25), encoding="utf-8")

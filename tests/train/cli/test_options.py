@@ -1,4 +1,4 @@
-"""The options of the three commands: refused before torch is loaded, and declared once for the shell and for Python."""
+"""Options of the training commands are refused before torch is loaded, and declared once for shell and Python."""
 
 import json
 import subprocess

@@ -98,10 +98,10 @@ def test_it_goes_on_from_a_model(
     done = edgelm_command("pretrain", "--data", data, "--out", "more", "--from", str(base), *options)
 
     assert done.status == 0, done.stderr
-    before = json.loads((base / "report.json").read_text(encoding="utf-8"))
-    after = json.loads((tmp_path / "more" / "report.json").read_text(encoding="utf-8"))
-    assert after["log"][0]["loss"] < before["log"][0]["loss"] - 1
-    assert after["held_out"]["16"] < before["held_out"]["16"] + 0.01
+    first_report = json.loads((base / "report.json").read_text(encoding="utf-8"))
+    second_report = json.loads((tmp_path / "more" / "report.json").read_text(encoding="utf-8"))
+    assert second_report["log"][0]["loss"] < first_report["log"][0]["loss"] - 1
+    assert second_report["held_out"]["16"] < first_report["held_out"]["16"] + 0.01
 
 
 def test_a_finished_run_is_not_run_again(trained: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
@@ -202,7 +202,7 @@ def _in(folder: Path, options: tuple[str, ...]) -> tuple[str, ...]:
 def test_a_given_tokenizer_keeps_its_end_of_text(
     trained: CommandResult, folder: Path, tmp_path: Path, edgelm_command: RunCommand
 ) -> None:
-    """Even where its id is not 0; in GPT-2's own vocabulary it is the last id."""
+    """Its id may differ from 0: in GPT-2's vocabulary it is the last id."""
     content = json.loads((folder / "model" / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = content["model"]["vocab"]
     last = len(vocabulary) - 1

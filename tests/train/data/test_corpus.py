@@ -1,4 +1,4 @@
-"""Files become documents, or are refused with one sentence that says why."""
+"""Files become documents, or are refused in one sentence that gives the reason."""
 
 from pathlib import Path
 
@@ -43,14 +43,14 @@ def test_the_first_documents_are_held_out_over_all_files(tmp_path: Path) -> None
     assert corpus.training == ("d",)
 
 
-def test_every_fiftieth_document_is_held_out_unless_told(tmp_path: Path) -> None:
+def test_every_fiftieth_document_is_held_out_by_default(tmp_path: Path) -> None:
     corpus = read_corpus([_file(tmp_path, SEPARATOR.join(str(i) for i in range(101)))])
 
     assert corpus.held_out == ("0", "50", "100")
     assert len(corpus.training) == 98
 
 
-def test_of_one_book_the_end_is_held_out(tmp_path: Path) -> None:
+def test_the_end_of_a_single_book_is_held_out(tmp_path: Path) -> None:
     text = " ".join(f"word{i}" for i in range(1000))
 
     corpus = read_corpus([_file(tmp_path, text)])
@@ -80,7 +80,7 @@ def test_no_held_out_document_is_trained_on(tmp_path: Path) -> None:
     ],
     ids=["empty", "blank", "binary", "utf16", "latin1", "gzip", "xz", "zip"],
 )
-def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_files_that_are_not_text_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     with pytest.raises(TrainingError) as caught:
         read_corpus([_file(tmp_path, content)])
 
@@ -102,6 +102,6 @@ def test_something_must_be_left_to_train_on(tmp_path: Path, count: int) -> None:
         read_corpus([_file(tmp_path, f"a{SEPARATOR}b")], held_out=count)
 
 
-def test_data_that_is_all_the_same_is_refused(tmp_path: Path) -> None:
+def test_equal_documents_alone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="nothing left to train on"):
         read_corpus([_file(tmp_path, SEPARATOR.join(["a"] * 5))], held_out=1)

@@ -1,4 +1,4 @@
-"""Templates and examples: vectors made by hand, and which tokens the loss counts."""
+"""Templates and examples against vectors made by hand; only completions have labels."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_templates(template: str, expected: str) -> None:
     assert Template.parse(template).fill(row) == expected
 
 
-def test_values_are_no_templates() -> None:
+def test_values_are_not_read_as_templates() -> None:
     assert Template.parse("{a}").fill({"a": r"{b}\n"}) == r"{b}\n"
 
 
@@ -81,7 +81,7 @@ def read(tmp_path: Path, tokenizer: Tokenizer, rows: list[dict[str, object]], co
     return read_examples(path, task, tokenizer, eos_token_id=EOS, context_length=context)
 
 
-def test_what_does_not_fit_is_left_out_and_counted(letters: Tokenizer, tmp_path: Path) -> None:
+def test_rows_that_are_left_out_are_counted(letters: Tokenizer, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"q": "abc", "a": "d"},
         {"q": "abcdefgh", "a": "d"},
@@ -97,14 +97,14 @@ def test_what_does_not_fit_is_left_out_and_counted(letters: Tokenizer, tmp_path:
     )
 
 
-def test_nothing_usable_and_no_such_column(letters: Tokenizer, tmp_path: Path) -> None:
+def test_no_usable_example_and_a_missing_column_are_refused(letters: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no usable example: left out 1 of 1 .*longer than 3 tokens"):
         read(tmp_path, letters, [{"q": "abc", "a": "d"}], context=3)
     with pytest.raises(TrainingError, match=r"no column 'a', only 'q', 'b'; give --prompt and --completion"):
         read(tmp_path, letters, [{"q": "abc", "b": "d"}])
 
 
-def test_an_empty_template_is_one(letters: Tokenizer, tmp_path: Path) -> None:
+def test_a_prompt_template_may_be_empty(letters: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\nab\n", encoding="utf-8")
     task = Task.parse("", "{text}")
     (example,) = read_examples(tmp_path / "a.csv", task, letters, eos_token_id=None, context_length=9).examples

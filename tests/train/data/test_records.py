@@ -1,4 +1,4 @@
-"""Files of records: each format by hand, and one sentence about what is wrong with a file."""
+"""Every format of records against rows written by hand; a wrong file is refused in one sentence."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_quotation_marks_of_tsv_are_text(tmp_path: Path) -> None:
     assert [row["sentence"] for row in records.rows] == ['"no way" he said', '"']
 
 
-def test_numbers_and_truths_are_their_json(tmp_path: Path) -> None:
+def test_numbers_and_booleans_become_their_json(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 0.5, "b": true, "c": -3}', encoding="utf-8")
     assert read_records(tmp_path / "a.jsonl").rows == ({"a": "0.5", "b": "true", "c": "-3"},)
 
@@ -75,7 +75,7 @@ def test_bad_files_are_refused(name: str, content: bytes, words: list[str], tmp_
         assert word in message
 
 
-def test_no_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot read"):
         read_records(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()

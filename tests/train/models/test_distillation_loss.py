@@ -1,4 +1,4 @@
-"""The losses of distillation against sums made by hand, and students cut out of their teachers."""
+"""The losses of distillation against sums made by hand, and a student made of its teacher's layers."""
 
 import math
 from types import SimpleNamespace

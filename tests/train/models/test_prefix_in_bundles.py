@@ -1,4 +1,4 @@
-"""A prefix that peft has learned, in bundles of its base: the runtime computes what torch and peft compute."""
+"""With a prefix that peft has learned, the runtime computes what torch and peft compute."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def peft_greedy(adapted: Any, prompt: list[int], new_tokens: int) -> list[int]:
 
 
 def noisy_prefix(playground: Playground, tokens: int) -> Any:
-    """A model with keys and values that no text has, so that the runtime cannot be right by chance."""
+    """A model whose prefix equals the keys and values of no text, so that the runtime cannot be right by chance."""
     checkpoint = load_checkpoint(str(playground.base))
     adapted = with_prefix(checkpoint.model, list(range(5, 5 + tokens))).eval()
     torch.manual_seed(0)

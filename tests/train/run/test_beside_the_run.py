@@ -1,4 +1,4 @@
-"""Everything beside the steps of a run: its options, progress, precision, record and report."""
+"""What surrounds the steps of a run: options, progress, precision, record, report and shapes."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_progress_says_how_far_how_good_how_fast_and_how_long() -> None:
 
 
 def test_the_faster_precision_is_taken_and_nothing_is_changed_by_measuring(model: Any) -> None:
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
 
     precision, seconds = fastest_precision(model, 32, 16)
@@ -50,7 +50,7 @@ def test_the_faster_precision_is_taken_and_nothing_is_changed_by_measuring(model
     assert set(seconds) == {"fp32", "bf16"}
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 def test_a_changed_option_is_named(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_sizes_are_what_they_are_called(size: str) -> None:
         ),
     ],
 )
-def test_a_shape_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+def test_an_invalid_shape_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content, encoding="utf-8")
 

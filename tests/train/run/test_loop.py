@@ -1,4 +1,4 @@
-"""A training run: the same numbers as a plain loop, and the same after an interruption."""
+"""A training run has the numbers of a plain loop, also after an interruption."""
 
 import errno
 import math
@@ -79,7 +79,7 @@ def _losses(outcome: Outcome) -> list[float]:
 
 
 def _plain_losses(optimizer_name: OptimizerName) -> list[float]:
-    """Losses of an equal run in a plain loop, with whole batches; only the stream and Muon are edgelm's."""
+    """Losses of the same run in a plain loop with whole batches; only the stream and Muon are edgelm's."""
     model = _model().train()
     if optimizer_name == "muon":
         optimizer: Any = MuonAdamW(model, SCHEDULE.learning_rate, SCHEDULE.weight_decay, 0.95)
@@ -176,7 +176,7 @@ def test_it_ends_early_with_the_best_weights(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ended_early_does_not_go_on(tmp_path: Path) -> None:
-    """The same command is called again, after a call that was stopped before its report."""
+    """The same command is repeated after a call that was stopped before its report."""
     measured = iter([3.0, 2.0, 2.5, 2.6, 1.0, 0.5])
     schedule = Schedule(**{**vars(SCHEDULE), "evaluate_every": 2, "patience": 2})
     first, model = _train(tmp_path, schedule, measure=lambda model: next(measured))
@@ -203,7 +203,7 @@ def test_a_signal_in_the_last_measurement_of_an_early_end_changes_nothing(tmp_pa
 
 
 def test_a_signal_does_not_wait_long_for_a_step_that_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does the time limit. The curve then has one more point, and the weights are the same."""
+    """The time limit does not wait long either. The curve then has one more point, and the weights are equal."""
     monkeypatch.setattr(Schedule, "log_every", property(lambda self: 6))
     monkeypatch.setattr("edgelm_train.run.callbacks._LONGEST_WAIT_SECONDS", 0.0)
     timed, _ = _train(tmp_path / "timed", Schedule(**{**vars(SCHEDULE), "limit_seconds": 1e-9}))

@@ -1,4 +1,4 @@
-"""How many micro-batches a batch is computed in."""
+"""The number of micro-batches in a batch."""
 
 import pytest
 import torch
