@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
 from edgelm.bundle.folder import Bundle, default_bundle_path
-from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
+from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions, bos_token_id
 from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
@@ -58,7 +58,7 @@ class Model:
         self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
         self.generation_config = generation_config or GenerationConfig()
         self.load_seconds = load_seconds
-        self._encoder = PromptEncoder(tokenizer, prefix)
+        self._encoder = PromptEncoder(tokenizer, prefix, bos_token_id(self.bundle))
         learned, text_state = None, None
         if prefix is not None and prefix.text is None:
             learned = prefix.content
@@ -154,7 +154,7 @@ class Model:
             OSError: the file cannot be written.
         """
         check_kv_dtype(dtype)
-        ids = self._encoder.ids(prompt)
+        ids = self._encoder.ids_to_continue(prompt)
         with self._sessions.borrowed(ids) as (session, reused):
             session.step(ids[reused:])
             state = PromptState(tuple(ids), session.remembered(len(ids)))

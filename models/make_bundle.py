@@ -94,6 +94,7 @@ def card(bundle: Published, report: Path) -> str:
 def main(bundle: Published, checkpoint: Path) -> None:
     """Export `checkpoint`, and replace the bundle by the result."""
     sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": bundle.max_new_tokens}
+    sampling["top_k"] = 0  # otherwise transformers' default, 50
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / checkpoint.name
         shutil.copytree(checkpoint, source)

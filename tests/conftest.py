@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgelm.bundle.folder import file_fact
 from edgelm.bundle.manifest import digest_of
 from edgelm.engine.call import OTHER_DRAFTS, DraftCost
 
@@ -131,6 +132,13 @@ def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object], *, res
     if reseal:
         content["digest"] = digest_of(content)
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def replace_file(bundle: Path, name: str, content: bytes) -> None:
+    """Write a file of a bundle, and fix its hash and size up."""
+    (bundle / name).write_bytes(content)
+    fact = file_fact(bundle / name)
+    edit_manifest(bundle, lambda m: m["files"].update({name: {"size_bytes": fact.size_bytes, "sha256": fact.sha256}}))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The public API on the tiny bundle: text in, text out."""
 
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 import edgelm
 from edgelm import ConfigError, ContextError, GenerationConfig, Model, PromptError
-from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows
+from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows, replace_file
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +161,59 @@ def test_ids_as_prompt(model: Model) -> None:
     assert model.generate(np.array(ids), max_new_tokens=5).prompt == "Hello"  # type: ignore[arg-type]
 
 
+def test_an_empty_prompt_begins_as_in_the_pipeline_of_transformers(model: Model, tiny_copy: Path) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": None}
+    empty = model.generate("", **options)
+    assert empty.prompt == "" and empty.choices == model.generate([0], **options).choices
+    assert "".join(chunk.text for chunk in model.stream("", **options)) == empty.text
+    first = next(iter(model.generate_batch(["", "a"], max_new_tokens=5)))
+    assert first.text == model.generate("", max_new_tokens=5).text
+    for settings in (b"{}", b'{"bos_token_id": null}', b'{"bos_token_id": 300}', b'{"bos_token_id": true}'):
+        replace_file(tiny_copy, "generation_config.json", settings)
+        with edgelm.load(tiny_copy, device="cpu", threads=1) as without, pytest.raises(PromptError, match="is empty"):
+            without.generate("")
+
+
+def test_an_empty_prompt_behind_a_prefix_continues_the_prefix(model: Model, tmp_path: Path) -> None:
+    model.save_prefix(tmp_path / "prefix", "The cat sat")
+    options: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": None}
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1, prefix=tmp_path / "prefix") as behind:
+        assert behind.generate("", **options).text == model.generate("The cat sat", **options).text
+
+
+def test_tokens_that_the_graph_lacks_are_refused_when_a_text_needs_them(tiny_copy: Path) -> None:
+    content = json.loads((tiny_copy / "tokenizer.json").read_text(encoding="utf-8"))
+    pad = {**content["added_tokens"][0], "id": 300, "content": "[PAD]"}
+    content["added_tokens"].append(pad)
+    replace_file(tiny_copy, "tokenizer.json", json.dumps(content).encode())
+    with edgelm.load(tiny_copy, device="cpu", threads=1) as padded:
+        assert padded.tokenizer.vocab_size == 300
+        assert padded.generate("Hello").text == edgelm.load(TINY_BUNDLE, device="cpu").generate("Hello").text
+        calls: list[Callable[[str], object]] = [padded.generate, padded.tokenizer.encode, padded.perplexity]
+        calls.append(lambda text: padded.score("x", text))
+        for call in calls:
+            with pytest.raises(
+                PromptError, match=r"the text needs the token '\[PAD\]' \(id 300\), but this model"
+            ) as e:
+                call("Hello [PAD]")
+            assert "\n" not in str(e.value)
+        for use in (padded.generate, padded.tokenizer.decode):
+            with pytest.raises(PromptError, match="300 is out"):
+                use([1, 300])
+
+
+def test_a_bundle_keeps_split_special_tokens(model: Model, tiny_copy: Path) -> None:
+    end = "<|endoftext|>"
+    assert model.tokenizer.encode(end) == [0]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
+    replace_file(tiny_copy, "tokenizer_config.json", json.dumps(config).encode())
+    with edgelm.load(tiny_copy, device="cpu", threads=1) as split:
+        assert len(split.tokenizer.encode(end)) > 1 and split.tokenizer.decode(split.tokenizer.encode(end)) == end
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: m.generate(""), PromptError, "the prompt is empty"),
         (lambda m: m.generate([]), PromptError, "there are no token ids"),
         (lambda m: m.generate([300]), PromptError, "token id 300 is out of range: this model knows 0 to 299"),
         (lambda m: m.generate("\ud800"), PromptError, "lone surrogate"),

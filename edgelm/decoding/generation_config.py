@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edgelm.ids import IdArray, Logits
 
 DEFAULT_MAX_NEW_TOKENS = 128
+_FILE = "generation_config.json"
 
 
 class Cancel(Protocol):
@@ -317,17 +318,13 @@ class GenerationConfig:
     @classmethod
     def of_bundle(cls, bundle: "Bundle") -> "GenerationConfig":
         """A bundle's defaults; raises BundleError if its file has an invalid option or names an unknown token."""
-        name = "generation_config.json"
         try:
-            content = parse_json(bundle.file(name).read_bytes())
-            if not isinstance(content, dict):
-                raise StrictJsonError("must be an object")
-            config = config_from_file(content)
+            config = config_from_file(_settings_of_bundle(bundle))
         except (StrictJsonError, ConfigError) as error:
-            raise BundleError(f"{name} of {str(bundle.path)!r}: {error}") from None
+            raise BundleError(f"{_FILE} of {str(bundle.path)!r}: {error}") from None
         unknown = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
         if unknown:
-            raise BundleError(f"{name} of {str(bundle.path)!r}: eos_token_id {unknown[0]} is not in the vocabulary")
+            raise BundleError(f"{_FILE} of {str(bundle.path)!r}: eos_token_id {unknown[0]} is not in the vocabulary")
         return config
 
     def updated(self, options: Mapping[str, object]) -> "GenerationConfig":
@@ -446,3 +443,24 @@ _IGNORED_IN_FILES = {"_from_model_config", "transformers_version", "bos_token_id
 def config_from_file(content: Mapping[str, object]) -> GenerationConfig:
     """A bundle's ``generation_config.json`` as a configuration; raises ConfigError as `GenerationConfig.updated`."""
     return GenerationConfig().updated({k: v for k, v in content.items() if k not in _IGNORED_IN_FILES})
+
+
+def bos_token_id(bundle: "Bundle") -> int | None:
+    """The token with which a bundle's model begins an empty text; None where its settings name no such token.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    try:
+        token = _settings_of_bundle(bundle).get("bos_token_id")
+    except StrictJsonError as error:
+        raise BundleError(f"{_FILE} of {str(bundle.path)!r}: {error}") from None
+    known = type(token) is int and 0 <= token < bundle.manifest.architecture.vocab_size
+    return token if known else None  # type: ignore[return-value]  # an int
+
+
+def _settings_of_bundle(bundle: "Bundle") -> dict[str, object]:
+    content = parse_json(bundle.file(_FILE).read_bytes())
+    if not isinstance(content, dict):
+        raise StrictJsonError("must be an object")
+    return content

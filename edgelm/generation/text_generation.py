@@ -39,7 +39,7 @@ class TextGeneration:
         if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
             config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
         seed = secrets.randbits(63) if config.seed is None else config.seed
-        ids = self._encoder.ids(prompt)
+        ids = self._encoder.ids_to_continue(prompt)
         prefix_tokens, learned_tokens = self._encoder.prefix_tokens(ids), self._encoder.learned_tokens
         prefix, own, room = ids[:prefix_tokens], ids[prefix_tokens:], self._context_length - prefix_tokens
         kept, config = fitted(own, config, room)

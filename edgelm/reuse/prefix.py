@@ -72,8 +72,9 @@ class PromptEncoder:
     A learned prefix has no ids: sessions begin behind it without the encoder.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prefix: Prefix | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, prefix: Prefix | None = None, bos_token_id: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self._bos_token_id = bos_token_id
         self._prefix = prefix if prefix is not None and prefix.text is not None else None
         self.learned_tokens = 0 if prefix is None or prefix.text is not None else prefix.tokens
         """Number of virtual tokens before every prompt, which no list of ids contains."""
@@ -89,6 +90,23 @@ class PromptEncoder:
         if isinstance(prompt, str):
             return self.tokenizer.encode_prompt(f"{self._prefix.text}{prompt}")
         return [*self._prefix.ids, *prompt_alone]
+
+    def ids_to_continue(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt to continue, which may be an empty text, as in transformers' pipeline.
+
+        An empty text behind a prefix's text adds nothing. Otherwise it becomes the special tokens that the tokenizer
+        puts before a text; where there are none, the token BOS.
+
+        Raises:
+            PromptError: as in `ids`; or the prompt is empty, and the model has no BOS to begin with.
+        """
+        if not (isinstance(prompt, str) and not prompt):
+            return self.ids(prompt)
+        if self._prefix is not None:
+            return list(self._prefix.ids)
+        if begin := self.tokenizer.encode_prompt(""):
+            return begin
+        return self.ids(prompt) if self._bos_token_id is None else [self._bos_token_id]
 
     def prefix_tokens(self, ids: Sequence[int]) -> int:
         """How many of `ids` belong to the prefix; at least one id does not."""

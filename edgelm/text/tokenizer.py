@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import BundleError, EdgelmError, PromptError, TokenizerError
 from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
 from edgelm.text.stream_decoder import StreamDecoder
@@ -24,6 +25,9 @@ from edgelm.text.stream_decoder import StreamDecoder
 # The clean-up as decoder steps, with which a tokenizer.json alone can carry it.
 _CLEAN_UP_STEPS: list[dict[str, Any]] = [{"type": "Fuse"}]
 _CLEAN_UP_STEPS += [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in CLEAN_UP]
+
+_CONFIG = "tokenizer_config.json"
+_SAVED = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class Tokenizer:
@@ -54,6 +58,7 @@ class Tokenizer:
             self._size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
             self._special = _skipped_tokens(backend)
             self._steps = decoder_steps(decoder, clean_up=clean_up_tokenization_spaces)
+            self._beyond: dict[int, str] = {}  # tokens with ids that the model does not know
         self._backend, self._clean_up = backend, clean_up_tokenization_spaces
         # Rust panics where such a decoder meets a short token, and a panic writes to stderr.
         self._may_panic = any(isinstance(step, Strip) and step.stop for step in self._steps)
@@ -74,43 +79,57 @@ class Tokenizer:
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> "Tokenizer":
-        """Read the tokenizer.json of a bundle, which says everything; the files beside it are for other tools.
+        """Read the tokenizer.json of a bundle, and `split_special_tokens` in the tokenizer_config.json beside it.
 
         Raises:
-            BundleError: the file is not UTF-8 text, or has more tokens than the bundle's graph.
-            TokenizerError: the file cannot be read.
+            BundleError: a file is not UTF-8 text, or no JSON.
+            TokenizerError: tokenizer.json cannot be read.
         """
         try:
             tokenizer = cls.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} is not UTF-8 text") from None
-        vocab_size = bundle.manifest.architecture.vocab_size
-        if tokenizer.vocab_size > vocab_size:
-            raise BundleError(
-                f"the tokenizer of {os.fspath(bundle.path)!r} knows {tokenizer.vocab_size} tokens but its graph only "
-                f"{vocab_size}: they do not belong together"
-            )
-        tokenizer.pad_vocabulary(vocab_size)
+        if _CONFIG in bundle.manifest.files:
+            try:
+                config = parse_json(bundle.file(_CONFIG).read_bytes())
+            except StrictJsonError as error:
+                raise BundleError(f"{_CONFIG} of {os.fspath(bundle.path)!r}: {error}") from None
+            tokenizer._backend.encode_special_tokens = config == {**_SAVED, "split_special_tokens": True}
+        tokenizer.limit_vocabulary(bundle.manifest.architecture.vocab_size)
         return tokenizer
 
     @property
     def vocab_size(self) -> int:
-        """The highest token id plus one, added tokens included: the smallest vocabulary a graph may have."""
+        """The highest token id plus one, added tokens included; or the size that `limit_vocabulary` was given."""
         return self._size
 
-    def pad_vocabulary(self, size: int) -> None:
-        """Accept ids up to `size` - 1, because a graph's vocabulary is often padded; such ids decode to nothing."""
-        self._size = max(self._size, size)
+    def limit_vocabulary(self, size: int) -> list[str]:
+        """Accept the ids from 0 to `size` - 1 only, which a graph knows, and return the tokens with higher ids.
+
+        A graph's vocabulary is often padded; ids without a token decode to nothing. A tokenizer may also have tokens
+        that were added without resizing the model; a text that contains one of them is then refused.
+        """
+        known = self._backend.get_vocab(with_added_tokens=True) if self._size > size else {}
+        self._size = size
+        self._beyond = {token_id: token for token, token_id in known.items() if token_id >= size}
+        return [token for _, token in sorted(self._beyond.items())]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids that transformers' `tokenizer(text).input_ids` holds.
 
         Raises:
-            PromptError: `text` is not a str, or holds a lone surrogate.
+            PromptError: `text` is not a str, holds a lone surrogate, or has a token beyond the model's vocabulary.
         """
         _check_text(text)
         with rust_errors(PromptError, "the tokenizer cannot encode this text", "shorten it or change it"):
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            ids = list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        if self._beyond and not self._beyond.keys().isdisjoint(ids):
+            first = next(token_id for token_id in ids if token_id in self._beyond)
+            raise PromptError(
+                f"the text needs the token {self._beyond[first]!r} (id {first}), but this model knows only the ids 0 "
+                f"to {self._size - 1}: leave it out of the text"
+            )
+        return ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode a text that the model is to continue: `encode` without the special tokens at the end (BERT's [SEP]).
@@ -174,11 +193,10 @@ class Tokenizer:
         Raises:
             TokenizerError: the files cannot be written.
         """
-        split = self._backend.encode_special_tokens
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": split}
+        config = {**_SAVED, "split_special_tokens": self._backend.encode_special_tokens}
         try:
             Path(folder, "tokenizer.json").write_text(self._json(), encoding="utf-8", newline="\n")
-            Path(folder, "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8", newline="\n")
+            Path(folder, _CONFIG).write_text(json.dumps(config), encoding="utf-8", newline="\n")
         except OSError as exc:
             raise TokenizerError(f"cannot write the tokenizer to {folder} ({exc.strerror}); choose another") from None
 

@@ -61,6 +61,17 @@ _CHOOSE = "Choose the bits of every matrix so that"
 )
 @click.option("--adapter", metavar="ADAPTER", help="LoRA adapter, a folder or a hub id, to merge into SOURCE first.")
 @click.option(
+    "--tokenizer",
+    metavar="FOLDER_OR_ID",
+    help="Take the tokenizer of this folder or hub id, e.g. for a training checkpoint that was saved without one.",
+)
+@click.option(
+    "--generation-config",
+    type=_FILE,
+    metavar="FILE",
+    help="JSON of generation options that override SOURCE's generation_config.json. null brings a default back.",
+)
+@click.option(
     "--vocabulary",
     type=_FILE,
     metavar="FILE",
@@ -89,6 +100,8 @@ def command(
     revision: str | None,
     eval_texts: tuple[Path, ...],
     adapter: str | None,
+    tokenizer: str | None,
+    generation_config: Path | None,
     vocabulary: Path | None,
     prefix: Path | None,
     prefix_dtype: KvDtype | None,
@@ -129,6 +142,8 @@ def command(
             precision or "int8" if limits == (None, None, None) else Budget(*limits),
             revision=revision,
             adapter=adapter,
+            tokenizer=tokenizer,
+            generation_config=generation_config,
             vocabulary=vocabulary,
             prefix=prefix,
             prefix_dtype=prefix_dtype,

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,8 @@ from edgelm.bundle.manifest import (
     Matrix,
     Recipe,
 )
-from edgelm.decoding.generation_config import GenerationConfig, config_from_file
 from edgelm.engine.machine import default_threads
-from edgelm.errors import ConfigError, ExportError
+from edgelm.errors import ExportError
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.certify.certificate import EvaluationText, certify, read_eval_text
 from edgelm_export.certify.optimum_graph import OptimumGraph
@@ -39,6 +39,7 @@ from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.source.drawn_text import draw_texts
 from edgelm_export.source.fingerprint import body_sha256
+from edgelm_export.source.generation_settings import bundle_settings
 from edgelm_export.source.prune import FEATURE, prune_vocabulary
 
 EVALUATION_TOKENS = 10_000
@@ -62,6 +63,8 @@ def export(
     *,
     revision: str | None = None,
     adapter: str | None = None,
+    tokenizer: str | None = None,
+    generation_config: Path | None = None,
     vocabulary: Path | None = None,
     prefix: Path | None = None,
     prefix_dtype: KvDtype | None = None,
@@ -80,6 +83,8 @@ def export(
         precision: the name of a recipe, or a budget, for which a recipe is made.
         revision: branch, tag or commit of a hub id.
         adapter: a LoRA adapter to merge into the source first: a folder that peft wrote, or a hub id.
+        tokenizer: a folder or a hub id whose tokenizer takes the place of the source's.
+        generation_config: file of generation settings that override the source's.
         vocabulary: file of UTF-8 text. Only the tokens of this text are kept, and the tokens that spell all other text.
         prefix: file to put before every prompt of the bundle: UTF-8 text, or a prefix that was learned.
         prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
@@ -94,7 +99,7 @@ def export(
     output = Path(output).absolute()
     with workshop(output) as (draft, scratch):
         report(f"loading {source}")
-        checkpoint = load_checkpoint(source, revision)
+        checkpoint = load_checkpoint(source, revision, tokenizer=tokenizer, generation_config=generation_config)
         if adapter is not None:
             report(f"merging the adapter {adapter}")
             checkpoint = merge_adapter(checkpoint, adapter)
@@ -102,7 +107,7 @@ def export(
             report(f"keeping the tokens that {vocabulary} needs")
             checkpoint = prune_vocabulary(checkpoint, vocabulary)
         planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
-        settings, notes = _generation_settings(checkpoint)
+        settings, notes = bundle_settings(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
         bos, context_length = settings.get("bos_token_id"), checkpoint.architecture.context_length
         bos_token_id = bos if isinstance(bos, int) else None
         files = [read_eval_text(path, checkpoint.tokenizer, bos_token_id, context_length) for path in eval_texts]
@@ -185,29 +190,7 @@ def _write_value_divisors(weights: DecoderWeights, draft: Path) -> None:
         (draft / VALUE_DIVISORS_FILE).write_bytes(np.stack(divisors).astype("<f4").tobytes())
 
 
-def _generation_settings(checkpoint: Checkpoint) -> tuple[dict[str, object], tuple[str, ...]]:
-    """The content of the bundle's ``generation_config.json``, and notes on the source's settings that were left out."""
-    known = {field.name for field in fields(GenerationConfig)}
-    neutral = {"bos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
-    settings: dict[str, object] = {}
-    notes: list[str] = []
-    vocab = checkpoint.architecture.vocab_size
-    for name, value in checkpoint.generation_settings.items():
-        ids = value if isinstance(value, list) else [value]
-        if name.endswith("_token_id") and any(isinstance(i, int) and not 0 <= i < vocab for i in ids):
-            notes.append(f"left out {name}={value}: the vocabulary ends at {vocab - 1}")
-        elif name in ("bos_token_id", "eos_token_id") or name in known:
-            settings[name] = value
-        elif name not in neutral and value is not None:
-            notes.append(f"left out the generation setting {name}={value!r}: this version has no such option")
-    try:
-        config_from_file(settings)
-    except ConfigError as error:
-        raise ExportError(f"the source's generation settings cannot be used: {error}") from None
-    return settings, tuple(notes)
-
-
-def _write_papers(checkpoint: Checkpoint, settings: dict[str, object], draft: Path) -> None:
+def _write_papers(checkpoint: Checkpoint, settings: dict[str, Any], draft: Path) -> None:
     checkpoint.tokenizer.save(draft)
     (draft / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
     text = json.dumps(settings, indent=1, ensure_ascii=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import edgelm
-from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest
+from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest, replace_file
 
 TINY = ("-m", str(TINY_BUNDLE))
 
@@ -113,7 +113,6 @@ def test_rows_are_separated_by_a_blank_line(edgelm_command: RunCommand) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["run", ""], 1, "the prompt is empty"),
         (["run", "x", "-m", "/nowhere"], 1, "there is no such folder"),
         (["run", "x", *TINY, "--top-p", "2"], 2, "top_p must be in (0, 1], got 2"),
         (["run", "x", *TINY, "--top-p", "nan"], 2, "top_p must be in (0, 1], got nan"),
@@ -156,8 +155,18 @@ def test_bad_input_is_one_line(edgelm_command: RunCommand, args: list[str], stat
     assert result.status == status
 
 
+def test_an_empty_prompt_begins_from_bos_where_there_is_one(edgelm_command: RunCommand, tiny_copy: Path) -> None:
+    expected = edgelm.load(TINY[1], device="cpu").generate([0], max_new_tokens=3).text
+    for args, stdin in ((["run", ""], None), (["run"], b"")):
+        result = edgelm_command(*args, *TINY, "-n", "3", stdin=stdin)
+        assert result.status == 0, result.stderr
+        assert result.stdout.rstrip("\n") == expected.rstrip("\n")
+    replace_file(tiny_copy, "generation_config.json", b'{"eos_token_id": 0}')
+    for args, stdin in ((["run", ""], None), (["run"], b"")):
+        assert "the prompt is empty" in edgelm_command(*args, "-m", str(tiny_copy), stdin=stdin).one_line()
+
+
 def test_stdin_that_is_no_prompt(edgelm_command: RunCommand) -> None:
-    assert "the prompt is empty" in edgelm_command("run", *TINY, stdin=b"").one_line()
     assert "not UTF-8 text (byte 2)" in edgelm_command("run", *TINY, stdin=b"ab\xff").one_line()
 
 

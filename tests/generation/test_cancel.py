@@ -207,8 +207,8 @@ def test_a_timeout_of_asyncio(model: Model) -> None:
 
 
 def test_errors_come_through(model: Model) -> None:
-    with pytest.raises(PromptError, match="the prompt is empty"):
-        asyncio.run(model.agenerate(""))
+    with pytest.raises(PromptError, match="there are no token ids"):
+        asyncio.run(model.agenerate([]))
 
     async def stream() -> None:
         async for _ in model.astream([10**6]):

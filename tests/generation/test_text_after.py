@@ -26,7 +26,7 @@ def graph() -> Iterator[Graph]:
 
 def model_of(kind: Kind, graph: Graph) -> Model:
     tokenizer = kind.tokenizer()
-    tokenizer.pad_vocabulary(VOCABULARY)
+    tokenizer.limit_vocabulary(VOCABULARY)
     return Model(graph, tokenizer)
 
 

@@ -16,6 +16,7 @@ from edgelm.bundle.manifest import Architecture, Source
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.families import FAMILIES, Family, describe
+from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
 from edgelm_export.source.hub import first_line, locate, read_json
 from edgelm_export.source.tokenizer import TOKENIZER_FILES, load_tokenizer
 
@@ -34,8 +35,8 @@ class Checkpoint:
     """A model with a language head, in eval mode."""
     tokenizer: Tokenizer
     config_json: str
-    generation_settings: dict[str, object]
-    """Content of the source's ``generation_config.json``; without that file, the settings in its ``config.json``."""
+    generation_settings: dict[str, Any]
+    """Every setting with which transformers generates by default, under its name in ``GenerationConfig``."""
     notes: tuple[str, ...] = ()
     """Remarks for the person who exports."""
 
@@ -50,12 +51,16 @@ class Checkpoint:
         return describe(self.model)
 
 
-def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    source: str, revision: str | None = None, *, tokenizer: str | None = None, generation_config: Path | None = None
+) -> Checkpoint:
     """Load a checkpoint of a family that edgelm exports.
 
     Args:
         source: a folder in Hugging Face layout, or a hub id such as "gpt2".
         revision: a branch, tag or commit of a hub id.
+        tokenizer: a folder or a hub id whose tokenizer takes the place of the source's.
+        generation_config: file of generation settings that override the source's.
 
     Raises:
         ExportError: the source is missing or damaged, belongs to no such family, or uses a feature that edgelm does not
@@ -66,20 +71,30 @@ def load_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         raise ExportError(f"{source!r} is a bundle already; export needs the original checkpoint")
     license_name, card = _card(folder)
     config = read_json(folder / "config.json")
+    own_settings = read_generation_config(folder)
     model = _load_model(folder, name, _family(config, name))
+    with quiet_torch():
+        settings, notes = loaded_settings(model, own_settings, generation_config)
+    loaded = _tokenizer(folder, name, tokenizer)
+    parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
+    if beyond := loaded.limit_vocabulary(vocab_size):
+        shown = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+        notes += (f"the tokenizer has {shown}, but the model has not: text with such a token is refused",)
+    config_json = (folder / "config.json").read_text(encoding="utf-8")
+    origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
+    return Checkpoint(origin, card, model, loaded, config_json, settings, notes)
+
+
+def _tokenizer(folder: Path, name: str, given: str | None) -> Tokenizer:
+    """The tokenizer of the checkpoint `name` in `folder`, or of the folder or hub id `given`."""
+    if given is not None:
+        folder, name, _ = locate(given, None, lambda names: set(TOKENIZER_FILES) & names, "tokenizer")
     try:
         with quiet_torch():
-            tokenizer = load_tokenizer(folder)
+            return load_tokenizer(folder)
     except TokenizerError as error:
-        raise ExportError(f"{name!r} has no usable tokenizer: {error}") from None
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ExportError(
-            f"{name!r}: its tokenizer knows {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}"
-        )
-    config_json = (folder / "config.json").read_text(encoding="utf-8")
-    parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
-    origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
-    return Checkpoint(origin, card, model, tokenizer, config_json, _generation_settings(folder, config))
+        hint = "" if given else "; or give another one with --tokenizer FOLDER_OR_ID"
+        raise ExportError(f"{name!r} has no usable tokenizer: {error}{hint}") from None
 
 
 @contextmanager
@@ -168,10 +183,3 @@ def _load_model(folder: Path, name: str, family: Family) -> transformers.PreTrai
     family.prepare(model)
     check_finite(model.state_dict(), name)
     return model.eval().requires_grad_(False)
-
-
-def _generation_settings(folder: Path, config: dict[str, Any]) -> dict[str, object]:
-    path = folder / "generation_config.json"
-    if path.is_file():
-        return read_json(path)
-    return {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from edgelm.errors import ExportError, TokenizerError
+from edgelm.errors import ExportError, PromptError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer, rust_errors
 from edgelm_export.source.hub import read_json
 
@@ -48,20 +49,34 @@ _SAMPLES = (
     "1234 5,678.90 (a+b)*c == d[0] # {x: 'y'}",
     "🎉 emoji 👩‍👧 flag 🇨🇳",
 )
+# What else a tokenizer may treat in a way of its own: blanks and marks at the ends, control characters, joined signs.
+_RARE = (
+    "",
+    " leading, trailing ",
+    "\n\n  \t",
+    "a\u00a0b\u2003c\u3000d\u200be\u2028f\ufeff",
+    "a\x00b\x07c\x1bd\x7fe\x85f\rg\r\nh",
+    "e\u0301 ﬁ Å ½ ﷺ ẞ İ",
+    "مرحبا بالعالم، שלום, नमस्ते दुनिया, สวัสดี",
+    "<s></s><unk><pad>[CLS][SEP][MASK]<|endoftext|>",
+)
+_CHECKED_SPECIALS = 64
+_CHECKED_TOKENS = 300
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Finish the tokenizer of a checkpoint, as transformers' fast tokenizer understands its files.
 
     Code of the folder (`auto_map`) never runs, and settings that point to further files are ignored. A tokenizer that
-    had to be converted must give the ids of transformers' slow tokenizer for a set of sample texts.
+    had to be converted must give the ids of transformers' slow tokenizer for a set of sample texts, and what the bundle
+    will read must give the ids and texts of the tokenizer that transformers loads.
 
     Args:
         folder: a local folder with a tokenizer.json, a vocab.json and merges.txt, a vocab.txt or a sentencepiece model.
 
     Raises:
         TokenizerError: the folder has no tokenizer, a file is damaged or larger than 64 MB, transformers cannot load
-            the tokenizer, or the conversion changes the ids of a text.
+            the tokenizer, the conversion changes the ids of a text, or a tokenizer.json cannot hold what it does.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,7 +98,11 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
             raise TokenizerError(f"transformers has no fast version of {what}; give a tokenizer.json")
         if "tokenizer.json" not in files:
             _compare(fast, load(use_fast=False), what)
-        return Tokenizer(fast.backend_tokenizer, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
+        expected, backend = _behaviour(fast), fast.backend_tokenizer  # `Tokenizer` changes the backend
+        tokenizer = Tokenizer(backend, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
+        splits = backend.encode_special_tokens
+        _check(tokenizer if splits else Tokenizer.from_json(tokenizer.to_json()), expected, what)
+        return tokenizer
 
 
 def _checked_files(folder: Path) -> set[str]:
@@ -107,6 +126,8 @@ def _settings(folder: Path, files: set[str]) -> dict[str, Any]:
         raise TokenizerError(f"{error}; download it again") from None
     config, model = content.get("tokenizer_config.json", {}), content.get("config.json", {})
     settings = {key: value for key, value in config.items() if key not in _POINTERS}
+    if settings.get("add_prefix_space", False) is None:  # a fast copy of a T5 tokenizer says so
+        del settings["add_prefix_space"]
     settings["tokenizer_class"] = _class_name(folder, files, config, model)
     extra = settings.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 5 writes a list, transformers 4 reads an object
@@ -150,4 +171,33 @@ def _compare(fast: Any, slow: Any, what: str) -> None:
             raise TokenizerError(
                 f"transformers' conversion changes {what}: {text!r} becomes {converted[:20]} instead of "
                 f"{original[:20]}; give a tokenizer.json"
+            )
+
+
+def _behaviour(tokenizer: Any) -> list[tuple[str, bool, list[int], str]]:
+    """What transformers' tokenizer does: a text, a flag, the text's ids (with special tokens?), and their text."""
+    added = list(tokenizer.added_tokens_encoder)[:_CHECKED_SPECIALS]
+    own = tokenizer.decode(range(min(len(tokenizer), _CHECKED_TOKENS)))
+    result = []
+    for text in (*_SAMPLES, *_RARE, own, "".join(f" {token}x{token}  " for token in added)):
+        for flag in (False, True):
+            # Without a token for unknown characters, transformers cannot encode every text.
+            with suppress(TokenizerError), rust_errors(TokenizerError, "", ""):
+                ids = tokenizer(text, add_special_tokens=flag).input_ids
+                result.append((text, flag, ids, tokenizer.decode(ids, skip_special_tokens=flag)))
+    return result
+
+
+def _check(tokenizer: Tokenizer, expected: list[tuple[str, bool, list[int], str]], what: str) -> None:
+    """Refuse a tokenizer that, as a bundle reads it, differs from what transformers loaded."""
+    for text, flag, ids, decoded in expected:
+        try:
+            same = tokenizer.encode(text, add_special_tokens=flag) == ids
+            same = same and tokenizer.decode(ids, skip_special_tokens=flag) == decoded
+        except PromptError:
+            same = False
+        if not same:
+            raise TokenizerError(
+                f"transformers treats {text[:40]!r} in a way that a tokenizer.json cannot hold, so {what} cannot be "
+                "used; give another tokenizer.json"
             )

@@ -48,6 +48,7 @@ def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = (
         state = json.loads(tokenizer.to_json())
     except TokenizerError as error:
         raise ExportError(f"cannot prune this tokenizer: {error}") from None
+    _drop_unusable(state, tokenizer.vocab_size)
     pieces = list(_pieces(text))
     encoded = [tokenizer.encode(piece) for piece in pieces]
     model, added = state["model"], {token["id"]: token["content"] for token in state["added_tokens"]}
@@ -67,6 +68,16 @@ def prune_tokenizer(tokenizer: Tokenizer, text: str, needed: Collection[int] = (
         if pruned.encode(piece) != [new_ids[old] for old in old_ids]:
             raise ExportError("the pruned tokenizer does not encode the vocabulary file as before: please report this")
     return Vocabulary(pruned, new_ids)
+
+
+def _drop_unusable(state: dict[str, Any], size: int) -> None:
+    """Remove the tokens whose ids are `size` or more, because the model has no rows for them."""
+    model = state["model"]
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {token: old for token, old in model["vocab"].items() if old < size}
+    elif isinstance(model.get("vocab"), list):
+        model["vocab"] = model["vocab"][:size]
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < size]
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgelm.errors import ExportError
-from edgelm_export.pipeline import Exported, export
-from tests.export.checkpoints import Shape, edit_json, save_checkpoint, save_tokenizer
+from edgelm_export.pipeline import export
+from tests.export.checkpoints import Shape, edit_json, save_checkpoint
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("few_tokens")]
 
@@ -181,14 +181,6 @@ def test_broken_tokenizer(source: Path, tmp_path: Path) -> None:
     assert "tokenizer" in refusal(source, tmp_path / "out")
 
 
-def test_tokenizer_bigger_than_the_model(tmp_path: Path) -> None:
-    source = save_checkpoint(tmp_path / "checkpoint", Shape(layers=1, context=16, vocab=54))
-    save_tokenizer(source, 256)
-    message = refusal(source, tmp_path / "out")
-    assert "256 tokens" in message
-    assert "only 54" in message
-
-
 def test_bundle_as_source(source: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     export(str(source), bundle, "fp32")
@@ -237,43 +229,6 @@ def test_empty_output_folder_is_used_and_parents_are_made(source: Path, tmp_path
     assert export(str(source), tmp_path / "empty", "fp32").certificate.passed
     assert export(str(source), tmp_path / "a" / "b" / "c", "fp32").certificate.passed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "checkpoint", "empty"]
-
-
-def with_settings(source: Path, output: Path, **settings: object) -> tuple[Exported, dict[str, object]]:
-    """An export of a source with these generation settings, and the settings in the bundle."""
-    (source / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    exported = export(str(source), output, "fp32")
-    return exported, json.loads((output / "generation_config.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("eos", [300, 50256, -1, [0, 300]])
-def test_eos_out_of_range_is_left_out_with_a_note(source: Path, tmp_path: Path, eos: object) -> None:
-    exported, written = with_settings(source, tmp_path / "out", eos_token_id=eos, bos_token_id=0)
-    assert written == {"bos_token_id": 0}
-    assert len(exported.notes) == 1
-    assert "eos_token_id" in exported.notes[0]
-    assert str(eos) in exported.notes[0]
-
-
-def test_unknown_settings_are_left_out_with_a_note(source: Path, tmp_path: Path) -> None:
-    exported, written = with_settings(
-        source,
-        tmp_path / "out",
-        eos_token_id=[0, 5],
-        do_sample=True,
-        top_p=0.9,
-        guidance_scale=1.5,
-        transformers_version="4",
-    )
-    assert written == {"eos_token_id": [0, 5], "do_sample": True, "top_p": 0.9}
-    assert len(exported.notes) == 1
-    assert "guidance_scale" in exported.notes[0]
-
-
-def test_settings_out_of_range_are_refused(source: Path, tmp_path: Path) -> None:
-    (source / "generation_config.json").write_text('{"top_p": 2}', encoding="utf-8")
-    message = refusal(source, tmp_path / "out")
-    assert "top_p" in message
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgelm.errors import TokenizerError
+from edgelm.errors import PromptError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.source.tokenizer import load_tokenizer
 from tests.text.goldens import CASES, DATA, GOLDENS, check_golden, few, finished, streamed, texts
@@ -118,7 +119,6 @@ def test_broken_files_are_named(tmp_path: Path, file: str, content: str) -> None
 
 BAD_SETTINGS: list[dict[str, Any]] = [
     {"add_prefix_space": "yes"},
-    {"add_prefix_space": None},
     {"split_special_tokens": "true"},
     {"bos_token": 5},
     {"pad_token": {"content": "x", "lstrip": 1}},
@@ -164,6 +164,49 @@ def test_no_code_of_the_folder_runs(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text(json.dumps(config | {"tokenizer_class": "EvilTokenizer"}))
     refuse(tmp_path, "Tokenizer class EvilTokenizer does not exist")
     assert "evil" not in sys.modules
+
+
+NAMES = ("Roberta", "Albert", "Llama", "T5", "XLMRoberta", "Bart", "CodeGen", "Deberta", "MBart", "XGLM", "Qwen2")
+
+
+@pytest.mark.parametrize("name", [*(f"{name}Tokenizer" for name in NAMES), "LlamaTokenizerFast", "BloomTokenizerFast"])
+def test_a_class_of_another_model_beside_a_complete_tokenizer_json(tmp_path: Path, name: str) -> None:
+    shutil.copytree(DATA / "byte_bpe_json", tmp_path, dirs_exist_ok=True)
+    config = {"tokenizer_class": name} | (
+        {"add_prefix_space": None} if name in ("T5Tokenizer", "LlamaTokenizer") else {}
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    hf, tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path)), load_tokenizer(tmp_path)
+    for text in (*GOLDENS["texts"], "</s><s> [CLS]<pad>", " x "):
+        ids = hf(text).input_ids
+        assert tokenizer.encode(text) == ids and tokenizer.decode(ids) == hf.decode(ids)
+
+
+def test_add_prefix_space_of_null_is_the_default(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "byte_bpe", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": null}')
+    assert load_tokenizer(tmp_path).to_json() == load(DATA / "byte_bpe").to_json()
+
+
+def test_a_tokenizer_without_a_token_for_unknown_characters(tmp_path: Path) -> None:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({c: i for i, c in enumerate("ACDEFG")}))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    protein = load_tokenizer(tmp_path)
+    assert protein.encode("FACED") == [4, 0, 1, 3, 2]
+    with pytest.raises(PromptError, match="cannot encode this text"):
+        protein.encode("FAXED")
+
+
+def test_what_a_tokenizer_json_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DATA / "byte_bpe_json", tmp_path, dirs_exist_ok=True)
+    original = transformers.PreTrainedTokenizerFast._batch_encode_plus
+    monkeypatch.setattr(
+        transformers.PreTrainedTokenizerFast,
+        "_batch_encode_plus",
+        lambda self, texts, **options: original(self, [text.replace("\x1b", "") for text in texts], **options),
+    )
+    refuse(tmp_path, "transformers treats 'a.x00b.* in a way that a tokenizer.json cannot hold, so the tokenizer of")
 
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "pipeline", "AutoModel", "__doc__"])
@@ -218,6 +261,8 @@ def test_a_sentencepiece_model_becomes_a_tokenizer_json(tmp_path: Path, byte_fal
     tokenizer = load_tokenizer(tmp_path)
     hf = transformers.AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
     check_against(hf, tokenizer)
+    hf.save_pretrained(tmp_path / "fast")  # a tokenizer.json, with "add_prefix_space": null for T5's class
+    check_against(hf, load_tokenizer(tmp_path / "fast"))
     again = Tokenizer.from_json(tokenizer.to_json())
     ids = tokenizer.encode("Hello, world! 今天 🎉")
     assert streamed(again, ids, True) == hf.decode(ids, skip_special_tokens=True)
