@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,6 +20,9 @@ from edgelm.bundle.manifest import digest_of
 from edgelm.engine.call import OTHER_DRAFTS, DraftCost
 
 pytest_plugins = ["tests.build_side"]
+
+hypothesis.settings.register_profile("edgelm", deadline=None)  # on a busy machine any example may take seconds
+hypothesis.settings.load_profile("edgelm")
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
