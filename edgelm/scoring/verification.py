@@ -17,7 +17,7 @@ from edgelm.bundle.reference import ReferenceData, rounded, rows_of
 from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.session import Session
 from edgelm.ids import IdArray, Logits, Logprobs
-from edgelm.scoring.comparison import SLICE_ROWS
+from edgelm.scoring.comparison import row_slices
 
 NOISE_FACTOR = 1.5
 """Tolerance of single log-probabilities, in multiples of their noise. The noise is saturated (it is an amplified last
@@ -101,14 +101,15 @@ def observe(
         following = np.append(row[1:], -1)
         done = 0
         for piece in score(row):
-            for start in range(0, len(piece), SLICE_ROWS):
-                logs = log_softmax(piece[start : start + SLICE_ROWS], nan_ok=True)  # (t, V)
+            for part in row_slices(*piece.shape):
+                logs = log_softmax(piece[part], nan_ok=True)  # (t, V)
                 count = len(logs)
                 tops.append(np.take_along_axis(logs, top_ids[at : at + count], 1))
                 targets = following[done : done + count]
                 nexts.append(np.where(targets < 0, 0.0, logs[np.arange(count), targets]))
                 argmaxes.append(logs.argmax(axis=1))
-                mean += logs.sum(axis=0)
+                for row_logs in logs:
+                    mean += row_logs
                 at, done = at + count, done + count
     return Observed(np.concatenate(tops), np.concatenate(nexts), mean / len(ids), np.concatenate(argmaxes))
 

@@ -121,8 +121,15 @@ def make_reference(source: SourceLogits, session: Session, rows: Sequence[IdArra
         ids = ids[:-1]
     row_tokens, top_count = min(context, len(ids)), min(TOP_COUNT, vocab)
     draft = Reference(REFERENCE_NAME, len(ids), row_tokens, top_count, 1, 1, 0, 0, 0, 0)
-    top_ids = np.concatenate([_top(source(row), top_count) for row in rows_of(draft, ids)])  # (T, K)
-    of_source = observe(draft, ids, top_ids, lambda row: [source(row)], vocab)
+    top_ids = np.empty((len(ids), top_count), np.int64)  # (T, K)
+    rows_left = rows_of(draft, top_ids)  # views (t, K)
+
+    def score(row: IdArray) -> list[Logits]:
+        logits = source(row)
+        next(rows_left)[:] = _top(logits, top_count)  # `observe` reads these rows after this call
+        return [logits]
+
+    of_source = observe(draft, ids, top_ids, score, vocab)
     top, following = rounded(of_source.top), rounded(of_source.next)
     unmeasured = ReferenceData(ids, top_ids, top, top, following, following, of_source.mean)
     of_bundle = observe_session(draft, unmeasured, session)
@@ -149,6 +156,12 @@ def make_reference(source: SourceLogits, session: Session, rows: Sequence[IdArra
 
 def _top(logits: Logits, count: int) -> IdArray:
     """The ids (T, count) of the largest of `logits` (T, V), the largest first; of equal logits the lower id first."""
-    chosen = np.sort(np.argpartition(-logits, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(-np.take_along_axis(logits, chosen, 1), axis=1, kind="stable")
-    return np.asarray(np.take_along_axis(chosen, order, 1), np.int64)
+    starts = np.arange(0, logits.shape[1], max(1, min(256, logits.shape[1] // count)))
+    # At least `count` logits of a row reach the smallest of the `count` largest maxima of blocks; few others do.
+    maxima = np.maximum.reduceat(logits, starts, axis=1)  # (T, blocks)
+    thresholds = np.partition(maxima, -count, axis=1)[:, -count]  # (T,)
+    top = np.empty((len(logits), count), np.int64)
+    for row, threshold, chosen in zip(logits, thresholds, top, strict=True):
+        candidates = np.flatnonzero(row >= threshold)
+        chosen[:] = candidates[np.argsort(-row[candidates], kind="stable")[:count]]
+    return top
