@@ -153,6 +153,7 @@ def command(
         )
     finally:
         progress.end()
+    click.echo(progress.summary(), err=True)
     for note in exported.notes:
         click.echo(f"note: {note}", err=True)
     bundle, c = exported.bundle, exported.certificate
@@ -174,16 +175,26 @@ def _lost(quality: Quality) -> str:
 class _Progress:
     """Prints a line for each stage on stderr, with the seconds that it took."""
 
-    _began: float | None = None
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = 0.0
+        self._seconds: dict[str, float] = {}
 
     def begin(self, stage: str) -> None:
         """End the current stage, and begin the stage called `stage`."""
         self.end()
         click.echo(f"{stage} ... ", err=True, nl=False)
-        self._began = time.monotonic()
+        self._stage, self._began = stage, time.monotonic()
 
     def end(self) -> None:
         """End the current stage, if there is one."""
-        if self._began is not None:
-            click.echo(f"{time.monotonic() - self._began:.1f} s", err=True)
-        self._began = None
+        if self._stage:
+            self._seconds[self._stage] = time.monotonic() - self._began
+            click.echo(f"{self._seconds[self._stage]:.1f} s", err=True)
+        self._stage = ""
+
+    def summary(self) -> str:
+        """The seconds of the whole export and of its stages, the longest stage first."""
+        stages = sorted(self._seconds.items(), key=lambda item: -item[1])
+        parts = [f"{seconds:.1f} s {stage}" for stage, seconds in stages if seconds >= 0.05]
+        return f"took {sum(self._seconds.values()):.1f} s: {', '.join(parts)}"

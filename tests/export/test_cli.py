@@ -49,10 +49,12 @@ def exported(folder: Path) -> CommandResult:
 
 def test_progress_goes_to_stderr_and_the_summary_to_stdout(exported: CommandResult) -> None:
     assert exported.status == 0, exported.stderr
-    *stages, note = exported.stderr.splitlines()
+    *stages, took, note = exported.stderr.splitlines()
     assert len(stages) == len(STAGES)
     for line, stage in zip(stages, STAGES, strict=True):
         assert re.fullmatch(stage + SECONDS, line), line
+    assert re.match(r"took \d+\.\d s: \d+\.\d s \w+", took), took
+    assert {r"loading torch, transformers and optimum"} <= set(re.split(r"(?:: |, )\d+\.\d s ", took)), took
     assert note.startswith("note: left out the generation setting guidance_scale=1.5")
     assert re.fullmatch(
         r"bundle: int8, \d+\.\d MB, perplexity x \d\.\d{4}, KL [\d.e-]+ nats, same top token \d+\.\d\d%; "

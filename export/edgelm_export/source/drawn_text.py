@@ -52,7 +52,7 @@ def _draw_batch(
     drawn[:, 0] = bos if has_bos else torch.randint(vocab, (rows,), generator=generator).numpy()
     uniform = torch.rand((length, rows), generator=generator, dtype=torch.float64).numpy()  # (T, B)
     weights = np.zeros((rows, -(-vocab // _BLOCK_TOKENS), _BLOCK_TOKENS), np.float32)  # the last block is padded with 0
-    past = Cache(layers=[_FixedRoom(length) for _ in range(model.config.num_hidden_layers)])
+    past = Cache(layers=[_FixedRoom(length) for _ in range(describe(model).num_layers)])
     for at in range(1, length):
         ids = torch.from_numpy(drawn[:, at - 1 : at])  # (B, 1)
         logits = model(input_ids=ids, past_key_values=past, use_cache=True).logits[:, -1].numpy()  # (B, V)
@@ -76,7 +76,8 @@ def _choose(logits: Logits, uniform: npt.NDArray[np.float64], weights: npt.NDArr
     """
     rows, vocab = logits.shape
     flat = weights.reshape(rows, -1)[:, :vocab]  # a view
-    np.subtract(logits, logits.max(axis=1, keepdims=True), out=flat)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity; refused below
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=flat)
     np.exp(flat, out=flat)
     blocks = weights.sum(axis=2, dtype=np.float64).cumsum(axis=1)  # (B, blocks)
     if not np.isfinite(blocks).all():

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -12,13 +13,16 @@ import torch
 from onnx import TensorProto, helper
 
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.decoding.logprobs import log_softmax
+from edgelm.errors import ExportError
 from edgelm.scoring.comparison import Comparison, compare_logits
+from edgelm_export.certify.certificate import _top
 from edgelm_export.certify.judgement import Greedy, judge, quality
 from edgelm_export.graph.products import row_quantized_matmul
 from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter
 from edgelm_export.model.decoder import Array
 from edgelm_export.publish.card import model_card
-from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.drawn_text import _choose, draw_texts
 from tests.export.checkpoints import Shape, TinyExport, TorchModel, save_checkpoint
 
 pytestmark = pytest.mark.export
@@ -181,6 +185,54 @@ def test_drawn_text_follows_the_models_probabilities(tmp_path: Path) -> None:
         rows = texts[texts[:, 0] == first]
         found = np.bincount(rows[:, 1], minlength=3) / len(rows)
         assert np.abs(found - wanted[first]).max() <= 4 * math.sqrt(0.25 / len(rows))
+
+
+def test_choosing_inverts_the_cumulative_distribution() -> None:
+    """A random number chooses the first token whose cumulative probability exceeds it, in vocabularies of all sizes."""
+    random = np.random.default_rng(0)
+    for vocab in (1, 255, 256, 257, 1000, 50_257):
+        logits = random.normal(0, 3, (5, vocab)).astype(np.float32)
+        logits[1] -= 1e4  # far from zero
+        logits[2, vocab // 2 :] -= 1e3  # probabilities that are 0 in float32
+        weights = np.zeros((5, -(-vocab // 256), 256), np.float32)
+        cumulative = np.exp(log_softmax(logits)).cumsum(axis=1)
+        for uniform in (random.random(5), np.zeros(5), np.full(5, np.nextafter(1, 0))):
+            chosen = _choose(logits, uniform, weights)
+            assert (chosen >= 0).all() and (chosen < vocab).all()
+            for row, token in enumerate(chosen):
+                below = cumulative[row, token - 1] if token else 0.0
+                assert below - 1e-6 <= uniform[row] <= cumulative[row, token] + 1e-6
+                assert logits[row, token] > logits[row].max() - 200
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nothing_is_drawn_from_broken_logits(bad: float) -> None:
+    logits = np.zeros((2, 300), np.float32)
+    logits[1, 7] = bad
+    with pytest.raises(ExportError, match="NaN or infinite logits"):
+        _choose(logits, np.full(2, 0.5), np.zeros((2, 2, 256), np.float32))
+
+
+def test_drawing_feeds_the_model_what_it_would_compute_without_a_cache(tmp_path: Path) -> None:
+    model = TorchModel(save_checkpoint(tmp_path / "m", Shape(layers=2, context=16))).model
+    seen: list[np.ndarray] = []
+
+    def watched(logits: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+        seen.append(logits.copy())
+        return _choose(logits, *rest)
+
+    with mock.patch("edgelm_export.source.drawn_text._choose", watched):
+        texts = np.stack(draw_texts(model, 60, 0))
+    with torch.no_grad():
+        whole = model(torch.from_numpy(texts)).logits[:, :-1].numpy()  # (B, T - 1, V)
+    np.testing.assert_allclose(np.stack(seen, axis=1), whole, atol=1e-4)
+
+
+def test_the_likeliest_tokens_are_in_order_and_equal_ones_by_id() -> None:
+    logits = np.random.default_rng(0).integers(0, 9, (20, 1000)).astype(np.float32)
+    for vocab in (8, 9, 100, 1000):
+        part = logits[:, :vocab]
+        assert (_top(part, 8) == np.argsort(-part, axis=1, kind="stable")[:, :8]).all()
 
 
 # The account of matrices
