@@ -8,28 +8,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import transformers
+from torch import Tensor
 
 from edgelm.bundle.manifest import Architecture
-from edgelm_export.model import gpt2
+from edgelm_export.model import gpt2, gpt2_checkpoint
 from edgelm_export.model.decoder import DecoderWeights
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the build side asks of a family; `gpt2.py` documents each function."""
+    """What the build side asks of a family; `gpt2.py` and `gpt2_checkpoint.py` document each function."""
 
     title: str
     """Name of the family, for messages."""
     model_class: type[transformers.PreTrainedModel]
     """The class of transformers that loads a checkpoint with its language head."""
-    refuse: Callable[[Mapping[str, Any], str], None]
+    read_config: Callable[[Mapping[str, Any], str], transformers.PretrainedConfig]
+    fit: Callable[[Mapping[str, Tensor], transformers.PretrainedConfig, str], tuple[dict[str, Tensor], tuple[str, ...]]]
     prepare: Callable[[transformers.PreTrainedModel], None]
     describe: Callable[[transformers.PretrainedConfig], Architecture]
     collect: Callable[[transformers.PreTrainedModel], DecoderWeights]
 
 
 FAMILIES = {
-    "gpt2": Family("GPT-2", transformers.GPT2LMHeadModel, gpt2.refuse, gpt2.prepare, gpt2.describe, gpt2.collect),
+    "gpt2": Family(
+        "GPT-2",
+        transformers.GPT2LMHeadModel,
+        gpt2_checkpoint.read_config,
+        gpt2_checkpoint.fit,
+        gpt2.prepare,
+        gpt2.describe,
+        gpt2.collect,
+    ),
 }
 
 

@@ -1,43 +1,20 @@
-"""GPT-2: the only file that knows the names of its config fields and modules.
+"""GPT-2: with `gpt2_checkpoint.py` the only file that knows the names of its config fields and modules.
 
 Shapes: D hidden size, H heads, h head dim of the source, p padded head dim.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import transformers
 from torch import Tensor
 
 from edgelm.bundle.manifest import Architecture
-from edgelm.errors import ExportError
-from edgelm_export.model.activations import ACTIVATIONS, collect_activation, widen_activation
+from edgelm_export.model.activations import collect_activation, widen_activation
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Table
 
 _HEAD_DIM_MULTIPLE = 8
 """GroupQueryAttention takes head dims that are a multiple of this number; zeros fill the rest."""
-
-
-def refuse(config: Mapping[str, Any], name: str) -> None:
-    """Refuse the ``config.json`` of the checkpoint `name` where edgelm does not export such a model.
-
-    Raises:
-        ExportError: the model has no language head, an unknown activation, no layers, or cross attention.
-    """
-    architectures = config.get("architectures")
-    if architectures and "GPT2LMHeadModel" not in architectures and "GPT2DoubleHeadsModel" not in architectures:
-        raise ExportError(f"{name!r} is a {architectures[0]}, which generates no text; export needs a GPT2LMHeadModel")
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise ExportError(
-            f"{name!r} uses the activation {activation!r}, which transformers {transformers.__version__} does not "
-            f"know; edgelm exports {', '.join(sorted(ACTIVATIONS))}"
-        )
-    if config.get("n_layer", config.get("num_hidden_layers")) == 0:
-        raise ExportError(f"{name!r} has no layers (n_layer 0): there is nothing to export")
-    if config.get("add_cross_attention"):
-        raise ExportError(f"{name!r} has cross attention (add_cross_attention), which edgelm does not export")
 
 
 def prepare(model: transformers.GPT2LMHeadModel) -> None:

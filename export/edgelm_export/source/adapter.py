@@ -12,11 +12,13 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers
-from safetensors.torch import load_file
 
-from edgelm.errors import ExportError, install_hint
-from edgelm_export.source.checkpoint import Checkpoint, check_finite, name_weights, quiet_torch
+from edgelm.errors import ExportError, TokenizerError, install_hint
+from edgelm_export.model.gpt2_checkpoint import name_weights
+from edgelm_export.source.checkpoint import Checkpoint, check_finite, quiet_torch
 from edgelm_export.source.hub import first_line, locate, read_json
+from edgelm_export.source.tokenizer import TOKENIZER_FILES, VOCABULARY_FILES, load_tokenizer
+from edgelm_export.source.weights import read_weights_file
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -35,6 +37,8 @@ _WITHOUT_EFFECT = {  # on a trained adapter
     *("lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
+_TABLES = ("wte.weight", "wte.modules_to_save.weight", "lm_head.weight", "lm_head.modules_to_save.weight")
+_LOW_RANK_TABLE = "wte.lora_embedding_A"
 _STARTS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _Weights: TypeAlias = dict[str, torch.Tensor]
@@ -54,20 +58,28 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     """
     if importlib.util.find_spec("peft") is None:
         raise ExportError(f"--adapter needs peft; {install_hint('cpu,export')}")
-    folder, name, commit = locate(adapter, None, lambda names: {CONFIG, *WEIGHTS} & names, "LoRA adapter")
+    folder, name, commit = locate(adapter, None, lambda names: {CONFIG, *WEIGHTS, *TOKENIZER_FILES}, "LoRA adapter")
     config = read_json(folder / CONFIG, "no adapter that peft wrote")
     options = _options(config, name)
     weights = _read_weights(folder, name)
+    base_rows = checkpoint.model.config.vocab_size
     with quiet_torch():
+        checkpoint, added = _with_added_tokens(checkpoint, folder, name, weights)
         model = _merged(checkpoint, name, options, weights)
-    config_json = checkpoint.config_json
+    config_json, changes = checkpoint.config_json, {}
     if not model.config.tie_word_embeddings:
-        config_json = json.dumps(json.loads(config_json) | {"tie_word_embeddings": False}, indent=2) + "\n"
-    notes = checkpoint.notes
+        changes["tie_word_embeddings"] = False
+    if model.config.vocab_size != base_rows:
+        changes["vocab_size"] = model.config.vocab_size
+    if changes:
+        config_json = json.dumps(json.loads(config_json) | changes, indent=2) + "\n"
+    notes = checkpoint.notes + added
     base = str(config.get("base_model_name_or_path") or checkpoint.name)
     if Path(base).name != Path(checkpoint.name).name:
         notes += (f"the adapter {name!r} says it was trained on {base!r}, and was merged into {checkpoint.name!r}",)
-    source = replace(checkpoint.source, adapter=f"{name}@{commit}" if commit else name)
+    source = replace(
+        checkpoint.source, adapter=f"{name}@{commit}" if commit else name, vocab_size=model.config.vocab_size
+    )
     return replace(checkpoint, source=source, model=model, config_json=config_json, notes=notes)
 
 
@@ -93,15 +105,62 @@ def _read_weights(folder: Path, name: str) -> _Weights:
     path = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if path is None:
         raise ExportError(f"{name!r} has no weights; looked for {' and '.join(WEIGHTS)}")
-    is_pickle = path.suffix == ".bin"
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
-    except Exception as error:  # safetensors, torch and pickle each raise their own kinds
-        raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ExportError(f"cannot load the weights of {name!r}: the file contains something other than weights")
+    weights = read_weights_file(path, name)
+    for key in [key for key in weights if ".modules_to_save." in key]:
+        twin = weights.get(key.replace(".modules_to_save.", "."))  # peft saves a grown token table twice
+        if twin is not None and torch.equal(twin, weights[key]):
+            del weights[key]
     check_finite(weights, name)
     return weights
+
+
+def _with_added_tokens(
+    checkpoint: Checkpoint, folder: Path, name: str, weights: _Weights
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The base with the adapter's tokenizer, and with a row for each token that the adapter added to it.
+
+    The new rows are zeros, because the adapter brings their content: its token table is a whole one.
+
+    Args:
+        checkpoint: the base of the adapter.
+        folder: of the adapter.
+        name: of the adapter, for messages.
+        weights: of the adapter.
+    """
+    model = checkpoint.model
+    rows = model.config.vocab_size
+    stored = [value.shape[0] for key, value in weights.items() if key.endswith(_TABLES)]
+    grown = max([rows, *stored, *(value.shape[1] for key, value in weights.items() if key.endswith(_LOW_RANK_TABLE))])
+    tokenizer = checkpoint.tokenizer
+    if any((folder / file).is_file() for file in VOCABULARY_FILES):
+        try:
+            tokenizer = load_tokenizer(folder)
+        except TokenizerError as error:
+            raise ExportError(f"the tokenizer of the adapter {name!r} cannot be used: {error}") from None
+    if grown > rows and tokenizer is checkpoint.tokenizer:
+        raise ExportError(
+            f"the adapter {name!r} was trained with {grown - rows} added tokens ({grown} instead of {rows}), and "
+            "does not bring their tokenizer; put its tokenizer files into its folder"
+        )
+    if grown > rows and grown not in stored:
+        raise ExportError(
+            f"the adapter {name!r} was trained with {grown - rows} added tokens ({grown} instead of {rows}), and "
+            "does not bring their rows of the token table; save it with save_embedding_layers=True"
+        )
+    if tokenizer is not checkpoint.tokenizer and tokenizer.vocab_size > grown:
+        note = (
+            f"left out the tokenizer of the adapter {name!r}: {tokenizer.vocab_size - grown} of its added tokens have "
+            f"no row in the token table of {grown}"
+        )
+        return checkpoint, (note,)
+    if grown > rows:
+        model.resize_token_embeddings(grown, mean_resizing=False)
+        with torch.no_grad():
+            for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+                table[rows:] = 0
+        model.requires_grad_(False)
+    source = replace(checkpoint.source, parameters=sum(parameter.numel() for parameter in model.parameters()))
+    return replace(checkpoint, source=source, tokenizer=tokenizer), ()
 
 
 def _merged(

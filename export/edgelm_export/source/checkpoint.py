@@ -1,9 +1,10 @@
 """Loads a checkpoint from the hub or a folder, and refuses by name whatever edgelm cannot export."""
 
+import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ import transformers
 from edgelm.bundle.manifest import Architecture, Source
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
-from edgelm_export.model.families import FAMILIES, Family, describe
+from edgelm_export.model.families import FAMILIES, describe
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
 from edgelm_export.source.hub import first_line, locate, read_json
 from edgelm_export.source.tokenizer import TOKENIZER_FILES, load_tokenizer
+from edgelm_export.source.weights import read_weights
 
 _MAX_CARD_CHARACTERS = 100_000
 
@@ -69,18 +71,21 @@ def load_checkpoint(
     folder, name, commit = locate(source, revision, _files_to_fetch, "checkpoint")
     if (folder / "bundle.json").exists():
         raise ExportError(f"{source!r} is a bundle already; export needs the original checkpoint")
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ExportError(f"{name!r} is an adapter; give its base model, and this adapter with --adapter")
     license_name, card = _card(folder)
     config = read_json(folder / "config.json")
     own_settings = read_generation_config(folder)
-    model = _load_model(folder, name, _family(config, name))
+    model, notes = _load(folder, name, config)
     with quiet_torch():
-        settings, notes = loaded_settings(model, own_settings, generation_config)
+        settings, setting_notes = loaded_settings(model, own_settings, generation_config)
+    notes += setting_notes
     loaded = _tokenizer(folder, name, tokenizer)
     parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
     if beyond := loaded.limit_vocabulary(vocab_size):
         shown = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
         notes += (f"the tokenizer has {shown}, but the model has not: text with such a token is refused",)
-    config_json = (folder / "config.json").read_text(encoding="utf-8")
+    config_json = _config_json(folder, config, model)
     origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
     return Checkpoint(origin, card, model, loaded, config_json, settings, notes)
 
@@ -113,11 +118,6 @@ def quiet_torch() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def name_weights(names: Sequence[str]) -> str:
-    """The number of weights and the first of their `names`, for a message."""
-    return f"the weight {names[0]!r}" if len(names) == 1 else f"{len(names)} weights, the first is {names[0]!r}"
-
-
 def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
     """Refuse NaN and infinity in the weights of the checkpoint or adapter `name`.
 
@@ -136,6 +136,13 @@ def _files_to_fetch(names: set[str]) -> set[str]:
     return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | weights
 
 
+def _config_json(folder: Path, fields: dict[str, Any], model: transformers.PreTrainedModel) -> str:
+    """The text of ``config.json``, with the model_type of the weights."""
+    if fields.get("model_type") == model.config.model_type:
+        return (folder / "config.json").read_text(encoding="utf-8")
+    return json.dumps(fields | {"model_type": model.config.model_type}, indent=2, ensure_ascii=False) + "\n"
+
+
 def _card(folder: Path) -> tuple[str | None, str]:
     """The license the source's model card names in its front matter, and the card's text after it."""
     path = folder / "README.md"
@@ -149,37 +156,50 @@ def _card(folder: Path) -> tuple[str | None, str]:
     return (license_line[1] if license_line else None), text[match.end() :].strip()
 
 
-def _family(config: Mapping[str, Any], name: str) -> Family:
-    """The family of a ``config.json``, after everything that edgelm does not export was refused."""
-    model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        families = ", ".join(f"{family.title} (model_type {key!r})" for key, family in FAMILIES.items())
-        raise ExportError(f"{name!r} is a {model_type!r} model; edgelm exports {families} only")
-    family.refuse(config, name)
-    if config.get("quantization_config"):
-        raise ExportError(f"{name!r} is quantized already (quantization_config); export needs the float checkpoint")
-    if config.get("auto_map"):
-        raise ExportError(f"{name!r} brings code of its own (auto_map), which edgelm never runs")
-    return family
+def load_model(
+    folder: Path, name: str, config: transformers.PretrainedConfig, attention: str
+) -> tuple[transformers.PreTrainedModel, tuple[str, ...]]:
+    """Load the weights in a folder into the model that `config` describes, and refuse what lacks a weight.
 
+    Args:
+        folder: of the checkpoint.
+        name: name of the checkpoint, for messages.
+        config: of a family that edgelm exports.
+        attention: the implementation of attention in transformers, "eager" or "sdpa".
 
-def _load_model(folder: Path, name: str, family: Family) -> transformers.PreTrainedModel:
+    Returns:
+        The model in float32 and eval mode, and notes on weights that were left out.
+
+    Raises:
+        ExportError: the weights are missing, incomplete, damaged, or do not fit `config`.
+    """
+    family = FAMILIES[config.model_type]
+    weights, notes = family.fit(read_weights(folder, name), config, name)
     try:
         with quiet_torch():
-            model, loading = family.model_class.from_pretrained(
-                folder,
-                # The default attention ignores scale_attn_by_inverse_layer_idx and scale_attn_weights=False.
-                attn_implementation="eager",
-                dtype=torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-                weights_only=True,
+            model = family.model_class.from_pretrained(
+                None, config=config, state_dict=weights, attn_implementation=attention, dtype=torch.float32
             )
-    except Exception as error:  # safetensors, torch and transformers each raise their own kinds
+    except Exception as error:  # torch and transformers each raise their own kinds
         raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
-    if missing := sorted(loading["missing_keys"]):
-        raise ExportError(f"{name!r} lacks {name_weights(missing)}: it is incomplete")
-    family.prepare(model)
     check_finite(model.state_dict(), name)
-    return model.eval().requires_grad_(False)
+    return model, notes
+
+
+def _load(folder: Path, name: str, fields: Mapping[str, Any]) -> tuple[transformers.PreTrainedModel, tuple[str, ...]]:
+    """The model of a checkpoint, ready for export, after everything that edgelm does not export was refused."""
+    if fields.get("quantization_config"):
+        raise ExportError(f"{name!r} is quantized already (quantization_config); export needs the float checkpoint")
+    if fields.get("auto_map"):
+        raise ExportError(f"{name!r} brings code of its own (auto_map), which edgelm never runs")
+    stated = fields.get("model_type")
+    family = FAMILIES.get(stated if isinstance(stated, str) else "", FAMILIES["gpt2"])
+    try:
+        # The default attention ignores scale_attn_by_inverse_layer_idx and scale_attn_weights=False.
+        model, notes = load_model(folder, name, family.read_config(fields, name), "eager")
+    except ExportError as error:
+        if stated in (None, "gpt2"):
+            raise
+        raise ExportError(f"{error}; config.json states the model_type {stated!r:.40}, edgelm exports GPT-2") from None
+    family.prepare(model)
+    return model.eval().requires_grad_(False), notes

@@ -1,6 +1,7 @@
 """Finds a checkpoint or an adapter: in a folder, or on the hub, from which only the needed files are fetched."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 from edgelm.errors import ExportError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+POINTER = b"version https://git-lfs"
+"""First bytes of a file that git-lfs left in the place of the real one."""
+
+_CACHED = re.compile(r"models--(.+)")
 
 Choose = Callable[[set[str]], set[str]]
 """Takes the names of a repository's files and returns those to fetch."""
@@ -29,7 +35,7 @@ def locate(source: str, revision: str | None, choose: Choose, what: str) -> tupl
     if folder.is_dir():
         if revision is not None:
             raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a folder")
-        return folder, folder.resolve().name, None
+        return folder, *_name(folder)
     if folder.exists():
         raise ExportError(f"{source!r} is a file; give the folder of a {what}, or a hub id")
     if not _HUB_ID.fullmatch(source):
@@ -47,7 +53,12 @@ def read_json(path: Path, what: str = "no checkpoint in Hugging Face layout") ->
         ExportError: the file is missing, cannot be read, or contains no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if text.startswith(POINTER):
+            raise ExportError(
+                f"{str(path)!r} is a git-lfs pointer instead of the file; run `git lfs pull` in its folder"
+            )
+        content = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         raise ExportError(f"{str(path.parent)!r} holds no {path.name}: it is {what}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -79,19 +90,57 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _name(folder: Path) -> tuple[str, str | None]:
+    """The name of a folder, and its commit. A snapshot in the hub's cache has the name of its model."""
+    path = Path(os.path.abspath(folder))  # noqa: PTH100 (a snapshot that is a link has its name here, not at its target)
+    for place in (path, path.resolve()):
+        if place.parent.name == "snapshots" and (found := _CACHED.fullmatch(place.parent.parent.name)):
+            return found[1].replace("--", "/", 1), place.name
+    return path.resolve().name, None
+
+
+def _cached(repo: str, revision: str | None, choose: Choose) -> tuple[Path, str] | None:
+    """The snapshot of a model in the hub's cache and its commit; None where the cache has no whole one."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception:  # huggingface_hub raises its own errors, and OSError
+        return None
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    chosen = choose(names) & names
+    described = chosen & {"config.json", "adapter_config.json"}
+    return (folder, folder.name) if described and any(n.endswith((".safetensors", ".bin")) for n in chosen) else None
+
+
 def _download(repo: str, revision: str | None, choose: Choose, what: str) -> tuple[Path, str, str | None]:
-    """Fetch the chosen files into the hub's own cache."""
+    """Fetch the chosen files into the hub's own cache, or find them there while the hub cannot be reached."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         info = HfApi().model_info(repo, revision=revision)
         names = {file.rfilename for file in info.siblings or []}
-        folder = snapshot_download(repo, revision=info.sha, allow_patterns=sorted(choose(names) & names))
+        # By its branch, not its commit: only then does the cache remember which commit the branch is at.
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=sorted(choose(names) & names)))
     except Exception as error:  # huggingface_hub raises its own errors, those of its HTTP library, and OSError
+        if _unreachable(error) and (cached := _cached(repo, revision, choose)):
+            return cached[0], repo, cached[1]
         raise ExportError(
             f"cannot fetch {repo!r} from the hub: {_hub_failure(error, revision)}, or give the folder of a local {what}"
         ) from None
-    return Path(folder), repo, info.sha
+    return folder, repo, folder.name
+
+
+def _unreachable(error: Exception) -> bool:
+    """Whether the hub did not answer, or said that it cannot answer now."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return bool(status >= 500)
+    library = type(error).__module__.partition(".")[0]
+    kinds = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    return isinstance(error, kinds) or library in ("requests", "urllib3", "httpx")
 
 
 def _hub_failure(error: Exception, revision: str | None) -> str:
@@ -100,7 +149,7 @@ def _hub_failure(error: Exception, revision: str | None) -> str:
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set; unset it"
+        return "HF_HUB_OFFLINE is set and the cache does not have this model; unset it"
     if isinstance(error, errors.GatedRepoError):
         return "access to this model is restricted; accept its terms on its page and run `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -111,7 +160,6 @@ def _hub_failure(error: Exception, revision: str | None) -> str:
         return f"the hub refused access (status {status}); check your access token with `hf auth whoami`"
     if status is not None:
         return f"the hub answered with status {status}; try again later"
-    library = type(error).__module__.partition(".")[0]
-    if isinstance(error, errors.LocalEntryNotFoundError) or library in ("requests", "urllib3", "httpx"):
+    if _unreachable(error):
         return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}); check the network and the proxy"
     return f"{first_line(error)}; check the name"

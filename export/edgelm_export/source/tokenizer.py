@@ -33,6 +33,8 @@ _VOCABULARIES = {
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 TOKENIZER_FILES = frozenset(_SETTINGS).union(*_VOCABULARIES)
 """Names of the files that decide how a checkpoint's tokenizer works."""
+VOCABULARY_FILES = frozenset(names[0] for names in _VOCABULARIES)
+"""Names of the files of which a folder with a tokenizer has at least one."""
 
 # Settings that lead to code, or to files inside or outside the folder.
 _POINTERS = ("auto_map", "fast_tokenizer_files", "tokenizer_file", "vocab_file", "merges_file", "init_inputs")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgelm.errors import TrainingError
-from edgelm_export.source.hub import first_line
+from edgelm.errors import ExportError, TrainingError
 from edgelm_train.data.corpus import END_OF_TEXT_ID
 
 if TYPE_CHECKING:
@@ -115,21 +114,10 @@ def load_weights(folder: Path, config: "transformers.GPT2Config") -> Any:
     Raises:
         TrainingError: the weights are missing, incomplete, or do not fit `config`.
     """
-    import torch
-    import transformers
+    from edgelm_export.source.checkpoint import load_model
 
     try:
-        model, loading = transformers.GPT2LMHeadModel.from_pretrained(
-            folder,
-            config=config,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-            weights_only=True,
-        )
-    except Exception as error:  # safetensors, torch and transformers each raise their own exceptions
-        raise TrainingError(f"cannot load the weights in {folder}: {first_line(error)}") from None
-    if loading["missing_keys"]:
-        raise TrainingError(f"the weights in {folder} are incomplete: {min(loading['missing_keys'])!r} is missing")
+        model, _ = load_model(folder, str(folder), config, "sdpa")
+    except ExportError as error:
+        raise TrainingError(str(error)) from None
     return model

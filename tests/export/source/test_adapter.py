@@ -246,3 +246,86 @@ def test_the_command_line_passes_them_on(base: Path, tmp_path: Path, edgelm_comm
         assert words in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+ADDED = 3
+
+
+def save_grown_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """An adapter of a base whose token table grew by `ADDED` rows, with its tokenizer."""
+    torch.manual_seed(1)
+    with quiet_torch():
+        model = TorchModel(base).model
+        model.resize_token_embeddings(BASE.vocab + ADDED)
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | options)
+        )
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += torch.randn_like(parameter) * 0.2
+        model.save_pretrained(folder, save_embedding_layers=True)
+    shutil.copy(base / "tokenizer_config.json", folder)
+    content = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    content["added_tokens"] = [{"id": BASE.vocab + i, "content": f"<added-{i}>"} | flags for i in range(ADDED)]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def grown_logits(base: Path, adapter: Path, ids: list[int]) -> Logits:
+    """What peft computes with the table resized first, as its documentation says."""
+    with quiet_torch(), torch.no_grad():
+        model = TorchModel(base).model
+        model.resize_token_embeddings(BASE.vocab + ADDED)
+        logits: Logits = peft.PeftModel.from_pretrained(model, adapter).eval()(torch.tensor([ids])).logits[0].numpy()
+    return logits
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"modules_to_save": ["wte"]}, {"modules_to_save": ["wte", "lm_head"]}], ids=str
+)
+def test_added_tokens_come_with_their_tokenizer_and_rows(options: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    adapter = save_grown_adapter(base, tmp_path / "adapter", **options)
+    checkpoint = merged(base, adapter)
+    ids = [*IDS[:10].tolist(), BASE.vocab, BASE.vocab + ADDED - 1]
+    with torch.no_grad():
+        logits = checkpoint.model(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(logits - grown_logits(base, adapter, ids)).max() <= 1e-4
+    assert checkpoint.tokenizer.vocab_size == BASE.vocab + ADDED
+    assert checkpoint.source.vocab_size == checkpoint.architecture.vocab_size == BASE.vocab + ADDED
+    assert json.loads(checkpoint.config_json)["vocab_size"] == BASE.vocab + ADDED
+    assert checkpoint.notes == ()
+
+
+def test_added_tokens_without_a_tokenizer_or_without_rows(base: Path, tmp_path: Path) -> None:
+    adapter = save_grown_adapter(base, tmp_path / "adapter")
+    (adapter / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    message = refusal(base, adapter)
+    assert "3 added tokens (57 instead of 54)" in message
+    assert "tokenizer" in message
+    (tmp_path / "tokenizer.json").rename(adapter / "tokenizer.json")
+    change_weights(adapter, lambda weights: [weights.pop(key) for key in list(weights) if "lora_" not in key])
+    checkpoint = merged(base, adapter)
+    assert checkpoint.tokenizer.vocab_size == BASE.vocab
+    (note,) = checkpoint.notes
+    assert "3 of its added tokens have no row" in note
+
+
+def test_low_rank_rows_of_added_tokens_without_their_table(base: Path, tmp_path: Path) -> None:
+    adapter = save_grown_adapter(base, tmp_path / "adapter", target_modules=["wte", "c_attn"])
+    change_weights(adapter, lambda weights: [weights.pop(key) for key in list(weights) if "lora_" not in key])
+    message = refusal(base, adapter)
+    assert "added tokens" in message
+    assert "save_embedding_layers" in message
+
+
+def test_the_adapters_own_tokenizer_is_used(base: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(base, tmp_path / "adapter")
+    shutil.copy(base / "tokenizer_config.json", adapter)
+    content = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["unk_token"] = "b"
+    (adapter / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    checkpoint = merged(base, adapter)
+    assert checkpoint.tokenizer.encode("1") == checkpoint.tokenizer.encode("b")
+    (adapter / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert "tokenizer of the adapter 'adapter'" in refusal(base, adapter)

@@ -11,8 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import requests
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from edgelm.errors import ExportError
+from edgelm_export.source.checkpoint import load_checkpoint
 from edgelm_export.source.hub import locate
 from tests.conftest import RunCommand
 from tests.export.checkpoints import Shape, save_checkpoint
@@ -165,6 +167,8 @@ def test_export_from_the_hub(hub: Hub, hub_env: dict[str, str], tmp_path: Path, 
     assert 'base_model: "owner/tiny"' in front
     assert "It says nothing sensible." in card
     assert "language: en" not in card
+    reference = tmp_path / "hf-home" / "hub" / "models--owner--tiny" / "refs" / "main"
+    assert reference.read_text(encoding="utf-8") == COMMIT, "without it nobody finds the model again offline"
     assert "hf-home" not in "".join(path.name for path in (tmp_path / "out").iterdir())
     assert edgelm_command("run", "-m", "out", "-n", "3", "a").status == 0
     assert edgelm_command("verify", "out").status == 0
@@ -245,3 +249,93 @@ def test_told_to_stay_offline(hub: Hub, hub_env: dict[str, str], tmp_path: Path,
     done = edgelm_command("export", "owner/tiny", "-o", "out", env=hub_env | {"HF_HUB_OFFLINE": "1"})
     assert "cannot fetch 'owner/tiny' from the hub" in failure(done.status, done.stdout, done.stderr)
     assert hub.asked == []
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of owner/tiny in a cache, whose hub cannot be reached."""
+    store = tmp_path / "cache" / "models--owner--tiny"
+    snapshot = store / "snapshots" / COMMIT
+    save_checkpoint(tmp_path / "upload", Shape(layers=1, context=16, vocab=54))
+    (store / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in (tmp_path / "upload").iterdir():
+        path.rename(store / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(store / "blobs" / path.name)
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    fail_with(monkeypatch, requests.exceptions.ConnectionError("no route"))
+    return snapshot
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Every request for a model raises this error."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OfflineModeIsEnabled("offline"),
+        requests.exceptions.ConnectionError("no route"),
+        requests.exceptions.ReadTimeout("slow"),
+        TimeoutError("slow"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_a_cached_model_while_the_hub_cannot_be_reached(
+    error: Exception, revision: str | None, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, error)
+    assert locate("owner/tiny", revision, set, "checkpoint") == (cached, "owner/tiny", COMMIT)
+
+
+@pytest.mark.parametrize("revision", ["v2", "f" * 40])
+def test_a_revision_that_the_cache_does_not_have(revision: str, cached: Path) -> None:
+    with pytest.raises(ExportError, match=r"cannot fetch 'owner/tiny' from the hub: .*cannot be reached"):
+        locate("owner/tiny", revision, set, "checkpoint")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_cache_with_a_part_of_a_model(missing: str, cached: Path) -> None:
+    (cached / missing).unlink()
+    with pytest.raises(ExportError, match=r"cannot fetch 'owner/tiny' from the hub: .*cannot be reached"):
+        locate("owner/tiny", None, set, "checkpoint")
+
+
+def test_a_refused_model_does_not_come_from_the_cache(cached: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cached.parents[2]))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    hub.broken = 403
+    with pytest.raises(ExportError, match="check your access token"):
+        locate("owner/tiny", None, set, "checkpoint")
+    hub.broken = 503
+    assert locate("owner/tiny", None, set, "checkpoint")[0] == cached
+
+
+def test_a_cached_checkpoint_loads_offline(cached: Path) -> None:
+    checkpoint = load_checkpoint("owner/tiny")
+    assert (checkpoint.name, checkpoint.source.revision) == ("owner/tiny", COMMIT)
+
+
+def test_a_snapshot_folder_has_the_name_of_its_model(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (str(cached), f"{cached}/", f"{cached}/../{COMMIT}"):
+        assert locate(folder, None, set, "checkpoint")[1:] == ("owner/tiny", COMMIT)
+    monkeypatch.chdir(cached)
+    assert locate(".", None, set, "checkpoint")[1:] == ("owner/tiny", COMMIT)
+    (tmp_path / "link").symlink_to(cached)
+    assert locate(str(tmp_path / "link"), None, set, "checkpoint")[1:] == ("owner/tiny", COMMIT)
+    (short := tmp_path / "models--gpt2" / "snapshots" / COMMIT).mkdir(parents=True)
+    assert locate(str(short), None, set, "checkpoint")[1:] == ("gpt2", COMMIT)
+    (other := tmp_path / "runs" / "snapshots" / "last").mkdir(parents=True)
+    assert locate(str(other), None, set, "checkpoint")[1:] == ("last", None)

@@ -46,8 +46,6 @@ def refusal(source: Path | str, output: Path) -> str:
 
 
 UNSUPPORTED: list[tuple[dict[str, object], list[str]]] = [
-    ({"model_type": "llama"}, ["'checkpoint'", "'llama'", "GPT-2"]),
-    ({"model_type": None}, ["None", "GPT-2"]),
     ({"activation_function": "glu"}, ["activation", "'glu'", "gelu_new"]),
     ({"n_layer": 0}, ["no layers", "n_layer"]),
     ({"add_cross_attention": True}, ["cross attention", "add_cross_attention"]),
