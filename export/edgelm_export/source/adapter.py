@@ -139,13 +139,14 @@ def _with_added_tokens(
             raise ExportError(f"the tokenizer of the adapter {name!r} cannot be used: {error}") from None
     if grown > rows and tokenizer is checkpoint.tokenizer:
         raise ExportError(
-            f"the adapter {name!r} was trained with {grown - rows} added tokens ({grown} instead of {rows}), and "
-            "does not bring their tokenizer; put its tokenizer files into its folder"
+            f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {grown - rows} added tokens "
+            f"({grown} instead of {rows}), and does not bring their tokenizer; put its tokenizer files into its folder"
         )
     if grown > rows and grown not in stored:
         raise ExportError(
-            f"the adapter {name!r} was trained with {grown - rows} added tokens ({grown} instead of {rows}), and "
-            "does not bring their rows of the token table; save it with save_embedding_layers=True"
+            f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {grown - rows} added tokens "
+            f"({grown} instead of {rows}), and does not bring their rows of the token table; save it with "
+            "save_embedding_layers=True"
         )
     if tokenizer is not checkpoint.tokenizer and tokenizer.vocab_size > grown:
         note = (
