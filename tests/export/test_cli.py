@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from edgelm.bundle.folder import Bundle
 from edgelm.model import load
+from edgelm_export.pipeline import export
 from edgelm_export.source.tokenizer import load_tokenizer
 from tests.conftest import CommandResult, RunCommand
 from tests.export.checkpoints import Shape, TinyExport, edit_json, save_checkpoint
@@ -171,3 +173,18 @@ def test_vocabulary_larger_than_the_tokenizer(tiny_export: TinyExport) -> None:
     choice = model.generate([290, 1, 2], max_new_tokens=60, eos_token_id=(), temperature=5.0, seed=0).choices[0]
     assert max(choice.token_ids) >= size
     assert choice.text == model.tokenizer.decode([i for i in choice.token_ids if i < size])
+
+
+def test_an_export_of_a_folder_asks_no_network(
+    tmp_path: Path, few_tokens: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def refuse(host: object, *arguments: object, **options: object) -> None:
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    source = save_checkpoint(tmp_path / "source", Shape(layers=1, context=32, vocab=256))
+    export(str(source), tmp_path / "out", "fp32", accept_quality_loss=True)
+    assert asked == []

@@ -39,8 +39,14 @@ class OptimumGraph:
         if tokens < 2:
             raise ExportError(f"the context is only {context} tokens long; edgelm exports contexts of 4 or more")
         torch.onnx.register_custom_op_symbolic("aten::expm1", _expm1, 1)  # xielu needs it; torch's exporter lacks it
-        with quiet_torch(), _silenced_stderr():
-            onnx_export_from_model(model, folder, task=TASK, do_validation=False, sequence_length=tokens)
+        name = model.config._name_or_path
+        # optimum looks for a tokenizer under this name: in a local folder, or else on the hub.
+        model.config._name_or_path = str(folder)
+        try:
+            with quiet_torch(), _silenced_stderr():
+                onnx_export_from_model(model, folder, task=TASK, do_validation=False, sequence_length=tokens)
+        finally:
+            model.config._name_or_path = name
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
