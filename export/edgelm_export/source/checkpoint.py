@@ -75,7 +75,8 @@ def load_checkpoint(
         raise ExportError(f"{name!r} is an adapter; give its base model, and this adapter with --adapter")
     license_name, card = _card(folder)
     config = read_json(folder / "config.json")
-    own_settings = read_generation_config(folder)
+    with quiet_torch():
+        own_settings = read_generation_config(folder)
     model, notes = _load(folder, name, config)
     with quiet_torch():
         settings, setting_notes = loaded_settings(model, own_settings, generation_config)
