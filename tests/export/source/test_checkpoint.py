@@ -352,6 +352,12 @@ def test_an_adapter_config_beside_a_checkpoint_leads_nowhere(source: Path, logit
     assert np.array_equal(computed(load_checkpoint(str(source))), logits)
 
 
+def test_the_model_knows_its_folder(source: Path) -> None:
+    """Without it optimum asks the hub for the files beside the weights."""
+    model = load_checkpoint(str(source)).model
+    assert model.name_or_path == model.config.name_or_path == str(source)
+
+
 def test_training_loads_weights_alike(source: Path) -> None:
     config = transformers.GPT2Config.from_pretrained(source)
     change(source, SAME["ddp-compile"])
