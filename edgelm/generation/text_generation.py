@@ -79,7 +79,8 @@ class TextGeneration:
                 decoder, run.ids, config, run.seed, reused=reused, ends_text=run.ends_text if asks else None
             )
             for row, steps in enumerate(rows):
-                run.meter.prompt_is_computed()
+                if config.num_beams > 1:
+                    run.meter.prompt_is_computed()
                 for step in run.meter.timed(steps):
                     chunk = run.push(row, step)
                     if chunk is not None:

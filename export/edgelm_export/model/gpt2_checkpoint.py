@@ -197,9 +197,12 @@ def _tie(found: dict[str, Tensor], config: transformers.GPT2Config) -> tuple[str
 
 def _expected_shapes(config: transformers.GPT2Config, layers: int, name: str) -> dict[str, torch.Size]:
     """The weights that a model with this config has in its first layers, without a tied head, in the model's order."""
-    part = transformers.GPT2Config.from_dict(config.to_dict() | {"n_layer": layers})
+    pruned = {layer: heads for layer, heads in config.pruned_heads.items() if int(layer) < layers}
+    part = transformers.GPT2Config.from_dict(config.to_dict() | {"n_layer": layers, "pruned_heads": pruned})
+    # Pruning heads and xielu read numbers while the model is built, and the meta device holds no numbers.
+    device = "cpu" if pruned or part.activation_function == "xielu" else "meta"
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             model = transformers.GPT2LMHeadModel(part)
     except Exception as error:  # torch and transformers each raise their own kinds
         raise ExportError(f"transformers cannot make a model from config.json of {name!r}: {error}") from None
