@@ -24,6 +24,11 @@ pytest_plugins = ["tests.build_side"]
 hypothesis.settings.register_profile("edgelm", deadline=None)  # on a busy machine any example may take seconds
 hypothesis.settings.load_profile("edgelm")
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER and hasattr(os, "sched_setaffinity"):  # a CPU for each process: threads that wait for each other spin
+    CPUS = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CPUS[int(WORKER.removeprefix("gw")) % len(CPUS)]})
+
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
 TINY_BUNDLE = DATA / "tiny-gpt2"
