@@ -66,8 +66,8 @@ def test_flask_app() -> None:
     expected = model.generate("Once upon a time", max_new_tokens=8, seed=1)
     assert answer.json == {"text": expected.text, "finish_reason": "length"}
     assert client.post("/stream", json=asked).text == expected.text
-    refused = client.post("/generate", json={"prompt": ""})
-    assert (refused.status_code, refused.json) == (400, {"error": "the prompt is empty: give some text"})
+    refused = client.post("/generate", json={"prompt": "\ud800"})
+    assert refused.status_code == 400 and "lone surrogate" in refused.json["error"]
     assert client.post("/generate", json={"prompt": "a", "temperature": -1}).status_code == 400
     model.close()
 
@@ -197,7 +197,7 @@ def test_line_service(tmp_path: Path) -> None:
                 return client.makefile(encoding="utf-8").read()
 
         assert len(asked("Once upon a time\n")) > 20
-        assert asked("\n") == "error: the prompt is empty: give some text\n"
+        assert len(asked("\n")) > 20  # an empty prompt begins a text of its own
         with socket.socket(socket.AF_UNIX) as leaves:
             leaves.connect(path)
             leaves.sendall(b"One day\n")

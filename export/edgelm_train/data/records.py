@@ -178,7 +178,7 @@ class _Tsv(csv.excel_tab):
 
 
 def _table(text: str, name: str, dialect: type[csv.Dialect] = csv.excel) -> list[Row]:
-    csv.field_size_limit(max(len(text), 1))  # Python's default limit is 131,072 characters
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the whole process, so it is never lowered
     reader = csv.reader(io.StringIO(text, newline=""), dialect, strict=True)
     rows: list[Row] = []
     try:
