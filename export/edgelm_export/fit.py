@@ -128,5 +128,5 @@ def _runtime_bytes(tokenizer_json: Path) -> int:
         "from edgelm.text.tokenizer import Tokenizer; from edgelm.engine.memory import peak_rss_bytes;"
         "Tokenizer.from_json(open(sys.argv[1], encoding='utf-8').read()); print(peak_rss_bytes())"
     )
-    command = [sys.executable, "-c", code, str(tokenizer_json)]
+    command = [sys.executable, "-P", "-c", code, str(tokenizer_json)]  # -P: nothing of the current folder is imported
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

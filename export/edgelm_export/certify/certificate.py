@@ -105,7 +105,8 @@ def measure_footprint(bundle: Path) -> Footprint:
     Raises:
         ExportError: the bundle does not run in that process.
     """
-    command = [sys.executable, *f"-m edgelm bench --device cpu --runs {BENCH_RUNS} --json".split(), str(bundle)]
+    # -P: without it Python would import modules from the current folder, which may be anybody's.
+    command = [sys.executable, *f"-P -m edgelm bench --device cpu --runs {BENCH_RUNS} --json".split(), str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise ExportError(f"the finished bundle does not run: {done.stderr.strip() or done.returncode}")

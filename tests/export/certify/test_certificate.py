@@ -29,9 +29,10 @@ from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
 from edgelm.model import load
 from edgelm.scoring.verification import Check, checks, drift, figures, observe_session, source_perplexity
-from edgelm_export.certify.certificate import _top, read_eval_text
+from edgelm_export.certify.certificate import _top, measure_footprint, read_eval_text
+from edgelm_export.fit import _runtime_bytes
 from edgelm_export.pipeline import export
-from tests.conftest import RunCommand
+from tests.conftest import TINY_BUNDLE, RunCommand
 from tests.export.checkpoints import Shape, Tiny, TinyExport, TorchModel, save_checkpoint
 
 pytestmark = pytest.mark.export
@@ -201,3 +202,14 @@ def test_eval_texts_that_cannot_be_measured(tmp_path: Path, content: bytes | Non
     with pytest.raises(ExportError, match=message):
         export(str(source), tmp_path / "out", "fp32", eval_texts=[path])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["click", "numpy", "edgelm"])
+def test_no_module_of_the_current_folder_is_imported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.py").write_text("open('was-run', 'w')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert measure_footprint(TINY_BUNDLE).new_tokens > 0
+    assert _runtime_bytes(TINY_BUNDLE / "tokenizer.json") > 0
+    assert not (tmp_path / "was-run").exists()
