@@ -50,9 +50,9 @@ class Meter:
                 return
             yield step
 
-    def prompt_is_computed(self) -> None:
-        """Note that the prompt is computed and a search begins."""
-        if self._searching and self._first_step is None:
+    def search_begins(self) -> None:
+        """Note that the prompt is computed: what follows, up to the first step, is the search."""
+        if self._first_step is None:
             self._first_step = self._first_token = time.perf_counter() - self._paused_seconds
 
     def count(self, row: int, step: Step) -> None:

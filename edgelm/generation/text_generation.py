@@ -80,7 +80,7 @@ class TextGeneration:
             )
             for row, steps in enumerate(rows):
                 if config.num_beams > 1:
-                    run.meter.prompt_is_computed()
+                    run.meter.search_begins()
                 for step in run.meter.timed(steps):
                     chunk = run.push(row, step)
                     if chunk is not None:

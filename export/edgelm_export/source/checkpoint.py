@@ -184,7 +184,7 @@ def load_model(
     except Exception as error:  # torch and transformers each raise their own kinds
         raise ExportError(f"cannot load the weights of {name!r}: {first_line(error)}") from None
     check_finite(model.state_dict(), name)
-    # optimum looks for the folder's other files under this name. Without a name it would ask the hub.
+    # peft writes this name into an adapter, and asks the hub about a name that is no folder.
     model.name_or_path = model.config.name_or_path = str(folder)
     return model, notes
 
