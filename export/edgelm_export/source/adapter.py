@@ -64,7 +64,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     weights = _read_weights(folder, name)
     base_rows = checkpoint.model.config.vocab_size
     with quiet_torch():
-        checkpoint, added = _with_added_tokens(checkpoint, folder, name, weights)
+        checkpoint, token_notes = _with_its_tokens(checkpoint, folder, name, weights)
         model = _merged(checkpoint, name, options, weights)
     config_json, changes = checkpoint.config_json, {}
     if not model.config.tie_word_embeddings:
@@ -73,7 +73,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
         changes["vocab_size"] = model.config.vocab_size
     if changes:
         config_json = json.dumps(json.loads(config_json) | changes, indent=2) + "\n"
-    notes = checkpoint.notes + added
+    notes = checkpoint.notes + token_notes
     base = str(config.get("base_model_name_or_path") or checkpoint.name)
     if Path(base).name != Path(checkpoint.name).name:
         notes += (f"the adapter {name!r} says it was trained on {base!r}, and was merged into {checkpoint.name!r}",)
@@ -114,12 +114,13 @@ def _read_weights(folder: Path, name: str) -> _Weights:
     return weights
 
 
-def _with_added_tokens(
+def _with_its_tokens(
     checkpoint: Checkpoint, folder: Path, name: str, weights: _Weights
 ) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The base with the adapter's tokenizer, and with a row for each token that the adapter added to it.
+    """The base with the adapter's tokenizer, and with as many rows of its token table as the adapter was trained with.
 
-    The new rows are zeros, because the adapter brings their content: its token table is a whole one.
+    New rows are zeros, because the adapter brings their content: its token table is a whole one. Rows at the end go
+    where somebody cut a padded table to the length of the tokenizer before training.
 
     Args:
         checkpoint: the base of the adapter.
@@ -128,40 +129,53 @@ def _with_added_tokens(
         weights: of the adapter.
     """
     model = checkpoint.model
-    rows = model.config.vocab_size
+    base_rows = model.config.vocab_size
     stored = [value.shape[0] for key, value in weights.items() if key.endswith(_TABLES)]
-    grown = max([rows, *stored, *(value.shape[1] for key, value in weights.items() if key.endswith(_LOW_RANK_TABLE))])
+    low_rank = [value.shape[1] for key, value in weights.items() if key.endswith(_LOW_RANK_TABLE)]
+    rows = max([*stored, *low_rank], default=base_rows)
     tokenizer = checkpoint.tokenizer
     if any((folder / file).is_file() for file in VOCABULARY_FILES):
         try:
             tokenizer = load_tokenizer(folder)
         except TokenizerError as error:
             raise ExportError(f"the tokenizer of the adapter {name!r} cannot be used: {error}") from None
-    if grown > rows and tokenizer is checkpoint.tokenizer:
+    if rows > base_rows and tokenizer is checkpoint.tokenizer:
         raise ExportError(
-            f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {grown - rows} added tokens "
-            f"({grown} instead of {rows}), and does not bring their tokenizer; put its tokenizer files into its folder"
+            f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {rows - base_rows} added "
+            f"tokens ({rows} instead of {base_rows}), and does not bring their tokenizer; put its tokenizer files into "
+            "its folder"
         )
-    if grown > rows and grown not in stored:
+    if rows > base_rows and rows not in stored:
         raise ExportError(
-            f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {grown - rows} added tokens "
-            f"({grown} instead of {rows}), and does not bring their rows of the token table; save it with "
+            f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {rows - base_rows} added "
+            f"tokens ({rows} instead of {base_rows}), and does not bring their rows of the token table; save it with "
             "save_embedding_layers=True"
         )
-    if tokenizer is not checkpoint.tokenizer and tokenizer.vocab_size > grown:
-        note = (
-            f"left out the tokenizer of the adapter {name!r}: {tokenizer.vocab_size - grown} of its added tokens have "
-            f"no row in the token table of {grown}"
+    notes: tuple[str, ...] = ()
+    if tokenizer is not checkpoint.tokenizer and tokenizer.vocab_size > rows:
+        notes += (
+            f"left out the tokenizer of the adapter {name!r}: {tokenizer.vocab_size - rows} of its added tokens have "
+            f"no row in the token table of {rows}",
         )
-        return checkpoint, (note,)
-    if grown > rows:
-        model.resize_token_embeddings(grown, mean_resizing=False)
+        tokenizer = checkpoint.tokenizer
+    if rows < base_rows:
+        if lost := tokenizer.limit_vocabulary(rows):
+            raise ExportError(
+                f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {rows} tokens instead of "
+                f"{base_rows}, and brings no tokenizer without the token {lost[0]!r}; check its base"
+            )
+        notes += (
+            f"left out the last {base_rows - rows} rows of the token table: the adapter {name!r} was trained without "
+            "them, and no token needs them",
+        )
+    if rows != base_rows:
+        model.resize_token_embeddings(rows, mean_resizing=False)
         with torch.no_grad():
             for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-                table[rows:] = 0
+                table[base_rows:] = 0
         model.requires_grad_(False)
     source = replace(checkpoint.source, parameters=sum(parameter.numel() for parameter in model.parameters()))
-    return replace(checkpoint, source=source, tokenizer=tokenizer), ()
+    return replace(checkpoint, source=source, tokenizer=tokenizer), notes
 
 
 def _merged(

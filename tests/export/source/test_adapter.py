@@ -251,12 +251,12 @@ def test_the_command_line_passes_them_on(base: Path, tmp_path: Path, edgelm_comm
 ADDED = 3
 
 
-def save_grown_adapter(base: Path, folder: Path, **options: Any) -> Path:
-    """An adapter of a base whose token table grew by `ADDED` rows, with its tokenizer."""
+def save_resized_adapter(base: Path, folder: Path, rows: int, **options: Any) -> Path:
+    """An adapter of a base whose token table was resized before training, without a tokenizer."""
     torch.manual_seed(1)
     with quiet_torch():
         model = TorchModel(base).model
-        model.resize_token_embeddings(BASE.vocab + ADDED)
+        model.resize_token_embeddings(rows)
         model = peft.get_peft_model(
             model, peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | options)
         )
@@ -264,6 +264,12 @@ def save_grown_adapter(base: Path, folder: Path, **options: Any) -> Path:
             if parameter.requires_grad:
                 parameter.data += torch.randn_like(parameter) * 0.2
         model.save_pretrained(folder, save_embedding_layers=True)
+    return folder
+
+
+def save_grown_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """An adapter of a base whose token table grew by `ADDED` rows, with its tokenizer."""
+    save_resized_adapter(base, folder, BASE.vocab + ADDED, **options)
     shutil.copy(base / "tokenizer_config.json", folder)
     content = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
@@ -272,11 +278,11 @@ def save_grown_adapter(base: Path, folder: Path, **options: Any) -> Path:
     return folder
 
 
-def grown_logits(base: Path, adapter: Path, ids: list[int]) -> Logits:
+def resized_logits(base: Path, adapter: Path, rows: int, ids: list[int]) -> Logits:
     """What peft computes with the table resized first, as its documentation says."""
     with quiet_torch(), torch.no_grad():
         model = TorchModel(base).model
-        model.resize_token_embeddings(BASE.vocab + ADDED)
+        model.resize_token_embeddings(rows)
         logits: Logits = peft.PeftModel.from_pretrained(model, adapter).eval()(torch.tensor([ids])).logits[0].numpy()
     return logits
 
@@ -290,7 +296,7 @@ def test_added_tokens_come_with_their_tokenizer_and_rows(options: dict[str, Any]
     ids = [*IDS[:10].tolist(), BASE.vocab, BASE.vocab + ADDED - 1]
     with torch.no_grad():
         logits = checkpoint.model(torch.tensor([ids])).logits[0].numpy()
-    assert np.abs(logits - grown_logits(base, adapter, ids)).max() <= 1e-4
+    assert np.abs(logits - resized_logits(base, adapter, BASE.vocab + ADDED, ids)).max() <= 1e-4
     assert checkpoint.tokenizer.vocab_size == BASE.vocab + ADDED
     assert checkpoint.source.vocab_size == checkpoint.architecture.vocab_size == BASE.vocab + ADDED
     assert json.loads(checkpoint.config_json)["vocab_size"] == BASE.vocab + ADDED
@@ -317,6 +323,24 @@ def test_low_rank_rows_of_added_tokens_without_their_table(base: Path, tmp_path:
     message = refusal(base, adapter)
     assert "added tokens" in message
     assert "save_embedding_layers" in message
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"modules_to_save": ["wte", "lm_head"]}, {"target_modules": ["wte", "c_attn"]}], ids=str
+)
+def test_padding_that_was_cut_off_before_training(options: dict[str, Any], tmp_path: Path) -> None:
+    """`resize_token_embeddings(len(tokenizer))` shrinks a table that is padded to a round number of rows."""
+    padded = save_checkpoint(tmp_path / "padded", Shape(width=20, heads=4, context=16, vocab=64))
+    adapter = save_resized_adapter(padded, tmp_path / "adapter", 54, **options)
+    checkpoint = merged(padded, adapter)
+    assert np.abs(logits_of(checkpoint) - resized_logits(padded, adapter, 54, IDS.tolist())).max() <= 1e-4
+    assert checkpoint.architecture.vocab_size == checkpoint.tokenizer.vocab_size == 54
+    assert json.loads(checkpoint.config_json)["vocab_size"] == 54
+    (note,) = checkpoint.notes
+    assert "left out the last 10 rows of the token table" in note
+    adapter = save_resized_adapter(padded, tmp_path / "shorter", 52, **options)
+    message = refusal(padded, adapter)
+    assert "52 tokens instead of 64" in message and "without the token 'Z'" in message
 
 
 def test_the_adapters_own_tokenizer_is_used(base: Path, tmp_path: Path) -> None:
