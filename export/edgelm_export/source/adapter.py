@@ -17,7 +17,7 @@ from edgelm.errors import ExportError, TokenizerError, install_hint
 from edgelm_export.model.gpt2_checkpoint import name_weights
 from edgelm_export.source.checkpoint import Checkpoint, check_finite, quiet_torch
 from edgelm_export.source.hub import first_line, locate, read_json
-from edgelm_export.source.tokenizer import TOKENIZER_FILES, VOCABULARY_FILES, load_tokenizer
+from edgelm_export.source.tokenizer import TOKENIZER_FILES, VOCABULARY_FILES, conversion_notes, load_tokenizer
 from edgelm_export.source.weights import read_weights_file
 
 CONFIG = "adapter_config.json"
@@ -152,12 +152,14 @@ def _with_its_tokens(
             "save_embedding_layers=True"
         )
     notes: tuple[str, ...] = ()
-    if tokenizer is not checkpoint.tokenizer and tokenizer.vocab_size > rows:
+    if tokenizer.vocab_size > rows and tokenizer is not checkpoint.tokenizer:
         notes += (
             f"left out the tokenizer of the adapter {name!r}: {tokenizer.vocab_size - rows} of its added tokens have "
             f"no row in the token table of {rows}",
         )
         tokenizer = checkpoint.tokenizer
+    elif tokenizer is not checkpoint.tokenizer:
+        notes += conversion_notes(folder, tokenizer)
     if rows < base_rows:
         if lost := tokenizer.limit_vocabulary(rows):
             raise ExportError(

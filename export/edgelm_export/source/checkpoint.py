@@ -19,7 +19,7 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.families import FAMILIES, describe
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
 from edgelm_export.source.hub import first_line, locate, read_json
-from edgelm_export.source.tokenizer import TOKENIZER_FILES, load_tokenizer
+from edgelm_export.source.tokenizer import TOKENIZER_FILES, conversion_notes, load_tokenizer
 from edgelm_export.source.weights import read_weights
 
 _MAX_CARD_CHARACTERS = 100_000
@@ -80,8 +80,8 @@ def load_checkpoint(
     model, notes = _load(folder, name, config)
     with quiet_torch():
         settings, setting_notes = loaded_settings(model, own_settings, generation_config)
-    notes += setting_notes
-    loaded = _tokenizer(folder, name, tokenizer)
+    loaded, tokenizer_notes = _tokenizer(folder, name, tokenizer)
+    notes += setting_notes + tokenizer_notes
     parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
     if beyond := loaded.limit_vocabulary(vocab_size):
         shown = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
@@ -91,13 +91,14 @@ def load_checkpoint(
     return Checkpoint(origin, card, model, loaded, config_json, settings, notes)
 
 
-def _tokenizer(folder: Path, name: str, given: str | None) -> Tokenizer:
-    """The tokenizer of the checkpoint `name` in `folder`, or of the folder or hub id `given`."""
+def _tokenizer(folder: Path, name: str, given: str | None) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The tokenizer of the checkpoint `name` in `folder`, or of the folder or hub id `given`, and notes on it."""
     if given is not None:
         folder, name, _ = locate(given, None, lambda names: set(TOKENIZER_FILES) & names, "tokenizer")
     try:
         with quiet_torch():
-            return load_tokenizer(folder)
+            loaded = load_tokenizer(folder)
+            return loaded, conversion_notes(folder, loaded)
     except TokenizerError as error:
         hint = "" if given else "; or give another one with --tokenizer FOLDER_OR_ID"
         raise ExportError(f"{name!r} has no usable tokenizer: {error}{hint}") from None
