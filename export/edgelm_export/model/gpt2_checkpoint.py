@@ -216,6 +216,8 @@ def _trouble(key: str, value: Tensor, shape: torch.Size, config: transformers.GP
     """What is wrong with a weight, and what to do about it."""
     if value.is_meta:
         return f"{key!r} is a meta tensor, which has a shape but no content; save the model again from memory"
+    if not value.numel():
+        return f"{key!r} is empty, as DeepSpeed's ZeRO stage 3 leaves it; convert its checkpoint with zero_to_fp32.py"
     if not value.is_floating_point() or value.layout != torch.strided:
         return f"{key!r} has the type {value.dtype}, layout {value.layout}; save the model in float32"
     if value.shape == shape:

@@ -20,6 +20,8 @@ FILE = "generation_config.json"
 
 _MAX_LENGTH = 2**31 - 1
 _MAX_DRAFT_TOKENS = 64
+_LEAST_TEMPERATURE = 0.001
+"""The runtime takes none below. At this one, a token whose logit is 0.02 less is drawn once in 500 million times."""
 # Settings that change what transformers generates, and that edgelm does not have.
 _MISSING = (
     *("guidance_scale", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "watermarking_config"),
@@ -117,6 +119,7 @@ def bundle_settings(settings: Mapping[str, Any], vocab_size: int) -> tuple[dict[
             notes += _drop_unknown_ids(kept, name, vocab_size)
     kept = {name: value for name, value in kept.items() if not _is_off(name, value)}
     _choose_method(kept, defaults, notes)
+    _settle_certainty(kept)
     _settle_lengths(kept, notes)
     try:
         config_from_file(kept)
@@ -201,8 +204,22 @@ def _choose_method(kept: dict[str, Any], defaults: dict[str, Any], notes: list[s
         kept["prompt_lookup_num_tokens"] = min(kept["prompt_lookup_num_tokens"], _MAX_DRAFT_TOKENS)
 
 
+def _settle_certainty(kept: dict[str, Any]) -> None:
+    """Say with `top_k` that only the likeliest token is left, where the runtime refuses the value that says so."""
+    if _is_number(kept.get("top_p")) and kept["top_p"] == 0:
+        kept["top_k"] = 1
+        del kept["top_p"]
+    temperature = kept.get("temperature", 1.0)
+    if _is_number(temperature) and 0 < temperature < _LEAST_TEMPERATURE and "num_beams" not in kept:
+        kept["top_k"] = 1
+        del kept["temperature"]
+
+
 def _settle_lengths(kept: dict[str, Any], notes: list[str]) -> None:
     """Where two lengths contradict each other, keep the one that transformers keeps."""
+    for name in ("max_new_tokens", "max_length", "min_new_tokens", "min_length"):
+        if isinstance(kept.get(name), float) and kept[name].is_integer():
+            kept[name] = int(kept[name])
     for new, total in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
         if new in kept and total in kept:
             notes.append(f"left out {total}={kept.pop(total)!r}: {new} takes precedence")

@@ -185,6 +185,7 @@ WRONG_WEIGHTS: dict[str, tuple[Callable[[Weights], Weights], list[str]]] = {
         ["cross attention", "crossattention.c_attn.weight"],
     ),
     "int8": (replaced(C_ATTN, lambda value: value.to(torch.int8)), [C_ATTN, "torch.int8", "float32"]),
+    "zero-3": (replaced(C_ATTN, lambda value: value.new_empty(0)), [C_ATTN, "is empty", "zero_to_fp32.py"]),
     "nanogpt": (replaced(C_ATTN, lambda value: value.T.contiguous()), [C_ATTN, "(48, 16)", "(16, 48)", "transposed"]),
     "context": (
         replaced("transformer.wpe.weight", lambda value: value[:12]),

@@ -56,6 +56,9 @@ READ: list[tuple[dict[str, object], dict[str, object], list[str]]] = [
     ({"top_p": 2, "do_sample": None}, {}, []),
     ({"do_sample": True, "top_p": 0.9}, {"do_sample": True, "top_p": 0.9, "top_k": 50}, []),
     ({"do_sample": True, "top_k": 0, "top_p": 1.0, "typical_p": 1.5}, {"do_sample": True}, []),
+    ({"do_sample": True, "top_p": 0}, {"do_sample": True, "top_k": 1}, []),
+    ({"do_sample": True, "temperature": 1e-6, "top_k": 0}, {"do_sample": True, "top_k": 1}, []),
+    ({"max_new_tokens": 20.0, "min_length": 2.0}, {"max_new_tokens": 20, "min_length": 2}, []),
     ({"do_sample": True, "top_k": None, "min_p": 0.0, "epsilon_cutoff": 1.0}, {"do_sample": True}, []),
     ({"length_penalty": 2.0, "early_stopping": True}, {}, ["left out length_penalty=2.0, early_stopping=True: no"]),
     ({"num_beams": 2, "length_penalty": 2.0}, {"num_beams": 2, "length_penalty": 2.0}, []),
@@ -102,6 +105,9 @@ def test_a_file_is_read_as_transformers_reads_it(
 
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"do_sample": True, "temperature": 0}, "temperature must be"),
+    ({"do_sample": True, "temperature": 1e-6, "num_beams": 2}, "temperature must be"),
+    ({"do_sample": True, "top_p": -0.1}, "top_p must be"),
+    ({"max_new_tokens": 5.5}, "max_new_tokens must be"),
     ({"do_sample": True, "temperature": "0.7"}, "temperature must be"),
     ({"repetition_penalty": -1.0}, "repetition_penalty must be"),
     ({"eos_token_id": "x"}, "eos_token_id must be"),
@@ -202,6 +208,8 @@ GENERATED: list[dict[str, object]] = [
     {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True},
     {"max_new_tokens": 6, "max_length": 4, "forced_eos_token_id": 11},
     {"exponential_decay_length_penalty": [2, 1.5], "eos_token_id": 8, "max_new_tokens": 9},
+    {"do_sample": True, "top_p": 0.0, "temperature": 3.0},
+    {"do_sample": True, "temperature": 1e-5, "repetition_penalty": 1.5},
     {"min_length": 8, "eos_token_id": [*range(0, 300, 3)], "renormalize_logits": True},
 ]
 
