@@ -149,7 +149,7 @@ def _hub_failure(error: Exception, revision: str | None) -> str:
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set and the cache does not have this model; unset it"
+        return "HF_HUB_OFFLINE is set and the cache does not have this model at this revision; unset it"
     if isinstance(error, errors.GatedRepoError):
         return "access to this model is restricted; accept its terms on its page and run `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):

@@ -83,7 +83,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     with _prepared(Path(folder)) as (load, what, _):
         fast = load(use_fast=True)
         if not fast.is_fast:
-            raise TokenizerError(f"transformers has no fast version of {what}; give a tokenizer.json")
+            raise TokenizerError(
+                f"{what} is a {type(fast).__name__}, of which transformers has no fast version; give a tokenizer.json, "
+                "whose tokenizer_class is PreTrainedTokenizerFast"
+            )
         expected, backend = _behaviour(fast), fast.backend_tokenizer  # `Tokenizer` changes the backend
         tokenizer = Tokenizer(backend, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
         splits = backend.encode_special_tokens

@@ -136,6 +136,9 @@ def test_a_damaged_file_is_refused(source: Path, content: bytes) -> None:
 
 def test_without_a_file_the_class_and_the_old_keys_of_the_config_count(source: Path) -> None:
     assert settled(source) == ({"bos_token_id": 0, "eos_token_id": 0}, ())
+    params = {"text-generation": {"do_sample": True, "max_length": 50}, "conversational": {"max_length": 1000}}
+    edit_json(source / "config.json", task_specific_params=params, eos_token_ids=7, max_length=20)
+    assert settled(source) == ({"bos_token_id": 0, "eos_token_id": 0}, ())  # as `generate`, unlike a pipeline
     edit_json(source / "config.json", bos_token_id=None, eos_token_id=None, repetition_penalty=1.3, top_k=9)
     settings, notes = settled(source)
     assert settings == {"repetition_penalty": 1.3}

@@ -302,6 +302,14 @@ def test_a_revision_that_the_cache_does_not_have(revision: str, cached: Path) ->
         locate("owner/tiny", revision, set, "checkpoint")
 
 
+def test_a_cache_that_was_filled_by_commit(cached: Path) -> None:
+    (cached.parents[1] / "refs" / "main").unlink()
+    with pytest.raises(ExportError, match=r"cannot fetch 'owner/tiny' from the hub: .*cannot be reached"):
+        locate("owner/tiny", None, set, "checkpoint")
+    assert locate("owner/tiny", COMMIT, set, "checkpoint") == (cached, "owner/tiny", COMMIT)
+    assert locate(str(cached), None, set, "checkpoint") == (cached, "owner/tiny", COMMIT)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_cache_with_a_part_of_a_model(missing: str, cached: Path) -> None:
     (cached / missing).unlink()

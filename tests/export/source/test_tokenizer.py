@@ -216,6 +216,12 @@ def test_a_class_that_is_no_tokenizer_is_refused(tmp_path: Path, name: str) -> N
     refuse(tmp_path, "tokenizer_config.json")
 
 
+def test_a_class_without_a_fast_version_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "byte_bpe_json", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    refuse(tmp_path, "is a ByT5Tokenizer, of which transformers has no fast version; give a tokenizer.json")
+
+
 def test_settings_of_transformers_5(tmp_path: Path) -> None:
     shutil.copytree(DATA / "byte_bpe_json", tmp_path, dirs_exist_ok=True)
     config = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<tool>", "river"]}
