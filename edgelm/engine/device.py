@@ -39,8 +39,7 @@ def import_onnxruntime() -> ModuleType:
     except (ImportError, AttributeError) as error:
         if isinstance(error, (ModuleNotFoundError, AttributeError)):
             raise DeviceError(f"ONNX Runtime is not installed; {install_hint('cpu')}, or [gpu] for CUDA") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DeviceError(f"ONNX Runtime is installed but does not load: {reason}") from None
+        raise DeviceError(f"ONNX Runtime is installed but does not load: {first_line(error)}") from None
     return onnxruntime
 
 
@@ -114,14 +113,21 @@ def open_inference_session(
             providers=["CPUExecutionProvider"],
             # The fusion of Add and LayerNormalization takes three times as long as the two nodes do.
             disabled_optimizers=["SkipLayerNormFusion"],
+            enable_fallback=0,  # otherwise a failure is printed on stdout, and everything is tried a second time
         )
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(
-        os.fspath(model_path),
-        options,
-        providers=[("CUDAExecutionProvider", {"device_id": str(device.index)}), "CPUExecutionProvider"],
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            os.fspath(model_path),
+            options,
+            providers=[("CUDAExecutionProvider", {"device_id": str(device.index)}), "CPUExecutionProvider"],
+            enable_fallback=0,
+        )
+    except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+        if is_lack_of_memory(error) or "cuda" not in str(error).lower():
+            raise
+        raise DeviceError(f"cannot use device '{device}': {first_line(error)}") from None
     # ONNX Runtime falls back to the CPU on its own. CUDA that was requested and did not load must be an error.
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise DeviceError(
@@ -129,6 +135,19 @@ def open_inference_session(
             "and cuDNN libraries of 'edgelm[gpu]'?)"
         )
     return session
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its kind where it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an exception of ONNX Runtime, or of Python, says that memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("allocate memory", "bad_alloc", "out of memory", "mmap failed")
+    )
 
 
 class _ProcessThreads:

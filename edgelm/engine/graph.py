@@ -12,11 +12,19 @@ from typing import Any, Literal
 
 from edgelm.bundle.folder import Bundle
 from edgelm.engine.cache import Binding
-from edgelm.engine.device import Device, choose_device, import_onnxruntime, open_inference_session, require_version
+from edgelm.engine.device import (
+    Device,
+    choose_device,
+    import_onnxruntime,
+    is_lack_of_memory,
+    open_inference_session,
+    require_version,
+)
 from edgelm.engine.fork import watch_forks
 from edgelm.engine.huge_pages import LoadedMemory
-from edgelm.engine.machine import default_threads
+from edgelm.engine.memory import ModelMemory
 from edgelm.engine.session import Session
+from edgelm.engine.threads import choose_threads
 from edgelm.errors import BundleError, ClosedError, DeviceError, EdgelmError, ForkError, InsufficientMemoryError
 from edgelm.ids import KeysValues
 
@@ -83,6 +91,7 @@ class Graph:
             DeviceError: ONNX Runtime is missing or too old; the device cannot be used, or not by a `batch_invariant`
                 graph; or the process's other models do not fit `shared_threads`.
             BundleError: ONNX Runtime refuses the graph, or the graph differs from the manifest.
+            InsufficientMemoryError: there is no memory left for it.
         """
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise DeviceError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
@@ -96,7 +105,7 @@ class Graph:
             raise DeviceError(
                 f"batch_invariant works on the CPU only, not on {place}: give device='cpu', or leave it out"
             )
-        count = threads or default_threads()
+        count = choose_threads(threads, ModelMemory.of(bundle))
         return cls(bundle, place, count, onnxruntime, shared_threads=shared_threads, batch_invariant=batch_invariant)
 
     @property
@@ -138,7 +147,7 @@ class Graph:
                 self._memory.move_into_huge_pages()
             ort_session.run_with_iobinding(io_binding)
         except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
-            if "allocate memory" in str(error) or "bad_alloc" in str(error):
+            if is_lack_of_memory(error):
                 raise InsufficientMemoryError(
                     "there is no memory left to compute on: give shorter prompts, generate fewer texts at a time, or "
                     "raise the limit"
@@ -185,6 +194,11 @@ class Graph:
         except EdgelmError:
             raise
         except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+            if is_lack_of_memory(error):
+                raise InsufficientMemoryError(
+                    f"there is no memory left to load {str(path.parent)!r}: free some, raise the limit, or use a "
+                    "bundle of fewer bits"
+                ) from None
             reason = (str(error).splitlines() or ["no reason given"])[0]
             raise BundleError(f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {reason}") from None
 

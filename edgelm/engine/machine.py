@@ -6,6 +6,8 @@ import platform
 import re
 from pathlib import Path
 
+from edgelm.engine.cgroup import cpu_limits
+
 
 def cpu_name() -> str:
     """The name of the processor as the system gives it, on Linux with family, model and stepping."""
@@ -24,10 +26,13 @@ def system_name() -> str:
 
 
 def default_threads() -> int:
-    """Number of CPUs that this process may use: its affinity, limited by the quota of its cgroup."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpus()
-    return max(1, min(allowed, math.ceil(quota)) if quota else allowed)
+    """Number of CPUs that this process may use: its affinity, limited by the quotas of its cgroups."""
+    return min([usable_cpus(), *(max(1, math.ceil(quota.limit)) for quota in cpu_limits())])
+
+
+def usable_cpus() -> int:
+    """Number of CPUs in the affinity of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def int8_products_may_saturate() -> bool:
@@ -39,18 +44,3 @@ def int8_products_may_saturate() -> bool:
     except (OSError, ValueError):
         return True
     return flags is None or not {"avx512_vnni", "avx_vnni"} & set(flags[1].split())
-
-
-def _cgroup_cpus() -> float | None:
-    """Number of CPUs that the cgroup grants (version 2, then 1); None without a limit or outside Linux."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
-        return quota_us / int((folder / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None

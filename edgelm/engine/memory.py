@@ -1,13 +1,13 @@
-"""How much memory a model will take, how much this process takes, and how much more it may take."""
+"""How much memory a model will take, how much this process takes, and the refusal of a model that would not fit."""
 
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import Architecture
+from edgelm.engine.limits import rooms, status_bytes
 from edgelm.errors import InsufficientMemoryError
 from edgelm.ids import PREFILL_CHUNK_TOKENS
 
@@ -63,73 +63,16 @@ class ModelMemory:
         return cls(weights_bytes, prepacked, cache, activations, prefix_bytes, total, resident_bytes())
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How much more memory this process may take, and the limit that says so."""
-
-    free_bytes: int
-    limit: str
-
-
 def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
     """Raise InsufficientMemoryError if the forecast for `bundle` and a prefix exceeds what a limit leaves."""
     memory = ModelMemory.of(bundle, prefix_bytes)
     for room in rooms():
-        # RLIMIT_AS counts mapped files. The other limits count only memory that cannot be dropped and read again.
-        needed = memory.forecast_bytes + (memory.weights_bytes if room.limit == "RLIMIT_AS" else 0)
+        needed = memory.forecast_bytes + (memory.weights_bytes if room.counts_mapped_files else 0)
         if needed > room.free_bytes:
             raise InsufficientMemoryError(
                 f"the model {bundle.path.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "
                 f"{_mb(room.free_bytes)} MB: free some, raise the limit, or use a bundle of fewer bits"
             )
-
-
-def rooms() -> list[Room]:
-    """What each known limit leaves: the cgroup's, RLIMIT_AS, and the machine's available memory."""
-    return [room for room in (_cgroup_room(), _address_space_room(), _machine_room()) if room is not None]
-
-
-def _cgroup_room() -> Room | None:
-    """The cgroup's limit, version 2, then 1. Cached file pages that are not in use count as free."""
-    for folder, limit_name, used_name, idle in (
-        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            limit = (folder / limit_name).read_text(encoding="ascii").strip()
-            if limit == "max":
-                return None
-            used = int((folder / used_name).read_text(encoding="ascii"))
-            lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
-            droppable = sum(int(line.split()[1]) for line in lines if line.split()[0] == idle)
-            return Room(int(limit) - used + droppable, "the cgroup's memory limit")
-        except (OSError, ValueError, IndexError):
-            continue
-    return None
-
-
-def _address_space_room() -> Room | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return None
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-    return Room(limit - pages * resource.getpagesize(), "RLIMIT_AS")
-
-
-def _machine_room() -> Room | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-        return Room(facts["MemAvailable"] + facts.get("SwapFree", 0), "this machine's available memory")
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
 
 
 def _mb(count: int) -> str:
@@ -139,7 +82,7 @@ def _mb(count: int) -> str:
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far; 0 where the system does not tell."""
     # On Linux, getrusage would also count the parent's memory before exec.
-    if peak := _status_bytes("VmHWM:"):
+    if peak := status_bytes("VmHWM:"):
         return peak
     if sys.platform == "win32":
         return _windows_peak_bytes()
@@ -151,16 +94,7 @@ def peak_rss_bytes() -> int:
 
 def resident_bytes() -> int:
     """Resident memory of this process now; 0 where the system does not tell."""
-    return _status_bytes("VmRSS:")
-
-
-def _status_bytes(field: str) -> int:
-    """An amount of memory from /proc/self/status; 0 where there is no such file or field."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
-    except (OSError, StopIteration):
-        return 0
+    return status_bytes("VmRSS:")
 
 
 def _windows_peak_bytes() -> int:

@@ -9,18 +9,22 @@ import pytest
 import edgelm
 from edgelm import InsufficientMemoryError
 from edgelm.bundle.folder import default_bundle_path
-from edgelm.engine.memory import ModelMemory, Room, rooms
+from edgelm.engine.limits import Room, rooms
+from edgelm.engine.memory import ModelMemory
 from tests.conftest import TINY_BUNDLE
+from tests.engine.cgroup_trees import version_2
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 LIMITED = """
 import resource, sys
 import edgelm, edgelm.model, onnxruntime
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+from edgelm.engine.limits import status_bytes
 memory = edgelm.model.ModelMemory.of(edgelm.Bundle.read(sys.argv[1]))
-limit = used + int((memory.forecast_bytes + memory.weights_bytes) * float(sys.argv[2]))
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+name = sys.argv[3]
+needed = memory.forecast_bytes + (memory.weights_bytes if name == "RLIMIT_AS" else 0)
+limit = status_bytes({"RLIMIT_AS": "VmSize:", "RLIMIT_DATA": "VmData:"}[name]) + int(needed * float(sys.argv[2]))
+resource.setrlimit(getattr(resource, name), (limit, limit))
 model = edgelm.load(sys.argv[1], threads=1)
 print(model.generate([5] * (model.session.context_length - 2), max_new_tokens=3).choices[0].finish_reason)
 """
@@ -56,17 +60,19 @@ def test_the_parts_add_up() -> None:
 
 
 @linux
-def test_with_a_tenth_more_than_the_forecast_it_runs() -> None:
-    done = run(LIMITED, str(default_bundle_path()), "1.1")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_with_a_tenth_more_than_the_forecast_it_runs(limit: str) -> None:
+    done = run(LIMITED, str(default_bundle_path()), "1.1", limit)
     assert done.stdout.strip() in ("context", "length", "eos"), done.stderr
 
 
 @linux
-def test_with_half_of_it_it_is_refused_with_both_numbers() -> None:
-    done = run(LIMITED, str(default_bundle_path()), "0.5")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_with_half_of_it_it_is_refused_with_both_numbers(limit: str) -> None:
+    done = run(LIMITED, str(default_bundle_path()), "0.5", limit)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("edgelm.errors.InsufficientMemoryError: the model 'stories-6m-int8' needs about ")
-    assert " MB but RLIMIT_AS leaves " in last
+    assert f" MB but {limit} leaves " in last
 
 
 @pytest.mark.parametrize("limit", ["the cgroup's memory limit", "this machine's available memory"])
@@ -101,17 +107,16 @@ def test_this_machine_says_what_is_left() -> None:
     assert "this machine's available memory" in [room.limit for room in rooms()]
 
 
-@pytest.mark.parametrize(("limit", "left"), [("max", None), ("1000", 500)])
-def test_the_cgroup_s_limit(limit: str, left: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"memory.max": limit, "memory.current": "700", "memory.stat": "anon 5\ninactive_file 200\n"}
-    read = Path.read_text
+def test_a_cgroup_at_any_depth_leaves_room(tmp_path: Path) -> None:
+    files = {"a/b/memory.max": "1000", "a/b/memory.current": "700", "a/b/memory.stat": "anon 5\ninactive_file 200\n"}
+    root = version_2(tmp_path, "/a/b", files)
+    found = {room.limit: room.free_bytes for room in rooms(root)}
+    assert found[f"the cgroup limit {root}/sys/fs/cgroup/a/b/memory.max"] == 500
 
-    def fake(self: Path, encoding: str | None = None, errors: str | None = None) -> str:
-        return files[self.name] if str(self).startswith("/sys/fs/cgroup/memory.") else read(self, encoding, errors)
 
-    monkeypatch.setattr(Path, "read_text", fake)
-    free = [room.free_bytes for room in rooms() if "cgroup" in room.limit]
-    assert free == ([] if left is None else [left])
+def test_without_proc_the_machine_s_memory_is_the_limit(tmp_path: Path) -> None:
+    (room,) = rooms(tmp_path)
+    assert room.limit == "this machine's memory" and room.free_bytes > 100 << 20
 
 
 def test_warmup_says_how_long_it_took() -> None:

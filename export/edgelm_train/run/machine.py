@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 import transformers
 
-from edgelm.engine.memory import rooms
+from edgelm.engine.limits import rooms
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import quiet_torch
 
