@@ -7,11 +7,9 @@
 Names are resolved on first use, so that ``import edgelm`` costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # as in `typing`, without its import
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
     from edgelm.decoding.generation_config import GenerationConfig
@@ -59,6 +57,8 @@ _MODULE_OF = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"edgelm.{_MODULE_OF.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

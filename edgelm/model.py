@@ -24,7 +24,7 @@ from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learn
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection
-from edgelm.scoring.token_scores import Vector
+from edgelm.scoring.token_scores import Progress, Vector
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
 
@@ -234,10 +234,12 @@ class Model:
         with self._sessions.borrowed() as (session, _):
             return text_scores.choose(session, self._encoder, prompt, options, length_normalization, calibrate)
 
-    def perplexity(self, text: Prompt, *, stride: int | None = None) -> Perplexity:
+    def perplexity(
+        self, text: Prompt, *, stride: int | None = None, progress: Progress = lambda share: None
+    ) -> Perplexity:
         """How surprised the model is by `text`, of any length; see `edgelm.scoring.token_scores.perplexity`."""
         with self._sessions.borrowed() as (session, _):
-            return text_scores.perplexity(session, self._encoder, text, stride)
+            return text_scores.perplexity(session, self._encoder, text, stride, progress)
 
     def embed(self, text: Prompt, *, pooling: Pooling = "mean", normalize: bool = False) -> Vector:
         """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.token_scores.embed`."""
@@ -266,7 +268,8 @@ def load(
     Args:
         path: the bundle's folder; None for the model embedded in the package.
         device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
-        threads: number of CPU threads; None for all CPUs that this process may use.
+        threads: number of CPU threads; None for all CPUs that this process may use. Where the system refuses that many,
+            the model runs on fewer, and a warning says so.
         shared_threads: whether to run on threads that all models of the process share: fewer threads, but slower, and
             unusable after a fork. Either all models of a process share threads or no model does.
         prefix_cache_bytes: memory for the keys and values of earlier prompts. A prompt that begins like an earlier one

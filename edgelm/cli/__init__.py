@@ -3,12 +3,16 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from edgelm import __version__
+from edgelm.cli.interrupt import EXIT_INTERRUPTED, ends_at_once
+from edgelm.cli.streams import discard_stdout, note, prepare_streams
 from edgelm.errors import ConfigError, EdgelmError, install_hint
 
 _COMMANDS = {
@@ -29,8 +33,12 @@ _COMMANDS = {
 }
 """Name of each command -> where it is defined ("module:attribute"), and its line in the help."""
 
+_BUILD_COMMANDS = ("pretrain", "finetune", "distill", "export")
+"""These compute much with numpy and torch."""
+_WRITE_FILES = (*_BUILD_COMMANDS, "bake")
+"""These make files, so they need no standard output."""
+
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 EXIT_BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 
@@ -52,7 +60,8 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        with ends_at_once():
+            command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def resolve_command(
@@ -69,14 +78,30 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in _COMMANDS.items()])
 
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            result = super().invoke(ctx)
+    def main(self, *args: Any, **options: Any) -> Any:
+        with _broken_pipe_told():
+            # A prompt is no pattern of file names.
+            result = super().main(*args, **{"windows_expand_args": False, **options})
             if sys.stdout is not None:
                 sys.stdout.flush()
             return result
-        except BrokenPipeError:  # click itself would exit with 1
-            raise _StdoutClosed from None
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _broken_pipe_told():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with _broken_pipe_told():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _broken_pipe_told() -> Iterator[None]:
+    """Raise _StdoutClosed for a broken pipe, for which click itself would exit with 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise _StdoutClosed from None
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -93,12 +118,19 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line; every failure is one line on stderr and an exit status."""
+    prepare_streams()
+    arguments = sys.argv[1:]
+    if sys.stdout is None and not (arguments[:1] and arguments[0] in _WRITE_FILES and "--help" not in arguments):
+        _fail("standard output is closed: there is nowhere to write the answer", 1)
+    if not (arguments[:1] and arguments[0] in _BUILD_COMMANDS):
+        # edgelm multiplies no matrices with numpy, whose threads need memory, and which fails where it gets none.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         status = cli.main(prog_name="edgelm", standalone_mode=False)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)  # click has printed the newline
     except _StdoutClosed:
-        _discard_stdout()
+        discard_stdout()
         sys.exit(EXIT_BROKEN_PIPE)
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
@@ -111,24 +143,22 @@ def main() -> NoReturn:
         _fail(f"the Python package {error.name!r} is missing; {install_hint('cpu')}", 1)
     except MemoryError:
         _fail("not enough memory", 1)
+    except UnicodeEncodeError as error:
+        discard_stdout()
+        _fail(
+            f"standard output cannot show {error.object[error.start]!a} in {error.encoding}: unset PYTHONIOENCODING", 1
+        )
     except OSError as error:
-        _discard_stdout()
+        discard_stdout()
         _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    if sys.stderr is not None:
-        click.echo(f"edgelm: {' '.join(message.split())}", err=True)
+    note(f"edgelm: {' '.join(message.split())}")
     sys.exit(status)
 
 
 def _with_flags(message: str) -> str:
     """Spell options that a message gives as in Python, such as ``early_stopping='never'``, as flags of the shell."""
     return re.sub(r"\b([a-z]+(?:_[a-z]+)+)='(\w+)'", lambda m: f"--{m[1].replace('_', '-')} {m[2]}", message)
-
-
-def _discard_stdout() -> None:
-    """Point stdout to the null device, so that the interpreter's last flush does not fail again."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,9 @@ from typing import get_args
 
 import click
 
-from edgelm.cli.shared import device_options, model_option, read_text_file
+from edgelm.cli.interrupt import ends_at_once
+from edgelm.cli.shared import check_output_file, device_options, model_option, read_text_file
+from edgelm.cli.streams import note
 from edgelm.errors import PrefixError
 from edgelm.reuse.kv_file import KvDtype
 
@@ -33,8 +35,10 @@ def command(
     edgelm run --prefix task.prefix -m gpt2-int8 "Q: Who is there?"
     """
     text = read_text_file(text_file, PrefixError)
+    check_output_file(output)
+    with ends_at_once():
+        from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
 
-    from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
-
-    load(model, device=device, threads=threads).save_prefix(output, text, dtype=dtype)
-    click.echo(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB", err=True)
+        loaded = load(model, device=device, threads=threads)
+    loaded.save_prefix(output, text, dtype=dtype)
+    note(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB")

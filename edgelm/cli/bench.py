@@ -5,6 +5,8 @@ from statistics import median
 
 import click
 
+from edgelm.cli.interrupt import ends_at_once
+from edgelm.cli.progress import progress
 from edgelm.cli.shared import bundle_options, device_options, json_option, print_json, print_table
 from edgelm.errors import ContextError
 
@@ -31,13 +33,14 @@ def command(
 
     Decoding is greedy. The figures are medians over --runs runs; one more run before them warms up.
     """
-    import numpy as np
+    with ends_at_once():
+        import numpy as np
 
-    from edgelm.engine.device import onnxruntime_version
-    from edgelm.engine.machine import cpu_name, system_name
-    from edgelm.model import load
+        from edgelm.engine.device import onnxruntime_version
+        from edgelm.engine.machine import cpu_name, system_name
+        from edgelm.model import load
 
-    model = load(folder, device=device, threads=threads)
+        model = load(folder, device=device, threads=threads)
     session, manifest = model.session, model.bundle.manifest
     prompt_tokens = prompt_tokens or max(1, min(128, session.context_length // 2))
     new_tokens = new_tokens or max(2, min(64, session.context_length + 1 - prompt_tokens))
@@ -48,9 +51,11 @@ def command(
         )
     prompt = np.random.Generator(np.random.Philox(0)).integers(0, session.vocab_size, prompt_tokens).tolist()
     stats = []
-    for _ in range(WARM_UP_RUNS + runs):
-        model.forget()  # otherwise only the first run would compute the prompt
-        stats.append(model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=()).stats)
+    with progress("measured") as show:
+        for run in range(WARM_UP_RUNS + runs):
+            model.forget()  # otherwise only the first run would compute the prompt
+            stats.append(model.generate(prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=()).stats)
+            show(f"{run + 1} of {WARM_UP_RUNS + runs} runs")
     measured = stats[WARM_UP_RUNS:]
     prefill_rate = median(prompt_tokens / s.prefill_seconds for s in measured)
     first_token = median(s.prefill_seconds for s in measured)

@@ -9,7 +9,10 @@ import click
 
 from edgelm.bundle.certificate import Certificate, Quality
 from edgelm.bundle.folder import Bundle
-from edgelm.cli.shared import json_option, print_json, print_table, storage_formats, threads_option
+from edgelm.cli.interrupt import ends_at_once
+from edgelm.cli.progress import percent, progress
+from edgelm.cli.shared import json_option, print_json, print_table, print_wrapped, storage_formats, threads_option
+from edgelm.cli.streams import print_line
 from edgelm.errors import BundleError
 
 if TYPE_CHECKING:
@@ -82,7 +85,8 @@ def command(first: str, second: str, threads: int | None, as_json: bool) -> None
         print_json({"a": sides[0], "b": sides[1], "agreement": agreement})
         return
     print_table([("", "A", "B"), *(row.cells for row in rows)])
-    click.echo(f"\nagreement of A and B on {agreement['tokens']:,} reference tokens of A:")
+    print_line("")
+    print_wrapped(f"agreement of A and B on {agreement['tokens']:,} reference tokens of A:")
     print_table(
         [
             ("same most likely token", f"{agreement['top1_agreement']:.2%}"),
@@ -137,9 +141,10 @@ def _quality_row(name: str, label: str, pair: tuple[Quality | None, Quality | No
 
 def _agreement(a: Bundle, b: Bundle, threads: int | None) -> dict[str, float]:
     """Run both bundles on the reference tokens of `a`; `b` is judged as if `a` were its source."""
-    from edgelm.bundle.reference import read_reference, rows_of
-    from edgelm.engine.graph import Graph
-    from edgelm.scoring.comparison import compare_texts
+    with ends_at_once():
+        from edgelm.bundle.reference import read_reference, rows_of
+        from edgelm.engine.graph import Graph
+        from edgelm.scoring.comparison import compare_texts
 
     sizes = [bundle.manifest.architecture for bundle in (a, b)]
     if sizes[0].vocab_size != sizes[1].vocab_size or _tokenizer_hash(a) != _tokenizer_hash(b):
@@ -151,13 +156,15 @@ def _agreement(a: Bundle, b: Bundle, threads: int | None) -> dict[str, float]:
     context = min(size.context_length for size in sizes)
     windows = (row[at : at + context] for row in rows_of(facts, data.ids) for at in range(0, len(row), context))
     texts = [window for window in windows if len(window) >= 2]
-    first, second = (Graph.open(bundle, device="cpu", threads=threads).session() for bundle in (a, b))
+    with ends_at_once():
+        first, second = (Graph.open(bundle, device="cpu", threads=threads).session() for bundle in (a, b))
 
     def logits(ids: "IdArray") -> "Logits":
         first.reset()
         return first.score(ids)
 
-    total = compare_texts(logits, second, texts)
+    with progress("compared") as show:
+        total = compare_texts(logits, second, texts, percent(show))
     return {
         "tokens": total.tokens,
         "top1_agreement": total.same_top1 / total.tokens,

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from edgelm.cli.generation_flags import GroupedCommand, generation_flag, generation_options, given_options
-from edgelm.cli.shared import OpenModel, TextCommand, json_option, model_options, print_json, read_prompt
+from edgelm.cli.shared import (
+    OpenModel,
+    TextCommand,
+    check_output_file,
+    json_option,
+    model_options,
+    print_json,
+    read_prompt,
+)
+from edgelm.cli.streams import note
 
 if TYPE_CHECKING:
     from edgelm.decoding.generation_config import GenerationOptions
@@ -54,6 +63,8 @@ def command(
         click.get_current_context().fail("--logprobs needs --json, because plain text has no place for them")
     text = read_prompt() if prompt is None or prompt == "-" else prompt
     given = cast("GenerationOptions", given_options(options))
+    if state is not None:
+        check_output_file(state)
     model = open_model()
     kept = None if state is None or not os.path.lexists(state) else model.load_state(state)
     if as_json:
@@ -63,11 +74,11 @@ def command(
     else:
         final = _print_stream(model.stream(text, **given), None if no_echo else text)
     if state is not None and final.dropped_tokens:
-        click.echo("edgelm: the prompt is longer than the context, so its state is not kept", err=True)
+        note("edgelm: the prompt is longer than the context, so its state is not kept")
     elif state is not None:
         _keep_state(model, state, text, kept)
     if stats:
-        click.echo(_stats_line(final, model), err=True)
+        note(_stats_line(final, model))
 
 
 def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | None") -> None:
@@ -82,7 +93,7 @@ def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | Non
     if text.startswith(kept_text):
         model.save_state(path, prompt)
     elif not kept_text.startswith(text):
-        click.echo(f"edgelm: the prompt does not continue the text in {path!r}; the file stays unchanged", err=True)
+        note(f"edgelm: the prompt does not continue the text in {path!r}; the file stays unchanged")
 
 
 def _print_stream(chunks: "Iterator[Chunk]", echo: str | None) -> "Stats":

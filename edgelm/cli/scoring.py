@@ -6,6 +6,7 @@ from typing import get_args
 
 import click
 
+from edgelm.cli.progress import percent, progress
 from edgelm.cli.shared import OpenModel, TextCommand, answer_each, json_line, json_option, model_options, read_text_file
 from edgelm.errors import PromptError
 from edgelm.scoring.results import LengthNormalization, Pooling
@@ -36,7 +37,7 @@ def score(prompt: str | None, continuation: str | None, open_model: OpenModel, a
             return f"{result.logprob:.6f}"
         return json_line({"prompt": given, "continuation": scored, **asdict(result)})
 
-    answer_each(continuation, answer)
+    answer_each(continuation, answer, as_json=as_json)
 
 
 @click.command(name="choose", cls=TextCommand)
@@ -86,7 +87,7 @@ def choose(
         options = [asdict(option) for option in selection.options]
         return json_line({"prompt": text, "best": selection.best.text, "index": selection.index, "options": options})
 
-    answer_each(prompt, answer)
+    answer_each(prompt, answer, as_json=as_json)
 
 
 @click.command(name="perplexity", cls=TextCommand)
@@ -111,11 +112,12 @@ def perplexity(text: str | None, open_model: OpenModel, file: Path | None, strid
     model = open_model()
 
     def answer(one: str) -> str:
-        result = model.perplexity(one, stride=stride)
+        with progress("perplexity") as show:
+            result = model.perplexity(one, stride=stride, progress=percent(show))
         return json_line({"perplexity": result.value, "tokens": result.tokens}) if as_json else f"{result.value:.4f}"
 
     if content is None:
-        answer_each(text, answer)
+        answer_each(text, answer, as_json=as_json)
     else:
         click.echo(answer(content))
 
@@ -150,7 +152,7 @@ def embed(text: str | None, open_model: OpenModel, pooling: Pooling, normalize: 
         numbers = [f"{value:.9g}" for value in vector.tolist()]
         return json_line({"embedding": [float(number) for number in numbers]}) if as_json else " ".join(numbers)
 
-    answer_each(text, answer)
+    answer_each(text, answer, as_json=as_json)
 
 
 def _two_parts(line: str) -> tuple[str, str]:

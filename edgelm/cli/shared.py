@@ -1,16 +1,21 @@
 """What several commands share: options, the answers to one text or many, and tables that fit the terminal."""
 
+import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import click
 
-from edgelm.errors import EdgelmError, PromptError
+from edgelm.cli.interrupt import ends_at_once
+from edgelm.cli.progress import progress
+from edgelm.cli.streams import note, print_line, shows_in_stdout
+from edgelm.errors import EdgelmError, PromptError, TokenizerError
 
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
@@ -74,12 +79,11 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         *, model: str | None, prefix: str | None, device: str, threads: int | None, **options: object
     ) -> None:
         def open_model() -> "Model":
-            from edgelm.model import load
+            with ends_at_once():
+                from edgelm.model import load
 
-            return load(model, device=device, threads=threads, prefix=prefix)
+                return load(model, device=device, threads=threads, prefix=prefix)
 
-        if sys.stdout is None:
-            raise click.ClickException("standard output is closed: there is nowhere to write the answer")
         command(open_model=open_model, **options)
 
     return with_model
@@ -95,16 +99,21 @@ def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
     @model_option
     @wraps(command)
     def with_folder(*, bundle: str | None, model: str | None, **options: object) -> None:
-        context = click.get_current_context()
-        from_environment = context.get_parameter_source("model") is click.core.ParameterSource.ENVIRONMENT
-        if bundle is not None and model is not None and bundle != model and not from_environment:
-            raise click.UsageError(f"two folders are given, {bundle!r} and --model {model!r}; give one", context)
         from edgelm.bundle.folder import default_bundle_path
 
-        folder = model if bundle is None else bundle
-        command(folder=default_bundle_path() if folder is None else Path(folder), **options)
+        command(folder=given_folder(bundle, model) or default_bundle_path(), **options)
 
     return with_folder
+
+
+def given_folder(bundle: str | None, model: str | None) -> Path | None:
+    """The bundle folder out of an argument and ``--model``; None without both. Raises UsageError if they differ."""
+    context = click.get_current_context()
+    from_environment = context.get_parameter_source("model") is click.core.ParameterSource.ENVIRONMENT
+    if bundle is not None and model is not None and bundle != model and not from_environment:
+        raise click.UsageError(f"two folders are given, {bundle!r} and --model {model!r}; give one", context)
+    folder = model if bundle is None else bundle
+    return None if folder is None else Path(folder)
 
 
 def read_text_file(path: Path, error: type[EdgelmError]) -> str:
@@ -123,33 +132,61 @@ def read_prompt() -> str:
     return _without_line_end(_decoded(content, "standard input", PromptError))
 
 
-def answer_each(argument: str | None, answer: Callable[[str], str]) -> None:
+def check_output_file(path: str) -> None:
+    """Raise ClickException if the file `path` cannot be written, before a long command computes what it shall hold."""
+    target = Path(path)
+    if target.is_dir():
+        raise click.ClickException(f"cannot write {path!r}: it is a folder; give a file")
+    if not target.parent.is_dir():
+        raise click.ClickException(f"cannot write {path!r}: there is no folder {str(target.parent)!r}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise click.ClickException(f"cannot write {path!r}: the folder {str(target.parent)!r} is not writable")
+
+
+def answer_each(argument: str | None, answer: Callable[[str], str], *, as_json: bool) -> None:
     """Print `answer(argument)`, or for None and "-" the answer to every line of standard input, each on its own line.
 
-    A line is answered before the next one is read. Raises the PromptError of `answer`, with the number of the line, and
-    PromptError if a line is not UTF-8.
+    A line is answered before the next one is read. If a line is not UTF-8, or `answer` raises PromptError or
+    TokenizerError, the error is reported with the number of the line, its answer is empty (in JSON an object with
+    "line" and "error"), and the command ends with status 1 after the last line.
     """
     if argument is not None and argument != "-":
-        click.echo(answer(argument))
+        print_line(answer(argument))
         return
-    for number, text in _lines():
-        try:
-            click.echo(answer(text))
-        except PromptError as error:
-            raise type(error)(f"line {number} of standard input: {error}") from None
-        sys.stdout.flush()
+    failed = False
+    # On a terminal the answers show how far the command is.
+    with nullcontext(_ignore) if sys.stdout.isatty() else progress("answered") as show:
+        for number, line in enumerate(
+            _stdin("give the text as an argument", "reading lines from the terminal; end"), 1
+        ):
+            try:
+                answered = answer(_without_line_end(line.decode("utf-8")))
+            except (UnicodeDecodeError, PromptError, TokenizerError) as error:
+                message = f"line {number} of standard input"
+                if isinstance(error, UnicodeDecodeError):
+                    message += f" is not UTF-8 text (byte {error.start})"
+                else:
+                    message += f": {error}"
+                note(f"edgelm: {message}")
+                answered = json_line({"line": number, "error": message}) if as_json else ""
+                failed = True
+            print_line(answered)
+            show(f"{number:,} lines")
+    if failed:
+        click.get_current_context().exit(1)
 
 
 def json_line(content: object) -> str:
-    """One JSON object on one line."""
+    """One JSON object on one line. What standard output cannot write, such as a lone surrogate, is escaped."""
     import json
 
-    return json.dumps(content, ensure_ascii=False)
+    line = json.dumps(content, ensure_ascii=False)
+    return line if shows_in_stdout(line) else json.dumps(content)
 
 
 def print_json(content: object) -> None:
     """One JSON object on stdout, on one line."""
-    click.echo(json_line(content))
+    print_line(json_line(content))
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -160,18 +197,29 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     terminal_width = shutil.get_terminal_size((0, 0)).columns
     if terminal_width:
+        name_width = min(name_width, max(16, terminal_width - sum(min(width, 10) + 2 for width in widths)))
         room = terminal_width - name_width
         for rank, column in enumerate(sorted(range(len(widths)), key=widths.__getitem__)):  # the narrowest first
             share = room // (len(widths) - rank) - 2
             widths[column] = min(widths[column], max(10, share))
             room -= widths[column] + 2
-    for name, *values in rows:
-        sized = zip(values, widths, strict=True)
-        cells = [textwrap.wrap(value, max(1, width), break_on_hyphens=False) for value, width in sized]
-        for line in range(max(1, *map(len, cells))):
+    sizes = [name_width, *widths]
+    for row in rows:
+        cells = [_wrapped(text, size) for text, size in zip(row, sizes, strict=True)]
+        for line in range(max(map(len, cells))):
             texts = [cell[line] if line < len(cell) else "" for cell in cells]
-            padded = (f"{text:<{width}}" for text, width in zip(texts, widths, strict=True))
-            click.echo(f"{'' if line else name:<{name_width}}  {'  '.join(padded)}".rstrip())
+            print_line("  ".join(f"{text:<{size}}" for text, size in zip(texts, sizes, strict=True)).rstrip())
+
+
+def print_wrapped(text: str) -> None:
+    """Print a line that wraps, as tables do, where the terminal is too narrow."""
+    for line in _wrapped(text, shutil.get_terminal_size((0, 0)).columns or len(text)):
+        print_line(line)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters, at least one; spaces at the beginning stay."""
+    return textwrap.wrap(text, max(1, width), break_on_hyphens=False) or [""]
 
 
 def storage_formats(bundle: "Bundle") -> str:
@@ -179,17 +227,15 @@ def storage_formats(bundle: "Bundle") -> str:
     return ", ".join(sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in bundle.manifest.recipe.matrices}))
 
 
-def _lines() -> Iterator[tuple[int, str]]:
-    """The lines of standard input without their ends, counted from 1."""
-    for number, line in enumerate(_stdin("give the text as an argument", "reading lines from the terminal; end"), 1):
-        yield number, _without_line_end(_decoded(line, f"line {number} of standard input", PromptError))
+def _ignore(how_far: str) -> None:
+    """Show nothing."""
 
 
 def _stdin(instead: str, at_terminal: str) -> BinaryIO:
     if sys.stdin is None:
         raise PromptError(f"standard input is closed: {instead}")
     if sys.stdin.isatty():
-        click.echo(f"edgelm: {at_terminal} with Ctrl-D (Ctrl-Z on Windows)", err=True)
+        note(f"edgelm: {at_terminal} with Ctrl-D (Ctrl-Z on Windows)")
     return sys.stdin.buffer
 
 

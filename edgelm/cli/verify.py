@@ -6,7 +6,10 @@ from pathlib import Path
 import click
 
 from edgelm.bundle.folder import Bundle
-from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, threads_option
+from edgelm.cli.interrupt import ends_at_once
+from edgelm.cli.progress import percent, progress
+from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, print_wrapped, threads_option
+from edgelm.cli.streams import note
 from edgelm.errors import BundleError
 
 
@@ -23,12 +26,12 @@ def command(folder: Path, hashes_only: bool, threads: int | None, as_json: bool)
     """
     bundle = Bundle.read(folder)
     files, size = bundle.file_count, bundle.size_bytes
-    click.echo(f"hashing {files} files ({size / 1e6:.1f} MB)", err=True)
+    note(f"hashing {files} files ({size / 1e6:.1f} MB)")
     bundle.verify()
     digest = bundle.manifest.digest
     content: dict[str, object] = {"path": str(bundle.path), "digest": digest, "files": files, "size_bytes": size}
     if not as_json:
-        click.echo(f"ok: {files} files, {size:,} bytes, digest {digest}")
+        print_wrapped(f"ok: {files} files, {size:,} bytes, digest {digest}")
     failed = [] if hashes_only else _measure(bundle, threads, content, as_json)
     if as_json:
         print_json(content)
@@ -41,22 +44,24 @@ def command(folder: Path, hashes_only: bool, threads: int | None, as_json: bool)
 
 def _measure(bundle: Bundle, threads: int | None, content: dict[str, object], as_json: bool) -> list[str]:
     """Measure the bundle again, and print the results or add them to `content`; returns the failed checks in words."""
-    from edgelm.bundle.reference import read_reference
-    from edgelm.engine.graph import Graph
-    from edgelm.engine.machine import cpu_name
-    from edgelm.scoring.verification import checks, drift, figures, observe_session
+    with ends_at_once():
+        from edgelm.bundle.reference import read_reference
+        from edgelm.engine.graph import Graph
+        from edgelm.engine.machine import cpu_name
+        from edgelm.scoring.verification import checks, drift, figures, observe_session
 
-    facts, data = read_reference(bundle)
-    session = Graph.open(bundle, device="cpu", threads=threads).session()
-    click.echo(f"measuring on {facts.tokens:,} tokens", err=True)
-    observed = observe_session(facts, data, session)
+        facts, data = read_reference(bundle)
+        session = Graph.open(bundle, device="cpu", threads=threads).session()
+    note(f"measuring on {facts.tokens:,} tokens")
+    with progress("measured") as show:
+        observed = observe_session(facts, data, session, progress=percent(show))
     measured = figures(facts, data, observed)
     all_checks = checks(facts, data, measured, drift(data, observed))
     machine = {"cpu": cpu_name(), "threads": session.threads, "tokens": facts.tokens}
     results = [{**asdict(check), "passed": check.passed} for check in all_checks]
     content["measured"] = {**machine, **asdict(measured), "checks": results}
     if not as_json:
-        click.echo(f"measured on {facts.tokens:,} tokens, {cpu_name()}, {session.threads} threads:")
+        print_wrapped(f"measured on {facts.tokens:,} tokens, {cpu_name()}, {session.threads} threads:")
         kl, top1 = measured.mean_kl_divergence, measured.top1_agreement
         print_table(
             [

@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.bundle.manifest import GraphFacts
 from edgelm.engine.fork import watch_forks
 from edgelm.engine.machine import int8_products_may_saturate
-from edgelm.errors import DeviceError, ForkError, install_hint
+from edgelm.errors import BundleError, DeviceError, ForkError, install_hint
 
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
 
@@ -93,11 +93,20 @@ def open_inference_session(
     """Load the graph at `model_path`; returns an ``onnxruntime.InferenceSession``.
 
     Raises:
-        DeviceError: CUDA was requested and did not load, or the process's other models do not fit `shared_threads`.
+        DeviceError: CUDA was requested and did not load, the process's other models do not fit `shared_threads`, or
+            there is no /proc.
+        BundleError: ONNX Runtime cannot open such a path.
         Exception: ONNX Runtime refuses the graph.
     """
+    try:
+        os.fspath(model_path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise BundleError(
+            f"ONNX Runtime cannot load {model_path.name!r} of {os.fspath(model_path.parent)!r}, because its path is "
+            "not UTF-8: rename the folder"
+        ) from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails becomes an exception; nothing else is written to standard error
     _threads_of_process.apply(options, threads, onnxruntime, shared=shared_threads)
     # Prefill and decode share a key of memory patterns, so each decode step would allocate the prefill's peak.
     options.enable_mem_pattern = False
@@ -107,14 +116,21 @@ def open_inference_session(
         # Exact, but slower, and it copies every int8 weight to uint8. So it is set only where products may saturate.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if device.kind == "cpu":
-        return onnxruntime.InferenceSession(
-            os.fspath(model_path),
-            options,
-            providers=["CPUExecutionProvider"],
-            # The fusion of Add and LayerNormalization takes three times as long as the two nodes do.
-            disabled_optimizers=["SkipLayerNormFusion"],
-            enable_fallback=0,  # otherwise a failure is printed on stdout, and everything is tried a second time
-        )
+        try:
+            return onnxruntime.InferenceSession(
+                os.fspath(model_path),
+                options,
+                providers=["CPUExecutionProvider"],
+                # The fusion of Add and LayerNormalization takes three times as long as the two nodes do.
+                disabled_optimizers=["SkipLayerNormFusion"],
+                enable_fallback=0,  # otherwise a failure is printed on stdout, and everything is tried a second time
+            )
+        except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+            if "procfs" not in str(error):
+                raise
+            raise DeviceError(
+                "ONNX Runtime cannot read a model's weights without /proc: mount it in this chroot or sandbox"
+            ) from None
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     try:

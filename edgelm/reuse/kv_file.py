@@ -136,6 +136,14 @@ def write_kv_file(
     facts = json.dumps(asdict(replace(metadata, sha256=_sha256(tensors))), ensure_ascii=False)
     content = save(tensors, {"edgelm_kv": facts})
     target = Path(path)
+    try:
+        _replace_file(target, content)
+    except OSError as error:  # it names the temporary file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def _replace_file(target: Path, content: bytes) -> None:
+    """Write `content` to the file `target` in one step."""
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -26,7 +26,7 @@ from edgelm.scoring.results import (
     TokenLogprob,
     TokenLogprobs,
 )
-from edgelm.scoring.token_scores import Vector, check_name, continuation_logprobs, option_scores
+from edgelm.scoring.token_scores import Progress, Vector, check_name, continuation_logprobs, option_scores
 from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 
@@ -102,9 +102,15 @@ def choose(
     return Selection(judged[index], index, judged)
 
 
-def perplexity(session: Session, encoder: PromptEncoder, text: Prompt, stride: int | None = None) -> Perplexity:
+def perplexity(
+    session: Session,
+    encoder: PromptEncoder,
+    text: Prompt,
+    stride: int | None = None,
+    progress: Progress = lambda share: None,
+) -> Perplexity:
     """The perplexity of `text`, of any length; see `token_scores.perplexity`. The prefix precedes each window."""
-    return token_scores.perplexity(session, encoder.begin(session, encoder.ids(text, "text")), stride)
+    return token_scores.perplexity(session, encoder.begin(session, encoder.ids(text, "text")), stride, progress)
 
 
 def embed(

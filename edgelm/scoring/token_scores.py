@@ -4,7 +4,7 @@ Shapes: T tokens, V vocabulary, D hidden size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, get_args
 
 import numpy as np
@@ -18,6 +18,8 @@ from edgelm.scoring.results import Perplexity, Pooling
 
 Ids = Sequence[int] | IdArray
 Vector = npt.NDArray[np.float32]
+Progress = Callable[[float], None]
+"""Called with the share, from 0 to 1, of a computation that is done."""
 
 _LOGITS_ROWS = 256
 """Logits of this many tokens are computed at once; (256, 50257) takes 51 MB. A multiple of 4, like prefill chunks."""
@@ -82,7 +84,9 @@ def option_scores(
     return scores.tolist(), np.exp(log_softmax(scores)).tolist()
 
 
-def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> Perplexity:
+def perplexity(
+    session: ScoringSession, ids: Ids, stride: int | None = None, progress: Progress = lambda share: None
+) -> Perplexity:
     """The exponential of the mean negative log-probability of a text's tokens; the text may have any length.
 
     A window of the context's length begins every `stride` tokens. Each window counts the tokens that the previous
@@ -90,7 +94,8 @@ def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> 
     As in that recipe, the mean over a window's n new tokens counts n - 1 times.
 
     The default of `stride` is half the context. A smaller stride is slower and more accurate, because every token is
-    predicted from more tokens. A stride of 1 would count only the first window.
+    predicted from more tokens. A stride of 1 would count only the first window. `progress` is called after each window
+    with the share of the text that is done.
 
     Raises:
         PromptError: the text has fewer than two tokens.
@@ -114,6 +119,7 @@ def perplexity(session: ScoringSession, ids: Ids, stride: int | None = None) -> 
             nats -= float(_logprobs_after(session, logits, array[first:end]).mean()) * counted
             tokens += counted
         seen = end
+        progress(end / len(array))
         if end == len(array):
             break
     return Perplexity(math.exp(nats / tokens), tokens)

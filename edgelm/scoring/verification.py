@@ -84,6 +84,7 @@ def observe(
     top_ids: IdArray,
     score: Callable[[IdArray], Iterable[Logits]],
     vocab_size: int,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Observed:
     """Run a model over the reference tokens `ids` (T,), row by row.
 
@@ -93,6 +94,7 @@ def observe(
         top_ids: (T, K), the tokens whose log-probabilities are kept at each position.
         score: computes the logits of a row of ids, in pieces (t, V).
         vocab_size: V.
+        progress: called with the share of the tokens that is done.
     """
     tops, nexts, argmaxes = [], [], []
     mean = np.zeros(vocab_size)
@@ -111,11 +113,22 @@ def observe(
                 for row_logs in logs:
                     mean += row_logs
                 at, done = at + count, done + count
+            progress(at / len(ids))
     return Observed(np.concatenate(tops), np.concatenate(nexts), mean / len(ids), np.concatenate(argmaxes))
 
 
-def observe_session(facts: Reference, data: ReferenceData, session: Session, *, one_by_one: bool = False) -> Observed:
-    """Run a bundle over its reference tokens, in chunks or `one_by_one`, whose difference is the bundle's noise."""
+def observe_session(
+    facts: Reference,
+    data: ReferenceData,
+    session: Session,
+    *,
+    one_by_one: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Observed:
+    """Run a bundle over its reference tokens, in chunks or `one_by_one`, whose difference is the bundle's noise.
+
+    `progress` is called with the share of the tokens that is done.
+    """
 
     def score(row: IdArray) -> Iterable[Logits]:
         session.reset()
@@ -123,7 +136,7 @@ def observe_session(facts: Reference, data: ReferenceData, session: Session, *, 
             return (session.step([token])[None] for token in row)
         return session.score_pieces(row)
 
-    observed = observe(facts, data.ids, data.top_ids, score, session.vocab_size)
+    observed = observe(facts, data.ids, data.top_ids, score, session.vocab_size, progress)
     session.reset()
     return observed
 

@@ -89,19 +89,16 @@ def test_embed(edgelm_command: RunCommand, model: edgelm.Model) -> None:
     [
         (["score", "", "x"], b"", 1, "the prompt is empty"),
         (["score", "x", ""], b"", 1, "the continuation is empty"),
-        (["score"], b"no tab", 1, "line 1 of standard input: a line must be a prompt, a tab and a continuation, got 0"),
         (["score", "x" * 50, "y" * 50], b"", 1, "with a context of 64, scores 65 at most"),
         (["score", "a", "b", "c"], b"", 2, "unexpected extra argument"),
         (["choose", "x", "-o", "a"], b"", 2, "give -o at least twice, got 1"),
         (["choose", "x", "-o", "a", "-o", "a"], b"", 1, "the option 'a' is given twice"),
         (["choose", "x", "-o", "a", "-o", "b", "--length-normalization", "word"], b"", 2, "'word' is not one of"),
-        (["choose", "-o", "a", "-o", "b"], b"\n", 1, "line 1 of standard input: the prompt is empty"),
         (["perplexity", "x"], b"", 1, "a perplexity needs 2 at least"),
         (["perplexity", "abc", "--stride", "0"], b"", 2, "stride must be a whole number from 2 to 64"),
         (["perplexity", "--stride", "65"], b"abc\n", 2, "edgelm: stride must be a whole number from 2 to 64"),
         (["perplexity", "abc", "--file", "x"], b"", 2, "a text and --file are given"),
         (["perplexity", "--file", "/nowhere"], b"", 1, "cannot read '/nowhere': No such file"),
-        (["embed"], b"\xff\n", 1, "line 1 of standard input is not UTF-8 text (byte 0)"),
         (["embed", "x" * 65], b"", 1, "the text has 65 tokens, but this model's context holds 64"),
         (["embed", "x", "--pooling", "max"], b"", 2, "'max' is not one of"),
         (["run", "x", "--logprobs", "1"], b"", 2, "--logprobs needs --json"),
@@ -115,10 +112,36 @@ def test_bad_input_is_one_line(
     assert result.status == status
 
 
-def test_lines_before_a_bad_one_are_answered(edgelm_command: RunCommand) -> None:
-    result = edgelm_command("perplexity", *TINY, stdin=b"The cat\n\nThe dog\n")
-    assert result.status == 1 and result.stdout.count("\n") == 1
-    assert result.stderr.splitlines() == ["edgelm: line 2 of standard input: the text is empty: give some text"]
+@pytest.mark.parametrize(
+    ("args", "bad", "message"),
+    [
+        (["perplexity"], b"", ": the text is empty: give some text"),
+        (["perplexity"], b"x", ": the text has 1 token, and a perplexity needs 2 at least: give a longer text"),
+        (["choose", "-o", "a", "-o", "b"], b"", ": the prompt is empty"),
+        (["score"], b"no tab", ": a line must be a prompt, a tab and a continuation, got 0 tabs"),
+        (["embed"], b"x" * 65, ": the text has 65 tokens, but this model's context holds 64"),
+        (["embed"], b"ab\xff", " is not UTF-8 text (byte 2)"),
+    ],
+)
+def test_a_bad_line_is_reported_and_the_others_are_answered(
+    edgelm_command: RunCommand, args: list[str], bad: bytes, message: str
+) -> None:
+    """Its own answer is an empty line, so that every line has one and a program that waits for it goes on."""
+    good = b"The cat\t sat" if args == ["score"] else b"The cat"
+    (right,) = edgelm_command(*args, *TINY, stdin=good).stdout.splitlines()
+    result = edgelm_command(*args, *TINY, stdin=good + b"\n" + bad + b"\n" + good + b"\n")
+    assert result.status == 1 and result.stdout.splitlines() == [right, "", right]
+    (reported,) = result.stderr.splitlines()
+    assert reported.startswith(f"edgelm: line 2 of standard input{message}")
+    shown = edgelm_command(*args, *TINY, "--json", stdin=good + b"\n" + bad + b"\n" + good + b"\n")
+    first, wrong, last = map(json.loads, shown.stdout.splitlines())
+    assert shown.status == 1 and first == last and "error" not in first
+    assert wrong == {"line": 2, "error": reported.removeprefix("edgelm: ")}
+
+
+def test_an_error_of_every_line_is_said_once(edgelm_command: RunCommand) -> None:
+    result = edgelm_command("perplexity", *TINY, "--stride", "1", stdin=b"abc\nabc\n")
+    assert result.status == 2 and "stride must be" in result.one_line()
 
 
 def test_no_lines_are_no_answers(edgelm_command: RunCommand) -> None:

@@ -116,3 +116,14 @@ def test_cuda_that_fails_is_an_error_of_the_device() -> None:
     fake = SimpleNamespace(SessionOptions=onnxruntime.SessionOptions, InferenceSession=fail)
     with pytest.raises(DeviceError, match="cannot use device 'cuda:0': CUDA failure 100: no CUDA-capable device is"):
         open_inference_session(TINY_BUNDLE / "model.onnx", Device("cuda"), 1, fake)  # type: ignore[arg-type]
+
+
+def test_without_proc_the_message_says_what_to_mount() -> None:
+    import onnxruntime
+
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("Secure opened-file canonicalization requires procfs at /proc/self/fd/3.")
+
+    fake = SimpleNamespace(SessionOptions=onnxruntime.SessionOptions, InferenceSession=fail)
+    with pytest.raises(DeviceError, match="without /proc: mount it in this chroot or sandbox"):
+        open_inference_session(TINY_BUNDLE / "model.onnx", Device("cpu"), 1, fake)  # type: ignore[arg-type]

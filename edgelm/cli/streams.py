@@ -1,0 +1,62 @@
+"""Standard output and standard error: their encodings, closed descriptors, and what a command writes to them.
+
+Output that goes to a file or a pipe is UTF-8, whatever the system's locale or code page is. A terminal keeps its own
+encoding and shows "?" for characters that it lacks. PYTHONIOENCODING overrides both.
+"""
+
+import io
+import os
+import sys
+from contextlib import suppress
+
+
+def prepare_streams() -> None:
+    """Set the encodings, and let no file that is opened later take the place of a closed stream."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # a file opened next would get this number, and messages of libraries would end up in it
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+    chosen = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if chosen or _is_terminal(stream) else "utf-8"
+            stream.reconfigure(encoding=encoding, errors=chosen.partition(":")[2] or errors)
+
+
+def print_line(text: str) -> None:
+    """`text` and a line end on standard output, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """`text` and a line end on standard error. Nothing happens where standard error is closed or full."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+def discard_stdout() -> None:
+    """Point standard output to the null device, so that the interpreter's last flush does not fail again."""
+    if sys.stdout is not None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def shows_in_stdout(text: str) -> bool:
+    """Whether standard output can write every character of `text`."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_terminal(stream: io.TextIOWrapper) -> bool:
+    try:
+        return stream.isatty()
+    except (OSError, ValueError):
+        return False
