@@ -30,6 +30,7 @@ _COMMANDS = {
     "verify": ("edgelm.cli.verify:command", "Check a bundle's files and measure its quality again."),
     "compare": ("edgelm.cli.compare:command", "Compare two bundles."),
     "bench": ("edgelm.cli.bench:command", "Measure a bundle's speed and memory on this machine."),
+    "doctor": ("edgelm.cli.doctor:command", "Check this machine and this installation, with advice."),
 }
 """Name of each command -> where it is defined ("module:attribute"), and its line in the help."""
 

@@ -4,6 +4,7 @@ it waits for address translation. Measured in docs/performance.md.
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class LoadedMemory:
         It takes a few milliseconds per 100 MB, and no memory. Nothing happens where the system has no huge pages, or
         where its administrator forbids them.
         """
-        if not self._added or not _huge_pages_allowed():
+        if not self._added or huge_page_setting() in (None, "never"):
             return 0
         moved = _collapse(self._added)
         logger.debug("moved %.0f MB of weights into huge pages", moved / 1e6)
@@ -94,12 +95,13 @@ def _private_ranges() -> list[Range]:
     return ranges
 
 
-def _huge_pages_allowed() -> bool:
-    """Whether the administrator allows huge pages to programs that ask for them."""
+def huge_page_setting() -> str | None:
+    """The administrator's setting: "always", "madvise" or "never"; None where the system has no huge pages."""
     try:
-        return "[never]" not in _SETTING.read_text(encoding="ascii")
-    except OSError:
-        return False
+        match = re.search(r"\[(\w+)\]", _SETTING.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return None if match is None else match[1]
 
 
 def _collapse(ranges: list[Range]) -> int:

@@ -35,12 +35,22 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_x86() -> bool:
+    """Whether this is a 64-bit x86 processor."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def cpu_flags() -> frozenset[str] | None:
+    """The features of the processor as Linux names them; None where it does not tell."""
+    try:
+        content = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", content, re.MULTILINE)
+    return None if match is None else frozenset(match[1].split())
+
+
 def int8_products_may_saturate() -> bool:
     """Whether this may be an x86 CPU without VNNI, which adds products of uint8 and int8 in 16 bits."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="ascii"), re.MULTILINE)
-    except (OSError, ValueError):
-        return True
-    return flags is None or not {"avx512_vnni", "avx_vnni"} & set(flags[1].split())
+    flags = cpu_flags()
+    return is_x86() and (flags is None or not {"avx512_vnni", "avx_vnni"} & flags)

@@ -37,6 +37,7 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
             "verify",
             "compare",
             "bench",
+            "doctor",
         ]
     for command in ("run", "score", "choose", "perplexity", "embed", "bake", "export", "info", "verify", "compare"):
         shown = edgelm_command(command, "--help")
@@ -170,6 +171,21 @@ def test_stdin_that_is_no_prompt(edgelm_command: RunCommand) -> None:
     assert "not UTF-8 text (byte 2)" in edgelm_command("run", *TINY, stdin=b"ab\xff").one_line()
 
 
+WITH_OUTPUT = (
+    "info",
+    "verify {tiny}",
+    "verify --hashes-only",
+    "bench {tiny} --runs 1",
+    "compare {folder} {folder}",
+    "doctor {tiny}",
+    "--help",
+    "run --help",
+    "--version",
+    "score {tiny} a b",
+)
+"""Commands whose answer is on standard output."""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 @pytest.mark.parametrize(
     ("shell", "status", "message"),
@@ -177,15 +193,21 @@ def test_stdin_that_is_no_prompt(edgelm_command: RunCommand) -> None:
         ("{edgelm} run {tiny} <&-", 1, "standard input is closed"),
         ("{edgelm} run {tiny} x >&-", 1, "standard output is closed"),
         ("{edgelm} run {tiny} x > /dev/full", 1, "No space left on device"),
-        ("{edgelm} info >&-", 0, ""),
+        *[(f"{{edgelm}} {command} >&-", 1, "standard output is closed") for command in WITH_OUTPUT],
+        *[(f"{{edgelm}} {command} > /dev/full", 1, "No space left on device") for command in WITH_OUTPUT],
+        ("{edgelm} run {tiny} x --stats -n 1 > /dev/null 2>&-", 0, ""),
+        ("{edgelm} run {tiny} x --stats -n 1 > /dev/null 2> /dev/full", 0, ""),
+        ("{edgelm} run {tiny} x -n 1 <&- >/dev/null", 0, ""),
+        ("{edgelm} perplexity {tiny} <&-", 1, "standard input is closed"),
     ],
 )
 def test_closed_and_full_streams(shell: str, status: int, message: str) -> None:
-    command = shell.format(edgelm=f"'{sys.executable}' -m edgelm", tiny=f"-m '{TINY_BUNDLE}'")
+    names = {"edgelm": f"'{sys.executable}' -m edgelm", "tiny": f"-m '{TINY_BUNDLE}'", "folder": f"'{TINY_BUNDLE}'"}
+    command = shell.format(**names)
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == status
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == bool(message)
+    assert message in done.stderr.splitlines()[-1] if message else done.stderr == ""
+    assert "Traceback" not in done.stderr and done.stderr.count("edgelm: ") == bool(message)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
@@ -194,6 +216,17 @@ def test_a_broken_pipe_is_quiet() -> None:
     done = subprocess.run(["sh", "-c", f"({command}) | head -c 1"], capture_output=True, text=True, timeout=60)
     assert done.stdout == "O"
     assert done.stderr == "status 141\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("command", ["--help", "run --help", "info", "info --json", "doctor"])
+def test_a_pipe_without_a_reader_is_quiet_everywhere(command: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "edgelm", *command.split()]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
@@ -207,6 +240,33 @@ def test_ctrl_c_prints_a_newline_and_exits_130() -> None:
     process.stdout.read()
     assert process.wait(timeout=10) == 130
     assert process.stderr.read() == b"\n"
+
+
+INTERRUPTED = """
+import os, signal, sys
+where, *sys.argv = sys.argv[1:]
+
+class Interrupt:  # Ctrl-C arrives when the module `where` is about to be imported
+    def find_spec(self, name, path=None, target=None):
+        if name == where:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+from edgelm.__main__ import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+@pytest.mark.parametrize(
+    "module",
+    ["edgelm.cli", "click", "edgelm.cli.run", "edgelm.model", "numpy", "numpy.linalg", "onnxruntime.capi._ld_preload"],
+)
+def test_ctrl_c_while_modules_load(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, module, "edgelm", "run", "Once", "-n", "1"]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, b"", b"")
 
 
 def test_info_shows_what_was_lost(edgelm_command: RunCommand) -> None:
