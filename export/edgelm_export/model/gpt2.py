@@ -77,7 +77,7 @@ def collect(model: transformers.GPT2LMHeadModel) -> DecoderWeights:
     return DecoderWeights(
         model_type=config.model_type,
         architecture=sizes,
-        epsilon=config.layer_norm_epsilon,
+        epsilon=float(config.layer_norm_epsilon),  # JSON may have 0 or 1
         token_table=table("transformer.wte.weight"),
         position_table=table("transformer.wpe.weight"),
         layers=tuple(layer(index) for index in range(config.n_layer)),

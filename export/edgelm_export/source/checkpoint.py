@@ -81,7 +81,7 @@ def load_checkpoint(
     with quiet_torch():
         settings, setting_notes = loaded_settings(model, own_settings, generation_config)
     loaded, tokenizer_notes = _tokenizer(folder, name, tokenizer)
-    notes += setting_notes + tokenizer_notes
+    notes += setting_notes + tokenizer_notes + _own_code(config, folder if tokenizer is None else None)
     parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
     if beyond := loaded.limit_vocabulary(vocab_size):
         shown = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
@@ -145,6 +145,24 @@ def _config_json(folder: Path, fields: dict[str, Any], model: transformers.PreTr
     return json.dumps(fields | {"model_type": model.config.model_type}, indent=2, ensure_ascii=False) + "\n"
 
 
+def _own_code(fields: Mapping[str, Any], tokenizer: Path | None) -> tuple[str, ...]:
+    """A note where a checkpoint has code of its own, in the place of which transformers' own classes are used.
+
+    transformers does the same without ``trust_remote_code``, because it has classes for the model type.
+
+    Args:
+        fields: content of config.json.
+        tokenizer: folder of the tokenizer's files, where they are the checkpoint's own.
+    """
+    maps = [fields.get("auto_map")]
+    if tokenizer is not None and (path := tokenizer / "tokenizer_config.json").is_file():
+        maps.append(read_json(path).get("auto_map"))
+    named = sorted({str(kind) for kinds in maps if isinstance(kinds, (dict, list)) for kind in kinds})
+    if not named:
+        return ()
+    return (f"left out the checkpoint's own code (auto_map: {', '.join(named)}): transformers' classes take its place",)
+
+
 def _card(folder: Path) -> tuple[str | None, str]:
     """The license the source's model card names in its front matter, and the card's text after it."""
     path = folder / "README.md"
@@ -194,10 +212,14 @@ def _load(folder: Path, name: str, fields: Mapping[str, Any]) -> tuple[transform
     """The model of a checkpoint, ready for export, after everything that edgelm does not export was refused."""
     if fields.get("quantization_config"):
         raise ExportError(f"{name!r} is quantized already (quantization_config); export needs the float checkpoint")
-    if fields.get("auto_map"):
-        raise ExportError(f"{name!r} brings code of its own (auto_map), which edgelm never runs")
     stated = fields.get("model_type")
-    family = FAMILIES.get(stated if isinstance(stated, str) else "", FAMILIES["gpt2"])
+    known = FAMILIES.get(stated) if isinstance(stated, str) else None
+    if fields.get("auto_map") and known is None:  # nothing says that a class of transformers computes the same
+        raise ExportError(
+            f"{name!r} has code of its own (auto_map) for the model_type {stated!r:.40}, and edgelm never runs it; if "
+            "the model is a GPT-2 without changes, set model_type to 'gpt2' in config.json"
+        )
+    family = known or FAMILIES["gpt2"]
     try:
         # The default attention ignores scale_attn_by_inverse_layer_idx and scale_attn_weights=False.
         model, notes = load_model(folder, name, family.read_config(fields, name), "eager")

@@ -29,6 +29,7 @@ _MISSING = (
 )
 _SINGLE_IDS = ("bos_token_id", "forced_bos_token_id")
 _IDS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+_DECAY = "exponential_decay_length_penalty"
 _BIASES = ("sequence_bias", "logit_bias")
 # Values that switch a setting off in transformers; some of them are out of range in edgelm.
 _OFF: dict[str, Callable[[Any], bool]] = {
@@ -118,6 +119,8 @@ def bundle_settings(settings: Mapping[str, Any], vocab_size: int) -> tuple[dict[
         if name in kept:
             notes += _drop_unknown_ids(kept, name, vocab_size)
     kept = {name: value for name, value in kept.items() if not _is_off(name, value)}
+    if _DECAY in kept and not kept.get("eos_token_id"):
+        notes.append(f"left out {_DECAY}={kept.pop(_DECAY)!r}: it hastens the end, and there is no end token")
     _choose_method(kept, defaults, notes)
     _settle_certainty(kept)
     _settle_lengths(kept, notes)
@@ -136,8 +139,26 @@ def _as_transformers_reads(content: dict[str, Any], path: Path) -> transformers.
         config = transformers.GenerationConfig.from_dict(content)
         config._original_object_hash = hash(config)  # transformers looks whether somebody changed the settings
     except Exception as error:  # whatever the wrong type of a value leads to
-        raise ExportError(f"transformers refuses {str(path)!r} ({first_line(error)}); correct or remove it") from None
+        culprit = next((name for name, value in content.items() if _is_refused_alone(name, value)), None)
+        if culprit is None:
+            raise ExportError(
+                f"transformers refuses {str(path)!r} ({first_line(error)}); correct or remove it"
+            ) from None
+        reason = "" if isinstance(error, TypeError) else f" ({first_line(error)})"
+        raise ExportError(
+            f"{str(path)!r} has {culprit}={content[culprit]!r:.80}, which transformers refuses{reason}; correct or "
+            "remove it"
+        ) from None
     return config
+
+
+def _is_refused_alone(name: str, value: object) -> bool:
+    """Whether transformers refuses a file with this setting only. Its own message may not name the setting."""
+    try:
+        transformers.GenerationConfig.from_dict({name: value})
+    except Exception:
+        return True
+    return False
 
 
 def _is_off(name: str, value: object) -> bool:

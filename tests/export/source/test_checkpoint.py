@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from edgelm.errors import ExportError, TrainingError
+from edgelm_export.model.families import collect_weights
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint, quiet_torch
 from edgelm_train.models.sizes import load_weights
 from tests.export.checkpoints import Shape, TorchModel, edit_json, save_checkpoint, save_tokenizer
@@ -155,6 +156,14 @@ def test_a_head_that_the_config_ties_is_left_out_with_a_note(source: Path) -> No
     (note,) = checkpoint.notes
     assert "'lm_head.weight'" in note
     assert "tie_word_embeddings" in note
+
+
+@pytest.mark.parametrize("epsilon", [0, 1])
+def test_an_epsilon_that_json_writes_as_an_integer(epsilon: int, source: Path) -> None:
+    """The graph's LayerNormalization takes a float only."""
+    edit_json(source / "config.json", layer_norm_epsilon=epsilon)
+    actual = collect_weights(load_checkpoint(str(source)).model).epsilon
+    assert type(actual) is float and actual == epsilon
 
 
 def test_an_untied_head_beside_a_bare_body(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ READ: list[tuple[dict[str, object], dict[str, object], list[str]]] = [
     ({"begin_suppress_tokens": [*range(295, 305)]}, {"begin_suppress_tokens": [*range(295, 300)]}, ["302 and 2 more"]),
     ({"bad_words_ids": [[1, 2], [1, 50256]]}, {"bad_words_ids": [[1, 2]]}, ["left out [1, 50256] of bad_words_ids"]),
     ({"sequence_bias": [[[1], 2.0], [[999], 1.0]]}, {"sequence_bias": [[[1], 2.0]]}, ["[[999], 1.0] of sequence_bias"]),
+    ({"exponential_decay_length_penalty": [2, 1.5]}, {}, ["left out exponential_decay_length_penalty=[2, 1.5]: it"]),
+    ({"suppress_tokens": 5}, {"suppress_tokens": 5}, []),
     ({"forced_bos_token_id": 999, "forced_eos_token_id": [7, 999]}, {"forced_eos_token_id": [7]}, ["999", "999"]),
 ]
 
@@ -114,6 +116,8 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"num_beams": "4"}, "num_beams must be"),
     ({"early_stopping": None}, "early_stopping"),
     ({"max_new_tokens": 0}, "max_new_tokens"),
+    ({"max_new_tokens": "10"}, "has max_new_tokens='10', which transformers refuses; correct or remove it"),
+    ({"eos_token_id": 5, "pad_token_id": "x"}, "has pad_token_id='x', which transformers refuses; correct"),
     ({"num_return_sequences": 3}, "num_return_sequences"),
     ({"logits_processor": [1]}, "logits_processor"),
     ({"watermarking_config": 5}, "watermark|BaseWatermarkingConfig|mapping|int"),

@@ -50,7 +50,11 @@ UNSUPPORTED: list[tuple[dict[str, object], list[str]]] = [
     ({"n_layer": 0}, ["no layers", "n_layer"]),
     ({"add_cross_attention": True}, ["cross attention", "add_cross_attention"]),
     ({"quantization_config": {"quant_method": "gptq"}}, ["quantized already", "quantization_config"]),
-    ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, ["auto_map", "never runs"]),
+    (
+        {"model_type": "aragpt2", "auto_map": {"AutoModelForCausalLM": "evil.M"}},
+        ["auto_map", "'aragpt2'", "never runs"],
+    ),
+    ({"model_type": None, "auto_map": {"AutoConfig": "evil.C"}}, ["auto_map", "set model_type to 'gpt2'"]),
     ({"architectures": ["GPT2ForSequenceClassification"]}, ["GPT2ForSequenceClassification", "GPT2LMHeadModel"]),
 ]
 
@@ -64,10 +68,22 @@ def test_unsupported_configs(source: Path, tmp_path: Path, changes: dict[str, ob
         assert word in message
 
 
-def test_auto_map_runs_no_code(source: Path, tmp_path: Path) -> None:
+CODE = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "evil"])
+def test_auto_map_runs_no_code(source: Path, tmp_path: Path, model_type: str) -> None:
+    """transformers has classes for GPT-2, and takes them as long as nobody trusts the checkpoint's code."""
     (source / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
-    edit_json(source / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
-    refusal(source, tmp_path / "out")
+    edit_json(source / "config.json", auto_map=CODE, model_type=model_type)
+    edit_json(source / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
+    if model_type == "gpt2":
+        assert export(str(source), tmp_path / "out", "fp32").notes == (
+            "left out the checkpoint's own code (auto_map: AutoConfig, AutoModelForCausalLM, AutoTokenizer): "
+            "transformers' classes take its place",
+        )
+    else:
+        refusal(source, tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 
 
