@@ -214,7 +214,9 @@ def _load(folder: Path, name: str, fields: Mapping[str, Any]) -> tuple[transform
         raise ExportError(f"{name!r} is quantized already (quantization_config); export needs the float checkpoint")
     stated = fields.get("model_type")
     known = FAMILIES.get(stated) if isinstance(stated, str) else None
-    if fields.get("auto_map") and known is None:  # nothing says that a class of transformers computes the same
+    code = fields.get("auto_map")
+    is_of_model = code and not (isinstance(code, dict) and code.keys() <= {"AutoTokenizer"})
+    if is_of_model and known is None:  # nothing says that a class of transformers computes the same
         raise ExportError(
             f"{name!r} has code of its own (auto_map) for the model_type {stated!r:.40}, and edgelm never runs it; if "
             "the model is a GPT-2 without changes, set model_type to 'gpt2' in config.json"

@@ -29,6 +29,8 @@ _MISSING = (
 )
 _SINGLE_IDS = ("bos_token_id", "forced_bos_token_id")
 _IDS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+_COMPARED = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+"""Settings that transformers compares with ids as numbers, so that 2.0 means 2."""
 _DECAY = "exponential_decay_length_penalty"
 _BIASES = ("sequence_bias", "logit_bias")
 # Values that switch a setting off in transformers; some of them are out of range in edgelm.
@@ -115,6 +117,11 @@ def bundle_settings(settings: Mapping[str, Any], vocab_size: int) -> tuple[dict[
         if settings.get(name) not in (None, defaults[name]) and not _is_off(name, settings[name])
     ]
     kept = {n: v for n, v in settings.items() if v is not None and (n in OPTIONS or n in _SINGLE_IDS)}
+    for name in _COMPARED:
+        if name in kept:
+            kept[name] = _as_ids(kept[name])
+    if "renormalize_logits" in kept:  # transformers asks only whether it is true, as with do_sample
+        kept["renormalize_logits"] = bool(kept["renormalize_logits"])
     for name in (*_SINGLE_IDS, *_IDS, *_BIASES):
         if name in kept:
             notes += _drop_unknown_ids(kept, name, vocab_size)
@@ -167,6 +174,13 @@ def _is_off(name: str, value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _as_ids(value: Any) -> Any:
+    """The value with whole numbers in the place of floats that are whole."""
+    if isinstance(value, list):
+        return [_as_ids(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _drop_unknown_ids(kept: dict[str, Any], name: str, vocab_size: int) -> list[str]:

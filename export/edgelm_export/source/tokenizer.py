@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from edgelm.errors import ExportError, PromptError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer, rust_errors
@@ -203,7 +203,20 @@ def _class_name(folder: Path, files: set[str], config: dict[str, Any], model: di
         raise TokenizerError(
             f"reading {folder / vocabulary[0]} needs the package sentencepiece: pip install 'edgelm[export]'"
         )
-    return name.removesuffix("Fast")
+    name = name.removesuffix("Fast")
+    wanted = _files_of(name)
+    if vocabulary != ("tokenizer.json",) and wanted and files.isdisjoint(wanted):
+        raise TokenizerError(
+            f"the tokenizer class {name} of {folder} reads "
+            f"{' and '.join(wanted)}, but the folder has {vocabulary[0]}; set tokenizer_class in tokenizer_config.json"
+        )
+    return name
+
+
+def _files_of(name: str) -> list[str]:
+    """The files of a vocabulary that transformers' slow tokenizer class reads; none for a class that it lacks."""
+    found = getattr(tokenizer_class_from_name(name), "vocab_files_names", None)
+    return sorted(set(found.values()) - {"tokenizer.json"}) if isinstance(found, dict) else []
 
 
 def _behaviour(tokenizer: Any) -> list[tuple[str, bool, list[int], str]]:

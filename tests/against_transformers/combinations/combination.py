@@ -150,7 +150,7 @@ def _tokens(draft: Draft) -> int:
         return int(max(ids, default=0)) + 1
     known = tokenizer_kinds.vocabulary(draft)
     added = draft.json_files.get("added_tokens.json", {})
-    return max(2, *map(int, known.values()), *map(int, added.values())) + 1
+    return max([2, *map(int, known.values()), *map(int, added.values())]) + 1
 
 
 def _same(one: Draft, other: Draft) -> bool:

@@ -89,6 +89,8 @@ READ: list[tuple[dict[str, object], dict[str, object], list[str]]] = [
     ({"bad_words_ids": [[1, 2], [1, 50256]]}, {"bad_words_ids": [[1, 2]]}, ["left out [1, 50256] of bad_words_ids"]),
     ({"sequence_bias": [[[1], 2.0], [[999], 1.0]]}, {"sequence_bias": [[[1], 2.0]]}, ["[[999], 1.0] of sequence_bias"]),
     ({"exponential_decay_length_penalty": [2, 1.5]}, {}, ["left out exponential_decay_length_penalty=[2, 1.5]: it"]),
+    ({"eos_token_id": 2.0, "suppress_tokens": [3.0]}, {"eos_token_id": 2, "suppress_tokens": [3]}, []),
+    ({"renormalize_logits": 1, "do_sample": 0}, {"renormalize_logits": True}, []),
     ({"suppress_tokens": 5}, {"suppress_tokens": 5}, []),
     ({"forced_bos_token_id": 999, "forced_eos_token_id": [7, 999]}, {"forced_eos_token_id": [7]}, ["999", "999"]),
 ]

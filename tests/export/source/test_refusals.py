@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.errors import ExportError
 from edgelm_export.pipeline import export
+from edgelm_export.source.checkpoint import load_checkpoint
 from tests.export.checkpoints import Shape, edit_json, save_checkpoint
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("few_tokens")]
@@ -84,6 +85,9 @@ def test_auto_map_runs_no_code(source: Path, tmp_path: Path, model_type: str) ->
         )
     else:
         refusal(source, tmp_path / "out")
+        edit_json(source / "config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
+        (note,) = load_checkpoint(str(source)).notes
+        assert "auto_map: AutoTokenizer" in note
     assert not (tmp_path / "ran").exists()
 
 

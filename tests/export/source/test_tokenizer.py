@@ -256,6 +256,19 @@ def test_a_slow_tokenizer_that_differs_is_noted(tmp_path: Path, name: str, text:
     assert conversion_notes(tmp_path, tokenizer) == ()
 
 
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizerFast"])
+def test_a_class_whose_files_are_missing_is_named(tmp_path: Path, name: str) -> None:
+    shutil.copy(DATA / "chinese" / "vocab.txt", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    refuse(tmp_path, f"class {name.removesuffix('Fast')} .* reads .*, but the folder has vocab.txt; set tokenizer_cl")
+
+
+def test_a_sentencepiece_model_of_gpt2_without_a_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"\0\1")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    refuse(tmp_path, "GPT2Tokenizer .* reads merges.txt and vocab.json, but the folder has spiece.model; set")
+
+
 def save_sentencepiece(file: Path, **options: Any) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     with file.open("wb") as model:
