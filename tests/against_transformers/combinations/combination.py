@@ -11,39 +11,10 @@ from tokenizers import Tokenizer
 from tests.against_transformers.combinations import layouts, models, settings, tokenizer_kinds
 from tests.against_transformers.combinations.draft import TOKENIZER, Draft, Oddity, some
 
-TEXTS = [
-    "the",
-    "The miller",
-    "river",
-    "n't",
-    "'s",
-    " ",
-    "  ",
-    "\n",
-    "A: ",
-    ".",
-    "!",
-    "42",
-    "é",
-    "e\u0301",
-    "今天",
-    "日本",
-]
-TEXTS += [
-    "한국",
-    "Привет",
-    "مرحبا",
-    "🎉",
-    "👩\u200d👧",
-    "<|endoftext|>",
-    "<s>",
-    "[PAD]",
-    "[SEP]",
-    "<tool>",
-    "\u00a0",
-    "\ufeff",
-]
-TEXTS += ["##s", "▁", "</w>", "ﬁ", "Straße", "\x00", "\r\n", "x" * 20]
+TEXTS = ["the", "The miller", "river", "n't", "'s", " ", "  ", "\n", "A: ", ".", "!", "42", "é", "e\u0301", "今天"]
+TEXTS += ["日本", "한국", "Привет", "مرحبا", "🎉", "👩\u200d👧", "<|endoftext|>", "<s>", "[PAD]", "[SEP]", "<tool>"]
+TEXTS += ["\u00a0", "\ufeff", "##s", "▁", "</w>", "ﬁ", "Straße", "\x00", "\r\n", "x" * 20]
+"""Pieces of prompts."""
 
 Prompt = str | list[int]
 

@@ -178,6 +178,9 @@ class Edgelm:
         with (
             mock.patch("edgelm_export.pipeline.EVALUATION_TOKENS", DRAWN_TOKENS),
             mock.patch("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT),
+            # Threads that wait for each other spin, and on a busy machine take most of an export's time.
+            mock.patch("edgelm_export.pipeline.default_threads", lambda: 1),
+            mock.patch("edgelm_export.certify.optimum_graph.default_threads", lambda: 1),
         ):
             self.exported = export(str(source), output, "fp32")
         self.model = edgelm.load(output, device="cpu", threads=1)
