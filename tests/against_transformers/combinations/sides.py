@@ -194,9 +194,6 @@ class Edgelm:
         return Generated([(list(choice.token_ids), choice.text) for choice in completion.choices])
 
 
-_DOCUMENTED = re.compile("conversion changes")
-"""What docs/compatibility.md refuses, and only the refusal tells whether a combination has it."""
-
 # What Python and other libraries say about their own troubles; a refusal says what is wrong with the checkpoint.
 _FOREIGN = re.compile(
     r"NoneType|object has no attribute|unexpected keyword|not subscriptable|not iterable|not supported between|"
@@ -235,7 +232,7 @@ def differences(combination: Combination, output: Path) -> tuple[str, list[str]]
 
 def _refusal_faults(combination: Combination, theirs: Transformers | None, sentence: str) -> Iterator[str]:
     allowed = combination.refused is not None and combination.refused in sentence
-    if theirs is not None and not allowed and not _DOCUMENTED.search(sentence):
+    if theirs is not None and not allowed:
         yield f"refused, but transformers generates: {sentence}"
     if wrong := complaint(sentence):
         yield f"the refusal {wrong}: {sentence}"
