@@ -103,10 +103,14 @@ def _calibration(checkpoint: Checkpoint, report: Report) -> IdArray:
 def _room(budget: Budget, weights: DecoderWeights, tokenizer_json: Path, prefix_bytes: int) -> tuple[float, float]:
     """The bytes of disk and of memory that a budget leaves for the matrices."""
     sizes = weights.architecture
-    vectors = [weights.position_table.weight, *[weights.final_norm.weight] * 2]
+    vectors = [*weights.final_norm.vectors]
+    if weights.position_table is not None:
+        vectors.append(weights.position_table.weight)
+    for rotary in weights.rotaries:
+        vectors += [rotary.cos, rotary.sin]
     for layer in weights.layers:
-        vectors += [layer.attention_norm.weight, layer.mlp_norm.weight] * 2
-        vectors += [linear.bias for linear in layer.products]
+        vectors += [vector for norm in layer.norms for vector in norm.vectors]
+        vectors += [linear.bias for linear in layer.products if linear.bias is not None]
     floats = sum(stored_bytes(vector.nbytes) for vector in vectors)
     disk = ram = math.inf
     if budget.max_disk_bytes is not None:

@@ -126,7 +126,7 @@ def export(
             stored = store_as(checkpoint, precision, report)
         report("writing the graph")
         graph, matrices = write_graph(stored, draft)
-        _check_account(checkpoint, matrices)
+        _check_account(checkpoint, stored.source, matrices)
         _write_value_divisors(stored.source, draft)
         manifest = seal(draft, _uncertified(checkpoint, stored, graph, matrices))
         drawn = EvaluationText(f"drawn from the source at temperature 1, seed {EVALUATION_SEED}", texts)
@@ -170,13 +170,14 @@ def _uncertified(
     )
 
 
-def _check_account(checkpoint: Checkpoint, matrices: tuple[Matrix, ...]) -> None:
+def _check_account(checkpoint: Checkpoint, weights: DecoderWeights, matrices: tuple[Matrix, ...]) -> None:
     """Refuse an account in which a matrix of the source is missing, or stands twice."""
+    joined = {linear.name: linear.source_names for linear in weights.products}
     names: dict[int, str] = {}  # only the first name of a tied matrix
     for name, tensor in checkpoint.model.state_dict().items():
         if tensor.ndim == 2:
             names.setdefault(tensor.data_ptr(), name)
-    stored = [matrix.name for matrix in matrices]
+    stored = [name for matrix in matrices for name in joined.get(matrix.name, (matrix.name,))]
     if sorted(stored) != sorted(names.values()):
         wrong = sorted(set(names.values()).symmetric_difference(stored)) or stored
         raise ExportError(f"the graph must store the weight matrix {wrong[0]!r} exactly once: please report this")

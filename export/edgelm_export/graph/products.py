@@ -33,7 +33,7 @@ class Products:
     """Names of the tables written so far."""
 
     def linear(self, x: str, linear: Linear, out: str) -> str:
-        """Write `out` (B, T, N) = `x` (B, T, K) @ weight + bias of the source `linear`; returns the name `out`."""
+        """Write `out` (B, T, N) = `x` (B, T, K) @ weight, plus the bias if any, of `linear`; returns the name `out`."""
         name, shape = linear.name, linear.weight.shape
         stored = self.stored[name]
         is_float = isinstance(stored, FloatStored)
@@ -41,12 +41,15 @@ class Products:
         if isinstance(stored, BlockQuantized):
             return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, linear.bias)
         values = self.writer.weight(name, stored.values)
+        result = out if linear.bias is None else f"{out}.product"
         if isinstance(stored, RowQuantized):
             self.writer.function(row_quantized_matmul())
             scales = self.writer.weight(f"{name}.scales", stored.scales)
-            product = self.writer.node("RowQuantizedMatMul", [x, values, scales], f"{out}.product", domain=LOCAL)
+            product = self.writer.node("RowQuantizedMatMul", [x, values, scales], result, domain=LOCAL)
         else:
-            product = self.writer.node("MatMul", [x, values], f"{out}.product")
+            product = self.writer.node("MatMul", [x, values], result)
+        if linear.bias is None:
+            return product
         bias = self.writer.weight(f"{out}.bias", linear.bias.astype(self.dtype))
         return self.writer.node("Add", [product, bias], out)
 

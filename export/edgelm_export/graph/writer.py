@@ -34,10 +34,14 @@ class GraphWriter:
         self._data = (folder / weights_file).open("wb")
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[TensorProto] = []
+        self._names: set[str] = set()
         self._functions: dict[str, onnx.FunctionProto] = {}
 
     def weight(self, name: str, array: npt.NDArray[Any]) -> str:
-        """Store `array` under `name`; returns the name."""
+        """Store `array` under `name`, once; returns the name."""
+        if name in self._names:
+            return name
+        self._names.add(name)
         array = np.ascontiguousarray(array)
         if array.nbytes < INLINE_BYTES:
             self._initializers.append(numpy_helper.from_array(array, name))
@@ -92,5 +96,11 @@ class GraphWriter:
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains.items()],
             functions=list(self._functions.values()),
         )
+        text = model.SerializeToString()
+        # onnx does not know this operator of ONNX Runtime, and does not check nodes of foreign domains.
+        for node in model.graph.node:
+            if node.op_type == "SimplifiedLayerNormalization":
+                node.domain = CONTRIB
         self._path.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(self._path))
+        self._path.write_bytes(text)

@@ -6,6 +6,7 @@ the scale of attention explicit and names each matrix as the checkpoint does.
 Shapes: D hidden size, H query heads, G key-value heads, p padded head dim, F inner size, C context, V vocabulary.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
@@ -21,20 +22,52 @@ Array: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm: scale and shift, (D,) each."""
+    """A LayerNorm, or an RMSNorm: the latter divides by the root mean square alone, and has no shift."""
 
     weight: Array
-    bias: Array
+    """The scale, (D,)."""
+    bias: Array | None
+    """The shift, (D,); None in an RMSNorm."""
+    epsilon: float
+    """What is added to the variance, or to the mean square."""
+
+    @property
+    def vectors(self) -> tuple[Array, ...]:
+        """The arrays of the norm."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def divided(self, factors: Array) -> "Norm":
+        """The norm whose output channels are divided by `factors` (D,)."""
+        return replace(self, weight=self.weight / factors, bias=None if self.bias is None else self.bias / factors)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """``x @ weight + bias``: weight (K, N), bias (N,)."""
+    """``x @ weight + bias``: weight (K, N), bias (N,) or None."""
 
     name: str
-    """Name of the weight in the checkpoint."""
+    """Name of the weight in the checkpoint. ``{q,k,v}`` stands for matrices that are joined side by side."""
     weight: Array
-    bias: Array
+    bias: Array | None
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The names of the joined matrices in the checkpoint, in their order."""
+        match = re.fullmatch(r"(.*)\{(.*)\}(.*)", self.name)
+        return (self.name,) if match is None else tuple(f"{match[1]}{part}{match[3]}" for part in match[2].split(","))
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embeddings (Su et al., arXiv 2104.09864) of queries and keys: number i of a head turns with
+    number i + p / 2. Zeros that pad a head stand behind each half."""
+
+    name: str
+    """A name for the tables in the graph."""
+    cos: Array
+    """(C, p / 2)."""
+    sin: Array
+    """(C, p / 2)."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +96,29 @@ class Layer:
     """(H·p, D)."""
     mlp_norm: Norm
     mlp_in: Linear
-    """(D, F)."""
+    """(D, F); or (D, 2·F), gate and up side by side, where the MLP is gated."""
     activation: Activation
     mlp_out: Linear
     """(F, D)."""
+    is_gated: bool = False
+    """Whether the activation of the gate multiplies up (Shazeer, arXiv 2002.05202)."""
+    rotary: Rotary | None = None
+    window: int | None = None
+    """How many tokens a token sees, itself included; None where it sees all tokens before it."""
+    query_norm: Norm | None = None
+    """Of each head of the query, (p,), before it is turned; `key_norm` likewise."""
+    key_norm: Norm | None = None
+    attention_out_norm: Norm | None = None
+    """Of what attention adds to the residual stream; `mlp_out_norm` likewise for the MLP."""
+    mlp_out_norm: Norm | None = None
     value_divisors: Array | None = None
     """The factors by which smoothing divided the values, (G·p,)."""
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """All norms of the layer."""
+        optional = self.query_norm, self.key_norm, self.attention_out_norm, self.mlp_out_norm
+        return (self.attention_norm, self.mlp_norm, *(norm for norm in optional if norm is not None))
 
     @property
     def products(self) -> tuple[Linear, ...]:
@@ -92,16 +142,18 @@ class DecoderWeights:
     model_type: str
     """Name of the family, as ``model_type`` in ``config.json`` says it."""
     architecture: Architecture
-    epsilon: float
-    """What each LayerNorm adds to the variance."""
     token_table: Table
     """(V, D)."""
-    position_table: Table
-    """(C, D)."""
+    position_table: Table | None
+    """(C, D); None where positions are not added to the tokens."""
     layers: tuple[Layer, ...]
     final_norm: Norm
     head: Table | None
     """(V, D); None where the token table is the head too."""
+    token_scale: float = 1.0
+    """By which the rows of the token table are multiplied where they enter the residual stream."""
+    logits_scale: float = 1.0
+    """By which the logits are multiplied."""
 
     @property
     def output_table(self) -> Table:
@@ -112,6 +164,11 @@ class DecoderWeights:
     def tables(self) -> tuple[Table, ...]:
         """The token table, and the head where that is a matrix of its own."""
         return (self.token_table,) if self.head is None else (self.token_table, self.head)
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """The different rotary embeddings of the layers."""
+        return tuple({layer.rotary.name: layer.rotary for layer in self.layers if layer.rotary is not None}.values())
 
     @property
     def products(self) -> Iterator[Linear]:

@@ -1,17 +1,15 @@
-"""The families of architectures that edgelm exports, by the ``model_type`` of their configs.
-
-A new family is a file beside `gpt2.py` and an entry of `FAMILIES`.
-"""
+"""The families of architectures that edgelm exports, by the ``model_type`` of their configs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import transformers
 from torch import Tensor
 
 from edgelm.bundle.manifest import Architecture
-from edgelm_export.model import gpt2, gpt2_checkpoint
+from edgelm_export.model import gemma3, gpt2, gpt2_checkpoint, granite, llama, llama_checkpoint
 from edgelm_export.model.decoder import DecoderWeights
 
 
@@ -30,6 +28,23 @@ class Family:
     collect: Callable[[transformers.PreTrainedModel], DecoderWeights]
 
 
+def _like_llama(
+    title: str,
+    config_class: type[transformers.PretrainedConfig],
+    model_class: type[transformers.PreTrainedModel],
+    collect: Callable[[transformers.PreTrainedModel], DecoderWeights] = llama.collect,
+) -> Family:
+    return Family(
+        title,
+        model_class,
+        partial(llama_checkpoint.read_config, config_class=config_class),
+        partial(llama_checkpoint.fit, model_class=model_class),
+        llama.prepare,
+        llama.describe,
+        collect,
+    )
+
+
 FAMILIES = {
     "gpt2": Family(
         "GPT-2",
@@ -39,6 +54,14 @@ FAMILIES = {
         gpt2.prepare,
         gpt2.describe,
         gpt2.collect,
+    ),
+    "llama": _like_llama("Llama", transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "mistral": _like_llama("Mistral", transformers.MistralConfig, transformers.MistralForCausalLM),
+    "qwen2": _like_llama("Qwen2", transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "qwen3": _like_llama("Qwen3", transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "granite": _like_llama("Granite", transformers.GraniteConfig, transformers.GraniteForCausalLM, granite.collect),
+    "gemma3_text": _like_llama(
+        "Gemma 3", transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM, gemma3.collect
     ),
 }
 

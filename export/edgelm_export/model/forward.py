@@ -7,12 +7,13 @@ V vocabulary.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edgelm.ids import IdArray
-from edgelm_export.model.decoder import DecoderWeights, Layer, Linear, Norm, qkv_widths
+from edgelm_export.model.decoder import DecoderWeights, Layer, Linear, Norm, Rotary, qkv_widths
 
 Watch = Callable[[Linear, Tensor], None]
 """Called with each product and its input, (R, T, K), before the product is computed."""
@@ -29,21 +30,41 @@ class DecoderForward:
 
     def embed(self, rows: IdArray) -> Tensor:
         """The residual stream (R, T, D) that enters the first layer: token plus position of `rows` (R, T)."""
-        positions = self.weights.position_table.weight[: rows.shape[1]]  # (T, D)
-        return torch.from_numpy(self.weights.token_table.weight[rows] + positions)
+        x = self.weights.token_table.weight[rows] * np.float32(self.weights.token_scale)  # (R, T, D)
+        if self.weights.position_table is not None:
+            x = x + self.weights.position_table.weight[: rows.shape[1]]
+        return torch.from_numpy(x)
 
     def layer(self, layer: Layer, x: Tensor, watch: Watch | None = None) -> Tensor:
         """The residual stream after the block `layer`, where `x` (R, T, D) enters it."""
         return torch.cat([self._layer(layer, part, watch) for part in x.split(_ROWS_AT_ONCE)])
 
     def _layer(self, layer: Layer, x: Tensor, watch: Watch | None) -> Tensor:
-        qkv = _product(self._norm(layer.attention_norm, x), layer.qkv, watch)  # (R, T, (H + 2·G)·p)
-        query, key, value = (self._heads(part) for part in qkv.split(qkv_widths(self.weights.architecture), dim=-1))
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=layer.attention_scale)
+        sizes = self.weights.architecture
+        qkv = _product(_norm(layer.attention_norm, x), layer.qkv, watch)  # (R, T, (H + 2·G)·p)
+        query, key, value = (self._heads(part) for part in qkv.split(qkv_widths(sizes), dim=-1))
+        query, key = (
+            _turned(_optional_norm(norm, part), layer.rotary)
+            for norm, part in ((layer.query_norm, query), (layer.key_norm, key))
+        )
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if layer.window is None else _window_mask(x.shape[1], layer.window),
+            is_causal=layer.window is None,
+            scale=layer.attention_scale,
+            enable_gqa=sizes.num_heads != sizes.num_key_value_heads,
+        )
         attended = attended.transpose(1, 2).flatten(2)  # (R, T, H·p)
-        x = x + _product(attended, layer.attention_out, watch)
-        inner = _product(self._norm(layer.mlp_norm, x), layer.mlp_in, watch)  # (R, T, F)
-        return x + _product(layer.activation.function(inner), layer.mlp_out, watch)
+        x = x + _optional_norm(layer.attention_out_norm, _product(attended, layer.attention_out, watch))
+        inner = _product(_norm(layer.mlp_norm, x), layer.mlp_in, watch)  # (R, T, F) or (R, T, 2·F)
+        if layer.is_gated:
+            gate, up = inner.chunk(2, dim=-1)
+            active = layer.activation.function(gate) * up
+        else:
+            active = layer.activation.function(inner)
+        return x + _optional_norm(layer.mlp_out_norm, _product(active, layer.mlp_out, watch))
 
     def _heads(self, part: Tensor) -> Tensor:
         """A part (R, T, heads·p) of the qkv product as (R, heads, T, p)."""
@@ -51,18 +72,42 @@ class DecoderForward:
 
     def final(self, x: Tensor) -> Tensor:
         """The input of the head: the final norm of `x` (R, T, D)."""
-        return self._norm(self.weights.final_norm, x)
+        return _norm(self.weights.final_norm, x)
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """Log-probabilities (R, T, V) of the next token, where `x` (R, T, D) enters the head."""
-        return torch.log_softmax(x @ torch.from_numpy(self.weights.output_table.weight).T, dim=-1)
+        logits = x @ torch.from_numpy(self.weights.output_table.weight).T
+        return torch.log_softmax(logits * self.weights.logits_scale, dim=-1)
 
-    def _norm(self, norm: Norm, x: Tensor) -> Tensor:
-        weight, bias = torch.from_numpy(norm.weight), torch.from_numpy(norm.bias)
-        return F.layer_norm(x, weight.shape, weight, bias, self.weights.epsilon)
+
+def _norm(norm: Norm, x: Tensor) -> Tensor:
+    weight = torch.from_numpy(norm.weight)
+    if norm.bias is None:
+        return F.rms_norm(x, weight.shape, weight, norm.epsilon)
+    return F.layer_norm(x, weight.shape, weight, torch.from_numpy(norm.bias), norm.epsilon)
+
+
+def _optional_norm(norm: Norm | None, x: Tensor) -> Tensor:
+    return x if norm is None else _norm(norm, x)
+
+
+def _turned(heads: Tensor, rotary: Rotary | None) -> Tensor:
+    """Queries or keys (R, heads, T, p) turned by the angles of their positions."""
+    if rotary is None:
+        return heads
+    cos, sin = (torch.from_numpy(table[: heads.shape[2]]) for table in (rotary.cos, rotary.sin))  # (T, p / 2)
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _window_mask(tokens: int, window: int) -> Tensor:
+    """Which of T tokens (columns) each of them (rows) sees, (T, T)."""
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    return (distance >= 0) & (distance < window)
 
 
 def _product(x: Tensor, linear: Linear, watch: Watch | None) -> Tensor:
     if watch is not None:
         watch(linear, x)
-    return x @ torch.from_numpy(linear.weight) + torch.from_numpy(linear.bias)
+    product = x @ torch.from_numpy(linear.weight)
+    return product if linear.bias is None else product + torch.from_numpy(linear.bias)

@@ -54,7 +54,7 @@ def collect(model: transformers.GPT2LMHeadModel) -> DecoderWeights:
         return Table(name, array(name))
 
     def norm(name: str) -> Norm:
-        return Norm(array(f"{name}.weight"), array(f"{name}.bias"))
+        return Norm(array(f"{name}.weight"), array(f"{name}.bias"), float(config.layer_norm_epsilon))  # JSON may have 0 or 1
 
     def linear(name: str) -> Linear:
         return Linear(f"{name}.weight", array(f"{name}.weight"), array(f"{name}.bias"))
@@ -77,7 +77,6 @@ def collect(model: transformers.GPT2LMHeadModel) -> DecoderWeights:
     return DecoderWeights(
         model_type=config.model_type,
         architecture=sizes,
-        epsilon=float(config.layer_norm_epsilon),  # JSON may have 0 or 1
         token_table=table("transformer.wte.weight"),
         position_table=table("transformer.wpe.weight"),
         layers=tuple(layer(index) for index in range(config.n_layer)),
@@ -89,6 +88,7 @@ def collect(model: transformers.GPT2LMHeadModel) -> DecoderWeights:
 def _pad_qkv(qkv: Linear, sizes: Architecture) -> Linear:
     """Pad each head of the query, the key and the value, which are three equal parts in GPT-2."""
     parts, padding = (3, sizes.num_heads, sizes.source_head_dim), (0, sizes.head_dim - sizes.source_head_dim)
+    assert qkv.bias is not None
     weight = np.pad(qkv.weight.reshape(-1, *parts), [(0, 0)] * 3 + [padding])  # (D, 3, H, p)
     bias = np.pad(qkv.bias.reshape(parts), [(0, 0)] * 2 + [padding])  # (3, H, p)
     return Linear(qkv.name, weight.reshape(len(weight), -1), bias.reshape(-1))

@@ -12,19 +12,19 @@ from edgelm.errors import ExportError
 from edgelm_export.model.activations import ACTIVATIONS
 
 _BODY, _TABLE, _HEAD = "transformer.", "transformer.wte.weight", "lm_head.weight"
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of a name that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric put in."""
 _ANCHORS = ("wpe.weight", "ln_f.weight", "wte.weight")
 """Weights that stand directly in a body. The first that a file has tells the prefix of its body."""
 _MASK = re.compile(r"transformer\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)")
 """Buffers of old versions of transformers, which hold no weight."""
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.")
-_LOW_RANK = re.compile(r"\.(lora_\w+|base_layer)\.")
+LOW_RANK = re.compile(r"\.(lora_\w+|base_layer)\.")
 _TASK_CLASSES = ("GPT2ForSequenceClassification", "GPT2ForTokenClassification", "GPT2ForQuestionAnswering")
 _TASK_HEADS = re.compile(r"(score|classifier|qa_outputs)\.(weight|bias)")
 
 _COUNTS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-_CALLER_FIELDS = {  # of config.json: how to call a model, or where its weights are; no field of the model itself
+CALLER_FIELDS = {  # of config.json: how to call a model, or where its weights are; no field of the model itself
     *("model_type", "auto_map", "transformers_weights", "torch_dtype", "dtype", "use_bfloat16", "problem_type"),
     *("return_dict", "use_return_dict", "torchscript", "output_attentions", "output_hidden_states", "use_cache"),
     *("id2label", "label2id", "num_labels", "attn_implementation", "_attn_implementation", "gradient_checkpointing"),
@@ -44,7 +44,7 @@ def read_config(fields: Mapping[str, Any], name: str) -> transformers.GPT2Config
             activation, no layers, or cross attention.
     """
     try:
-        config = transformers.GPT2Config.from_dict({k: v for k, v in fields.items() if k not in _CALLER_FIELDS})
+        config = transformers.GPT2Config.from_dict({k: v for k, v in fields.items() if k not in CALLER_FIELDS})
     except Exception as error:  # the fields may hold anything, and transformers raises whatever that leads to
         raise ExportError(f"cannot read config.json of {name!r}: {type(error).__name__}: {error}") from None
     activation = config.activation_function
@@ -90,7 +90,7 @@ def fit(
             those of a model without a language head, or of an adapter that was not merged.
     """
     found = _renamed(weights, name)
-    if low_rank := [key for key in found if _LOW_RANK.search(f".{key}")]:
+    if low_rank := [key for key in found if LOW_RANK.search(f".{key}")]:
         raise ExportError(
             f"{name!r} contains a LoRA adapter that was not merged ({low_rank[0]!r}); save it after peft's "
             "merge_and_unload(), or export its base with --adapter"
@@ -133,7 +133,7 @@ def _renamed(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The weights with the body under ``transformer.`` and the head at ``lm_head.weight``."""
     plain: dict[str, Tensor] = {}
     for key, value in weights.items():
-        short = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        short = ".".join(part for part in key.split(".") if part not in WRAPPERS)
         if short in plain:
             raise ExportError(f"{name!r} has two weights for {short!r}; keep one of them")
         plain[short] = value

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from edgelm.ids import IdArray
-from edgelm_export.model.decoder import PRODUCTS, Array, DecoderWeights, Layer, Linear, Table, qkv_widths
+from edgelm_export.model.decoder import PRODUCTS, Array, DecoderWeights, Layer, Linear, Table
 from edgelm_export.model.forward import DecoderForward, Watch
 from edgelm_export.quantize.gptq import gptq_blocks
 from edgelm_export.quantize.recipe import StorageRecipe
-from edgelm_export.quantize.smooth import best_factors, fold_norm, fold_values
+from edgelm_export.quantize.smooth import best_factors, fold_columns, fold_norm
 from edgelm_export.quantize.storage import (
     FloatStored,
     Storage,
@@ -61,12 +61,15 @@ def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) 
         rows: calibration text, (R, T); None only where the recipe needs no inputs.
     """
     positions, head = weights.position_table, weights.head
-    stored: dict[str, Stored] = {positions.name: _in_float(positions.weight, recipe.float_storage)}
+    stored: dict[str, Stored] = {}
 
     def restored(table: Table) -> Table:
         return replace(table, weight=stored[table.name].restored())
 
-    forward = DecoderForward(replace(weights, position_table=restored(positions)))
+    if positions is not None:
+        stored[positions.name] = _in_float(positions.weight, recipe.float_storage)
+        positions = restored(positions)
+    forward = DecoderForward(replace(weights, position_table=positions))
     x = forward.embed(rows) if rows is not None and recipe.needs_inputs else None  # (R, T, D)
     layers = []
     for layer in weights.layers:
@@ -157,23 +160,28 @@ def _collect(seen: dict[str, list[Tensor]]) -> Watch:
 def _smoothed(layer: Layer, weights: DecoderWeights, recipe: StorageRecipe, inputs: dict[str, Tensor]) -> Layer:
     """Smooth one layer of `weights`; `inputs` are samples (tokens, K) of what enters each product, by its name."""
 
-    def factors(linear: Linear) -> Array | None:
+    def factors(linear: Linear, shared: tuple[int, int] = (1, 1)) -> Array | None:
         storage, sample = recipe.storage[linear.name], inputs[linear.name]
         if storage.format not in ("int8_row", "block"):
             return None
-        return best_factors(linear.weight, sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage)
+        return best_factors(linear.weight, sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage, shared)
 
-    # A value head that serves several query heads has no factors of its own.
-    query_width, _, value_width = qkv_widths(weights.architecture)
-    for_values = factors(layer.attention_out) if value_width == query_width else None
+    sizes = weights.architecture
+    value_heads, shared_by = sizes.num_key_value_heads, sizes.num_heads // sizes.num_key_value_heads
     for_qkv, for_mlp = factors(layer.qkv), factors(layer.mlp_in)
+    for_values = factors(layer.attention_out, (value_heads, shared_by))
+    for_up = factors(layer.mlp_out) if layer.is_gated else None
     if for_qkv is not None:
         norm, qkv = fold_norm(layer.attention_norm, layer.qkv, for_qkv)
         layer = replace(layer, attention_norm=norm, qkv=qkv)
     if for_values is not None:
-        qkv, attention_out = fold_values(layer.qkv, layer.attention_out, for_values)
-        layer = replace(layer, qkv=qkv, attention_out=attention_out, value_divisors=for_values)
+        of_heads = for_values.reshape(value_heads, shared_by, -1)[:, 0]  # (G, p)
+        qkv, attention_out = fold_columns(layer.qkv, layer.attention_out, of_heads, shared_by)
+        layer = replace(layer, qkv=qkv, attention_out=attention_out, value_divisors=of_heads.reshape(-1))
     if for_mlp is not None:
         norm, mlp_in = fold_norm(layer.mlp_norm, layer.mlp_in, for_mlp)
         layer = replace(layer, mlp_norm=norm, mlp_in=mlp_in)
+    if for_up is not None:
+        mlp_in, mlp_out = fold_columns(layer.mlp_in, layer.mlp_out, for_up)
+        layer = replace(layer, mlp_in=mlp_in, mlp_out=mlp_out)
     return layer

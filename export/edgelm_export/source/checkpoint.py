@@ -221,13 +221,15 @@ def _load(folder: Path, name: str, fields: Mapping[str, Any]) -> tuple[transform
             f"{name!r} has code of its own (auto_map) for the model_type {stated!r:.40}, and edgelm never runs it; if "
             "the model is a GPT-2 without changes, set model_type to 'gpt2' in config.json"
         )
+    # GPT-2 checkpoints state many types, or no type; the weights then decide.
     family = known or FAMILIES["gpt2"]
     try:
         # The default attention ignores scale_attn_by_inverse_layer_idx and scale_attn_weights=False.
         model, notes = load_model(folder, name, family.read_config(fields, name), "eager")
     except ExportError as error:
-        if stated in (None, "gpt2"):
+        if stated is None or stated in FAMILIES:
             raise
-        raise ExportError(f"{error}; config.json states the model_type {stated!r:.40}, edgelm exports GPT-2") from None
+        known = ", ".join(FAMILIES)
+        raise ExportError(f"{error}; config.json states the model_type {stated!r:.40}, edgelm exports {known}") from None
     family.prepare(model)
     return model.eval().requires_grad_(False), notes

@@ -1,0 +1,170 @@
+"""Llama, and the families whose modules have the same names: Mistral, Qwen2 and Qwen3.
+
+Shapes: D hidden size, H query heads, G key-value heads, h head dim of the source, p padded head dim, F inner size,
+C context.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from edgelm.bundle.manifest import Architecture
+from edgelm.engine.cache import ROW_GROUP
+from edgelm_export.model.activations import collect_activation
+from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Rotary, Table
+
+_HEAD_DIM_MULTIPLE = 16
+"""GroupQueryAttention turns heads whose size is a multiple of this number; zeros fill the rest."""
+
+
+def prepare(model: transformers.PreTrainedModel) -> None:
+    """Nothing: ONNX can compute these models as they are."""
+
+
+def describe(config: transformers.PretrainedConfig) -> Architecture:
+    """The sizes of a model with this config."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    padded = -(-head_dim // _HEAD_DIM_MULTIPLE) * _HEAD_DIM_MULTIPLE
+    return Architecture(
+        num_layers=config.num_hidden_layers,
+        num_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=padded,
+        source_head_dim=head_dim,
+        cache_values_per_token=2 * config.num_hidden_layers * kv_heads * padded,
+        hidden_size=config.hidden_size,
+        widest_activation=max((heads + 2 * kv_heads) * padded, 2 * config.intermediate_size),
+        context_length=config.max_position_embeddings,
+        vocab_size=config.vocab_size,
+    )
+
+
+def collect(model: transformers.PreTrainedModel) -> DecoderWeights:
+    """Copy the weights out of a model."""
+    body, sizes = model.model, describe(model.config)
+    rotary = collect_rotary("rotary", body.rotary_emb, sizes)
+    is_tied = model.lm_head.weight is body.embed_tokens.weight
+    return DecoderWeights(
+        model_type=model.config.model_type,
+        architecture=sizes,
+        token_table=Table("model.embed_tokens.weight", array_of(body.embed_tokens.weight)),
+        position_table=None,
+        layers=tuple(
+            collect_layer(f"model.layers.{index}", block, model.config, sizes, rotary)
+            for index, block in enumerate(body.layers)
+        ),
+        final_norm=collect_norm(body.norm),
+        head=None if is_tied else Table("lm_head.weight", array_of(model.lm_head.weight)),
+    )
+
+
+def collect_layer(
+    prefix: str, block: torch.nn.Module, config: transformers.PretrainedConfig, sizes: Architecture, rotary: Rotary
+) -> Layer:
+    """The layer that the module `block`, called `prefix` in the checkpoint, computes."""
+    attention, mlp = block.self_attn, block.mlp
+    gate_and_up = [mlp.gate_proj, mlp.up_proj]
+    return Layer(
+        attention_norm=collect_norm(block.input_layernorm),
+        qkv=collect_qkv(f"{prefix}.self_attn.{{q,k,v}}_proj.weight", attention, sizes),
+        attention_scale=attention.scaling,
+        attention_out=collect_attention_out(f"{prefix}.self_attn.o_proj.weight", attention, sizes),
+        mlp_norm=collect_norm(block.post_attention_layernorm),
+        mlp_in=joined(f"{prefix}.mlp.{{gate,up}}_proj.weight", gate_and_up),
+        activation=collect_activation(config.hidden_act, mlp.act_fn),
+        mlp_out=joined(f"{prefix}.mlp.down_proj.weight", [mlp.down_proj]),
+        is_gated=True,
+        rotary=rotary,
+        window=_window(attention, config),
+        query_norm=_norm_of_heads(attention, "q_norm", sizes),
+        key_norm=_norm_of_heads(attention, "k_norm", sizes),
+    )
+
+
+def collect_norm(module: torch.nn.Module) -> Norm:
+    """The RMSNorm that `module` computes."""
+    return Norm(array_of(module.weight), None, module.variance_epsilon)
+
+
+def collect_rotary(name: str, module: torch.nn.Module, sizes: Architecture) -> Rotary:
+    """The tables of the rotary embedding that `module` computes, for every position of the context."""
+    # A chunk that ends at the last position is padded to a whole row group, and the padding is turned too.
+    positions = torch.arange(sizes.context_length + ROW_GROUP)[None]  # (1, C + ROW_GROUP)
+    half, padding = sizes.source_head_dim // 2, (sizes.head_dim - sizes.source_head_dim) // 2
+    with torch.inference_mode():
+        cos, sin = module(torch.zeros(1), positions)  # (1, C + ROW_GROUP, h) each, both halves alike
+    # Zeros behind each half stay zeros, whatever turns them.
+    tables = [np.pad(array_of(table[0, :, :half]), [(0, 0), (0, padding)], mode="edge") for table in (cos, sin)]
+    return Rotary(name, *tables)
+
+
+def _window(attention: torch.nn.Module, config: transformers.PretrainedConfig) -> int | None:
+    """How many tokens a token sees. Mistral says it for all layers, Qwen for each layer, Llama has no window."""
+    if hasattr(attention, "sliding_window"):
+        window: int | None = attention.sliding_window
+        return window
+    return getattr(config, "sliding_window", None)
+
+
+def collect_qkv(name: str, attention: torch.nn.Module, sizes: Architecture) -> Linear:
+    """Query, key and value side by side. A rotary embedding turns two halves of a head, so each half is padded."""
+    half, padding = sizes.source_head_dim // 2, (sizes.head_dim - sizes.source_head_dim) // 2
+    parts = []
+    for module, turns in ((attention.q_proj, True), (attention.k_proj, True), (attention.v_proj, False)):
+        linear = joined(name, [module])
+        parts.append(_padded(linear, (2, half) if turns else (1, 2 * half), padding * (1 if turns else 2)))
+    biases = [part.bias if part.bias is not None else np.zeros(part.weight.shape[1], np.float32) for part in parts]
+    bias = None if all(part.bias is None for part in parts) else np.concatenate(biases)
+    return Linear(name, np.concatenate([part.weight for part in parts], axis=1), bias)
+
+
+def _padded(linear: Linear, shape: tuple[int, int], padding: int) -> Linear:
+    """Pad the columns of `linear`, which are heads of `shape`, with `padding` zeros behind each row of a head."""
+
+    def pad(array: Array) -> Array:
+        apart = array.reshape(*array.shape[:-1], -1, *shape)
+        return np.pad(apart, [(0, 0)] * (apart.ndim - 1) + [(0, padding)]).reshape(*array.shape[:-1], -1)
+
+    return Linear(linear.name, pad(linear.weight), None if linear.bias is None else pad(linear.bias))
+
+
+def collect_attention_out(name: str, attention: torch.nn.Module, sizes: Architecture) -> Linear:
+    """The product that joins the heads; the rows that take each head are padded."""
+    out = joined(name, [attention.o_proj])
+    heads = out.weight.reshape(sizes.num_heads, sizes.source_head_dim, -1)  # (H, h, D)
+    weight = np.pad(heads, [(0, 0), (0, sizes.head_dim - sizes.source_head_dim), (0, 0)])  # (H, p, D)
+    return Linear(out.name, weight.reshape(-1, weight.shape[-1]), out.bias)
+
+
+def norm_of_heads(norm: Norm, sizes: Architecture) -> Norm:
+    """A norm (h,) of queries or keys, for padded heads (p,).
+
+    The mean over p numbers is smaller than the mean over h numbers by h / p, because the padding is zero. So the
+    epsilon becomes smaller, and the weight smaller by the root.
+    """
+    share = sizes.source_head_dim / sizes.head_dim
+    halves = norm.weight.reshape(2, -1)  # (2, h / 2)
+    padding = (sizes.head_dim - sizes.source_head_dim) // 2
+    weight = np.pad(halves, [(0, 0), (0, padding)]).reshape(-1) * np.float32(share**0.5)
+    return Norm(weight, None, norm.epsilon * share)
+
+
+def _norm_of_heads(attention: torch.nn.Module, name: str, sizes: Architecture) -> Norm | None:
+    """The norm `name` of queries or keys; Qwen3 has such norms."""
+    module = getattr(attention, name, None)
+    return None if module is None else norm_of_heads(collect_norm(module), sizes)
+
+
+def joined(name: str, modules: list[Any]) -> Linear:
+    """Products of the same input, side by side."""
+    weight = np.concatenate([array_of(module.weight).T for module in modules], axis=1)
+    biases = [array_of(module.bias) for module in modules if module.bias is not None]
+    assert len(biases) in (0, len(modules)), "gate and up have biases, or neither has one"
+    return Linear(name, np.ascontiguousarray(weight), np.concatenate(biases) if biases else None)
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    return np.array(tensor.detach().numpy(), np.float32)

@@ -1,0 +1,162 @@
+"""What a config and a file of weights must contain to become a model of Llama's kind."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from edgelm.errors import ExportError
+from edgelm_export.model.activations import ACTIVATIONS
+from edgelm_export.model.gpt2_checkpoint import CALLER_FIELDS, LOW_RANK, WRAPPERS, name_weights
+
+_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_BUFFER = re.compile(r".*\.rotary_emb(_local)?\.inv_freq")
+"""Buffers of old versions of transformers, which the config determines."""
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "max_position_embeddings"),
+)
+_ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embeddings whose angles depend on the position alone. The others depend on the length of the text."""
+_MUST_BE = {  # fields that change what the model computes, and their only value that edgelm exports
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
+    "partial_rotary_factor": (1, None),
+}
+
+
+def read_config(
+    fields: Mapping[str, Any], name: str, config_class: type[transformers.PretrainedConfig]
+) -> transformers.PretrainedConfig:
+    """The configuration that transformers reads from these fields.
+
+    Args:
+        fields: content of the checkpoint's ``config.json``.
+        name: name of the checkpoint, for messages.
+        config_class: of the family.
+
+    Raises:
+        ExportError: a size is no positive integer or does not fit another size, or a field has a value that edgelm
+            does not export.
+    """
+    try:
+        config = config_class.from_dict({k: v for k, v in fields.items() if k not in CALLER_FIELDS})
+    except Exception as error:  # the fields may hold anything, and transformers raises whatever that leads to
+        raise ExportError(f"cannot read config.json of {name!r}: {type(error).__name__}: {error}") from None
+    what = f"config.json of {name!r}"
+    for field in (*_SIZES, *(() if getattr(config, "head_dim", None) is None else ("head_dim",))):
+        value = getattr(config, field)
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise ExportError(f"{what}: {field} must be a positive integer, not {value!r:.80}")
+    for field in ("rms_norm_eps", "initializer_range", "attention_dropout"):
+        value = getattr(config, field)
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise ExportError(f"{what}: {field} must be a number from 0 to 1, not {value!r:.80}")
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if heads % groups:
+        raise ExportError(f"{what}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+    head_dim = getattr(config, "head_dim", None)
+    if head_dim is None and config.hidden_size % heads:
+        raise ExportError(f"{what}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}")
+    if (head_dim or config.hidden_size // heads) % 2:
+        raise ExportError(f"{what}: heads of {head_dim or config.hidden_size // heads} numbers have no two halves")
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ExportError(
+            f"{what}: the activation {activation!r:.80} is unknown; edgelm exports {', '.join(sorted(ACTIVATIONS))}"
+        )
+    for field, allowed in _MUST_BE.items():
+        if (value := getattr(config, field, allowed[0])) not in allowed:
+            raise ExportError(f"{what}: {field} is {value!r:.80}, which edgelm does not export")
+    scaling = config.rope_scaling if isinstance(getattr(config, "rope_scaling", None), dict) else {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in _ROTARY_KINDS:
+        raise ExportError(
+            f"{what}: rope_scaling has the type {kind!r:.80}, whose angles depend on the length of the text; edgelm "
+            f"exports {', '.join(_ROTARY_KINDS)}"
+        )
+    return config
+
+
+def fit(
+    weights: Mapping[str, Tensor],
+    config: transformers.PretrainedConfig,
+    name: str,
+    model_class: type[transformers.PreTrainedModel],
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights under the names of `model_class`, exactly those that a model with `config` has.
+
+    Args:
+        weights: of the checkpoint's files.
+        config: of the model; `read_config` made it.
+        name: name of the checkpoint, for messages.
+        model_class: the class of transformers with a language head.
+
+    Returns:
+        The weights without a tied head, and notes on weights that were left out.
+
+    Raises:
+        ExportError: a weight is missing, has a different shape, or is no floating-point tensor.
+    """
+    found = _renamed(weights, name)
+    if low_rank := [key for key in found if LOW_RANK.search(f".{key}")]:
+        raise ExportError(
+            f"{name!r} contains a LoRA adapter that was not merged ({low_rank[0]!r}); save it after peft's "
+            "merge_and_unload(), or export its base with --adapter"
+        )
+    notes: tuple[str, ...] = ()
+    if config.tie_word_embeddings and _HEAD in found:
+        head = found.pop(_HEAD)
+        table = found.setdefault(_TABLE, head)
+        if table is not head and not (table.shape == head.shape and torch.equal(table, head)):
+            notes += (f"left out {_HEAD!r}, which differs from the token table: config.json ties them",)
+    layers = 1 + max((int(match[1]) for match in map(_LAYER.match, found) if match), default=-1)
+    with torch.device("meta"):
+        model = model_class(config)
+    expected = {key: value.shape for key, value in model.named_parameters()}
+    if config.tie_word_embeddings:
+        expected.pop(_HEAD, None)
+    if missing := [key for key in expected if key not in found]:
+        count = config.num_hidden_layers
+        kind = f" ({layers} layers, but config.json states num_hidden_layers {count})" if count > layers else ""
+        raise ExportError(f"{name!r} lacks {name_weights(missing)}: it is incomplete{kind}")
+    for key, shape in expected.items():
+        value = found[key]
+        if value.is_meta or not value.is_floating_point() or value.layout != torch.strided:
+            raise ExportError(f"cannot load the weights of {name!r}: {key!r} is no plain floating-point tensor")
+        if value.shape != shape:
+            raise ExportError(
+                f"cannot load the weights of {name!r}: {key!r} has the shape {tuple(value.shape)}, but config.json "
+                f"makes it {tuple(shape)}"
+            )
+    if extra := sorted(key for key in found.keys() - expected.keys() if not _BUFFER.fullmatch(key)):
+        notes += (f"left out {name_weights(extra)}, because {model_class.__name__} has no place for it",)
+    return {key: found[key] for key in expected}, notes
+
+
+def _renamed(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights with the body under ``model.`` and the head at ``lm_head.weight``."""
+    plain: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        short = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if short in plain:
+            raise ExportError(f"{name!r} has two weights for {short!r}; keep one of them")
+        plain[short] = value
+    anchor = "embed_tokens.weight"
+    prefixes = [key.removesuffix(anchor) for key in plain if key == anchor or key.endswith(f".{anchor}")]
+    if len(prefixes) > 1:
+        raise ExportError(f"{name!r} contains {len(prefixes)} models; save one of them alone")
+    body = prefixes[0] if prefixes else "model."
+    outer = body.removesuffix("model.")
+    return {
+        "model." + key.removeprefix(body)
+        if key.startswith(body) and not key.startswith(f"{outer}lm_head.")
+        else key.removeprefix(outer): value
+        for key, value in plain.items()
+    }
