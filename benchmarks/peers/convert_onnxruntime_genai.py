@@ -33,9 +33,10 @@ def store_in_blocks(weights: "DecoderWeights", bits: int) -> "StoredDecoder":
 
     positions, tokens = weights.position_table, weights.token_table
     stored: dict[str, Stored] = {
-        positions.name: FloatStored(positions.weight),
         tokens.name: quantize_blocks(tokens.weight, 8, block_size_for(tokens.weight.shape[1], BLOCK)),
     }
+    if positions is not None:
+        stored[positions.name] = FloatStored(positions.weight)
     for linear in weights.products:
         rows = np.ascontiguousarray(linear.weight.T)  # (N, K)
         stored[linear.name] = quantize_blocks(rows, bits, block_size_for(rows.shape[1], BLOCK))

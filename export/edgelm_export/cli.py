@@ -1,4 +1,4 @@
-"""``edgelm export``: a GPT-2 checkpoint becomes a bundle."""
+"""``edgelm export``: a checkpoint becomes a bundle."""
 
 import re
 import signal
@@ -78,6 +78,12 @@ _CHOOSE = "Choose the bits of every matrix so that"
     help="UTF-8 text of your domain. Only the tokens that it needs are kept. Other text is spelt in smaller pieces.",
 )
 @click.option(
+    "--context",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The longest text, in tokens: less memory for keys and values.  [default: SOURCE's own context]",
+)
+@click.option(
     "--prefix",
     type=_FILE,
     metavar="FILE",
@@ -103,11 +109,12 @@ def command(
     tokenizer: str | None,
     generation_config: Path | None,
     vocabulary: Path | None,
+    context: int | None,
     prefix: Path | None,
     prefix_dtype: KvDtype | None,
     accept_quality_loss: bool,
 ) -> None:
-    """Turn the GPT-2 checkpoint SOURCE, a folder or a hub id, into a bundle.
+    """Turn the checkpoint SOURCE, a folder, a hub id or a GGUF file, into a bundle.
 
     \b
     edgelm export gpt2 -o gpt2-int8
@@ -145,6 +152,7 @@ def command(
             tokenizer=tokenizer,
             generation_config=generation_config,
             vocabulary=vocabulary,
+            context=context,
             prefix=prefix,
             prefix_dtype=prefix_dtype,
             accept_quality_loss=accept_quality_loss,

@@ -25,7 +25,7 @@ from edgelm.bundle.manifest import (
 from edgelm.engine.machine import default_threads
 from edgelm.errors import ExportError
 from edgelm.reuse.kv_file import KvDtype
-from edgelm_export.certify.certificate import EvaluationText, certify, read_eval_text
+from edgelm_export.certify.certificate import MAX_ROW_TOKENS, EvaluationText, certify, read_eval_text
 from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph.decoder import write_graph
@@ -36,7 +36,9 @@ from edgelm_export.publish.prefix import plan_prefix
 from edgelm_export.quantize.budget import Budget, check_budget
 from edgelm_export.quantize.calibrate import StoredDecoder
 from edgelm_export.source.adapter import merge_adapter
+from edgelm_export.source.chat_template import write_chat_template
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
+from edgelm_export.source.context import shorten_context
 from edgelm_export.source.drawn_text import draw_texts
 from edgelm_export.source.fingerprint import body_sha256
 from edgelm_export.source.generation_settings import bundle_settings
@@ -66,6 +68,7 @@ def export(
     tokenizer: str | None = None,
     generation_config: Path | None = None,
     vocabulary: Path | None = None,
+    context: int | None = None,
     prefix: Path | None = None,
     prefix_dtype: KvDtype | None = None,
     accept_quality_loss: bool = False,
@@ -86,6 +89,7 @@ def export(
         tokenizer: a folder or a hub id whose tokenizer takes the place of the source's.
         generation_config: file of generation settings that override the source's.
         vocabulary: file of UTF-8 text. Only the tokens of this text are kept, and the tokens that spell all other text.
+        context: the longest text, in tokens; None for the source's own context.
         prefix: file to put before every prompt of the bundle: UTF-8 text, or a prefix that was learned.
         prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
         accept_quality_loss: whether to publish a bundle that missed its gate.
@@ -106,11 +110,13 @@ def export(
         if vocabulary is not None:
             report(f"keeping the tokens that {vocabulary} needs")
             checkpoint = prune_vocabulary(checkpoint, vocabulary)
+        if context is not None:
+            checkpoint = shorten_context(checkpoint, context)
         planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         settings, notes = bundle_settings(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
-        bos, context_length = settings.get("bos_token_id"), checkpoint.architecture.context_length
+        bos, row_tokens = settings.get("bos_token_id"), min(checkpoint.architecture.context_length, MAX_ROW_TOKENS)
         bos_token_id = bos if isinstance(bos, int) else None
-        files = [read_eval_text(path, checkpoint.tokenizer, bos_token_id, context_length) for path in eval_texts]
+        files = [read_eval_text(path, checkpoint.tokenizer, bos_token_id, row_tokens) for path in eval_texts]
         report("exporting the reference graph with optimum")
         reference = OptimumGraph(checkpoint.model, scratch)
         report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
@@ -193,6 +199,8 @@ def _write_value_divisors(weights: DecoderWeights, draft: Path) -> None:
 
 def _write_papers(checkpoint: Checkpoint, settings: dict[str, Any], draft: Path) -> None:
     checkpoint.tokenizer.save(draft)
+    if checkpoint.chat_template is not None:
+        write_chat_template(checkpoint.chat_template, draft)
     (draft / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
     text = json.dumps(settings, indent=1, ensure_ascii=False)
     (draft / "generation_config.json").write_text(text + "\n", encoding="utf-8")

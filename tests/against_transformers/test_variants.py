@@ -1,4 +1,4 @@
-"""For every kind of GPT-2 config, the bundle computes what torch computes."""
+"""For every family and every kind of config, the bundle computes what torch computes."""
 
 import numpy as np
 import pytest
@@ -52,13 +52,78 @@ SHAPES = [
     Shape(stored="hub", config={"activation_function": "gelu_python_tanh"}),
     Shape(stored="double-heads", config={"activation_function": "swish"}),
 ]
+LLAMA3_ROTARY = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+FAMILY_SHAPES = [
+    Shape(family="llama", width=48, heads=6, kv_heads=2, tied=False),  # head dim 8, padded to 16
+    Shape(family="llama", width=36, heads=3, kv_heads=1, inner=50, config={"rope_theta": 500.0}),  # 12, padded to 16
+    Shape(
+        family="llama",
+        width=60,
+        heads=6,
+        tied=False,
+        dtype="bfloat16",
+        stored="sharded",
+        config={"head_dim": 24, "attention_bias": True, "mlp_bias": True, "rope_scaling": LLAMA3_ROTARY},
+    ),
+    Shape(family="llama", width=128, heads=1, config={"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    Shape(
+        family="llama",
+        width=64,
+        heads=4,
+        kv_heads=2,
+        stored="bin",
+        config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    ),
+    Shape(family="mistral", width=48, heads=3, config={"sliding_window": 7}),
+    Shape(family="mistral", width=40, heads=2, kv_heads=1, tied=False, config={"sliding_window": None, "head_dim": 32}),
+    Shape(family="qwen2", width=48, heads=6, kv_heads=3, dtype="float16"),
+    Shape(
+        family="qwen2",
+        width=48,
+        heads=3,
+        layers=3,
+        tied=False,
+        config={"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    Shape(family="qwen3", width=40, heads=4, kv_heads=2, config={"head_dim": 10}),  # norms of padded heads
+    Shape(family="qwen3", width=64, heads=2, kv_heads=1, tied=False, config={"head_dim": 128, "attention_bias": True}),
+    Shape(
+        family="granite",
+        width=48,
+        heads=3,
+        kv_heads=1,
+        config={
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.3,
+            "attention_bias": True,
+        },
+    ),
+    Shape(
+        family="gemma3_text",
+        width=40,
+        heads=2,
+        kv_heads=1,
+        layers=3,
+        config={"head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 20, "layer_types": WINDOWS},
+    ),
+    Shape(family="gemma3_text", width=32, heads=2, layers=2, tied=False, config={"head_dim": 16, "sliding_window": 64}),
+]
 
 
 def test_every_activation_of_transformers_is_in_some_shape() -> None:
     assert {shape.config.get("activation_function", "gelu_new") for shape in SHAPES} == set(ACT2FN) == set(ACTIVATIONS)
 
 
-@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: shape.name)
+@pytest.fixture(scope="module", params=[*SHAPES, *FAMILY_SHAPES], ids=lambda shape: shape.name)
 def exact(request: pytest.FixtureRequest, tiny_export: TinyExport) -> Tiny:
     """An fp32 bundle."""
     return tiny_export(request.param, "fp32")
@@ -96,6 +161,14 @@ QUANTIZED_SHAPES = [
     Shape(width=20, heads=4, layers=3, context=11, vocab=3, tied=False),
     Shape(width=48, heads=4, config={"activation_function": "gelu"}),
     Shape(width=200, heads=10, layers=2, context=64, vocab=54, inner=72, config={"activation_function": "relu2"}),
+    Shape(family="llama", width=96, heads=6, kv_heads=2, inner=200),
+    Shape(  # windows, norms of heads, and norms of what is added
+        family="gemma3_text",
+        width=40,
+        heads=2,
+        kv_heads=1,
+        config={"head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 20, "layer_types": WINDOWS[:2]},
+    ),
 ]
 
 

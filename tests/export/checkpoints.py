@@ -1,4 +1,4 @@
-"""Random GPT-2 checkpoints of any shape, their exports, and what torch itself computes for them."""
+"""Random checkpoints of any family and shape, their exports, and what torch itself computes for them."""
 
 import json
 from dataclasses import dataclass, field
@@ -43,6 +43,10 @@ class Shape:
     pruned_heads: tuple[tuple[int, ...], ...] = ()
     """Heads to prune in each layer."""
     seed: int = 0
+    family: str = "gpt2"
+    """The ``model_type``."""
+    kv_heads: int | None = None
+    """Heads of keys and values, in families that group them; None for `heads`."""
     config: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -63,24 +67,14 @@ def save_checkpoint(folder: Path, shape: Shape | None = None, **changes: Any) ->
         changes: fields to set in the finished checkpoint's config; None removes a field.
     """
     shape = shape or Shape()
-    special = None if shape.vocab < BYTE_TOKENS else 0
-    config = transformers.GPT2Config(
-        vocab_size=shape.vocab,
-        n_positions=shape.context,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_inner=shape.inner,
-        bos_token_id=special,
-        eos_token_id=special,
-        tie_word_embeddings=shape.tied,
-        **shape.config,
-    )
-    kind = transformers.GPT2DoubleHeadsModel if shape.stored == "double-heads" else transformers.GPT2LMHeadModel
     torch.manual_seed(shape.seed)
-    model = kind(config).eval()
+    if shape.stored == "double-heads":
+        model = transformers.GPT2DoubleHeadsModel(_config(shape)).eval()
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(_config(shape)).eval()
     randomize(model)
-    model.prune_heads(dict(enumerate(shape.pruned_heads)))
+    if shape.pruned_heads:
+        model.prune_heads(dict(enumerate(shape.pruned_heads)))
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, shape.dtype)).save_pretrained(
         folder,
@@ -95,20 +89,51 @@ def save_checkpoint(folder: Path, shape: Shape | None = None, **changes: Any) ->
     return folder
 
 
+def _config(shape: Shape) -> transformers.PretrainedConfig:
+    special = None if shape.vocab < BYTE_TOKENS else 0
+    common = {
+        "vocab_size": shape.vocab,
+        "bos_token_id": special,
+        "eos_token_id": special,
+        "tie_word_embeddings": shape.tied,
+    }
+    if shape.family == "gpt2":
+        sizes = {
+            "n_positions": shape.context,
+            "n_embd": shape.width,
+            "n_layer": shape.layers,
+            "n_head": shape.heads,
+            "n_inner": shape.inner,
+        }
+    else:
+        sizes = {
+            "max_position_embeddings": shape.context,
+            "hidden_size": shape.width,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads or shape.heads,
+            "intermediate_size": shape.inner or 2 * shape.width,
+            "pad_token_id": None,
+        }
+    return transformers.AutoConfig.for_model(shape.family, **(common | sizes | shape.config))
+
+
 def randomize(model: Any) -> None:
     """Weights under which every part of the model matters; the usual 0.02 gives nearly flat logits."""
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if ".ln_" in name:
-                value.normal_(mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
+            if ".ln_" in name or "norm" in name:
+                # Gemma stores the difference from 1.
+                mean = 1.0 if name.endswith("weight") and "Gemma" not in type(model).__name__ else 0.0
+                value.normal_(mean=mean, std=0.3)
             elif value.ndim == 1:
                 value.normal_(std=0.2)
-            elif "wte" in name or "lm_head" in name:
+            elif "wte" in name or "embed_tokens" in name or "lm_head" in name:
                 value.normal_(std=3 / value.shape[1] ** 0.5)
             elif "wpe" in name:
                 value.normal_(std=1 / value.shape[1] ** 0.5)
-            else:
-                value.normal_(std=1.2 / value.shape[0] ** 0.5)
+            else:  # GPT-2 stores its matrices as (inputs, outputs), the other families as (outputs, inputs)
+                value.normal_(std=1.2 / value.shape[0 if "transformer.h." in name else 1] ** 0.5)
 
 
 def _rename_like_the_hub(folder: Path, shape: Shape) -> None:
@@ -148,7 +173,10 @@ class TorchModel:
     """The source as transformers loads it by itself, in float32 with eager attention."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = transformers.GPT2LMHeadModel.from_pretrained(
+        is_gpt2 = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "gpt2") == "gpt2"
+        # A body of GPT-2's double heads, or with foreign architectures, is no AutoModelForCausalLM.
+        kind = transformers.GPT2LMHeadModel if is_gpt2 else transformers.AutoModelForCausalLM
+        self.model = kind.from_pretrained(
             folder, attn_implementation="eager", dtype=torch.float32, local_files_only=True
         ).eval()
 

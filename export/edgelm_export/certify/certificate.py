@@ -11,6 +11,7 @@ import numpy as np
 
 from edgelm.bundle.certificate import Certificate, Footprint, Quality, Reference
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.manifest import Manifest
 from edgelm.bundle.reference import ReferenceData, encode_reference, rounded, rows_of
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
@@ -24,7 +25,10 @@ from edgelm_export.source.hub import read_text
 
 REFERENCE_NAME = "reference.bin"
 REFERENCE_TOKENS = 2_048
-"""The reference has at least one row that fills the context, so that every position is measured again."""
+"""The reference has at least one row that fills the context, so that every learned position is measured again."""
+MAX_ROW_TOKENS = 2_048
+"""Longer rows measure nothing new where positions are not learned, and attention in the reference graph takes memory
+that grows with their square."""
 MAX_REFERENCE_TOKENS = 16_384
 TOP_COUNT = 8
 MAX_EVAL_TEXT_BYTES = 64 * 2**20
@@ -40,12 +44,12 @@ class EvaluationText:
     """Token ids of each row, (T,)."""
 
 
-def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, context_length: int) -> EvaluationText:
-    """Read a UTF-8 text file into windows of the context.
+def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, row_tokens: int) -> EvaluationText:
+    """Read a UTF-8 text file, and cut it into rows.
 
     Args:
         bos_token_id: the token that stands before the text; None for no such token.
-        context_length: length of a window, in tokens.
+        row_tokens: length of a row, in tokens.
 
     Raises:
         ExportError: the file cannot be read, is no UTF-8 text, is too large, or has fewer than two tokens.
@@ -53,7 +57,7 @@ def read_eval_text(path: Path, tokenizer: Tokenizer, bos_token_id: int | None, c
     text = read_text(path, "--eval-text", MAX_EVAL_TEXT_BYTES)
     bos = [] if bos_token_id is None else [bos_token_id]
     ids = np.array(bos + list(tokenizer.encode(text, add_special_tokens=False)), np.int64)  # (T,)
-    rows = [row for row in np.split(ids, range(context_length, len(ids), context_length)) if len(row) >= 2]
+    rows = [row for row in np.split(ids, range(row_tokens, len(ids), row_tokens)) if len(row) >= 2]
     if not rows:
         raise ExportError(f"the --eval-text {str(path)!r} has fewer than two tokens, so there is nothing to measure")
     return EvaluationText(path.name, rows)
@@ -99,6 +103,12 @@ def certify(
     )
 
 
+def longest_row(manifest: Manifest) -> int:
+    """How many tokens are measured in one row at most: the context, or fewer where positions are not learned."""
+    context = manifest.architecture.context_length
+    return context if manifest.graph.position_ids is not None else min(context, MAX_ROW_TOKENS)
+
+
 def measure_footprint(bundle: Path) -> Footprint:
     """Measure speed and peak memory of the runtime in a process of its own, because this process has loaded torch.
 
@@ -116,7 +126,7 @@ def measure_footprint(bundle: Path) -> Footprint:
 
 def make_reference(source: SourceLogits, session: Session, rows: Sequence[IdArray]) -> tuple[Reference, ReferenceData]:
     """The facts and the content of the reference file, for a source and the bundle of `session` on this machine."""
-    vocab, context = session.vocab_size, session.context_length
+    vocab, context = session.vocab_size, longest_row(session.bundle.manifest)
     ids = np.concatenate(rows)[: min(max(REFERENCE_TOKENS, context), MAX_REFERENCE_TOKENS)]  # (T,)
     if len(ids) % context == 1:  # a row of one token predicts nothing
         ids = ids[:-1]

@@ -26,6 +26,9 @@ class Family:
     prepare: Callable[[transformers.PreTrainedModel], None]
     describe: Callable[[transformers.PretrainedConfig], Architecture]
     collect: Callable[[transformers.PreTrainedModel], DecoderWeights]
+    shorten: Callable[[transformers.PreTrainedModel, int], None]
+    context_field: str
+    """Name of the field of the config that states the context."""
 
 
 def _like_llama(
@@ -42,6 +45,8 @@ def _like_llama(
         llama.prepare,
         llama.describe,
         collect,
+        llama.shorten,
+        llama.CONTEXT_FIELD,
     )
 
 
@@ -54,6 +59,8 @@ FAMILIES = {
         gpt2.prepare,
         gpt2.describe,
         gpt2.collect,
+        gpt2.shorten,
+        gpt2.CONTEXT_FIELD,
     ),
     "llama": _like_llama("Llama", transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "mistral": _like_llama("Mistral", transformers.MistralConfig, transformers.MistralForCausalLM),

@@ -1,4 +1,4 @@
-"""Gemma 3 (the text model): Llama's modules with two more norms a layer, norms of queries and keys, and local layers."""
+"""Gemma 3 (text): Llama's modules with two more norms a layer, norms of queries and keys, and layers with a window."""
 
 import torch
 import transformers

@@ -6,12 +6,15 @@ Shapes: D hidden size, H heads, h head dim of the source, p padded head dim.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 import transformers
 from torch import Tensor
 
 from edgelm.bundle.manifest import Architecture
 from edgelm_export.model.activations import collect_activation, widen_activation
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Table
+
+CONTEXT_FIELD = "n_positions"
 
 _HEAD_DIM_MULTIPLE = 8
 """GroupQueryAttention takes head dims that are a multiple of this number; zeros fill the rest."""
@@ -22,6 +25,13 @@ def prepare(model: transformers.GPT2LMHeadModel) -> None:
     for block in model.transformer.h:
         widen_activation(block.mlp.act)
     _restore_pruned_heads(model)
+
+
+def shorten(model: transformers.GPT2LMHeadModel, context_length: int) -> None:
+    """Give a model a shorter context."""
+    positions = model.transformer.wpe
+    positions.weight = torch.nn.Parameter(positions.weight.detach()[:context_length].clone(), requires_grad=False)
+    positions.num_embeddings = model.config.n_positions = context_length
 
 
 def describe(config: transformers.GPT2Config) -> Architecture:

@@ -22,9 +22,7 @@ def collect(model: transformers.GraniteForCausalLM) -> DecoderWeights:
 
 def _scaled_layer(layer: Layer, factor: float) -> Layer:
     """The layer that adds `factor` times as much to the residual stream."""
-    return replace(
-        layer, attention_out=_scaled(layer.attention_out, factor), mlp_out=_scaled(layer.mlp_out, factor)
-    )
+    return replace(layer, attention_out=_scaled(layer.attention_out, factor), mlp_out=_scaled(layer.mlp_out, factor))
 
 
 def _scaled(linear: Linear, factor: float) -> Linear:

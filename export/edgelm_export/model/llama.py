@@ -15,12 +15,19 @@ from edgelm.engine.cache import ROW_GROUP
 from edgelm_export.model.activations import collect_activation
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Rotary, Table
 
+CONTEXT_FIELD = "max_position_embeddings"
+
 _HEAD_DIM_MULTIPLE = 16
 """GroupQueryAttention turns heads whose size is a multiple of this number; zeros fill the rest."""
 
 
 def prepare(model: transformers.PreTrainedModel) -> None:
     """Nothing: ONNX can compute these models as they are."""
+
+
+def shorten(model: transformers.PreTrainedModel, context_length: int) -> None:
+    """Give a model a shorter context. Its rotary embedding was made already, and does not change."""
+    model.config.max_position_embeddings = context_length
 
 
 def describe(config: transformers.PretrainedConfig) -> Architecture:

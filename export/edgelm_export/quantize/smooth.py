@@ -1,7 +1,8 @@
 """Smoothing: move difficulty between activations and weights, exactly, before both are rounded.
 
 A channel of a product's input is divided by a factor where that channel is made: in a norm, in the value columns of
-qkv, or in the up columns of a gated MLP. The matching row of the product is multiplied by the factor, so the function stays the same.
+qkv, or in the up columns of a gated MLP. The matching row of the product is multiplied by the factor, so the function
+stays the same.
 SmoothQuant's factors (Xiao et al., arXiv 2211.10438) even out the largest magnitudes. AWQ's factors (Lin et al.,
 arXiv 2306.00978) give important channels a finer grid. Both are tried, and the factors that disturb the product's
 output least are taken.

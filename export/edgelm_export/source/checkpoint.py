@@ -13,11 +13,14 @@ from typing import Any
 import torch
 import transformers
 
+from edgelm.bundle.chat_template import ChatTemplate
 from edgelm.bundle.manifest import Architecture, Source
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.families import FAMILIES, describe
+from edgelm_export.source.chat_template import CHAT_FILES, read_source_template
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
+from edgelm_export.source.gguf import SUFFIX, unpacked
 from edgelm_export.source.hub import first_line, locate, read_json
 from edgelm_export.source.tokenizer import TOKENIZER_FILES, conversion_notes, load_tokenizer
 from edgelm_export.source.weights import read_weights
@@ -39,6 +42,8 @@ class Checkpoint:
     config_json: str
     generation_settings: dict[str, Any]
     """Every setting with which transformers generates by default, under its name in ``GenerationConfig``."""
+    chat_template: ChatTemplate | None
+    """How the model's chats become text; None where the source does not say."""
     notes: tuple[str, ...] = ()
     """Remarks for the person who exports."""
 
@@ -59,7 +64,7 @@ def load_checkpoint(
     """Load a checkpoint of a family that edgelm exports.
 
     Args:
-        source: a folder in Hugging Face layout, or a hub id such as "gpt2".
+        source: a folder in Hugging Face layout, a hub id such as "gpt2", or a GGUF file.
         revision: a branch, tag or commit of a hub id.
         tokenizer: a folder or a hub id whose tokenizer takes the place of the source's.
         generation_config: file of generation settings that override the source's.
@@ -68,9 +73,21 @@ def load_checkpoint(
         ExportError: the source is missing or damaged, belongs to no such family, or uses a feature that edgelm does not
             export.
     """
+    if source.endswith(SUFFIX) and Path(source).is_file():
+        if revision is not None:
+            raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a file")
+        with unpacked(Path(source)) as folder:
+            return _load_folder(folder, Path(source).stem, None, tokenizer, generation_config)
     folder, name, commit = locate(source, revision, _files_to_fetch, "checkpoint")
+    return _load_folder(folder, name, commit, tokenizer, generation_config)
+
+
+def _load_folder(
+    folder: Path, name: str, commit: str | None, tokenizer: str | None, generation_config: Path | None
+) -> Checkpoint:
+    """Load the checkpoint called `name` in `folder`; the arguments mean what they mean in `load_checkpoint`."""
     if (folder / "bundle.json").exists():
-        raise ExportError(f"{source!r} is a bundle already; export needs the original checkpoint")
+        raise ExportError(f"{name!r} is a bundle already; export needs the original checkpoint")
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise ExportError(f"{name!r} is an adapter; give its base model, and this adapter with --adapter")
     license_name, card = _card(folder)
@@ -88,7 +105,8 @@ def load_checkpoint(
         notes += (f"the tokenizer has {shown}, but the model has not: text with such a token is refused",)
     config_json = _config_json(folder, config, model)
     origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
-    return Checkpoint(origin, card, model, loaded, config_json, settings, notes)
+    template = read_source_template(folder)
+    return Checkpoint(origin, card, model, loaded, config_json, settings, template, notes)
 
 
 def _tokenizer(folder: Path, name: str, given: str | None) -> tuple[Tokenizer, tuple[str, ...]]:
@@ -135,7 +153,7 @@ def _files_to_fetch(names: set[str]) -> set[str]:
         return {name for name in names if re.fullmatch(rf"{pattern}(\.index\.json)?", name)}
 
     weights = matching(r"model(-\d+-of-\d+)?\.safetensors") or matching(r"pytorch_model(-\d+-of-\d+)?\.bin")
-    return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | weights
+    return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | CHAT_FILES | weights
 
 
 def _config_json(folder: Path, fields: dict[str, Any], model: transformers.PreTrainedModel) -> str:
@@ -229,7 +247,8 @@ def _load(folder: Path, name: str, fields: Mapping[str, Any]) -> tuple[transform
     except ExportError as error:
         if stated is None or stated in FAMILIES:
             raise
-        known = ", ".join(FAMILIES)
-        raise ExportError(f"{error}; config.json states the model_type {stated!r:.40}, edgelm exports {known}") from None
+        raise ExportError(
+            f"{error}; config.json states the model_type {stated!r:.40}, edgelm exports {', '.join(FAMILIES)}"
+        ) from None
     family.prepare(model)
     return model.eval().requires_grad_(False), notes

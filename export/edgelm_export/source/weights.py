@@ -123,5 +123,7 @@ def _no_weights(folder: Path) -> str:
     looked = f"looked for {', '.join(WEIGHT_FILES)}"
     for pattern, library in _FOREIGN.items():
         if foreign := sorted(folder.glob(pattern)):
+            if library == "GGUF":
+                return f"the folder has the GGUF file {foreign[0].name}; export that file itself"
             return f"they are weights of {library} ({foreign[0].name}); save them as model.safetensors; {looked}"
     return f"the folder has none; {looked}"

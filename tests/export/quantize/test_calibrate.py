@@ -13,7 +13,7 @@ from edgelm_export.model.families import collect_weights
 from edgelm_export.model.forward import DecoderForward
 from edgelm_export.quantize.calibrate import SAMPLE_TOKENS, smooth, store
 from edgelm_export.quantize.recipe import BLOCK4, fixed_recipe
-from edgelm_export.quantize.smooth import best_factors, fold_norm, fold_values
+from edgelm_export.quantize.smooth import best_factors, fold_columns, fold_norm
 from edgelm_export.quantize.storage import INT8_ROW
 from edgelm_export.source.drawn_text import draw_texts
 from tests.export.checkpoints import Ids, Logits, Shape, TorchModel, save_checkpoint
@@ -85,18 +85,42 @@ def test_values_fold_through_attention(model: Any) -> None:
     rows = np.random.default_rng(0).integers(0, 300, (2, 32))
     layer = weights.layers[0]
     factors = np.random.default_rng(1).uniform(0.1, 10, len(layer.attention_out.weight)).astype(np.float32)
-    qkv, out = fold_values(layer.qkv, layer.attention_out, factors)
+    qkv, out = fold_columns(layer.qkv, layer.attention_out, factors)
     folded = replace(weights, layers=(replace(layer, qkv=qkv, attention_out=out), *weights.layers[1:]))
     before, after = log_probabilities(weights, rows), log_probabilities(folded, rows)
     assert np.abs(before - after).max() <= 1e-3
     assert not np.array_equal(qkv.weight, layer.qkv.weight)
 
 
+def test_fold_columns_by_hand_where_two_query_heads_share_a_value_head() -> None:
+    """Two value heads of one number each; the first serves the rows 0 and 1 of the product, the second 2 and 3."""
+    qkv = Linear("qkv", np.array([[9, 8, 6]], np.float32), np.array([1, 2, 3], np.float32))
+    out = Linear("out", np.array([[1], [2], [3], [4]], np.float32), None)
+    divided, multiplied = fold_columns(qkv, out, np.array([[2], [3]], np.float32), shared_by=2)
+    assert divided.weight.tolist() == [[9, 4, 2]]
+    assert divided.bias is not None
+    assert divided.bias.tolist() == [1, 1, 1]
+    assert multiplied.weight.tolist() == [[2], [4], [9], [12]]
+    assert multiplied.bias is None
+
+
+def test_heads_that_share_values_share_factors() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(2 * 3 * 16, 48)).astype(np.float32)
+    inputs = torch.from_numpy(rng.normal(size=(SAMPLE_TOKENS, 2 * 3 * 16)).astype(np.float32))
+    inputs[:, 20] *= 100  # number 4 of the first group's second head
+    factors = best_factors(weight, inputs, BLOCK4, (2, 3)).reshape(2, 3, 16)
+    assert (factors == factors[:, :1]).all()
+    assert factors[0, 0, 4] > 2 * np.delete(factors[0, 0], 4).max()
+
+
 def test_fold_norm_by_hand() -> None:
-    norm = Norm(np.array([2, 4], np.float32), np.array([1, 3], np.float32))
+    norm = Norm(np.array([2, 4], np.float32), np.array([1, 3], np.float32), 1e-5)
     linear = Linear("w", np.array([[1, 2], [3, 4]], np.float32), np.array([5, 6], np.float32))
     folded, other = fold_norm(norm, linear, np.array([2, 0.5], np.float32))
     assert folded.weight.tolist() == [1, 8]
+    assert folded.bias is not None
+    assert other.bias is not None
     assert folded.bias.tolist() == [0.5, 6]
     assert other.weight.tolist() == [[2, 4], [1.5, 2]]
     assert other.bias.tolist() == [5, 6]
@@ -128,6 +152,7 @@ def test_stored_matrices_stand_for_the_weights(model: Any, precision: Any) -> No
     recipe = fixed_recipe(precision, weights)
     rows = np.stack(draw_texts(model, 500, 1)) if recipe.is_quantized else None
     stored = store(weights, recipe, rows)
+    assert weights.position_table is not None
     storage = {**recipe.storage, weights.position_table.name: recipe.float_storage}
     assert set(stored.stored) == set(storage)
     for name, matrix in stored.stored.items():

@@ -1,0 +1,101 @@
+"""A GGUF file as a source: transformers reads it, and edgelm refuses what transformers would silently leave out."""
+
+import io
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+from edgelm.errors import ExportError
+from edgelm_export.model.families import FAMILIES
+from edgelm_export.source.hub import first_line
+
+SUFFIX = ".gguf"
+
+_HARMLESS = re.compile(
+    r"vocab_size|attention\.(key|value)_length|rope\.dimension_count|attention\.causal|rope\.scaling\.type"
+)
+"""Facts of a model that follow from others, or are checked here."""
+_USUAL_ROTARY = ("none", "linear")
+"""Values of ``rope.scaling.type`` that change nothing without a factor, which would be a key of its own."""
+
+
+@contextmanager
+def unpacked(file: Path) -> Iterator[Path]:
+    """The checkpoint in a GGUF file as a folder in Hugging Face layout, which exists inside the ``with`` block.
+
+    Quantized weights become the floats that they stand for: 4 bytes of disk for a parameter.
+
+    Raises:
+        ExportError: the file cannot be read, belongs to no family that edgelm exports, or has a fact or a weight that
+            transformers does not read.
+    """
+    if find_spec("gguf") is None:
+        raise ExportError(f"reading {str(file)!r} needs the package gguf: pip install 'edgelm[export]'")
+    license_name = _check(file)
+    load = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        try:
+            with redirect_stderr(io.StringIO()):  # a progress bar that nothing else silences
+                model, facts = transformers.AutoModelForCausalLM.from_pretrained(
+                    **load, dtype=torch.float32, output_loading_info=True
+                )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**load)
+        except Exception as error:  # gguf, torch and transformers each raise their own kinds
+            raise ExportError(f"transformers cannot read {str(file)!r}: {first_line(error)}") from None
+        if missing := [key for key in facts["missing_keys"] if key != "lm_head.weight" or not _is_tied(model)]:
+            raise ExportError(f"{str(file)!r} lacks the weight {sorted(missing)[0]!r}: it is incomplete")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        del model
+        if license_name is not None:
+            (folder / "README.md").write_text(f"---\nlicense: {license_name}\n---\n", encoding="utf-8")
+        yield folder
+
+
+def _check(file: Path) -> str | None:
+    """Refuse a file whose facts or weights transformers would not read, because it would compute something else.
+
+    Returns the license that the file states.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+        architecture = str(reader.fields["general.architecture"].contents())
+    except Exception as error:  # numpy and gguf each raise their own kinds for damaged files
+        raise ExportError(f"{str(file)!r} is no whole GGUF file: {first_line(error)}") from None
+    known = GGUF_CONFIG_MAPPING.get(architecture)
+    if known is None or {architecture, f"{architecture}_text"}.isdisjoint(FAMILIES):
+        possible = sorted(name for name in GGUF_CONFIG_MAPPING if {name, f"{name}_text"} & FAMILIES.keys())
+        raise ExportError(
+            f"{str(file)!r} has the architecture {architecture!r}; edgelm exports GGUF files of {', '.join(possible)}"
+        )
+    for name in reader.fields:
+        fact = name.removeprefix(f"{architecture}.")
+        if fact != name and known.get(fact) is None and not _HARMLESS.fullmatch(fact):
+            raise ExportError(
+                f"{str(file)!r} states {name}, which transformers {transformers.__version__} does not read; export the "
+                "checkpoint that the file was made of"
+            )
+    scaling = reader.fields.get(f"{architecture}.rope.scaling.type")
+    if scaling is not None and scaling.contents() not in _USUAL_ROTARY:
+        raise ExportError(f"{str(file)!r} scales its rotary embedding ({scaling.contents()!r}), which cannot be read")
+    if any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+        raise ExportError(
+            f"{str(file)!r} has the frequencies of its rotary embedding as a tensor (rope_freqs.weight), which "
+            f"transformers {transformers.__version__} does not read; export the checkpoint that the file was made of"
+        )
+    stated = reader.fields.get("general.license")
+    return None if stated is None else str(stated.contents())
+
+
+def _is_tied(model: transformers.PreTrainedModel) -> bool:
+    return bool(model.config.tie_word_embeddings)
