@@ -26,7 +26,10 @@ from tests.export.checkpoints import Shape, TinyExport
 pytestmark = pytest.mark.export
 
 NEW_TOKENS = 12
-SHAPE = Shape(width=32, heads=4, layers=2, context=64, vocab=300)
+SHAPES = [
+    Shape(width=32, heads=4, layers=2, context=64, vocab=300),
+    Shape(family="llama", width=48, heads=6, kv_heads=2, context=64, vocab=300),
+]
 EOS = (5, 9)
 CASES = 50
 """Random cases of each of the four kinds."""
@@ -180,9 +183,10 @@ def check(model: Any, session: Session, kind: str, cases: int, seed: int) -> Non
 KINDS = ["greedy", "sampling", "beams", "beam sampling"]
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.family)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_ids_as_transformers(tiny_export: TinyExport, kind: str) -> None:
-    tiny = tiny_export(SHAPE, "fp32")
+def test_the_same_ids_as_transformers(tiny_export: TinyExport, kind: str, shape: Shape) -> None:
+    tiny = tiny_export(shape, "fp32")
     check(tiny.torch.model, tiny.session(), kind, CASES, seed=len(kind))
 
 
