@@ -5,7 +5,6 @@ and every length is bounded.
 """
 
 import json
-import math
 import types
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -148,7 +147,8 @@ def _number(kind: type, value: object, where: str, bounds: Between | None) -> in
         raise StrictJsonError(f"{where} must be a {'whole ' if whole else ''}number, got {_show(value)}")
     number = value
     limits = bounds or Between(-MAX_NUMBER, MAX_NUMBER)
-    if not (math.isfinite(number) and limits.low <= number <= limits.high):
+    # Comparing is exact for an int of any size; making it a float is not.
+    if not (limits.low <= number <= limits.high):
         raise StrictJsonError(f"{where} must be between {limits.low} and {limits.high}, got {_show(value)}")
     return number if whole else float(number)
 
