@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
+from edgelm.bundle.onnx_file import MAX_GRAPH_BYTES
 from edgelm.errors import BundleError
 
 _READ_BYTES = 1 << 20
@@ -26,9 +28,9 @@ class Bundle:
     def read(cls, path: str | os.PathLike[str]) -> "Bundle":
         """Open the bundle in the folder `path`.
 
-        This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, and the
-        hashes of all files except the weights. `verify` hashes the weights too. Raises BundleError if the folder is
-        missing, is no bundle, or differs from its manifest.
+        This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, the hashes
+        of all files except the weights, and what the graph may do. `verify` hashes the weights too. Raises BundleError
+        if the folder is missing, is no bundle, differs from its manifest, or has a graph that no exporter writes.
         """
         try:
             folder = Path(path).absolute()
@@ -39,6 +41,7 @@ class Bundle:
             for name, fact in bundle.manifest.files.items():
                 if name != bundle.manifest.graph.weights_file:
                     bundle._check_hash(name, fact)
+            bundle._check_graph()
         except BundleError as error:
             raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
@@ -90,6 +93,14 @@ class Bundle:
                     f"{name!r} has {size:,} bytes instead of {fact.size_bytes:,}: it is truncated or altered; "
                     "export or download the bundle again"
                 )
+
+    def _check_graph(self) -> None:
+        names, files = self.manifest.graph, self.manifest.files
+        size = files[names.file].size_bytes
+        if size > MAX_GRAPH_BYTES:
+            raise BundleError(f"the graph {names.file!r} has {size:,} bytes, more than {MAX_GRAPH_BYTES:,}")
+        weights_bytes = files[names.weights_file].size_bytes
+        check_graph(self.file(names.file).read_bytes(), self.manifest.architecture, names, weights_bytes)
 
     def _check_hash(self, name: str, fact: FileFact) -> None:
         digest = hashlib.sha256()

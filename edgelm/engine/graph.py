@@ -72,7 +72,6 @@ class Graph:
         self._running: list[int] = []  # the thread of each call that is computing
         self._changed = threading.Condition()
         self._ort_session: Any | None = self._load()
-        _check_signature(bundle, self._ort_session)
         watch_forks(self)
 
     @classmethod
@@ -240,38 +239,3 @@ class GraphBinding:
 def _keep_forever(thing: object) -> None:
     """Never destroy `thing`, not even at exit."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-
-
-def _check_signature(bundle: Bundle, ort_session: Any) -> None:
-    """Raise BundleError if the graph's inputs, outputs or sizes differ from the manifest's."""
-    facts, graph = bundle.manifest.architecture, bundle.manifest.graph
-    layers = range(facts.num_layers)
-    cache = [facts.num_key_value_heads, None, facts.head_dim]  # axis 0 is the batch; None stands for any size
-    inputs: dict[str, list[int | None]] = {
-        graph.input_ids: [None],
-        graph.seqlens_k: [],
-        graph.query_seqlens: [],
-        graph.total_sequence_length: [],
-        graph.logits_index: [],
-        **{name.replace("{layer}", str(i)): cache for name in graph.past_names for i in layers},
-    }
-    if graph.position_ids is not None:
-        inputs[graph.position_ids] = [None]
-    outputs: dict[str, list[int | None]] = {
-        graph.logits: [facts.vocab_size],
-        graph.hidden_states: [None, facts.hidden_size],
-        **{name.replace("{layer}", str(i)): cache for name in graph.present_names for i in layers},
-    }
-    nodes_of = ("inputs", inputs, ort_session.get_inputs()), ("outputs", outputs, ort_session.get_outputs())
-    for kind, stated, nodes in nodes_of:
-        if {node.name for node in nodes} != set(stated):
-            raise BundleError(f"the graph {graph.file!r} has other {kind} than bundle.json states")
-        for node in nodes:
-            sizes = node.shape[1:]
-            if len(sizes) != len(stated[node.name]) or any(
-                expected is not None and isinstance(size, int) and size != expected
-                for size, expected in zip(sizes, stated[node.name], strict=True)
-            ):
-                raise BundleError(
-                    f"{node.name!r} of the graph has the shape {node.shape}, which differs from what bundle.json states"
-                )

@@ -61,7 +61,7 @@ class Target:
 
     def corpus(self) -> list[bytes]:
         """The files in ``corpus/NAME``: small inputs that once broke a reader."""
-        return [path.read_bytes() for path in sorted((CORPUS / self.name).iterdir())]
+        return [path.read_bytes() for path in sorted((CORPUS / self.name).glob("*"))]
 
     def input(self, seed: int, index: int, seeds: Sequence[bytes]) -> bytes:
         """Input number `index` of a run with `seed`: first `seeds` as they are, then mutations of them."""
@@ -70,8 +70,12 @@ class Target:
         rng = random.Random(f"{self.name} {seed} {index}")
         data = rng.choice(seeds)
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            data = rng.choice(self.mutators)(rng, data, seeds)
+            data = self.mutated(rng, data, seeds, rng.choice(self.mutators))
         return data
+
+    def mutated(self, rng: random.Random, data: bytes, others: Sequence[bytes], mutator: Mutator) -> bytes:
+        """Apply a mutator; another way where an input is more than one file."""
+        return mutator(rng, data, others)
 
 
 @dataclass

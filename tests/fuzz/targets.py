@@ -1,6 +1,6 @@
 """All targets by name."""
 
-from tests.fuzz.bundle_targets import ManifestTarget
+from tests.fuzz.bundle_targets import ManifestTarget, OnnxHeaderTarget
 from tests.fuzz.harness import Target
 
-TARGETS: dict[str, type[Target]] = {target.name: target for target in (ManifestTarget,)}
+TARGETS: dict[str, type[Target]] = {target.name: target for target in (ManifestTarget, OnnxHeaderTarget)}

@@ -371,7 +371,7 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
         (lambda c: facts_changed(c, made_for="0" * 64), "computed with another bundle: make it again"),
         (
             lambda c: saved_again(c, lambda t: {"keys_values": t["keys_values"]}, kind="learned"),
-            "does not say which weights it was made of",
+            "it was learned with other weights",
         ),
         (lambda c: facts_changed(c, kind="other"), "its header kind"),
         (lambda c: saved_again(c, lambda t: t | {"keys_values": t["keys_values"][:, :3]}), "a model of other sizes"),
@@ -396,6 +396,9 @@ def test_others_and_missing_ones_are_refused(tiny: Pair, learned: Pair, tmp_path
     assert tiny[1].prefix is not None and learned[1].prefix is not None
     with pytest.raises(PrefixError, match="a model of other sizes"):
         loaded(default_bundle_path(), prefix=tiny[1].prefix.path)
+    edit_manifest(learned[1].bundle.path, lambda m: m["source"].pop("body_sha256"))
+    with pytest.raises(PrefixError, match="does not say which weights it was made of"):
+        loaded(learned[1].bundle.path, prefix=learned[1].prefix.path)
     edit_manifest(learned[1].bundle.path, lambda m: m["source"].update(body_sha256="cd" * 32))
     with pytest.raises(PrefixError, match="learned with other weights"):
         loaded(learned[1].bundle.path, prefix=learned[1].prefix.path)
