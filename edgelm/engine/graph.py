@@ -15,6 +15,7 @@ from edgelm.engine.cache import Binding
 from edgelm.engine.device import (
     Device,
     choose_device,
+    first_line,
     import_onnxruntime,
     is_lack_of_memory,
     open_inference_session,
@@ -25,7 +26,15 @@ from edgelm.engine.huge_pages import LoadedMemory
 from edgelm.engine.memory import ModelMemory
 from edgelm.engine.session import Session
 from edgelm.engine.threads import choose_threads
-from edgelm.errors import BundleError, ClosedError, DeviceError, EdgelmError, ForkError, InsufficientMemoryError
+from edgelm.errors import (
+    BundleError,
+    ClosedError,
+    DeviceError,
+    EdgelmError,
+    ForkError,
+    InsufficientMemoryError,
+    pass_interrupts_on,
+)
 from edgelm.ids import KeysValues
 
 GraphState = Literal["open", "closed", "forked"]
@@ -134,6 +143,7 @@ class Graph:
             ClosedError: the graph is closed.
             ForkError: the binding was made before this process was forked.
             InsufficientMemoryError: there is no memory for the activations.
+            BundleError: the graph fails.
         """
         assert isinstance(binding, GraphBinding)
         with self._changed:
@@ -146,12 +156,13 @@ class Graph:
                 self._memory.move_into_huge_pages()
             ort_session.run_with_iobinding(io_binding)
         except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+            pass_interrupts_on(error)
             if is_lack_of_memory(error):
                 raise InsufficientMemoryError(
                     "there is no memory left to compute on: give shorter prompts, generate fewer texts at a time, or "
                     "raise the limit"
                 ) from None
-            raise
+            raise BundleError(f"the graph of {str(self.bundle.path)!r} cannot compute: {first_line(error)}") from error
         finally:
             with self._changed:
                 self._running.remove(threading.get_ident())
@@ -193,13 +204,15 @@ class Graph:
         except EdgelmError:
             raise
         except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+            pass_interrupts_on(error)
             if is_lack_of_memory(error):
                 raise InsufficientMemoryError(
                     f"there is no memory left to load {str(path.parent)!r}: free some, raise the limit, or use a "
                     "bundle of fewer bits"
                 ) from None
-            reason = (str(error).splitlines() or ["no reason given"])[0]
-            raise BundleError(f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {reason}") from None
+            raise BundleError(
+                f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {first_line(error)}"
+            ) from error
 
     def _open_session(self) -> Any:
         """The ``onnxruntime.InferenceSession``, made again where a forked child needs one."""

@@ -9,8 +9,11 @@ from tests.fuzz.mutations import message, split_message, varint
 
 INT64_MIN, INT64, FLOAT = -(2**63), 7, 1
 
+Fields = list[tuple[int, int, bytes]]
+"""A message as numbers, wire types and payloads of its fields."""
 
-def changed_graph(data: bytes, change: Callable[[list[tuple[int, int, bytes]]], list[tuple[int, int, bytes]]]) -> bytes:
+
+def changed_graph(data: bytes, change: Callable[[Fields], Fields]) -> bytes:
     """An ONNX file whose graph has other fields."""
     return joined([(n, w, joined(change(split(p))) if n == 7 else p) for n, w, p in split(data)])
 
@@ -20,14 +23,14 @@ def with_fields(data: bytes, *fields: tuple[int, bytes]) -> bytes:
     return changed_graph(data, lambda old: old + [(number, 2, payload) for number, payload in fields])
 
 
-def split(data: bytes) -> list[tuple[int, int, bytes]]:
+def split(data: bytes) -> Fields:
     """The fields of a message."""
     fields = split_message(data)
     assert fields is not None
     return fields
 
 
-def joined(fields: list[tuple[int, int, bytes]]) -> bytes:
+def joined(fields: Fields) -> bytes:
     """The message of `fields`."""
     return b"".join(
         varint(number << 3 | wire) + (varint(len(payload)) if wire == 2 else b"") + payload
@@ -121,7 +124,7 @@ def deep_nesting(good: bytes, depth: int = 1000) -> bytes:
 def in_another_file(good: bytes, file: str = ".hidden") -> bytes:
     """Weights in a file that no manifest lists."""
 
-    def moved(fields: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    def moved(fields: Fields) -> Fields:
         old, new = b"model.onnx.data", file.encode()
         entry, other = message((1, "location"), (2, old)), message((1, "location"), (2, new))
         return [

@@ -146,7 +146,7 @@ def _changed_value(rng: random.Random, value: object) -> object:
         at = rng.randrange(len(value) + 1)
         return value[:at] + rng.choice(STRINGS) + value[at:]
     if isinstance(value, (int, float)) and not isinstance(value, bool) and rng.random() < 0.4:
-        return value + rng.choice([1, -1, 8, -8, 0.5]) if rng.random() < 0.5 else -value
+        return value + rng.choice([1, -1, 8, -8]) if rng.random() < 0.5 else -value
     return _other_value(rng, value)
 
 
