@@ -178,6 +178,11 @@ def change_protobuf(rng: random.Random, data: bytes, others: Sequence[bytes]) ->
     at = rng.randrange(len(fields))
     number, wire, payload = fields[at]
     choice = rng.random()
+    if choice < 0.1:  # something of the same kind from beside it
+        alike = [other for n, w, other in fields if (n, w) == (number, wire)]
+        return _joined([*fields[:at], (number, wire, rng.choice(alike)), *fields[at + 1 :]])
+    if wire in (1, 5) and choice < 0.75:
+        return _joined([*fields[:at], (number, wire, rng.randbytes(len(payload))), *fields[at + 1 :]])
     if wire == 2 and choice < 0.75:
         if not payload or split_message(payload) is None or rng.random() < 0.1:
             payload = _changed_text(rng, payload, others)
