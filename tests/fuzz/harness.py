@@ -6,6 +6,7 @@ target is the same for the same seed, whatever the number of workers.
 
 import multiprocessing
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -106,7 +107,10 @@ class Report:
 
 
 def fuzz(target: type[Target], count: int, seed: int = 0, jobs: int = 1, first: int = 0) -> Report:
-    """Read the inputs `first` to `first` + `count` of a run with `seed`, in `jobs` processes side by side."""
+    """Read the inputs `first` to `first` + `count` of a run with `seed`, in `jobs` processes side by side.
+
+    Ctrl-C ends the run early; what was read so far is reported.
+    """
     started = time.perf_counter()
     edges = [first + count * job // jobs for job in range(jobs + 1)]
     workers = [_Worker(target, seed, start, stop) for start, stop in pairwise(edges)]
@@ -116,6 +120,8 @@ def fuzz(target: type[Target], count: int, seed: int = 0, jobs: int = 1, first: 
         while running and len(report.failures) < MAX_FAILURES:
             time.sleep(0.05)
             running = [worker for worker in running if worker.watch(report)]
+    except KeyboardInterrupt:
+        pass  # what was read so far counts
     finally:
         for worker in workers:
             worker.end(report)
@@ -197,6 +203,7 @@ class _Worker:
 
 def _work(target: type[Target], seed: int, start: int, stop: int, cells: Cell, pipe: Connection) -> None:
     """The life of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the run
     _limit_address_space()
     reader = target()
     try:
