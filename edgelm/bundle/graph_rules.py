@@ -74,6 +74,11 @@ class _Graph:
         inputs, outputs = self._ports()
         _check_ports("inputs", file.inputs, inputs)
         _check_ports("outputs", file.outputs, outputs)
+        facts = self._architecture  # the forecast of memory depends on this number
+        cached = 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim
+        if facts.cache_values_per_token != cached:
+            stated = f"bundle.json states {facts.cache_values_per_token}"
+            raise GraphError(f"a token takes {cached} numbers in its cache, but {stated}")
         self._check_places()
         self._check_functions()
         values = self._given(inputs)
