@@ -5,6 +5,7 @@ crashed, hung, took too long or too much memory, or raised what the reader does 
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="folder for the inputs that fail")
     arguments = parser.parse_args()
     target = TARGETS[arguments.target]
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets its background processes ignore the first
+        signal.signal(number, signal.default_int_handler)
     report = fuzz(target, arguments.count, arguments.seed, arguments.jobs, arguments.first)
     for failure in report.failures:
         _print(f"input {failure.index} of seed {arguments.seed}: {failure.what}")

@@ -109,7 +109,7 @@ class Report:
 def fuzz(target: type[Target], count: int, seed: int = 0, jobs: int = 1, first: int = 0) -> Report:
     """Read the inputs `first` to `first` + `count` of a run with `seed`, in `jobs` processes side by side.
 
-    Ctrl-C ends the run early; what was read so far is reported.
+    KeyboardInterrupt ends the run early; what was read so far is reported.
     """
     started = time.perf_counter()
     edges = [first + count * job // jobs for job in range(jobs + 1)]
