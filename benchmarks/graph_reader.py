@@ -20,8 +20,9 @@ def main() -> None:
         prog="python -m benchmarks.graph_reader", description="Measure what reading and judging a graph costs."
     )
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    options = parser.parse_args()
     print(f"{'':40} {'nodes':>8} {'ms':>8}")
-    for path in parser.parse_args().bundles:
+    for path in options.bundles:
         bundle = Bundle.read(path)
         names, files = bundle.manifest.graph, bundle.manifest.files
         data, weights_bytes = bundle.file(names.file).read_bytes(), files[names.weights_file].size_bytes
