@@ -154,8 +154,8 @@ def open_inference_session(
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its kind where it has no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message that is not empty, or the name of its kind where it has no message."""
+    return next((line for line in str(error).splitlines() if line), type(error).__name__)
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
