@@ -1,5 +1,10 @@
 """Every error that edgelm raises on purpose. Each message is one sentence that says what to do."""
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
 UPGRADE_HINT = "run: pip install -U edgelm (in a clone: git pull)"
 """How to get a newer edgelm, at the end of a message."""
 
@@ -22,6 +27,16 @@ def pass_interrupts_on(error: BaseException) -> None:
         for value in entry.tb_frame.f_locals.values():
             if value is interrupted or (isinstance(value, tuple) and any(item is interrupted for item in value)):
                 raise error
+
+
+def shown(value: object) -> str:
+    """`value` in a message: short and on one line, whatever it is."""
+    if isinstance(value, int) and abs(value) >> 200:  # Python refuses to print integers of more than 4,300 digits
+        return f"a number of {value.bit_length():,} bits"
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except Exception:  # its __repr__ fails, or it contains such a number
+        return f"a value of the type {type(value).__name__}"
 
 
 class EdgelmError(Exception):

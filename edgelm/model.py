@@ -8,12 +8,13 @@ from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
 from edgelm.bundle.folder import Bundle, default_bundle_path
+from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions, bos_token_id
 from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, shown
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
@@ -154,6 +155,7 @@ class Model:
             OSError: the file cannot be written.
         """
         check_kv_dtype(dtype)
+        check_path("path", path)
         ids = self._encoder.ids_to_continue(prompt)
         with self._sessions.borrowed(ids) as (session, reused):
             session.step(ids[reused:])
@@ -165,12 +167,14 @@ class Model:
 
         Raises StateError if the file is missing, damaged, or of another bundle or learned prefix.
         """
+        check_path("path", path)
         state = read_state(path, self.bundle.manifest, learned_sha256(self.prefix))
         self._sessions.add(state)
         return state
 
     def save_prefix(self, path: str | os.PathLike[str], text: str, *, dtype: KvDtype | None = None) -> None:
         """Write `text` with its keys and values to the file `path`, for `load(..., prefix=path)`; see `bake`."""
+        check_path("path", path)
         with self._sessions.borrowed() as (session, _):
             bake(session, self.tokenizer, text, path, dtype)
 
@@ -285,10 +289,13 @@ def load(
         TokenizerError: the bundle's tokenizer cannot be read.
         PrefixError: the prefix cannot be read, or was made for another model.
         InsufficientMemoryError: the model would not fit into the memory that this process may use.
-        ConfigError: `prefix_cache_bytes` is not a number of bytes.
+        ConfigError: `prefix_cache_bytes` is not a number of bytes, or `path` or `prefix` is no path.
     """
     if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
-        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {prefix_cache_bytes!r}")
+        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {shown(prefix_cache_bytes)}")
+    for name, place in (("path", path), ("prefix", prefix)):
+        if place is not None:
+            check_path(name, place)
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
     kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)

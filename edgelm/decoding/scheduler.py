@@ -11,7 +11,7 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import DecodingRow, Request, Step, fitted
 from edgelm.engine.batch import IDLE_TOKEN
 from edgelm.engine.session import Session
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, shown
 from edgelm.ids import PREFILL_CHUNK_TOKENS, IdArray, Logits, TokenIds, as_ids, prompt_chunks, shared_tokens
 from edgelm.reuse.state import PromptState, most_shared
 
@@ -206,7 +206,7 @@ class Scheduler:
 def check_max_rows(max_rows: object) -> None:
     """Raise ConfigError if `max_rows` is out of range."""
     if isinstance(max_rows, bool) or not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
-        raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
+        raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {shown(max_rows)}")
 
 
 def _ending(handle: Handle, text: DecodingRow) -> Turn | None:

@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.bundle.manifest import GraphFacts
 from edgelm.engine.fork import watch_forks
 from edgelm.engine.machine import int8_products_may_saturate
-from edgelm.errors import BundleError, DeviceError, ForkError, install_hint
+from edgelm.errors import BundleError, DeviceError, ForkError, install_hint, shown
 
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
 
@@ -69,6 +69,8 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
 
     Raises DeviceError if the name is unknown, the bundle does not run there, or the installed package lacks CUDA.
     """
+    if not isinstance(request, str):
+        raise DeviceError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {shown(request)}")
     cuda_missing = None
     if "cuda" not in graph.devices:
         cuda_missing = "this bundle runs on the cpu only; export one with --precision fp16 for cuda"
@@ -79,9 +81,9 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
         return Device("cpu") if cuda_missing else Device("cuda")
     if request == "cpu":
         return Device("cpu")
-    match = _DEVICE.fullmatch(request) if isinstance(request, str) else None
+    match = _DEVICE.fullmatch(request)
     if request != "cuda" and not match:
-        raise DeviceError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {request!r}")
+        raise DeviceError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {shown(request)}")
     if cuda_missing:
         raise DeviceError(f"cannot use device {request!r}: {cuda_missing}")
     return Device("cuda", int(match[1]) if match else 0)

@@ -34,6 +34,7 @@ from edgelm.errors import (
     ForkError,
     InsufficientMemoryError,
     pass_interrupts_on,
+    shown,
 )
 from edgelm.ids import KeysValues
 
@@ -102,10 +103,10 @@ class Graph:
             InsufficientMemoryError: there is no memory left for it.
         """
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
-            raise DeviceError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
+            raise DeviceError(f"threads must be a whole number from 1 to 1024, got {shown(threads)}")
         for name, value in (("shared_threads", shared_threads), ("batch_invariant", batch_invariant)):
             if not isinstance(value, bool):
-                raise DeviceError(f"{name} must be True or False, got {value!r}")
+                raise DeviceError(f"{name} must be True or False, got {shown(value)}")
         onnxruntime = import_onnxruntime()
         require_version(onnxruntime.__version__, bundle.manifest.graph.minimum_onnxruntime)
         place = choose_device(device, bundle.manifest.graph, onnxruntime)

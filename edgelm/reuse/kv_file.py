@@ -20,8 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.small_files import SmallFileError, check_small_file
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
-from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError
+from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError, shown
 from edgelm.ids import KeysValues
 
 KvDtype = Literal["float32", "float16"]
@@ -30,6 +31,7 @@ KvKind = Literal["state", "text", "learned"]
 _FORMAT_VERSION = 1
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, uint64
 _MAX_HEADER_BYTES = 32768
+_MAX_FILE_BYTES = 2**40
 _DTYPES = {"F32": "<f4", "F16": "<f2", "U32": "<u4", "U8": "u1"}
 
 
@@ -162,6 +164,10 @@ def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvF
     """
     from safetensors import SafetensorError, safe_open
 
+    try:
+        check_small_file(Path(path).stat(), _MAX_FILE_BYTES)
+    except SmallFileError as error:
+        raise KvFileError(f"it {error}") from None
     with Path(path).open("rb") as stream:
         start = stream.read(_LENGTH_BYTES + 1)
         if not is_safetensors(start):
@@ -219,8 +225,8 @@ def named_errors(error: type[EdgelmError], name: str, path: str | os.PathLike[st
 
 def check_kv_dtype(dtype: object) -> None:
     """Raise ConfigError unless keys and values can be stored as `dtype`."""
-    if dtype not in get_args(KvDtype):
-        raise ConfigError(f"dtype must be {' or '.join(map(repr, get_args(KvDtype)))}, got {dtype!r}")
+    if not isinstance(dtype, str) or dtype not in get_args(KvDtype):
+        raise ConfigError(f"dtype must be {' or '.join(map(repr, get_args(KvDtype)))}, got {shown(dtype)}")
 
 
 def _header(text: bytes, name: str) -> tuple[_Header, KvMetadata]:

@@ -168,7 +168,9 @@ def _card(folder: Path) -> tuple[str | None, str]:
     path = folder / "README.md"
     if not path.is_file():
         return None, ""
-    text = path.read_text(encoding="utf-8", errors="replace")[:_MAX_CARD_CHARACTERS]
+    with path.open("rb") as stream:
+        text = stream.read(4 * _MAX_CARD_CHARACTERS).decode("utf-8", "replace")[:_MAX_CARD_CHARACTERS]
+    text = text.replace("\r\n", "\n")
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if match is None:
         return None, text.strip()

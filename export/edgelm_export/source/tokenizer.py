@@ -18,9 +18,10 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-from edgelm.errors import ExportError, PromptError, TokenizerError
-from edgelm.text.tokenizer import Tokenizer, rust_errors
-from edgelm_export.source.hub import read_json
+from edgelm.errors import EdgelmError, ExportError, PromptError, TokenizerError, pass_interrupts_on
+from edgelm.text.rust import is_panic
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.source.hub import first_line, read_json
 
 MAX_FILE_BYTES = 64 * 2**20
 
@@ -130,7 +131,7 @@ def _prepared(folder: Path) -> Iterator[tuple[partial[Any], str, set[str]]]:
     what = f"the tokenizer of {folder} ({', '.join(sorted(files))})"
     with (
         tempfile.TemporaryDirectory() as clean,
-        rust_errors(TokenizerError, f"transformers cannot load {what}", "correct these files or download them again"),
+        _one_sentence(f"transformers cannot load {what}", "correct these files or download them again"),
     ):
         for name in files - {"config.json"}:
             shutil.copyfile(folder / name, Path(clean, name))
@@ -140,6 +141,20 @@ def _prepared(folder: Path) -> Iterator[tuple[partial[Any], str, set[str]]]:
             what,
             files,
         )
+
+
+@contextmanager
+def _one_sentence(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever transformers raises, or Rust, into a TokenizerError: `what` failed, and what to do about it."""
+    try:
+        yield
+    except (EdgelmError, MemoryError):
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        pass_interrupts_on(error)
+        raise TokenizerError(f"{what} ({first_line(error)[:200]}); {advice}") from None
 
 
 def _checked_files(folder: Path) -> set[str]:
@@ -227,7 +242,7 @@ def _behaviour(tokenizer: Any) -> list[tuple[str, bool, list[int], str]]:
     for text in (*_SAMPLES, *_RARE, own, "".join(f" {token}x{token}  " for token in added)):
         for flag in (False, True):
             # Without a token for unknown characters, transformers cannot encode every text.
-            with suppress(TokenizerError), rust_errors(TokenizerError, "", ""):
+            with suppress(TokenizerError), _one_sentence("", ""):
                 ids = tokenizer(text, add_special_tokens=flag).input_ids
                 result.append((text, flag, ids, tokenizer.decode(ids, skip_special_tokens=flag)))
     return result
