@@ -7,10 +7,19 @@
 Names are resolved on first use, so that ``import edgelm`` costs nothing.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Read once, when ``onnxruntime`` is imported; without it ONNX Runtime's wheels report usage since 1.29."""
+
+telemetry_came_first = "onnxruntime" in sys.modules and _TELEMETRY not in os.environ
+"""Whether this program imported onnxruntime before edgelm could turn its telemetry off."""
+os.environ.setdefault(_TELEMETRY, "1")
 
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
@@ -59,7 +68,10 @@ _MODULE_OF = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
-    value = getattr(import_module(f"edgelm.{_MODULE_OF.get(name, 'errors')}"), name)
+    module = _MODULE_OF.get(name, "errors")
+    if module != "errors":
+        import_module("edgelm.engine.interpreter").require_main_interpreter()  # before numpy is imported
+    value = getattr(import_module(f"edgelm.{module}"), name)
     globals()[name] = value
     return value
 

@@ -9,6 +9,21 @@ def install_hint(extras: str) -> str:
     return f"run: pip install 'edgelm[{extras}]' (in a clone: pip install '.[{extras}]')"
 
 
+def pass_interrupts_on(error: BaseException) -> None:
+    """Raise `error` again, as it is, if a signal handler raised it in the middle of our code.
+
+    A handler may raise an exception of any class (Celery's soft time limit; often a TimeoutError, which is an OSError).
+    So this comes first wherever a broad class is caught and then hidden or turned into another error. Python gives a
+    handler the frame that it interrupted, so a handler is a frame that holds its caller's frame as an argument.
+    """
+    entry = error.__traceback__
+    while entry is not None and entry.tb_next is not None:
+        interrupted, entry = entry.tb_frame, entry.tb_next
+        for value in entry.tb_frame.f_locals.values():
+            if value is interrupted or (isinstance(value, tuple) and any(item is interrupted for item in value)):
+                raise error
+
+
 class EdgelmError(Exception):
     """Base class of all errors that edgelm raises on purpose."""
 

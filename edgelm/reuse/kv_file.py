@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
-from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError
+from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError, pass_interrupts_on
 from edgelm.ids import KeysValues
 
 KvDtype = Literal["float32", "float16"]
@@ -205,6 +205,7 @@ def named_errors(error: type[EdgelmError], name: str, path: str | os.PathLike[st
     except KvFileError as reason:
         raise error(f"cannot use the {name} {os.fspath(path)!r}: {reason}{advice}") from None
     except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
+        pass_interrupts_on(reason)
         words = (isinstance(reason, OSError) and reason.strerror) or reason
         raise error(f"cannot read the {name} {os.fspath(path)!r}: {words}") from None
 

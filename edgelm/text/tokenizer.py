@@ -18,7 +18,7 @@ from tokenizers import decoders
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
-from edgelm.errors import BundleError, EdgelmError, PromptError, TokenizerError
+from edgelm.errors import BundleError, EdgelmError, PromptError, TokenizerError, pass_interrupts_on
 from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
 from edgelm.text.stream_decoder import StreamDecoder
 
@@ -241,6 +241,8 @@ class Tokenizer:
 def rust_errors(error: type[EdgelmError], what: str, advice: str) -> Iterator[None]:
     """Turn whatever the Rust side raises into one sentence; a panic is a BaseException, not an Exception.
 
+    What signal handlers and other libraries raise in the meantime passes unchanged.
+
     Args:
         error: class of the error to raise instead; an EdgelmError passes unchanged.
         what: what failed, the beginning of the sentence.
@@ -248,9 +250,12 @@ def rust_errors(error: type[EdgelmError], what: str, advice: str) -> Iterator[No
     """
     try:
         yield
-    except (EdgelmError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+    except (EdgelmError, MemoryError):
         raise
     except BaseException as exc:
+        pass_interrupts_on(exc)
+        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+            raise
         reason = (str(exc) or type(exc).__name__).splitlines()[0][:200]
         raise error(f"{what} ({reason}); {advice}") from None
 
