@@ -10,6 +10,8 @@ import types
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from edgelm.errors import pass_interrupts_on
+
 T = TypeVar("T")
 
 MAX_STRING_CHARACTERS = 4096
@@ -49,7 +51,8 @@ def parse_json(text: bytes) -> object:
         raise StrictJsonError("is nested too deeply") from None
     except StrictJsonError:
         raise
-    except ValueError:  # Python's own limit on the digits of an int
+    except ValueError as error:  # Python's own limit on the digits of an int
+        pass_interrupts_on(error)
         raise StrictJsonError("holds a number that is too large") from None
 
 

@@ -132,6 +132,7 @@ def open_inference_session(
             providers=["CPUExecutionProvider"],
             # The fusion of Add and LayerNormalization takes three times as long as the two nodes do.
             disabled_optimizers=["SkipLayerNormFusion"],
+            enable_fallback=0,  # otherwise a failure is printed on stdout, and everything is tried a second time
         )
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
@@ -139,6 +140,7 @@ def open_inference_session(
         os.fspath(model_path),
         options,
         providers=[("CUDAExecutionProvider", {"device_id": str(device.index)}), "CPUExecutionProvider"],
+        enable_fallback=0,
     )
     # ONNX Runtime falls back to the CPU on its own. CUDA that was requested and did not load must be an error.
     if session.get_providers()[0] != "CUDAExecutionProvider":

@@ -7,11 +7,12 @@ Python calls a hook in the children that it forks itself. A program in C that fo
 is about to use a lock or a thread compares the process id first, with `notice_fork`.
 """
 
+import ctypes
 import itertools
 import os
 import threading
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class ForkAware(Protocol):
@@ -43,6 +44,29 @@ def notice_fork() -> None:
 def unnoticed_fork() -> bool:
     """Whether this is a forked child in which nothing has been repaired."""
     return os.getpid() != _process_id
+
+
+class Handle:
+    """Owns an object of ONNX Runtime, and never destroys it in a forked child.
+
+    Attributes:
+        value: the object.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def keep_forever(self) -> None:
+        """Never destroy the object, not even when the process ends."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.value))
+        self.value = None
+
+    def __del__(self) -> None:
+        try:
+            if self.value is not None and unnoticed_fork():
+                self.keep_forever()
+        except (TypeError, AttributeError):
+            pass  # Python is ending: it has noticed forks, and then emptied this module
 
 
 def _repair_all() -> None:

@@ -4,7 +4,6 @@ ONNX Runtime crashes when a session is destroyed while it runs, and hangs in a f
 a late use is a named error instead.
 """
 
-import ctypes
 import itertools
 import weakref
 from threading import RLock
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from edgelm.bundle.folder import Bundle
 from edgelm.engine.cache import Binding
 from edgelm.engine.device import Device, choose_device, import_onnxruntime, open_inference_session, require_version
-from edgelm.engine.fork import notice_fork, unnoticed_fork, watch_forks
+from edgelm.engine.fork import Handle, notice_fork, watch_forks
 from edgelm.engine.huge_pages import LoadedMemory
 from edgelm.engine.interpreter import native_lock, require_main_interpreter
 from edgelm.engine.machine import default_threads
@@ -73,8 +72,8 @@ class Graph:
         self._bindings: weakref.WeakSet[GraphBinding] = weakref.WeakSet()
         self._lock = native_lock()  # nobody waits for a binding's lock, which is held while computing, and holds this
         with self._lock:
-            self._ort_session: Any | None = self._load()
-        _check_signature(bundle, self._ort_session)
+            self._ort_session: Handle | None = self._load()
+        _check_signature(bundle, self._ort_session.value)
         watch_forks(self)
 
     @classmethod
@@ -191,15 +190,11 @@ class Graph:
         self._bindings = weakref.WeakSet()
         self._lock = native_lock()
         if self._ort_session is not None:
-            _keep_forever(self._ort_session)
+            self._ort_session.keep_forever()
             self._ort_session = None
             self._runs = itertools.count(1)
 
-    def __del__(self) -> None:
-        if unnoticed_fork():
-            self.after_fork()
-
-    def _load(self) -> Any:
+    def _load(self) -> Handle:
         """An ``onnxruntime.InferenceSession`` of the graph."""
         path = self.bundle.file(self.bundle.manifest.graph.file)
         stamps = self.bundle.stamps()
@@ -216,7 +211,7 @@ class Graph:
             raise BundleError(f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {reason}") from None
         self.bundle.require_unchanged(stamps)
         self._stamps = stamps
-        return ort_session
+        return Handle(ort_session)
 
     def _open_session(self) -> Any:
         """The ``onnxruntime.InferenceSession``, made again where a forked child needs one."""
@@ -226,7 +221,7 @@ class Graph:
             if self._ort_session is None:  # in a forked child
                 self.bundle.require_unchanged(self._stamps)
                 self._ort_session = self._load()
-            return self._ort_session
+            return self._ort_session.value
 
 
 class GraphBinding:
@@ -252,17 +247,7 @@ class GraphBinding:
         self._state = state
         if state == "forked":
             self.lock = native_lock()  # a thread that stayed behind may hold the old one
-            _keep_forever(self._io_binding)
         self._io_binding = None
-
-    def __del__(self) -> None:
-        if unnoticed_fork():
-            _keep_forever(self._io_binding)
-
-
-def _keep_forever(thing: object) -> None:
-    """Never destroy `thing`, not even at exit."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _check_signature(bundle: Bundle, ort_session: Any) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgelm.errors import pass_interrupts_on
+
 logger = logging.getLogger(__name__)
 
 HUGE_PAGE_BYTES = 2 * 2**20
@@ -89,7 +91,8 @@ def _private_ranges() -> list[Range]:
                 if access == "rw-p" and inode == "0":
                     start, stop = addresses.split("-")
                     ranges.append((int(start, 16), int(stop, 16)))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        pass_interrupts_on(error)
         return []
     return ranges
 
@@ -98,7 +101,8 @@ def _huge_pages_allowed() -> bool:
     """Whether the administrator allows huge pages to programs that ask for them."""
     try:
         return "[never]" not in _SETTING.read_text(encoding="ascii")
-    except OSError:
+    except OSError as error:
+        pass_interrupts_on(error)
         return False
 
 

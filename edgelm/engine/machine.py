@@ -6,6 +6,8 @@ import platform
 import re
 from pathlib import Path
 
+from edgelm.errors import pass_interrupts_on
+
 
 def cpu_name() -> str:
     """The name of the processor as the system gives it, on Linux with family, model and stepping."""
@@ -14,7 +16,8 @@ def cpu_name() -> str:
         facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         numbers = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping"))
         return f"{facts['model name']} ({numbers})"
-    except (OSError, KeyError):
+    except (OSError, KeyError) as error:
+        pass_interrupts_on(error)
         return platform.processor() or platform.machine() or "unknown"
 
 
@@ -36,7 +39,8 @@ def int8_products_may_saturate() -> bool:
         return False
     try:
         flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="ascii"), re.MULTILINE)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        pass_interrupts_on(error)
         return True
     return flags is None or not {"avx512_vnni", "avx_vnni"} & set(flags[1].split())
 
@@ -46,11 +50,13 @@ def _cgroup_cpus() -> float | None:
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        pass_interrupts_on(error)
         pass
     try:
         folder = Path("/sys/fs/cgroup/cpu")
         quota_us = int((folder / "cpu.cfs_quota_us").read_text())
         return quota_us / int((folder / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
+    except (OSError, ValueError, ZeroDivisionError) as error:
+        pass_interrupts_on(error)
         return None

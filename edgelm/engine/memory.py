@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import Architecture
-from edgelm.errors import InsufficientMemoryError
+from edgelm.errors import InsufficientMemoryError, pass_interrupts_on
 from edgelm.ids import PREFILL_CHUNK_TOKENS
 
 RUNTIME_BYTES = 16 << 20
@@ -103,7 +103,8 @@ def _cgroup_room() -> Room | None:
             lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
             droppable = sum(int(line.split()[1]) for line in lines if line.split()[0] == idle)
             return Room(int(limit) - used + droppable, "the cgroup's memory limit")
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, IndexError) as error:
+            pass_interrupts_on(error)
             continue
     return None
 
@@ -118,7 +119,8 @@ def _address_space_room() -> Room | None:
         return None
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError) as error:
+        pass_interrupts_on(error)
         return None
     return Room(limit - pages * resource.getpagesize(), "RLIMIT_AS")
 
@@ -128,7 +130,8 @@ def _machine_room() -> Room | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
         return Room(facts["MemAvailable"] + facts.get("SwapFree", 0), "this machine's available memory")
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        pass_interrupts_on(error)
         return None
 
 
@@ -159,7 +162,8 @@ def _status_bytes(field: str) -> int:
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
-    except (OSError, StopIteration):
+    except (OSError, StopIteration) as error:
+        pass_interrupts_on(error)
         return 0
 
 

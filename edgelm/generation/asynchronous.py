@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgelm.decoding.generation_config import Cancel
 from edgelm.engine.fork import notice_fork, watch_forks
-from edgelm.errors import EdgelmError
+from edgelm.errors import EdgelmError, pass_interrupts_on
 from edgelm.generation.results import Chunk
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def _running_loop() -> "asyncio.AbstractEventLoop":
 
     try:
         return asyncio.get_running_loop()
-    except RuntimeError:
+    except RuntimeError as error:
+        pass_interrupts_on(error)
         raise EdgelmError(
             "agenerate and astream need a running asyncio event loop, and there is none: in trio, give `generate` to "
             "trio.to_thread.run_sync"

@@ -198,6 +198,7 @@ class Tokenizer:
             Path(folder, "tokenizer.json").write_text(self._json(), encoding="utf-8", newline="\n")
             Path(folder, _CONFIG).write_text(json.dumps(config), encoding="utf-8", newline="\n")
         except OSError as exc:
+            pass_interrupts_on(exc)
             raise TokenizerError(f"cannot write the tokenizer to {folder} ({exc.strerror}); choose another") from None
 
     def _json(self) -> str:
