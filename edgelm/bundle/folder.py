@@ -16,11 +16,15 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What changes when a file is replaced (its inode) or written into."""
+    """What changes when a file is replaced (its inode) or written into.
+
+    Its time of modification alone would not do, because some programs that copy set it back.
+    """
 
     inode: int
     size_bytes: int
     modified_ns: int
+    changed_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Bundle:
             except OSError as error:
                 pass_interrupts_on(error)
                 continue
-            stamps[name] = FileStamp(facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            stamps[name] = FileStamp(facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
         return stamps
 
     def require_unchanged(self, stamps: dict[str, FileStamp]) -> None:

@@ -141,7 +141,7 @@ def test_a_scheduler_that_was_interrupted_says_so() -> None:
 
     with edgelm.load(TINY_BUNDLE, threads=1) as model:
         scheduler = Scheduler(model.session.sibling())
-        config = edgelm.GenerationConfig(max_new_tokens=4, logits_processor=[interrupted])  # type: ignore[list-item]
+        config = edgelm.GenerationConfig(max_new_tokens=4, logits_processor=(interrupted,))  # type: ignore[arg-type]
         scheduler.submit(model.tokenizer.encode(PROMPT), config, 0)
         with pytest.raises(TimeoutError) as passed:
             scheduler.step()
