@@ -88,7 +88,8 @@ def test_uwsgi_forks_a_loaded_model_and_its_workers_end(
 ) -> None:
     installed.install("uwsgi")
     (tmp_path / "app.py").write_text(
-        f"import edgelm, os\nmodel = edgelm.load({str(TINY_BUNDLE)!r}, threads=2)\nfirst, parent = {GENERATE}, os.getpid()\n"
+        f"import edgelm, os\nmodel = edgelm.load({str(TINY_BUNDLE)!r}, threads=2)\n"
+        f"first, parent = {GENERATE}, os.getpid()\n"
         "def application(environment, start):\n"
         "    start('200 OK', [])\n"
         f"    return [f'{{os.getpid() != parent}} {{{GENERATE} == first}}'.encode()]\n"
@@ -176,7 +177,7 @@ print("done")
 
 
 def test_celerys_soft_time_limit_arrives(installed: Environment, tmp_path: Path) -> None:
-    """A worker of the prefork pool, with a broker in memory, is more than a test needs: billiard's pool has the limit."""
+    """Celery's prefork workers are billiard's pool, which raises it in a signal handler."""
     installed.install("billiard")
     program = tmp_path / "program.py"
     program.write_text(f"""
