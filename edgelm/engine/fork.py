@@ -7,7 +7,6 @@ Python calls a hook in the children that it forks itself. A program in C that fo
 is about to use a lock or a thread compares the process id first, with `notice_fork`.
 """
 
-import ctypes
 import itertools
 import os
 import threading
@@ -58,6 +57,8 @@ class Handle:
 
     def keep_forever(self) -> None:
         """Never destroy the object, not even when the process ends."""
+        import ctypes  # does not load in the sub-interpreters of Python 3.12, where this module must
+
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.value))
         self.value = None
 
