@@ -29,7 +29,7 @@ class EdgelmError(Exception):
 
 
 class BundleError(EdgelmError):
-    """A bundle folder is missing, damaged or unsafe, or it needs a newer edgelm."""
+    """A bundle folder is missing, damaged or unsafe, needs a newer edgelm, or was changed after it was loaded."""
 
 
 class ConfigError(EdgelmError, ValueError):
@@ -61,7 +61,7 @@ class DeviceError(EdgelmError):
 
 
 class ClosedError(EdgelmError):
-    """A model, or a session of it, was used after the model was closed."""
+    """A model, or a session of it, was used after the model was closed; or a scheduler after it was interrupted."""
 
 
 class ForkError(EdgelmError):
