@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
 from pathlib import Path
@@ -101,7 +102,8 @@ def test_uwsgi_forks_a_loaded_model_and_its_workers_end(
     command += ["--wsgi-file", "app.py", "--die-on-term", "-H", str(installed.bin.parent), *options]
     log = tmp_path / "log"
     with log.open("wb") as stream:
-        server = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream)
+        variables = os.environ | {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}  # where libpython may be
+        server = subprocess.Popen(command, env=variables, cwd=tmp_path, stdout=stream, stderr=stream)
     try:
         for _ in range(120):
             if "spawned uWSGI worker 2" in log.read_text():
