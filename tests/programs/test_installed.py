@@ -70,8 +70,11 @@ def test_pyinstaller_makes_one_file_of_three_lines(installed: Environment, tmp_p
 @pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
 def test_uv_installs_links(tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
-    environment.install("uv")
-    command = [str(environment.bin / "uv"), "pip", "install", "--link-mode=symlink", f"{ROOT}[cpu]"]
+    environment.install("uv", f"{ROOT}[cpu]")
+    wheel = [str(environment.bin / "python"), "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(wheel, check=True, capture_output=True, timeout=600)
+    file = str(next(tmp_path.glob("edgelm-*.whl")))
+    command = [str(environment.bin / "uv"), "pip", "install", "--link-mode=symlink", "--no-deps", "--reinstall", file]
     variables = os.environ | {"VIRTUAL_ENV": str(tmp_path / "venv"), "UV_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run(command, env=variables, check=True, capture_output=True, timeout=600)
     code = (
