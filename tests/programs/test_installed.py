@@ -44,6 +44,12 @@ class Environment:
         return done.stdout
 
 
+@pytest.fixture(autouse=True)
+def only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs must not find this clone."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with edgelm as a user installs it."""
