@@ -35,7 +35,8 @@ def shown(value: object) -> str:
         return f"a number of {value.bit_length():,} bits"
     try:
         return " ".join(_SHORT.repr(value).split())
-    except Exception:  # its __repr__ fails, or it contains such a number
+    except Exception as error:  # its __repr__ fails, or it contains such a number
+        pass_interrupts_on(error)
         return f"a value of the type {type(value).__name__}"
 
 
@@ -44,7 +45,7 @@ class EdgelmError(Exception):
 
 
 class BundleError(EdgelmError):
-    """A bundle folder is missing, damaged or unsafe, or it needs a newer edgelm."""
+    """A bundle folder is missing, damaged or unsafe, needs a newer edgelm, or was changed after it was loaded."""
 
 
 class ConfigError(EdgelmError, ValueError):
@@ -76,7 +77,7 @@ class DeviceError(EdgelmError):
 
 
 class ClosedError(EdgelmError):
-    """A model, or a session of it, was used after the model was closed."""
+    """A model, or a session of it, was used after the model was closed; or a scheduler after it was interrupted."""
 
 
 class ForkError(EdgelmError):

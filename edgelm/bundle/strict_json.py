@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from edgelm.errors import shown
+from edgelm.errors import pass_interrupts_on, shown
 
 T = TypeVar("T")
 
@@ -51,7 +51,8 @@ def parse_json(text: bytes) -> object:
         raise StrictJsonError("is nested too deeply") from None
     except StrictJsonError:
         raise
-    except ValueError:  # Python's own limit on the digits of an int
+    except ValueError as error:  # Python's own limit on the digits of an int
+        pass_interrupts_on(error)
         raise StrictJsonError("holds a number that is too large") from None
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from edgelm.bundle.small_files import SmallFileError, check_small_file
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
-from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError, shown
+from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError, pass_interrupts_on, shown
 from edgelm.ids import KeysValues
 
 KvDtype = Literal["float32", "float16"]
@@ -141,6 +141,7 @@ def write_kv_file(
     try:
         _replace_file(target, content)
     except OSError as error:  # it names the temporary file
+        pass_interrupts_on(error)
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
@@ -219,6 +220,7 @@ def named_errors(error: type[EdgelmError], name: str, path: str | os.PathLike[st
     except KvFileError as reason:
         raise error(f"cannot use the {name} {os.fspath(path)!r}: {reason}{advice}") from None
     except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
+        pass_interrupts_on(reason)
         words = (isinstance(reason, OSError) and reason.strerror) or reason
         raise error(f"cannot read the {name} {os.fspath(path)!r}: {words}") from None
 

@@ -18,7 +18,7 @@ from tokenizers import decoders
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
-from edgelm.errors import BundleError, PromptError, TokenizerError, shown
+from edgelm.errors import BundleError, PromptError, TokenizerError, pass_interrupts_on, shown
 from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
 from edgelm.text.rust import rust_errors
 from edgelm.text.stream_decoder import StreamDecoder
@@ -228,6 +228,7 @@ class Tokenizer:
             Path(folder, "tokenizer.json").write_text(self._json(), encoding="utf-8", newline="\n")
             Path(folder, _CONFIG).write_text(json.dumps(config), encoding="utf-8", newline="\n")
         except OSError as exc:
+            pass_interrupts_on(exc)
             raise TokenizerError(f"cannot write the tokenizer to {folder} ({exc.strerror}); choose another") from None
 
     def _json(self) -> str:

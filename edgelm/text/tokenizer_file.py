@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
-from edgelm.errors import TokenizerError, shown
+from edgelm.errors import TokenizerError, pass_interrupts_on, shown
 from edgelm.text.regexes import Regex, RegexError, read_regex
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -192,7 +192,8 @@ def _charsmap(value: object, where: str) -> None:
             raise ValueError
         texts.decode("utf-8")
         _check_trie([int.from_bytes(trie[i : i + 4], "little") for i in range(0, trie_bytes, 4)], texts)
-    except (ValueError, binascii.Error):
+    except (ValueError, binascii.Error) as error:
+        pass_interrupts_on(error)
         raise StrictJsonError(f"has a damaged table for {where}") from None
 
 
