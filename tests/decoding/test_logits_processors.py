@@ -133,6 +133,21 @@ def test_an_end_of_text_is_no_bad_word() -> None:
     assert masked(actual) == [2]  # and the pair not yet: the text has fewer tokens than it
 
 
+def test_the_beginning_is_behind_a_forced_first_token() -> None:
+    """As transformers' `_get_logits_processor`: a prompt of one token and a forced BOS put it one place later."""
+    plain = GenerationConfig().updated({"begin_suppress_tokens": [3]})
+    forced = plain.updated({"forced_bos_token_id": 2})
+
+    def masked_at(config: GenerationConfig, prompt_tokens: int) -> list[list[int]]:
+        processors = processors_of(config, prompt_tokens, 6)
+        return [masked(process(processors, ids(*[1] * length), zeros())) for length in (1, 2, 3)]
+
+    assert masked_at(plain, 1) == [[3], [], []]
+    assert masked_at(plain, 2) == [[], [3], []]
+    assert masked_at(forced, 1) == [[0, 1, 3, 4, 5], [3], []]
+    assert masked_at(forced, 2)[1:] == [[3], []]
+
+
 def test_custom_processors_run_in_order_on_copies() -> None:
     seen = []
 

@@ -149,6 +149,25 @@ def test_cancelled_texts_have_no_more_turns(tiny: Session) -> None:
             assert steps[handle] == alone(tiny, texts[place], config(max_new_tokens=12), 0)
 
 
+@pytest.mark.parametrize("shared", [0, 20, 49])
+def test_a_prompt_cancelled_halfway_leaves_nothing_behind(
+    tiny: Session, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the rest of it is computed for the next prompt, nor counts what was never computed as computed."""
+    monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", 8)
+    monkeypatch.setattr("edgelm.decoding.scheduler.PREFILL_CHUNK_TOKENS", 8)
+    long = list(range(1, 50))
+    other = [*long[:shared], *range(200, 249 - shared)]
+    scheduler, steps = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]]()
+    cancelled = scheduler.submit(long, config(max_new_tokens=5), 0)
+    assert scheduler.step() == []  # 8 of 49 tokens are computed
+    scheduler.cancel(cancelled)
+    next_one = scheduler.submit(other, config(max_new_tokens=5), 0)
+    while scheduler.pending:
+        run(scheduler, steps)
+    assert steps == {next_one: alone(tiny, other, config(max_new_tokens=5), 0)}
+
+
 def test_an_error_ends_its_own_text_only(tiny: Session) -> None:
     def fails(ids: Any, logits: Any) -> Any:
         if len(ids) > 5:

@@ -85,6 +85,17 @@ def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None
     edgelm.load(TINY_BUNDLE).close()
 
 
+def test_the_limit_of_the_address_space_counts_the_mapped_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE))
+    assert memory.weights_bytes == (TINY_BUNDLE / "model.onnx.data").stat().st_size
+    needed = memory.forecast_bytes + memory.weights_bytes
+    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed - 1, "RLIMIT_AS")])
+    with pytest.raises(InsufficientMemoryError, match="but RLIMIT_AS leaves"):
+        edgelm.load(TINY_BUNDLE)
+    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed, "RLIMIT_AS")])
+    edgelm.load(TINY_BUNDLE).close()
+
+
 def test_a_prefix_counts(tmp_path: Path) -> None:
     with edgelm.load(TINY_BUNDLE) as model:
         alone = model.memory

@@ -82,6 +82,15 @@ def test_what_float16_cannot_store_is_not_written(wrong: float, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nan_and_infinity_are_not_written(wrong: float, tmp_path: Path) -> None:
+    content = keys_values()
+    content[3, 1, 2, 7] = wrong
+    with pytest.raises(PrefixError, match=r"a key or value is NaN or does not fit into float32$"):
+        write(tmp_path / "a", "text", "float32", content)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a mapped file could not be replaced here")
 def test_keys_and_values_are_a_view_of_the_mapped_file(tmp_path: Path) -> None:
     content = np.ones((4, 2, 64, 1024), np.float32)  # 2 MiB

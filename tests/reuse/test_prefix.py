@@ -357,6 +357,26 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
     return saved_again(content, lambda t: t | {"token_ids": ids, "keys_values": keys_values})
 
 
+def with_highest_id(content: bytes, highest: int) -> bytes:
+    """The file with another id in the place of its largest."""
+
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        ids = tensors["token_ids"]
+        return tensors | {"token_ids": np.where(ids == ids.max(), np.uint32(highest), ids)}
+
+    return saved_again(content, change)
+
+
+@pytest.mark.parametrize("change", [lambda c: with_highest_id(c, 299), lambda c: of_tokens(c, 56)])
+def test_the_largest_that_fits_is_taken(tiny: Pair, change: Damage) -> None:
+    """The vocabulary ends with 299, and a context of 64 leaves 8 tokens beside a prefix of 56."""
+    assert tiny[1].prefix is not None
+    path = tiny[1].prefix.path
+    path.write_bytes(change(path.read_bytes()))
+    with loaded(prefix=path) as model:
+        assert model.generate([1, 2], max_new_tokens=1).stats.new_tokens == 1
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -375,8 +395,8 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
         ),
         (lambda c: facts_changed(c, kind="other"), "its header kind"),
         (lambda c: saved_again(c, lambda t: t | {"keys_values": t["keys_values"][:, :3]}), "a model of other sizes"),
-        (lambda c: saved_again(c, lambda t: t | {"token_ids": t["token_ids"] + 10_000}), "outside the vocabulary"),
-        (lambda c: of_tokens(c, 60), "holds a prefix of 56 at most"),
+        (lambda c: with_highest_id(c, 300), "outside the vocabulary"),
+        (lambda c: of_tokens(c, 57), "holds a prefix of 56 at most"),
         (lambda c: of_tokens(c, 1), "needs 2 tokens at least"),
         (lambda c: header_changed(c, "text", shape=[2**31 - 1]), "its tensors do not fit the file"),
         (lambda c: facts_changed(c, format_version=2), "this edgelm reads 1"),

@@ -92,6 +92,21 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
     return saved_again(content, lambda _: {"token_ids": ids, "keys_values": keys_values})
 
 
+def with_highest_id(content: bytes, highest: int) -> bytes:
+    """The file with another id in the place of its largest."""
+    return saved_again(content, lambda t: t | {"token_ids": np.where(t["token_ids"] == 49, highest, t["token_ids"])})
+
+
+def test_the_last_id_of_the_vocabulary_is_one(model: Model, saved: Path) -> None:
+    saved.write_bytes(with_highest_id(saved.read_bytes(), 299))
+    assert max(model.load_state(saved).ids) == model.session.vocab_size - 1 == 299
+
+
+def test_a_state_may_fill_the_context(model: Model, saved: Path) -> None:
+    saved.write_bytes(of_tokens(saved.read_bytes(), 64))
+    assert len(model.load_state(saved).ids) == model.session.context_length == 64
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -109,7 +124,7 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
         (lambda c: of_tokens(c, 0), "its header keys_values"),
         (lambda c: header_changed(c, "keys_values", dtype="F64"), r"its header keys_values\.dtype"),
         (lambda c: saved_again(c, lambda t: t | {"keys_values": t["keys_values"][:2]}), "this bundle's sizes"),
-        (lambda c: saved_again(c, lambda t: t | {"token_ids": t["token_ids"] + 10_000}), "outside the vocabulary"),
+        (lambda c: with_highest_id(c, 300), "outside the vocabulary"),
         (lambda c: facts_changed(c, format_version=2), "this edgelm reads 1"),
         (lambda c: facts_changed(c, more=1), "its header"),
     ],
