@@ -228,10 +228,19 @@ class Watch:
         self._folder = f"{folder}{os.sep}"
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, list[str]] = {}
+        """By test, by file for the fixtures, which its tests share, and "" for what runs at import."""
         self.processes: list[str] = []
         self._test: str | None = None
         self._seen: set[str] = set()
+
+    def begin(self) -> None:
+        """Note what runs from now on, in the process that is about to import the room."""
         sys.addaudithook(self._audit)
+        self._watch("")
+
+    def answer(self) -> str:
+        """All notes as JSON, for the process that waits for them."""
+        return json.dumps([self.seconds, self.lines, self.processes])
 
     def _audit(self, event: str, args: object) -> None:
         started = event in ("subprocess.Popen", "os.fork", "os.posix_spawn")
@@ -244,20 +253,46 @@ class Watch:
         self._seen.add(f"{frame.f_code.co_filename.removeprefix(self._folder)}:{frame.f_lineno}")
         return self._trace
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self._test, self._seen = item.nodeid, set()
-        started = time.perf_counter()
+    def _watch(self, key: str) -> None:
+        """Note what runs from now on under `key`."""
+        self._seen = set()
+        self.lines.setdefault(key, [])
         threading.settrace(self._trace)
         sys.settrace(self._trace)
+
+    def _note(self, key: str) -> None:
+        sys.settrace(None)
+        threading.settrace(None)
+        self.lines[key] = sorted({*self.lines[key], *self._seen})
+
+    def pytest_collection_finish(self) -> None:
+        self._note("")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._test, started = item.nodeid, time.perf_counter()
         try:
             return (yield)
         finally:
-            sys.settrace(None)
-            threading.settrace(None)
             self.seconds[item.nodeid] = time.perf_counter() - started
-            self.lines[item.nodeid] = sorted(self._seen)
             self._test = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        key = item.nodeid.partition("::")[0]
+        self._watch(key)
+        try:
+            return (yield)
+        finally:
+            self._note(key)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        self._watch(item.nodeid)
+        try:
+            return (yield)
+        finally:
+            self._note(item.nodeid)
 
 
 class Only:
@@ -282,7 +317,7 @@ class Copy:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "data.*", "*.egg-info")
         shutil.copytree(ROOT, folder, ignore=ignored, symlinks=True)
 
-    def start(self, tests: list[str], plugin: object, *, answer: Callable[[], str] | None = None) -> int:
+    def start(self, tests: list[str], plugin: "Watch | Only") -> int:
         """Run tests in a child process; returns its id. It exits with pytest's status."""
         child = os.fork()
         if child:
@@ -297,15 +332,17 @@ class Copy:
             paths = [str(self.folder), str(self.folder / "export"), str(self.folder / "models")]
             sys.path[:0] = paths
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-            if answer is None:  # a mutant's bytecode must not outlive it
+            if isinstance(plugin, Watch):
+                plugin.begin()
+            else:  # a mutant's bytecode must not outlive it
                 sys.dont_write_bytecode = True
                 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "tests")]:
                 del sys.modules[name]
             options = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--basetemp={self.folder / 'tmp'}"]
             status = int(pytest.main([*options, *tests], plugins=[plugin]))
-            if answer is not None:
-                (self.folder / "answer.json").write_text(answer(), encoding="utf-8")
+            if isinstance(plugin, Watch):
+                (self.folder / "answer.json").write_text(plugin.answer(), encoding="utf-8")
         finally:
             os._exit(status)
 
@@ -328,10 +365,7 @@ def watched(room: str, copy: Copy) -> Watch:
     code, tests = ROOMS[room]
     watch = Watch(copy.folder / code)
 
-    def answer() -> str:
-        return json.dumps([watch.seconds, watch.lines, watch.processes])
-
-    child = copy.start([tests], watch, answer=answer)
+    child = copy.start([tests], watch)
     if os.waitpid(child, 0)[1]:
         sys.exit(f"a test of {tests} fails without a change: see {copy.folder / 'output.txt'}")
     facts = json.loads((copy.folder / "answer.json").read_text(encoding="utf-8"))
@@ -341,11 +375,12 @@ def watched(room: str, copy: Copy) -> Watch:
 
 def tests_for(mutant: Mutant, watch: Watch) -> dict[str, float]:
     """The tests that may notice a mutant, with their seconds."""
-    if mutant.at_import:
-        return watch.seconds
     name = Path(mutant.file).name
     places = {f"{name}:{line}" for line in range(mutant.line, mutant.last_line + 1)}
-    chosen = [test for test, lines in watch.lines.items() if not places.isdisjoint(lines)]
+    runs = {key for key, lines in watch.lines.items() if not places.isdisjoint(lines)}
+    if mutant.at_import or "" in runs:
+        return watch.seconds
+    chosen = [test for test in watch.seconds if test in runs or test.partition("::")[0] in runs]
     return {test: watch.seconds[test] for test in {*chosen, *watch.processes}}
 
 
@@ -413,14 +448,14 @@ def main() -> None:
             for mutant, fate in fates(mutants, watched(room, copies[0]), copies):
                 counts[fate] += 1
                 results.append(Result(room, mutant.file, mutant.line, mutant.before, mutant.after, fate))
+                if options.results is not None:
+                    text = json.dumps([asdict(result) for result in results], indent=1)
+                    options.results.write_text(text, encoding="utf-8")
                 if fate == "survived":
                     before, after = mutant.before.splitlines()[0], mutant.after.splitlines()[0]
                     print(f"  survived: {mutant.file}:{mutant.line}: {before}  ->  {after}", flush=True)
             caught = counts["killed"] + counts["timeout"]
             print(f"{room}: {caught} of {len(mutants)} caught, {counts['timeout']} of them by the time limit")
-            if options.results is not None:
-                text = json.dumps([asdict(result) for result in results], indent=1)
-                options.results.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,26 @@ def test_mirostat_aims_at_its_surprise() -> None:
     assert means[2] - means[0] > 1
 
 
+@pytest.mark.parametrize(
+    ("option", "keep"),
+    [
+        ({"top_n_sigma": 0.5}, lambda x: top_n_sigma_filter(x, 0.5)),
+        ({"top_k": 7}, lambda x: top_k_filter(x, 7)),
+        ({"top_p": 0.5}, lambda x: top_p_filter(x, 0.5)),
+        ({"min_p": 0.1}, lambda x: min_p_filter(x, 0.1)),
+        ({"typical_p": 0.4}, lambda x: typical_filter(x, 0.4)),
+        ({"epsilon_cutoff": 0.02}, lambda x: epsilon_filter(x, 0.02)),
+        ({"eta_cutoff": 0.02}, lambda x: eta_filter(x, 0.02)),
+    ],
+)
+def test_every_option_has_its_filter(option: dict[str, Any], keep: Filter) -> None:
+    logits = (np.random.default_rng(3).normal(size=50) * 2).astype(np.float32)
+    tokens, left = candidates(logits, 1.0, filters_of(GenerationConfig().updated(option)))
+    expected = keep(logits)
+    assert 1 <= len(expected) < 50
+    assert tokens is not None and np.array_equal(tokens, expected) and np.array_equal(left, logits[expected])
+
+
 def test_mirostat_is_its_definition() -> None:
     """Algorithm of mirostat 2 (Basu et al., arXiv 2007.14966): the surprise allowed, in bits, follows the surprises."""
     logits = (np.random.default_rng(0).normal(size=300) * 2).astype(np.float32)

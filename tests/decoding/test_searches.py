@@ -16,7 +16,7 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Request
 from edgelm.engine.graph import Graph
-from tests.conftest import DATA, TINY_BUNDLE, FakeSession
+from tests.conftest import DATA, TINY_BUNDLE, FakeBatch, FakeSession
 
 GOLDEN = json.loads((DATA / "tiny-gpt2-searches.json").read_text(encoding="utf-8"))
 
@@ -166,6 +166,55 @@ def test_the_best_rank_that_a_beam_may_reach(early_stopping: Any, length_penalty
     options = {"num_beams": 2, "max_new_tokens": 10, "early_stopping": early_stopping, "length_penalty": length_penalty}
     request = Request.of(FakeSession(likely_rows(0)), [1, 2], GenerationConfig().updated(options), 0)
     assert _divisor_of_best(request, 3) == pytest.approx(divisor)
+
+
+@pytest.mark.parametrize("ends", [(), (0,), (0, 4)])
+def test_filters_leave_each_drawn_beam_tokens_to_go_on_with(ends: tuple[int, ...]) -> None:
+    """As transformers' `min_tokens_to_keep`: one more than there are tokens that end a text, and at least two."""
+    left = 1 + max(1, len(ends))
+    rows, logits = likely_rows(2), likely_rows(2)
+    logits[:, list(ends)] -= 100
+    likeliest = np.argsort(-logits, axis=1)[:, :left]
+    options = {"num_beams": 3, "num_return_sequences": 3, "do_sample": True, "top_k": 1, "max_new_tokens": 30}
+    seen = set()
+    session = FakeSession(rows - np.where(np.isin(np.arange(VOCAB), ends), np.float32(100), np.float32(0)))
+    for seed in range(10):
+        config = GenerationConfig().updated(options | {"eos_token_id": list(ends)})
+        session.reset()
+        for steps in generate(session, [1, 2, 3], config, seed):
+            tokens = [step.token_id for step in steps if step.token_id is not None]
+            for before, token in itertools.pairwise([3, *tokens]):
+                place = likeliest[before].tolist().index(token)  # fails for a token that the filter rules out
+                seen.add(place)
+    assert seen == set(range(left))
+
+
+def test_beams_stop_when_enough_of_them_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token 0 ends a text with a probability of 0.6, so two beams are finished after the second step."""
+    logits = np.tile(np.log(np.array([0.6, 0.3, 0.07, 0.03], np.float32)), (4, 1))
+    calls: list[int] = []
+    step = FakeBatch.step
+
+    def counted(batch: FakeBatch, ids: Any) -> Any:
+        calls.append(len(ids))
+        return step(batch, ids)
+
+    monkeypatch.setattr(FakeBatch, "step", counted)
+    options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 20, "eos_token_id": 0}
+    for early_stopping in (True, False):
+        calls.clear()
+        config = GenerationConfig().updated(options | {"early_stopping": early_stopping})
+        rows = [[s.token_id for s in steps] for steps in generate(FakeSession(logits), [1, 2], config, 0)]
+        assert rows == [[None], [1, None]]  # log 0.6 = -0.51, and log(0.3 · 0.6) / 2 = -0.86
+        assert calls == [2], early_stopping
+
+
+def test_contrastive_search_takes_no_token_that_is_ruled_out() -> None:
+    """Even where it has more candidates than there are tokens to choose."""
+    allowed = {2, 5, 7}
+    banned = [token for token in range(VOCAB) if token not in allowed]
+    ((tokens, _),) = run({"penalty_alpha": 0.9, "top_k": 8, "suppress_tokens": banned, "max_new_tokens": 20})
+    assert len(tokens) == 20 and set(tokens) <= allowed
 
 
 def test_beams_are_all_different() -> None:

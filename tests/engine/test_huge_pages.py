@@ -59,7 +59,10 @@ def test_moving_changes_nothing_but_the_pages() -> None:
         array = np.arange(4 * HUGE_PAGE_BYTES // 8)
         untouched = np.empty(8 * HUGE_PAGE_BYTES, np.uint8)
     moved = memory.move_into_huge_pages()
-    assert 0 <= moved <= array.nbytes + HUGE_PAGE_BYTES
+    if sys.platform.startswith("linux"):
+        address = array.ctypes.data + array.nbytes // 2
+        assert any(start <= address < stop for start, stop in memory._added)
+    assert moved % HUGE_PAGE_BYTES == 0 and 0 <= moved <= array.nbytes + HUGE_PAGE_BYTES
     assert (array == np.arange(array.size)).all()
     assert untouched.size
     if not sys.platform.startswith("linux"):

@@ -19,6 +19,7 @@ import pytest
 
 import edgelm
 from edgelm import ClosedError, ForkError, Model
+from edgelm.engine.device import _threads_of_process
 from tests.conftest import TINY_BUNDLE
 
 PROMPT = "Once upon a time"
@@ -275,6 +276,18 @@ def test_a_forked_child_closes_without_waiting_for_the_parents_calls(model: Mode
     over.set()
     caller.join(20)
     assert status == 0
+
+
+@needs_fork
+def test_a_forked_child_loads_while_a_thread_of_its_parent_was_loading() -> None:
+    """The lock over the threads of the process stays locked in the child, so the child has a new one."""
+    with _threads_of_process._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_session_that_is_kept_does_not_keep_a_closed_graph(model: Model) -> None:

@@ -55,6 +55,11 @@ def test_the_forecast_is_near_what_a_full_context_takes(bundle: Path) -> None:
 def test_the_parts_add_up() -> None:
     memory = ModelMemory.of(edgelm.Bundle.read(default_bundle_path()))
     assert memory.cache_bytes == 2 * 6 * 4 * 64 * 512 * 4  # 6 layers, 4 heads of 64, 512 tokens, keys and values
+    assert memory.prefix_bytes == 0
+    facts = edgelm.Bundle.read(default_bundle_path()).manifest.architecture
+    half = ModelMemory.forecast(facts, "float16", memory.weights_bytes, prefix_bytes=1000)
+    assert (half.cache_bytes, half.prefix_bytes) == (memory.cache_bytes // 2, 1000)
+    assert half.forecast_bytes == memory.forecast_bytes - half.cache_bytes + 1000
     parts = memory.prepacked_bytes + memory.cache_bytes + memory.activation_bytes
     assert 8 << 20 < memory.forecast_bytes - parts < 32 << 20
 
