@@ -2,6 +2,8 @@
 
 import mmap
 import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from edgelm.ids import KeysValues
 from edgelm.reuse.kv_file import KvDtype, KvFileError, KvKind, KvMetadata, is_safetensors, read_kv_file, write_kv_file
 from edgelm.reuse.prefix import read_prefix
 from edgelm.reuse.state import read_state
-from tests.conftest import TINY_BUNDLE
+from tests.conftest import ROOT, TINY_BUNDLE
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, header_replaced, joined, saved_again, split
 
 TENSORS: dict[KvKind, set[str]] = {
@@ -216,6 +218,15 @@ def test_every_truncation_is_refused(kind: KvKind, tmp_path: Path) -> None:
     for length in range(len(content)):
         refusal(tmp_path / "a", content[:length], kind)
     refusal(tmp_path / "a", content + b"\0", kind)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_a_killed_writer_leaves_a_whole_file_or_the_old_one() -> None:
+    """`python -m benchmarks.kills states` kills 200; a process of its own, because it forks."""
+    pytest.importorskip("benchmarks", reason="the benchmarks are not part of a distribution")
+    command = [sys.executable, "-m", "benchmarks.kills", "states", "--count", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0 and " 0 faults" in done.stdout, done.stdout + done.stderr
 
 
 def test_texts_are_never_mistaken_for_safetensors(tmp_path: Path) -> None:
