@@ -421,8 +421,8 @@ def chosen_mutants(room: str, sample: int, seed: int, again: Path | None) -> lis
     print(f"{room}: {len(mutants)} mutants", end="", flush=True)
     if again is not None:
         earlier = [Result(**result) for result in json.loads(again.read_text(encoding="utf-8"))]
-        left = {(r.file, r.before, r.after) for r in earlier if r.fate == "survived"}
-        return [mutant for mutant in mutants if (mutant.file, mutant.before, mutant.after) in left]
+        left = {(r.file, r.line, r.before, r.after) for r in earlier if r.fate == "survived"}
+        return [mutant for mutant in mutants if (mutant.file, mutant.line, mutant.before, mutant.after) in left]
     return random.Random(seed).sample(mutants, min(sample, len(mutants)))
 
 

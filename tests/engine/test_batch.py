@@ -7,7 +7,7 @@ import pytest
 
 from edgelm import Bundle, ContextError, PromptError, Session
 from edgelm.bundle.folder import default_bundle_path
-from edgelm.engine.batch import Batch
+from edgelm.engine.batch import IDLE_TOKEN, Batch
 from edgelm.engine.graph import Graph
 from tests.conftest import TINY_BUNDLE
 
@@ -120,7 +120,7 @@ def test_a_text_computes_the_same_bits_whoever_comes_and_goes(bundle: Path) -> N
         others = [admitted(session, batch, PROMPT[:length]) for length in neighbours]
         found = []
         for token in (5, 6, 7, 8, 9, 10):
-            ids = [token if at == row else 1 for at in range(1 + max([row, *others]))]
+            ids = [token if at == row else IDLE_TOKEN for at in range(1 + max([row, *others]))]
             found.append(batch.step(ids)[row].copy())
             if others:
                 batch.leave(others.pop(0))
@@ -152,6 +152,9 @@ def test_limits(tiny: Session) -> None:
     tiny.step(PROMPT)
     with pytest.raises(ContextError, match="room for 8 tokens cannot take over 9"):
         tiny.batch(2, 8)
+    full = tiny.batch(2, 9)
+    with pytest.raises(ContextError, match="room for 9 tokens, and all are used"):
+        full.step([1, 2])
     batch = tiny.batch(2, 10)
     with pytest.raises(PromptError, match="a batch of 2 rows takes that many token ids"):
         batch.step([1, 2, 3])

@@ -109,6 +109,61 @@ def test_default_threads_are_what_this_process_may_use(
     quotas: list[float], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = [CgroupLimit(Path("cpu.max"), quota, 0) for quota in quotas]
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "saturates"),
+    [
+        ("x86_64", "model\t: 1\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("x86_64", "flags\t\t: fpu avx512_vnni\n", False),
+        ("AMD64", "flags\t\t: fpu avx_vnni\n", False),
+        ("x86_64", "nothing that is known", True),
+        ("x86_64", None, True),
+        ("aarch64", None, False),
+    ],
+)
+def test_products_may_saturate_unless_the_cpu_is_known_to_be_exact(
+    machine: str, cpuinfo: str | None, saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, **how: str) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert int8_products_may_saturate() is saturates
+
+
+def nodes(stated: dict[str, list[Any]]) -> list[Any]:
+    return [SimpleNamespace(name=name, shape=shape) for name, shape in stated.items()]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("logits", ["rows", 300], None),
+        ("logits", ["rows", "vocabulary"], None),
+        ("logits", ["rows", 301], "'logits' of the graph has the shape"),
+        ("logits", ["rows", 1, 300], "'logits' of the graph has the shape"),
+        ("logits", ["rows"], "'logits' of the graph has the shape"),
+        ("more", ["rows"], "has other outputs than bundle.json states"),
+    ],
+)
+def test_a_graph_that_differs_from_its_manifest_is_refused(name: str, shape: list[Any], message: str | None) -> None:
+    bundle = Bundle.read(TINY_BUNDLE)
+    real = onnxruntime.InferenceSession(bundle.file("model.onnx"), providers=["CPUExecutionProvider"])
+    inputs, outputs = ({node.name: node.shape for node in found} for found in (real.get_inputs(), real.get_outputs()))
+    outputs[name] = shape
+    fake = SimpleNamespace(get_inputs=lambda: nodes(inputs), get_outputs=lambda: nodes(outputs))
+    if message is None:
+        _check_signature(bundle, fake)
+    else:
+        with pytest.raises(BundleError, match=message):
+            _check_signature(bundle, fake)
+
+
+def test_default_threads_are_what_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr("edgelm.engine.machine.cpu_limits", lambda: limits)
     assert default_threads() == threads

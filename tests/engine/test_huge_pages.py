@@ -53,6 +53,13 @@ def test_only_pages_in_use_are_moved() -> None:
     ]
 
 
+def test_a_part_of_a_huge_page_is_none() -> None:
+    small = HUGE_PAGE_BYTES // 4
+    for length in range(4):
+        assert whole_pages(b"\1" * length, 0, small) == []
+    assert whole_pages(b"\1" * 7, 0, small) == [(0, HUGE_PAGE_BYTES)]
+
+
 def test_moving_changes_nothing_but_the_pages() -> None:
     memory = LoadedMemory()
     with memory.recorded():
