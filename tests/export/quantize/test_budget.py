@@ -103,7 +103,8 @@ def test_what_an_option_costs(tied: bool, tmp_path: Path) -> None:
         x = forward.embed(judged)
         for layer in changed.layers:
             x = forward.layer(layer, x)
-        return forward.log_probabilities(forward.final(x)).double().numpy()
+        found: np.ndarray = forward.log_probabilities(forward.final(x)).double().numpy()
+        return found
 
     source = logs(weights)
     for storage in OPTIONS:
