@@ -163,6 +163,9 @@ def test_a_bundle_s_settings(tiny_copy: Path) -> None:
 def test_sampling_the_caller_wants_replaces_the_default_of_a_search() -> None:
     beams = BASE.updated({"num_beams": 4, "early_stopping": True, "length_penalty": 2.0})
     assert beams.updated({"num_beams": 1}) == BASE
+    assert beams.updated({"num_beams": 2}) == BASE.updated(
+        {"num_beams": 2, "early_stopping": True, "length_penalty": 2.0}
+    )
     contrastive = BASE.updated({"penalty_alpha": 0.6, "top_k": 4})
     assert contrastive.updated({"do_sample": True}).penalty_alpha is None
     assert contrastive.updated({"top_k": 6}).penalty_alpha == 0.6

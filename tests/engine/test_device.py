@@ -135,6 +135,11 @@ def test_products_may_saturate_unless_the_cpu_is_known_to_be_exact(
     assert int8_products_may_saturate() is saturates
 
 
+@pytest.mark.skipif(not hasattr(os, "uname"), reason="asks the system in the way of POSIX")
+def test_the_systems_name_has_its_machine() -> None:
+    assert system_name() == f"{os.uname().sysname} {os.uname().machine}"
+
+
 def nodes(stated: dict[str, list[Any]]) -> list[Any]:
     return [SimpleNamespace(name=name, shape=shape) for name, shape in stated.items()]
 

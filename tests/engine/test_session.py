@@ -105,6 +105,7 @@ def test_rewind_and_reset_forget(tiny: Session) -> None:
 def test_siblings_have_caches_of_their_own(tiny: Session) -> None:
     expected = tiny.step(TEXT)
     other = tiny.sibling()
+    assert (other.position, other.high_water_tokens) == (0, 0)
     other.step([1, 2, 3])
     assert (tiny.position, other.position) == (40, 3)
     tiny.rewind(2)
