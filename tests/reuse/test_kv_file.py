@@ -16,9 +16,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
 import edgelm
-from edgelm import PrefixError, StateError
+from edgelm import ConfigError, PrefixError, StateError
 from edgelm.ids import KeysValues
-from edgelm.reuse.kv_file import KvDtype, KvFileError, KvKind, KvMetadata, is_safetensors, read_kv_file, write_kv_file
+from edgelm.reuse.kv_file import (
+    KvDtype,
+    KvFileError,
+    KvKind,
+    KvMetadata,
+    check_kv_dtype,
+    is_safetensors,
+    read_kv_file,
+    write_kv_file,
+)
 from edgelm.reuse.prefix import read_prefix
 from edgelm.reuse.state import read_state
 from tests.conftest import ROOT, TINY_BUNDLE
@@ -82,6 +91,13 @@ def test_what_float16_cannot_store_is_not_written(wrong: float, tmp_path: Path) 
         with pytest.raises(error, match="does not fit into float16: use float32"):
             write(tmp_path / "a", kind, "float16", content)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float64", "F32", None, 16])
+def test_keys_and_values_have_two_types(dtype: Any) -> None:
+    with pytest.raises(ConfigError, match="dtype must be 'float32' or 'float16', got"):
+        check_kv_dtype(dtype)
+    check_kv_dtype("float16")
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

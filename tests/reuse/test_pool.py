@@ -137,6 +137,17 @@ def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(graph: Graph)
         assert reused == len(PROMPT)
 
 
+def test_a_session_without_a_prompt_goes_first(graph: Graph) -> None:
+    """Both cannot stay, although the one without a prompt came back earlier."""
+    pool = SessionPool(graph, limit_bytes=40 * graph.session().bytes_per_token)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+        with pool.borrowed() as (other, _):
+            other.step(PROMPT[:20])
+    with pool.borrowed([*PROMPT, 5, 6]) as (_, reused):
+        assert reused == len(PROMPT)
+
+
 def test_a_models_session_is_nobody_elses() -> None:
     with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
         expected = model.generate(PROMPT, max_new_tokens=9).choices

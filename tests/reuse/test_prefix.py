@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm import BundleError, ContextError, Model, PrefixError, Session, StateError
+from edgelm import BundleError, ContextError, Model, PrefixError, PromptError, Session, StateError
 from edgelm.bundle.folder import default_bundle_path, file_fact
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.scheduler import Scheduler
-from edgelm.reuse.prefix import write_learned_prefix
+from edgelm.reuse.prefix import PromptEncoder, write_learned_prefix
 from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
@@ -349,6 +349,16 @@ def test_texts_that_cannot_be_one(tiny: Pair, tmp_path: Path, text: str, words: 
     with pytest.raises(PrefixError, match=words):
         tiny[0].save_prefix(tmp_path / "p", text)
     assert not (tmp_path / "p").exists()
+
+
+def test_an_empty_prompt_to_continue(tiny: Pair) -> None:
+    plain, model, _ = tiny
+    assert model.prefix is not None
+    assert PromptEncoder(plain.tokenizer, model.prefix, 5).ids_to_continue("") == list(model.prefix.ids)
+    assert PromptEncoder(plain.tokenizer, None, 5).ids_to_continue("") == [5]
+    assert PromptEncoder(plain.tokenizer, None, 5).ids_to_continue("The") == plain.tokenizer.encode("The")
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        PromptEncoder(plain.tokenizer).ids_to_continue("")
 
 
 def of_tokens(content: bytes, tokens: int) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 import edgelm
 from edgelm import Model, PromptError, StateError
 from edgelm.bundle.folder import default_bundle_path
+from edgelm.reuse.state import PromptState, most_shared
 from tests.conftest import TINY_BUNDLE, RunCommand
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
@@ -100,6 +101,20 @@ def with_highest_id(content: bytes, highest: int) -> bytes:
 def test_the_last_id_of_the_vocabulary_is_one(model: Model, saved: Path) -> None:
     saved.write_bytes(with_highest_id(saved.read_bytes(), 299))
     assert max(model.load_state(saved).ids) == model.session.vocab_size - 1 == 299
+
+
+def test_the_state_that_shares_most(model: Model) -> None:
+    content = np.arange(4 * 4 * 6 * 8, dtype=np.float32).reshape(4, 4, 6, 8)
+    short, long = PromptState((1, 2, 3), content[:, :, :3]), PromptState((1, 2, 3, 4, 5, 6), content)
+    for prompt, states, count in [
+        ([1, 2, 3, 4, 9, 9, 9], [short, long], 4),
+        ([1, 2, 3, 4, 5, 6, 7, 8], [long, short], 6),
+        ([1, 2, 3, 4, 9, 9, 9], [short], 3),
+    ]:
+        kept, shared = most_shared(states, prompt)
+        assert shared == count and kept is not None and np.array_equal(kept, content[:, :, :count])
+    assert most_shared([short, long], [9, 9, 9, 9]) == (None, 0)
+    assert most_shared([], [1, 2, 3]) == (None, 0)
 
 
 def test_a_state_may_fill_the_context(model: Model, saved: Path) -> None:
