@@ -137,6 +137,22 @@ def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(graph: Graph)
         assert reused == len(PROMPT)
 
 
+def test_a_session_is_lent_to_one_at_a_time(graph: Graph) -> None:
+    """Neither one that holds the prompt, nor one that remembers nothing, nor one that is used for something else."""
+    pool = SessionPool(graph, limit_bytes=10**9)
+    with pool.borrowed(PROMPT) as (lent, _), pool.borrowed() as (empty, _):
+        lent.step(PROMPT)
+        empty.step([1, 2])
+    for prompt in ([*PROMPT, 5, 6], [9, 9, 9], [*PROMPT, 7, 8]):
+        with pool.borrowed(prompt) as (first, _), pool.borrowed(prompt) as (second, _), pool.borrowed() as (third, _):
+            assert len({id(first), id(second), id(third)}) == 3
+    small = SessionPool(graph)
+    with small.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+    with small.borrowed([9, 9, 9]) as (first, _), small.borrowed([9, 9, 9]) as (second, _):
+        assert first is lent and second is not first
+
+
 def test_a_session_without_a_prompt_goes_first(graph: Graph) -> None:
     """Both cannot stay, although the one without a prompt came back earlier."""
     pool = SessionPool(graph, limit_bytes=40 * graph.session().bytes_per_token)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm import BundleError, ContextError, Model, PrefixError, PromptError, Session, StateError
+from edgelm import Bundle, BundleError, ContextError, Model, PrefixError, PromptError, Session, StateError
 from edgelm.bundle.folder import default_bundle_path, file_fact
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.scheduler import Scheduler
-from edgelm.reuse.prefix import PromptEncoder, write_learned_prefix
+from edgelm.reuse.prefix import PromptEncoder, read_prefix, write_learned_prefix
 from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
@@ -349,6 +349,33 @@ def test_texts_that_cannot_be_one(tiny: Pair, tmp_path: Path, text: str, words: 
     with pytest.raises(PrefixError, match=words):
         tiny[0].save_prefix(tmp_path / "p", text)
     assert not (tmp_path / "p").exists()
+
+
+def test_a_session_begins_behind_what_the_prompt_shares_with_it(tiny: Pair) -> None:
+    plain, model, _ = tiny
+    assert model.prefix is not None
+    encoder, ids, session = PromptEncoder(plain.tokenizer, model.prefix), list(model.prefix.ids), plain.session
+    for prompt, shared in [([*ids, 7, 8, 9], len(ids)), ([*ids[:5], 299, 298, 7], 5), (ids, len(ids) - 2)]:
+        assert encoder.begin(session, prompt) == prompt[shared:]
+        assert session.prefix is not None and session.prefix.shape[2] == shared
+        assert (session.position, session.context_length) == (0, 64 - shared)
+    for prompt in ([299, *ids], [ids[0], 299, 7, 8], ids[:3]):  # fewer than two tokens are shared, or none are left
+        assert encoder.begin(session, prompt) == prompt
+        assert (session.prefix, session.context_length) == (None, 64)
+
+
+def test_a_learned_prefix_has_the_head_dim_of_the_checkpoint(learned: Pair, tmp_path: Path) -> None:
+    """Heads of 6 are padded to 8 in this bundle's cache: zeros stand behind the learned numbers."""
+    assert learned[1].prefix is not None
+    content, bundle = learned[1].prefix.content[:, :, :3], learned[1].bundle.path
+    edit_manifest(bundle, lambda m: m["architecture"].update(source_head_dim=6))
+    for width in (6, 8):
+        write_learned_prefix(tmp_path / f"{width}", content[..., :width], source="tiny-gpt2", body_sha256=BODY)
+    prefix = read_prefix(tmp_path / "6", Bundle.read(bundle))
+    assert np.array_equal(prefix.content[..., :6], content[..., :6])
+    assert prefix.content.shape == (4, 4, 3, 8) and not prefix.content[..., 6:].any()
+    with pytest.raises(PrefixError, match="a model of other sizes"):
+        read_prefix(tmp_path / "8", Bundle.read(bundle))
 
 
 def test_an_empty_prompt_to_continue(tiny: Pair) -> None:
