@@ -1,5 +1,6 @@
 """The memory that a load has added moves into huge pages."""
 
+import mmap
 import os
 import sys
 from types import SimpleNamespace
@@ -100,14 +101,20 @@ def test_moving_changes_nothing_but_the_pages() -> None:
         array = np.arange(4 * HUGE_PAGE_BYTES // 8)
         untouched = np.empty(8 * HUGE_PAGE_BYTES, np.uint8)
     moved = memory.move_into_huge_pages()
-    if sys.platform.startswith("linux"):
-        address = array.ctypes.data + array.nbytes // 2
-        assert any(start <= address < stop for start, stop in memory._added)
     assert moved % HUGE_PAGE_BYTES == 0 and 0 <= moved <= array.nbytes + HUGE_PAGE_BYTES
     assert (array == np.arange(array.size)).all()
     assert untouched.size
     if not sys.platform.startswith("linux"):
         assert moved == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_new_private_memory_is_recorded() -> None:
+    memory = LoadedMemory()
+    with memory.recorded():  # numpy may take memory that the process has already
+        mapped = mmap.mmap(-1, 4 * HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = np.frombuffer(mapped, np.uint8).ctypes.data
+    assert any(start <= address and address + 4 * HUGE_PAGE_BYTES <= stop for start, stop in memory._added)
 
 
 def test_nothing_recorded_nothing_moved() -> None:

@@ -184,6 +184,8 @@ def test_a_session_is_lent_to_one_at_a_time(graph: Graph) -> None:
     for prompt in ([*PROMPT, 5, 6], [9, 9, 9], [*PROMPT, 7, 8]):
         with pool.borrowed(prompt) as (first, _), pool.borrowed(prompt) as (second, _), pool.borrowed() as (third, _):
             assert len({id(first), id(second), id(third)}) == 3
+    pool.forget()
+    assert len(pool._idle) == 1
     small = SessionPool(graph)
     with small.borrowed(PROMPT) as (lent, _):
         lent.step(PROMPT)

@@ -404,9 +404,11 @@ def with_highest_id(content: bytes, highest: int) -> bytes:
     return saved_again(content, change)
 
 
-@pytest.mark.parametrize("change", [lambda c: with_highest_id(c, 299), lambda c: of_tokens(c, 56)])
-def test_the_largest_that_fits_is_taken(tiny: Pair, change: Damage) -> None:
-    """The vocabulary ends with 299, and a context of 64 leaves 8 tokens beside a prefix of 56."""
+@pytest.mark.parametrize(
+    "change", [lambda c: with_highest_id(c, 299), lambda c: of_tokens(c, 56), lambda c: of_tokens(c, 2)]
+)
+def test_the_largest_and_the_shortest_that_fit_are_taken(tiny: Pair, change: Damage) -> None:
+    """The vocabulary ends with 299, and a context of 64 leaves 8 tokens beside a prefix of 56; 2 are enough."""
     assert tiny[1].prefix is not None
     path = tiny[1].prefix.path
     path.write_bytes(change(path.read_bytes()))
