@@ -109,6 +109,9 @@ def test_default_threads_are_what_this_process_may_use(
     quotas: list[float], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = [CgroupLimit(Path("cpu.max"), quota, 0) for quota in quotas]
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr("edgelm.engine.machine.cpu_limits", lambda: limits)
+    assert default_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -168,12 +171,6 @@ def test_a_graph_that_differs_from_its_manifest_is_refused(name: str, shape: lis
             _check_signature(bundle, fake)
 
 
-def test_default_threads_are_what_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr("edgelm.engine.machine.cpu_limits", lambda: limits)
-    assert default_threads() == threads
-
-
 NO_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc"
 NO_THREAD = "PosixThread::PosixThread(...) pthread_create failed, error code: 12 error msg: Cannot allocate memory"
 
@@ -201,8 +198,6 @@ def test_another_failure_prints_nothing_on_stdout(tiny_copy: Path, capfd: pytest
 
 
 def test_cuda_that_fails_is_an_error_of_the_device() -> None:
-    import onnxruntime
-
     def fail(*args: object, **options: object) -> None:
         assert options["enable_fallback"] == 0
         raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected\nmore")
@@ -213,8 +208,6 @@ def test_cuda_that_fails_is_an_error_of_the_device() -> None:
 
 
 def test_without_proc_the_message_says_what_to_mount() -> None:
-    import onnxruntime
-
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("Secure opened-file canonicalization requires procfs at /proc/self/fd/3.")
 

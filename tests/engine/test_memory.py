@@ -94,10 +94,10 @@ def test_the_limit_of_the_address_space_counts_the_mapped_weights_too(monkeypatc
     memory = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE))
     assert memory.weights_bytes == (TINY_BUNDLE / "model.onnx.data").stat().st_size
     needed = memory.forecast_bytes + memory.weights_bytes
-    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed - 1, "RLIMIT_AS")])
+    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed - 1, "RLIMIT_AS", counts_mapped_files=True)])
     with pytest.raises(InsufficientMemoryError, match="but RLIMIT_AS leaves"):
         edgelm.load(TINY_BUNDLE)
-    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed, "RLIMIT_AS")])
+    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed, "RLIMIT_AS", counts_mapped_files=True)])
     edgelm.load(TINY_BUNDLE).close()
 
 
