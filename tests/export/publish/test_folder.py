@@ -1,5 +1,6 @@
 """Sealing a draft: the manifest lists every file, each hashed once; drafts of killed exports go."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,18 @@ import pytest
 from edgelm.bundle.folder import Bundle, file_fact
 from edgelm.bundle.manifest import MANIFEST_NAME
 from edgelm_export.publish.folder import seal, workshop
-from tests.conftest import TINY_BUNDLE
+from tests.conftest import ROOT, TINY_BUNDLE
 
 pytestmark = pytest.mark.export
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_a_killed_export_leaves_a_whole_bundle_or_none() -> None:
+    """`python -m benchmarks.kills export` kills 200; a process of its own, because it forks."""
+    pytest.importorskip("benchmarks", reason="the benchmarks are not part of a distribution")
+    command = [sys.executable, "-m", "benchmarks.kills", "export", "--count", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0 and " 0 faults" in done.stdout, done.stdout + done.stderr
 
 
 def test_each_file_is_hashed_once(tmp_path: Path) -> None:
