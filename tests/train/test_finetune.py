@@ -16,7 +16,7 @@ from edgelm.errors import EdgelmError, TrainingError
 from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint, quiet_torch
 from edgelm_train.data.examples import Example
-from edgelm_train.data.records import Task
+from edgelm_train.data.templates import Task
 from edgelm_train.finetune import _next_steps, finetune
 from edgelm_train.models.adapters import keys_values, with_prefix
 from edgelm_train.options import FinetuneOptions, Method

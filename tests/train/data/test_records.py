@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from edgelm.errors import TrainingError
-from edgelm_train.data.records import Row, is_records_file, read_records
+from edgelm_train.data.records import is_records_file, read_records
+from edgelm_train.data.tables import Row
 
 pytestmark = pytest.mark.export
 

@@ -16,8 +16,9 @@ import transformers
 
 from edgelm.errors import TrainingError
 from edgelm_train.data.packing import BatchStream, Packed, Phase
+from edgelm_train.run.checkpoints import last_checkpoint
 from edgelm_train.run.held_out import loss_in_windows
-from edgelm_train.run.loop import OptimizerName, Outcome, Schedule, last_checkpoint, train
+from edgelm_train.run.loop import OptimizerName, Outcome, Schedule, train
 from edgelm_train.run.muon import MuonAdamW
 
 pytestmark = pytest.mark.export
