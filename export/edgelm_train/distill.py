@@ -71,9 +71,7 @@ def _distill(
     batch_tokens = min(asked, texts.rows * window)
     notes = (*checkpoint.notes, *texts.notes)
     if batch_tokens < asked:
-        notes += (
-            f"a step of {asked:,} tokens is more than the text has: a step takes all {texts.rows:,} windows once",
-        )
+        notes += (f"a step of {asked:,} tokens is more than the text has: a step takes each of its windows once",)
     for note in notes:
         say(note)
     precision = begin_run(out, recorded, lambda: fastest_precision(apprentice, batch_tokens, window)[0])

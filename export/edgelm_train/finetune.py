@@ -71,10 +71,13 @@ def _finetune(
     prepared = _read(data, task, options, checkpoint)
     recorded = {**fingerprints(checkpoint, data, options.held_out, base.adapter), **options.recorded()}
     notes = (*checkpoint.notes, *prepared.notes)
+    if base.adapter is not None:
+        done = "goes on with the adapter" if goes_on else "starts from the base with the adapter merged:"
+        notes += (f"training {done} {base.adapter} of {checkpoint.name!r}",)
     batch_size = min(options.batch_size, prepared.rows)
     if batch_size < options.batch_size:
-        rows = f"{prepared.rows:,} {'examples' if task else 'windows of text'} to train on"
-        notes += (f"--batch-size {options.batch_size:,} is more than the {rows}: a step takes all of them once",)
+        rows = counted(prepared.rows, "example" if task else "window")
+        notes += (f"--batch-size is {options.batch_size:,}, and there is no more than {rows}: a step takes each once",)
     for note in notes:
         say(note)
     device = device_for(options.device)
@@ -190,7 +193,7 @@ def _next_steps(
         first_adapter: the adapter that was merged before a prefix was learned.
         settings: whether `out` has a file of generation settings for the export.
     """
-    bundle = f"{Path(base).name if method == 'prefix' else out}-int8"
+    bundle = f"{Path(first_adapter or base).name if method == 'prefix' else out}-int8"
     export = ["edgelm", "export", str(out) if method == "full" else base]
     if method != "full" and revision is not None:
         export += ["--revision", revision]

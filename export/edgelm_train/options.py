@@ -232,6 +232,8 @@ class FinetuneOptions(TrainingOptions):
                     "--turn is for chats, --prompt and --completion for other rows: give one or the other"
                 )
             return ChatTask.parse(self.turn)
+        if is_records_file(Path(data.stem)):
+            raise TrainingError(f"{str(data)!r} seems to be compressed; decompress it to {data.stem} first")
         if self.prompt is not None or self.completion is not None or self.turn is not None:
             message = f"--prompt and --completion need named columns, but {str(data)!r} is taken as plain text"
             if self.turn is not None:

@@ -1,13 +1,12 @@
 """Chats in files of records: turns with a role and a content, as OpenAI, TRL and ShareGPT write them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgelm.errors import TrainingError
-from edgelm_train.data.records import Records, check_whole_characters
+from edgelm_train.data.records import Records, check_whole_characters, is_chat, turn_keys
 from edgelm_train.data.templates import ChatTask
 
-_KEYS = (("role", "content"), ("from", "value"))
 ASSISTANTS = ("assistant", "gpt", "chatgpt", "model", "bot")
 """Roles whose turns are learned."""
 _PAIR = ("prompt", "completion")
@@ -29,7 +28,7 @@ def chat_columns(records: Records) -> tuple[str, ...]:
     Raises:
         TrainingError: several columns hold turns, so nobody knows which are meant.
     """
-    found = tuple(column for column in records.nested if any(_is_chat(row.get(column)) for row in records.values))
+    found = tuple(column for column in records.nested if any(is_chat(row.get(column)) for row in records.values))
     if set(found) == set(_PAIR):
         return _PAIR
     if len(found) > 1:
@@ -94,14 +93,6 @@ def roles_of(chats: Sequence[tuple[str, Sequence[Turn]]]) -> tuple[str, str]:
     return "user", "assistant"
 
 
-def _is_chat(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and _keys(part) for part in value)
-
-
-def _keys(turn: Mapping[str, object]) -> tuple[str, str] | None:
-    return next((keys for keys in _KEYS if keys[0] in turn), None)
-
-
 def _turns(value: object, column: str, where: str, *, may_learn: bool) -> Iterator[Turn]:
     if value is None:
         return
@@ -109,14 +100,14 @@ def _turns(value: object, column: str, where: str, *, may_learn: bool) -> Iterat
         raise TrainingError(f"{column!r} in {where} is not a list of turns, as in other rows; correct this row")
     for number, item in enumerate(value, 1):
         place = f"turn {number} of {column!r} in {where}"
-        if not isinstance(item, dict) or (keys := _keys(item)) is None:
+        if not isinstance(item, dict) or (keys := turn_keys(item)) is None:
             raise TrainingError(f'{place} must have "role" and "content", or "from" and "value"; correct this row')
         role, content = item[keys[0]], _content(item.get(keys[1]))
         if not isinstance(role, str) or not role.strip():
             raise TrainingError(f"{place} has no role: {keys[0]!r} is {role!r:.40}; name who speaks")
         if content is None:
-            why = "calls of tools" if item.get("tool_calls") or item.get("function_call") else "anything but text"
-            raise TrainingError(f"{place} has no text in {keys[1]!r}, and edgelm learns no {why}; leave out this turn")
+            calls = " (it calls a tool)" if item.get("tool_calls") or item.get("function_call") else ""
+            raise TrainingError(f"{place} has no text in {keys[1]!r}{calls}, and edgelm learns text only; leave it out")
         check_whole_characters(content, place)
         yield Turn(role, content, may_learn and role.lower() in ASSISTANTS and item.get("weight") != 0)
 

@@ -12,6 +12,7 @@ from edgelm_train.data.text_file import check_file, read_text_file
 
 MAX_FILE_BYTES = 2**31
 """A file of records is read into memory as a whole."""
+_TURN_KEYS = (("role", "content"), ("from", "value"))
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
@@ -94,8 +95,16 @@ def _no_json_line(text: str, line: str, where: str, error: Exception) -> str:
         return f"{wrong}: an object must begin and end in one line"
     if start.startswith("{'") and start.endswith("}"):
         return f"{wrong}: its strings are in single quotation marks, as Python prints them; write it with json.dumps"
-    reason = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else first_line(error)
-    return f"{wrong}: {reason}"
+    return f"{wrong}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return first_line(error)
+    place = f"at character {error.colno}" + (f" of line {error.lineno}" if "\n" in error.doc else "")
+    if error.doc[error.pos : error.pos + 1] in ("]", "}") and error.doc[: error.pos].rstrip().endswith(","):
+        return f"a comma stands before the closing bracket {place}; remove it"
+    return f"{error.msg} {place}"
 
 
 def _json_list(text: str, name: str) -> dict[str, object]:
@@ -107,7 +116,7 @@ def _json_list(text: str, name: str) -> dict[str, object]:
             raise TrainingError(
                 f"{name!r} is not JSON as a whole: it has one object in each line; name it .jsonl"
             ) from None
-        raise TrainingError(f"{name!r} is not JSON: {first_line(error)}") from None
+        raise TrainingError(f"{name!r} is not JSON: {_reason(error)}") from None
     if isinstance(content, dict):
         inner = [key for key, value in content.items() if isinstance(value, list) and value]
         hint = f"; write the list in {inner[0]!r} alone" if len(inner) == 1 else ""
@@ -129,11 +138,23 @@ def _is_json(text: str) -> bool:
 
 
 def _named(item: object, where: str) -> Mapping[str, object]:
-    if isinstance(item, list) and item and all(isinstance(part, dict) for part in item):
+    if is_chat(item):
         return {"messages": item}
+    if isinstance(item, list):
+        raise TrainingError(f"{where} is a list, not a JSON object; a file that is one list of objects is named .json")
     if not isinstance(item, dict):
         raise TrainingError(f'{where} is not a JSON object; every row needs named columns, like {{"text": "..."}}')
     return item
+
+
+def is_chat(value: object) -> bool:
+    """Whether a JSON value is a list of turns, each an object that says who speaks."""
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and turn_keys(part) for part in value)
+
+
+def turn_keys(turn: Mapping[str, object]) -> tuple[str, str] | None:
+    """The keys of role and content in a turn, as OpenAI or as ShareGPT names them; None where there are none."""
+    return next((keys for keys in _TURN_KEYS if keys[0] in turn), None)
 
 
 def _text(value: object, where: str) -> str:

@@ -6,18 +6,16 @@ from pathlib import Path
 
 from edgelm.errors import TrainingError
 
-_NOT_UTF8 = {
+_COMPRESSED = {
     b"\x1f\x8b": "compressed (gzip); decompress it first",
     b"\xfd7zXZ": "compressed (xz); decompress it first",
     b"PK\x03\x04": "compressed (zip); decompress it first",
     b"BZh": "compressed (bzip2); decompress it first",
     b"(\xb5/\xfd": "compressed (zstd); decompress it first",
-    b"\xff\xfe\0\0": "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {}",
-    b"\0\0\xfe\xff": "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {}",
-    b"\xff\xfe": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {}",
-    b"\xfe\xff": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {}",
 }
-"""What a file is that begins with these bytes. The first match counts."""
+"""What a file is that begins with these bytes."""
+_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""The encoding of a file that begins with these bytes. The first match counts."""
 
 
 def read_text_file(file: Path) -> tuple[bytes, str]:
@@ -33,12 +31,15 @@ def read_text_file(file: Path) -> tuple[bytes, str]:
         raise TrainingError(f"cannot read {file}: {error.strerror or error}") from None
     if not content:
         raise TrainingError(f"{file} is empty: it has no text and no rows; give a file with content")
-    for first_bytes, description in _NOT_UTF8.items():
+    for first_bytes, description in _COMPRESSED.items():
         if content.startswith(first_bytes):
-            raise TrainingError(f"{file} is {description.format(file.name)}")
+            raise TrainingError(f"{file} is {description}")
+    for first_bytes, encoding in _ENCODINGS.items():
+        if content.startswith(first_bytes):
+            raise TrainingError(f"{file} is {encoding}; {_convert(encoding, file)}")
     if (zero := content.find(b"\0")) >= 0:
-        if encoding := _sixteen_bits(content):
-            raise TrainingError(f"{file} is {encoding} without a byte order mark; {_convert(encoding, file)}")
+        if (guess := _sixteen_bits(content)) is not None:
+            raise TrainingError(f"{file} is {guess} without a byte order mark; {_convert(guess, file)}")
         place = f"byte {zero} is zero (NUL), in line {_line_of(content, zero)}"
         raise TrainingError(f"{file} is not text: {place}; give a UTF-8 text file without such bytes")
     try:
