@@ -47,7 +47,9 @@ def save_result(model: Any, base: Checkpoint, end: EndOfText, out: Path, *, sett
             for name, value in base.generation_settings.items()
             if value != defaults.get(name) and not name.startswith("_")
         }
-        kept |= {"bos_token_id": model.config.bos_token_id, "eos_token_id": end.stop_ids}
+        kept["eos_token_id"] = end.stop_ids
+        if model.config.bos_token_id is None:
+            kept.pop("bos_token_id", None)
         text = json.dumps({name: value for name, value in kept.items() if value is not None}, indent=1)
         (out / FILE).write_text(text + "\n", encoding="utf-8")
     if end.token_id is not None and end.token_id == base.tokenizer_eos_token_id:
