@@ -70,6 +70,8 @@ def _finetune(
     end = EndOfText.of(checkpoint)
     prepared = _read(data, task, options, checkpoint)
     recorded = {**fingerprints(checkpoint, data, options.held_out, base.adapter), **options.recorded()}
+    if not goes_on:
+        recorded["rank"] = options.rank or LORA_RANK
     notes = (*checkpoint.notes, *prepared.notes)
     if base.adapter is not None:
         done = "goes on with the adapter" if goes_on else "starts from the base with the adapter merged:"

@@ -106,8 +106,9 @@ def test_a_vocabulary_without_such_a_token(playground: Playground, tmp_path: Pat
         assert result.model.config.eos_token_id is result.model.config.bos_token_id is stops(result) is None
     assert sum("has no end-of-text token" in line for line in said) == 2
     checkpoint = load_checkpoint(str(folder))
-    data = read_tasks(playground.reversals, None, checkpoint, Task.parse(None, None), 64)
-    assert checkpoint.tokenizer.decode(list(data.training[0].ids)).split()[-1] in playground.reversals.read_text()
+    examples = read_tasks(playground.reversals, None, checkpoint, Task.parse(None, None), 64)
+    words = checkpoint.tokenizer.decode(list(examples.training[0].ids)).split()
+    assert words[-1] in playground.reversals.read_text(encoding="utf-8")
     with pytest.raises(TrainingError, match=r"has no token <\|endoftext\|>, and no other eos_token"):
         load_bpe(folder)
 
