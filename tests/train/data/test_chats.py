@@ -81,7 +81,7 @@ def test_a_weight_of_zero_is_context_only(tmp_path: Path) -> None:
     assert [completion for _, completion in answers(pairs(tmp_path, {"messages": chat}))] == [" See you.\n"]
 
 
-CALL = {"role": "assistant", "content": None, "tool_calls": [{}]}
+CALL: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": [{}]}
 REFUSED: list[tuple[list[object], list[str]]] = [
     ([{"messages": [OPENAI[1], CALL]}], ["turn 2 of 'messages' in line 1", "calls a tool", "leave it out"]),
     ([{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, OPENAI[2]]}], ["turn 1", "learns text only"]),
