@@ -251,6 +251,19 @@ def test_texts_are_never_mistaken_for_safetensors(tmp_path: Path) -> None:
         assert not is_safetensors(text.encode())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes of this kind")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_file_follows_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        path = write(tmp_path / "file")
+        write(tmp_path / "file")  # and again, where it replaces a file
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def test_any_corruption_is_refused_or_changes_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Both readers are tested with every bit of the header and any range of bytes."""
     folder = tmp_path_factory.mktemp("corrupt")

@@ -19,7 +19,7 @@ from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.families import FAMILIES, describe
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
 from edgelm_export.source.hub import first_line, locate, read_json
-from edgelm_export.source.tokenizer import TOKENIZER_FILES, conversion_notes, load_tokenizer
+from edgelm_export.source.tokenizer import TOKENIZER_FILES, conversion_notes, load_tokenizer_and_eos
 from edgelm_export.source.weights import read_weights
 
 _MAX_CARD_CHARACTERS = 100_000
@@ -41,6 +41,9 @@ class Checkpoint:
     """Every setting with which transformers generates by default, under its name in ``GenerationConfig``."""
     notes: tuple[str, ...] = ()
     """Remarks for the person who exports."""
+    tokenizer_eos_token_id: int | None = None
+    """The tokenizer's own end-of-text token, which may lie beyond the vocabulary. `generation_settings` says where
+    generated text ends; training needs this one too."""
 
     @property
     def name(self) -> str:
@@ -80,7 +83,7 @@ def load_checkpoint(
     model, notes = _load(folder, name, config)
     with quiet_torch():
         settings, setting_notes = loaded_settings(model, own_settings, generation_config)
-    loaded, tokenizer_notes = _tokenizer(folder, name, tokenizer)
+    loaded, eos_token_id, tokenizer_notes = _tokenizer(folder, name, tokenizer)
     notes += setting_notes + tokenizer_notes + _own_code(config, folder if tokenizer is None else None)
     parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
     if beyond := loaded.limit_vocabulary(vocab_size):
@@ -88,17 +91,17 @@ def load_checkpoint(
         notes += (f"the tokenizer has {shown}, but the model has not: text with such a token is refused",)
     config_json = _config_json(folder, config, model)
     origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
-    return Checkpoint(origin, card, model, loaded, config_json, settings, notes)
+    return Checkpoint(origin, card, model, loaded, config_json, settings, notes, eos_token_id)
 
 
-def _tokenizer(folder: Path, name: str, given: str | None) -> tuple[Tokenizer, tuple[str, ...]]:
-    """The tokenizer of the checkpoint `name` in `folder`, or of the folder or hub id `given`, and notes on it."""
+def _tokenizer(folder: Path, name: str, given: str | None) -> tuple[Tokenizer, int | None, tuple[str, ...]]:
+    """The tokenizer of the checkpoint `name` in `folder`, or of the folder or hub id `given`, its eos, and notes."""
     if given is not None:
         folder, name, _ = locate(given, None, lambda names: set(TOKENIZER_FILES) & names, "tokenizer")
     try:
         with quiet_torch():
-            loaded = load_tokenizer(folder)
-            return loaded, conversion_notes(folder, loaded)
+            loaded, eos_token_id = load_tokenizer_and_eos(folder)
+            return loaded, eos_token_id, conversion_notes(folder, loaded)
     except TokenizerError as error:
         hint = "" if given else "; or give another one with --tokenizer FOLDER_OR_ID"
         raise ExportError(f"{name!r} has no usable tokenizer: {error}{hint}") from None

@@ -35,16 +35,22 @@ def locate(source: str, revision: str | None, choose: Choose, what: str) -> tupl
     Raises:
         ExportError: `source` is neither a folder nor a hub id, or cannot be fetched.
     """
+    folder = folder_of(source, revision, what)
+    return _download(source, revision, choose, what) if folder is None else (folder, *_name(folder))
+
+
+def folder_of(source: str, revision: str | None, what: str) -> Path | None:
+    """The folder `source`; None where it is a hub id. The arguments and the errors are those of `locate`."""
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
             raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a folder")
-        return folder, *_name(folder)
+        return folder
     if folder.exists():
         raise ExportError(f"{source!r} is a file; give the folder of a {what}, or a hub id")
     if not _HUB_ID.fullmatch(source):
         raise ExportError(f"there is no folder {source!r}, and it is no hub id like 'gpt2' or 'owner/name'")
-    return _download(source, revision, choose, what)
+    return None
 
 
 def read_json(

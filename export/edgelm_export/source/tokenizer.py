@@ -69,6 +69,11 @@ _CHECKED_TOKENS = 300
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """Finish the tokenizer of a checkpoint: the tokenizer of `load_tokenizer_and_eos`, which raises the same errors."""
+    return load_tokenizer_and_eos(folder)[0]
+
+
+def load_tokenizer_and_eos(folder: str | os.PathLike[str]) -> tuple[Tokenizer, int | None]:
     """Finish the tokenizer of a checkpoint, as transformers' fast tokenizer understands its files.
 
     Code of the folder (`auto_map`) never runs, and settings that point to further files are ignored. What the bundle
@@ -76,6 +81,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
     Args:
         folder: a local folder with a tokenizer.json, a vocab.json and merges.txt, a vocab.txt or a sentencepiece model.
+
+    Returns:
+        The tokenizer, and the id of its own end-of-text token; None where it has none. transformers may have added that
+        token, so that the id can lie beyond the model's vocabulary.
 
     Raises:
         TokenizerError: the folder has no tokenizer, a file is damaged or larger than 64 MB, transformers cannot load
@@ -92,7 +101,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         tokenizer = Tokenizer(backend, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
         splits = backend.encode_special_tokens
         _check(tokenizer if splits else Tokenizer.from_json(tokenizer.to_json()), expected, what)
-        return tokenizer
+        return tokenizer, fast.eos_token_id
 
 
 def conversion_notes(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
