@@ -27,9 +27,12 @@ def read_small_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     # Without O_NONBLOCK, opening a pipe would wait for somebody who writes into it.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
     with open(os.open(path, flags), "rb") as stream:  # noqa: PTH123 (a descriptor, not a path)
-        check_small_file(os.fstat(stream.fileno()), max_bytes)
-        content = stream.read(max_bytes + 1)
-    if len(content) > max_bytes:  # it grew meanwhile
+        info = os.fstat(stream.fileno())
+        check_small_file(info, max_bytes)
+        content = stream.read(info.st_size + 1)  # Python takes memory for as many bytes as are asked for
+        if len(content) > info.st_size:  # it grew meanwhile, or the system does not tell the size (/proc)
+            content += stream.read(max_bytes)
+    if len(content) > max_bytes:
         raise SmallFileError(f"has more than {max_bytes:,} bytes")
     return content
 

@@ -13,7 +13,7 @@ from edgelm import Bundle, BundleError, DeviceError, InsufficientMemoryError
 from edgelm.engine.call import DraftCost
 from edgelm.engine.cgroup import CgroupLimit
 from edgelm.engine.device import Device, choose_device, open_inference_session, require_version
-from edgelm.engine.graph import Graph, _check_signature
+from edgelm.engine.graph import Graph
 from edgelm.engine.machine import default_threads, int8_products_may_saturate, system_name
 from tests.conftest import TINY_BUNDLE, replace_file
 
@@ -141,34 +141,6 @@ def test_products_may_saturate_unless_the_cpu_is_known_to_be_exact(
 @pytest.mark.skipif(not hasattr(os, "uname"), reason="asks the system in the way of POSIX")
 def test_the_systems_name_has_its_machine() -> None:
     assert system_name() == f"{os.uname().sysname} {os.uname().machine}"
-
-
-def nodes(stated: dict[str, list[Any]]) -> list[Any]:
-    return [SimpleNamespace(name=name, shape=shape) for name, shape in stated.items()]
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        ("logits", ["rows", 300], None),
-        ("logits", ["rows", "vocabulary"], None),
-        ("logits", ["rows", 301], "'logits' of the graph has the shape"),
-        ("logits", ["rows", 1, 300], "'logits' of the graph has the shape"),
-        ("logits", ["rows"], "'logits' of the graph has the shape"),
-        ("more", ["rows"], "has other outputs than bundle.json states"),
-    ],
-)
-def test_a_graph_that_differs_from_its_manifest_is_refused(name: str, shape: list[Any], message: str | None) -> None:
-    bundle = Bundle.read(TINY_BUNDLE)
-    real = onnxruntime.InferenceSession(bundle.file("model.onnx"), providers=["CPUExecutionProvider"])
-    inputs, outputs = ({node.name: node.shape for node in found} for found in (real.get_inputs(), real.get_outputs()))
-    outputs[name] = shape
-    fake = SimpleNamespace(get_inputs=lambda: nodes(inputs), get_outputs=lambda: nodes(outputs))
-    if message is None:
-        _check_signature(bundle, fake)
-    else:
-        with pytest.raises(BundleError, match=message):
-            _check_signature(bundle, fake)
 
 
 NO_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc"

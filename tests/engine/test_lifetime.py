@@ -20,6 +20,7 @@ import pytest
 import edgelm
 from edgelm import ClosedError, ForkError, Model
 from edgelm.engine.device import _threads_of_process
+from edgelm.engine.fork import Handle
 from tests.conftest import TINY_BUNDLE
 
 PROMPT = "Once upon a time"
@@ -227,7 +228,7 @@ class Waits:
 def test_a_call_that_closes_its_own_graph_does_not_wait_for_itself() -> None:
     """A signal handler does so: it runs in the thread whose call has just computed."""
     model = edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
-    model.session._graph._ort_session = Waits(model.close)  # type: ignore[attr-defined]
+    model.session._graph._ort_session = Handle(Waits(model.close))  # type: ignore[attr-defined]
     thread = threading.Thread(target=model.session.step, args=([1],), daemon=True)
     thread.start()
     thread.join(20)
@@ -241,7 +242,7 @@ def test_close_waits_for_the_calls_of_other_threads(model: Model) -> None:
         computing.set()
         assert over.wait(20)
 
-    model.session._graph._ort_session = Waits(compute)  # type: ignore[attr-defined]
+    model.session._graph._ort_session = Handle(Waits(compute))  # type: ignore[attr-defined]
     caller = threading.Thread(target=model.session.step, args=([1],), daemon=True)
     closer = threading.Thread(target=model.close, daemon=True)
     caller.start()
@@ -263,7 +264,7 @@ def test_a_forked_child_closes_without_waiting_for_the_parents_calls(model: Mode
         computing.set()
         over.wait(20)
 
-    model.session._graph._ort_session = Waits(compute)  # type: ignore[attr-defined]
+    model.session._graph._ort_session = Handle(Waits(compute))  # type: ignore[attr-defined]
     caller = threading.Thread(target=model.session.step, args=([1],), daemon=True)
     caller.start()
     assert computing.wait(20)
@@ -294,7 +295,7 @@ def test_a_session_that_is_kept_does_not_keep_a_closed_graph(model: Model) -> No
     """An IOBinding holds the graph's memory, so closing the model ends every binding."""
     session = model.session
     bound = [weakref.ref(call._binding.io_binding) for call in session._short_calls.values()]
-    ort_session = weakref.ref(session._graph._ort_session)  # type: ignore[attr-defined]
+    ort_session = weakref.ref(session._graph._ort_session.value)  # type: ignore[attr-defined]
     assert bound and all(binding() is not None for binding in [*bound, ort_session])
     model.close()
     assert all(binding() is None for binding in [*bound, ort_session])

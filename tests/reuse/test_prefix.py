@@ -462,7 +462,7 @@ def test_others_and_missing_ones_are_refused(tiny: Pair, learned: Pair, tmp_path
     with pytest.raises(PrefixError, match="learned with other weights"):
         loaded(learned[1].bundle.path, prefix=learned[1].prefix.path)
     for path in (tmp_path / "none", tmp_path, "a\0b"):
-        with pytest.raises(PrefixError, match="cannot read the prefix"):
+        with pytest.raises(PrefixError, match=r"cannot (read|use) the prefix"):
             loaded(prefix=path)
     for shape in ((3, 4, 2, 8), (4, 4, 0, 8), (4, 4, 8)):
         with pytest.raises(PrefixError, match="must be of shape"):

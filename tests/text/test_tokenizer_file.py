@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -321,8 +322,8 @@ def test_exceptions_of_signal_handlers_pass_unchanged(monkeypatch: pytest.Monkey
         class Interrupted:
             """A backend during whose work a signal arrives."""
 
-            def encode(self, text: str, add_special_tokens: bool, handler: Callable[[], None] = handler) -> None:
-                handler()
+            def encode(self, text: str, add_special_tokens: bool, handler: Callable[..., None] = handler) -> None:
+                handler(signal.SIGALRM, sys._getframe())  # as Python calls a handler
 
         monkeypatch.setattr(tokenizer, "_backend", Interrupted())
         with pytest.raises(type(raised)) as caught:
