@@ -29,7 +29,8 @@ def report(checkpoint: Path, text: Path, held_out: int | None, windows: Sequence
     from edgelm_train.models.sizes import load_weights, named_config
     from edgelm_train.run.held_out import loss_in_windows
 
-    packed = pack(read_documents(text)[:held_out], load_bpe(checkpoint))
+    tokenizer, end_of_text = load_bpe(checkpoint)
+    packed = pack(read_documents(text)[:held_out], tokenizer, tokenizer.token_to_id(end_of_text))
     model = load_weights(checkpoint, named_config(str(checkpoint / "config.json")))
     for window in windows:
         loss = loss_in_windows(model, packed.ids, window)

@@ -7,9 +7,20 @@
 Names are resolved on first use, so that ``import edgelm`` costs nothing.
 """
 
+import os
+import sys
+
 __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # as in `typing`, without its import
+
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Read once, when ``onnxruntime`` is imported; without it ONNX Runtime's wheels report usage since 1.29."""
+
+telemetry_came_first = "onnxruntime" in sys.modules and _TELEMETRY not in os.environ
+"""Whether this program imported onnxruntime before edgelm could turn its telemetry off."""
+os.environ.setdefault(_TELEMETRY, "1")
+
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
     from edgelm.decoding.generation_config import GenerationConfig
@@ -59,7 +70,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'edgelm' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"edgelm.{_MODULE_OF.get(name, 'errors')}"), name)
+    module = _MODULE_OF.get(name, "errors")
+    if module != "errors":
+        import_module("edgelm.engine.interpreter").require_main_interpreter()  # before numpy is imported
+    value = getattr(import_module(f"edgelm.{module}"), name)
     globals()[name] = value
     return value
 

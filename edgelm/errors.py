@@ -1,5 +1,10 @@
 """Every error that edgelm raises on purpose. Each message is one sentence that says what to do."""
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
 UPGRADE_HINT = "run: pip install -U edgelm (in a clone: git pull)"
 """How to get a newer edgelm, at the end of a message."""
 
@@ -9,12 +14,38 @@ def install_hint(extras: str) -> str:
     return f"run: pip install 'edgelm[{extras}]' (in a clone: pip install '.[{extras}]')"
 
 
+def pass_interrupts_on(error: BaseException) -> None:
+    """Raise `error` again, as it is, if a signal handler raised it in the middle of our code.
+
+    A handler may raise an exception of any class (Celery's soft time limit; often a TimeoutError, which is an OSError).
+    So this comes first wherever a broad class is caught and then hidden or turned into another error. Python gives a
+    handler the frame that it interrupted, so a handler is a frame that holds its caller's frame as an argument.
+    """
+    entry = error.__traceback__
+    while entry is not None and entry.tb_next is not None:
+        interrupted, entry = entry.tb_frame, entry.tb_next
+        for value in entry.tb_frame.f_locals.values():
+            if value is interrupted or (isinstance(value, tuple) and any(item is interrupted for item in value)):
+                raise error
+
+
+def shown(value: object) -> str:
+    """`value` in a message: short and on one line, whatever it is."""
+    if isinstance(value, int) and abs(value) >> 200:  # Python refuses to print integers of more than 4,300 digits
+        return f"a number of {value.bit_length():,} bits"
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except Exception as error:  # its __repr__ fails, or it contains such a number
+        pass_interrupts_on(error)
+        return f"a value of the type {type(value).__name__}"
+
+
 class EdgelmError(Exception):
     """Base class of all errors that edgelm raises on purpose."""
 
 
 class BundleError(EdgelmError):
-    """A bundle folder is missing, damaged or unsafe, or it needs a newer edgelm."""
+    """A bundle folder is missing, damaged or unsafe, needs a newer edgelm, or was changed after it was loaded."""
 
 
 class ConfigError(EdgelmError, ValueError):
@@ -46,7 +77,7 @@ class DeviceError(EdgelmError):
 
 
 class ClosedError(EdgelmError):
-    """A model, or a session of it, was used after the model was closed."""
+    """A model, or a session of it, was used after the model was closed; or a scheduler after it was interrupted."""
 
 
 class ForkError(EdgelmError):

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from edgelm.errors import PromptError
+from edgelm.errors import PromptError, pass_interrupts_on
 
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids as a caller may pass them, (T,)."""
@@ -34,7 +34,8 @@ def as_ids(ids: TokenIds, vocab_size: int) -> IdArray:
     """
     try:
         array = np.asarray(ids)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError) as error:
+        pass_interrupts_on(error)
         raise PromptError("token ids must be a flat list of whole numbers") from None
     if array.size == 0:
         raise PromptError("there are no token ids; give at least one")

@@ -4,16 +4,18 @@ import os
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from contextvars import copy_context
 from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
 from edgelm.bundle.folder import Bundle, default_bundle_path
+from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions, bos_token_id
 from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
-from edgelm.errors import ConfigError
+from edgelm.errors import BundleError, ConfigError, shown
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
@@ -33,7 +35,7 @@ class Model:
     """Text in, text out.
 
     Every generation runs in a cache of its own, so one model serves several threads, open streams and tasks. A model is
-    pickled as its path, and still works in a forked child. ``with`` closes it.
+    pickled as the arguments of `load`, and still works in a forked child. ``with`` closes it.
 
     Attributes:
         bundle: the bundle that was loaded.
@@ -53,8 +55,13 @@ class Model:
         load_seconds: float = 0.0,
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
+        loaded_as: "LoadArguments | None" = None,
     ) -> None:
-        """Join finished parts; `load` builds them, and explains `prefix_cache_bytes` and `prefix`."""
+        """Join finished parts; `load` builds them, and explains `prefix_cache_bytes` and `prefix`.
+
+        `loaded_as` are the arguments of `load` that make an equal model; without them the model is not pickled.
+        """
+        self._loaded_as = loaded_as
         self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
         self.generation_config = generation_config or GenerationConfig()
         self.load_seconds = load_seconds
@@ -82,16 +89,13 @@ class Model:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """A pickle has the path and the options of `load`, without earlier prompts and states."""
-        options = LoadOptions(
-            device=str(self.graph.device),
-            threads=self.graph.threads,
-            shared_threads=self.graph.shared_threads,
-            prefix_cache_bytes=self._sessions.limit_bytes,
-            prefix=None if self.prefix is None else os.fspath(self.prefix.path),
-            batch_invariant=self.graph.batch_invariant,
-        )
-        return loaded_as, (os.fspath(self.bundle.path), options, self.generation_config)
+        """A pickle has the arguments of `load`, without earlier prompts and states.
+
+        What was left to edgelm (the embedded model, threads, the device "auto") is chosen anew where it is loaded.
+        """
+        if self._loaded_as is None:
+            raise TypeError("a model made of parts cannot be pickled: make it with edgelm.load")
+        return unpickled, (self._loaded_as, self.bundle.manifest.digest, self.generation_config)
 
     @property
     def closed(self) -> bool:
@@ -154,6 +158,7 @@ class Model:
             OSError: the file cannot be written.
         """
         check_kv_dtype(dtype)
+        check_path("path", path)
         ids = self._encoder.ids_to_continue(prompt)
         with self._sessions.borrowed(ids) as (session, reused):
             session.step(ids[reused:])
@@ -165,12 +170,14 @@ class Model:
 
         Raises StateError if the file is missing, damaged, or of another bundle or learned prefix.
         """
+        check_path("path", path)
         state = read_state(path, self.bundle.manifest, learned_sha256(self.prefix))
         self._sessions.add(state)
         return state
 
     def save_prefix(self, path: str | os.PathLike[str], text: str, *, dtype: KvDtype | None = None) -> None:
         """Write `text` with its keys and values to the file `path`, for `load(..., prefix=path)`; see `bake`."""
+        check_path("path", path)
         with self._sessions.borrowed() as (session, _):
             bake(session, self.tokenizer, text, path, dtype)
 
@@ -189,9 +196,9 @@ class Model:
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """As `generate`, without holding up the event loop; cancelling the task stops it within one token."""
         cancel = self._either_cancel(options)
-        pool = self._workers.pool()
-        run = await call_in_thread(pool, partial(self._run, prompt, options | {"cancel": cancel}))
-        async with aclosing(stream_in_thread(partial(self._texts.stream, run), cancel, pool)) as stream:
+        pool, context = self._workers.pool(), copy_context()
+        run = await call_in_thread(pool, context, partial(self._run, prompt, options | {"cancel": cancel}))
+        async with aclosing(stream_in_thread(partial(self._texts.stream, run), cancel, pool, context)) as stream:
             chunks = [chunk async for chunk in stream]
         return run.completion(chunks)
 
@@ -202,7 +209,7 @@ class Model:
         """
         cancel = self._either_cancel(options)
         begin = partial(self.stream, prompt, **(options | {"cancel": cancel}))
-        return stream_in_thread(begin, cancel, self._workers.pool())
+        return stream_in_thread(begin, cancel, self._workers.pool(), copy_context())
 
     def warmup(self) -> float:
         """Compute three tokens, so that the first request finds the weights in memory; returns the seconds it took."""
@@ -285,10 +292,13 @@ def load(
         TokenizerError: the bundle's tokenizer cannot be read.
         PrefixError: the prefix cannot be read, or was made for another model.
         InsufficientMemoryError: the model would not fit into the memory that this process may use.
-        ConfigError: `prefix_cache_bytes` is not a number of bytes.
+        ConfigError: `prefix_cache_bytes` is not a number of bytes, or `path` or `prefix` is no path.
     """
     if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
-        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {prefix_cache_bytes!r}")
+        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {shown(prefix_cache_bytes)}")
+    for name, place in (("path", path), ("prefix", prefix)):
+        if place is not None:
+            check_path(name, place)
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
     kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
@@ -298,23 +308,46 @@ def load(
     graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )
+    arguments = LoadArguments(
+        path=None if path is None else os.fspath(bundle.path),
+        device=device,
+        threads=threads,
+        shared_threads=shared_threads,
+        prefix_cache_bytes=prefix_cache_bytes,
+        prefix=None if prefix is None or kept is None else os.fspath(kept.path),
+        batch_invariant=batch_invariant,
+    )
     seconds = time.perf_counter() - started
-    return Model(graph, tokenizer, config, load_seconds=seconds, prefix_cache_bytes=prefix_cache_bytes, prefix=kept)
+    return Model(
+        graph,
+        tokenizer,
+        config,
+        load_seconds=seconds,
+        prefix_cache_bytes=prefix_cache_bytes,
+        prefix=kept,
+        loaded_as=arguments,
+    )
 
 
-class LoadOptions(TypedDict):
-    """The options of `load` in a pickled model."""
+class LoadArguments(TypedDict):
+    """The arguments of `load` in a pickled model, with absolute paths."""
 
+    path: str | None
     device: str
-    threads: int
+    threads: int | None
     shared_threads: bool
     prefix_cache_bytes: int
     prefix: str | None
     batch_invariant: bool
 
 
-def loaded_as(path: str, options: LoadOptions, config: GenerationConfig) -> Model:
-    """The model that a pickle describes."""
-    model = load(path, **options)
+def unpickled(arguments: LoadArguments, digest: str, config: GenerationConfig) -> Model:
+    """The model that a pickle describes; raises BundleError if there is another bundle now, with another `digest`."""
+    model = load(**arguments)
+    if model.bundle.manifest.digest != digest:
+        model.close()
+        raise BundleError(
+            f"{os.fspath(model.bundle.path)!r} is not the bundle of the pickled model: load it here, or pickle it again"
+        )
     model.generation_config = config
     return model

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 
 RUNTIME_ROOMS = (
-    "cli",
+    ("cli", "pyinstaller"),
     "model",
     "generation",
     "scoring",

@@ -287,6 +287,9 @@ def test_parts_can_be_fakes(model: Model) -> None:
         def session(self, prefix: None) -> FakeSession:
             return FakePooledSession(counting_rows(300))
 
+        def require_intact_files(self) -> None:
+            """There are no files."""
+
     fake = Model(FakeGraph(), model.tokenizer, GenerationConfig(max_new_tokens=3))  # type: ignore[arg-type]
     assert fake.generate([10]).choices[0].token_ids == (11, 12, 13)
 

@@ -5,13 +5,28 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
+from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
-from edgelm.errors import BundleError
+from edgelm.bundle.onnx_file import MAX_GRAPH_BYTES
+from edgelm.bundle.strict_json import StrictJsonError, parse_json
+from edgelm.errors import BundleError, pass_interrupts_on
 
 _READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What changes when a file is replaced (its inode) or written into.
+
+    Its time of modification alone would not do, because some programs that copy set it back.
+    """
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +41,9 @@ class Bundle:
     def read(cls, path: str | os.PathLike[str]) -> "Bundle":
         """Open the bundle in the folder `path`.
 
-        This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, and the
-        hashes of all files except the weights. `verify` hashes the weights too. Raises BundleError if the folder is
-        missing, is no bundle, or differs from its manifest.
+        This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, the hashes
+        of all files except the weights, and what the graph may do. `verify` hashes the weights too. Raises BundleError
+        if the folder is missing, is no bundle, differs from its manifest, or has a graph that no exporter writes.
         """
         try:
             folder = Path(path).absolute()
@@ -39,9 +54,11 @@ class Bundle:
             for name, fact in bundle.manifest.files.items():
                 if name != bundle.manifest.graph.weights_file:
                     bundle._check_hash(name, fact)
+            bundle._check_graph()
         except BundleError as error:
             raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+            pass_interrupts_on(error)
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise BundleError(f"cannot read the bundle {os.fspath(path)!r}: {reason}") from None
         return bundle
@@ -60,6 +77,46 @@ class Bundle:
             self._check_hash(name, fact)
             total += fact.size_bytes
         return total
+
+    def stamps(self) -> dict[str, FileStamp]:
+        """The stamps of the graph's file and of its weights, by name; a missing file is left out."""
+        stamps = {}
+        for name in (self.manifest.graph.file, self.manifest.graph.weights_file):
+            try:
+                facts = self.file(name).stat()
+            except OSError as error:
+                pass_interrupts_on(error)
+                continue
+            stamps[name] = FileStamp(facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        return stamps
+
+    def require_unchanged(self, stamps: dict[str, FileStamp]) -> None:
+        """Raise BundleError if the folder no longer holds this bundle.
+
+        Files with other stamps than `stamps` are hashed.
+        """
+        try:
+            content = parse_json(_read_manifest_file(self.path))
+        except (BundleError, StrictJsonError, OSError) as error:
+            pass_interrupts_on(error)
+            content = None
+        if not isinstance(content, dict) or content.get("digest") != self.manifest.digest:
+            raise BundleError(f"the bundle {os.fspath(self.path)!r} was replaced after it was loaded: load it again")
+        now = self.stamps()
+        for name, stamp in stamps.items():
+            if now.get(name) != stamp:
+                self.require_content(name)
+
+    def require_content(self, name: str) -> None:
+        """Raise BundleError if the content of the file `name` is not what the manifest says."""
+        try:
+            self._check_hash(name, self.manifest.files[name])
+        except (BundleError, OSError) as error:
+            pass_interrupts_on(error)
+            raise BundleError(
+                f"{name!r} of {os.fspath(self.path)!r} was written into after it was loaded: export or download the "
+                "bundle again, and replace files by renaming new ones"
+            ) from None
 
     def file(self, name: str) -> Path:
         """The path of the bundle's file `name`."""
@@ -91,6 +148,14 @@ class Bundle:
                     "export or download the bundle again"
                 )
 
+    def _check_graph(self) -> None:
+        names, files = self.manifest.graph, self.manifest.files
+        size = files[names.file].size_bytes
+        if size > MAX_GRAPH_BYTES:
+            raise BundleError(f"the graph {names.file!r} has {size:,} bytes, more than {MAX_GRAPH_BYTES:,}")
+        weights_bytes = files[names.weights_file].size_bytes
+        check_graph(self.file(names.file).read_bytes(), self.manifest.architecture, names, weights_bytes)
+
     def _check_hash(self, name: str, fact: FileFact) -> None:
         digest = hashlib.sha256()
         with self.file(name).open("rb", buffering=0) as stream:
@@ -103,10 +168,10 @@ class Bundle:
 def default_bundle_path() -> Path:
     """The folder of the embedded default model; raises BundleError if this installation has none."""
     try:
-        folder: Path = import_module("edgelm_models").default_bundle_path()
+        import edgelm_models  # a plain import, because programs that freeze other programs look for those
     except ModuleNotFoundError:
         raise BundleError("this installation has no embedded model; name a bundle folder (-m/--model)") from None
-    return folder
+    return edgelm_models.default_bundle_path()
 
 
 def file_fact(path: Path) -> FileFact:
@@ -130,10 +195,24 @@ def _read_manifest_file(folder: Path) -> bytes:
 
 def _regular_file_size(path: Path) -> int:
     info = path.lstat()
+    if stat.S_ISLNK(info.st_mode):
+        if not _is_embedded(path.parent):
+            raise BundleError(
+                f"{path.name!r} is a symbolic link, and a bundle holds real files only: copy it with `cp -RL`, or "
+                "download it with --local-dir"
+            )
+        info = path.stat()
     if not stat.S_ISREG(info.st_mode):
-        kind = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "not a regular file"
-        raise BundleError(f"{path.name!r} is {kind}; a bundle holds real files only")
+        raise BundleError(f"{path.name!r} is not a regular file; a bundle holds real files only")
     return info.st_size
+
+
+def _is_embedded(folder: Path) -> bool:
+    """Whether `folder` is the embedded model: an installer may make links of its files (``uv --link-mode=symlink``)."""
+    try:
+        return folder == default_bundle_path()
+    except BundleError:
+        return False
 
 
 def _no_folder(folder: Path) -> str:

@@ -229,9 +229,12 @@ def _check_consistency(manifest: Manifest) -> None:
     if facts.num_heads % facts.num_key_value_heads:
         sizes = f"{facts.num_heads}, which is not a multiple of num_key_value_heads, {facts.num_key_value_heads}"
         raise StrictJsonError(f"architecture.num_heads is {sizes}")
-    for needed in (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json"):
-        if needed not in manifest.files:
-            raise StrictJsonError(f"lists no file {needed[:80]!r}, which every bundle needs")
+    needed = (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json")
+    for name in needed:
+        if name not in manifest.files:
+            raise StrictJsonError(f"lists no file {name[:80]!r}, which every bundle needs")
+    if len(set(needed)) != len(needed):
+        raise StrictJsonError("gives two parts of the bundle one file: the graph, the weights and the settings differ")
     if len(graph.past_names) != 2 or len(graph.present_names) != 2:
         raise StrictJsonError("graph.past_names and graph.present_names must name a key and a value")
     if not re.fullmatch(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?", graph.minimum_onnxruntime):

@@ -12,6 +12,7 @@ one right length. T tokens, K likeliest tokens of the source at a position, V vo
     bundle_mean  (V,)    float32: the bundle's mean log-probability of every token over the T positions, in nats
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from edgelm.bundle.certificate import Reference
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.errors import BundleError
 from edgelm.ids import IdArray, Logprobs
 
@@ -56,9 +58,15 @@ def read_reference(bundle: Bundle) -> tuple[Reference, ReferenceData]:
     vocab, context = sizes.vocab_size, sizes.context_length
     if facts.row_tokens > context:
         raise BundleError(f"certificate.reference.row_tokens is {facts.row_tokens}, but the context holds {context}")
-    raw = bundle.file(facts.file).read_bytes()
     layout = _layout(facts, vocab)
-    expected = sum(dtype.itemsize * int(np.prod(shape)) for _, dtype, shape in layout)
+    expected = sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in layout)
+    stated = bundle.manifest.files[facts.file].size_bytes
+    if stated != expected:
+        raise BundleError(f"{facts.file!r} has {stated:,} bytes, but bundle.json describes {expected:,}")
+    try:
+        raw = read_small_file(bundle.file(facts.file), expected)
+    except SmallFileError as error:
+        raise BundleError(f"{facts.file!r} {error}") from None
     if len(raw) != expected:
         raise BundleError(f"{facts.file!r} has {len(raw):,} bytes, but bundle.json describes {expected:,}")
     arrays: dict[str, npt.NDArray[Any]] = {}

@@ -5,10 +5,12 @@ and every length is bounded.
 """
 
 import json
-import math
 import types
+from collections import Counter
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from edgelm.errors import pass_interrupts_on, shown
 
 T = TypeVar("T")
 
@@ -49,7 +51,8 @@ def parse_json(text: bytes) -> object:
         raise StrictJsonError("is nested too deeply") from None
     except StrictJsonError:
         raise
-    except ValueError:  # Python's own limit on the digits of an int
+    except ValueError as error:  # Python's own limit on the digits of an int
+        pass_interrupts_on(error)
         raise StrictJsonError("holds a number that is too large") from None
 
 
@@ -63,11 +66,10 @@ def from_json(cls: type[T], value: object, where: str = "") -> T:
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for name, value in pairs:
-        if name in result:
-            raise StrictJsonError(f"has the field {name[:60]!r} twice")
-        result[name] = value
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise StrictJsonError(f"has the field {twice[:60]!r} twice")
     return result
 
 
@@ -84,7 +86,7 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
         return None if value is None else _convert(inner, value, where, bounds)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise StrictJsonError(f"{where} must be one of {', '.join(map(repr, get_args(kind)))}, got {_show(value)}")
+            raise StrictJsonError(f"{where} must be one of {', '.join(map(repr, get_args(kind)))}, got {shown(value)}")
         return value
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
@@ -98,7 +100,7 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
         return _string(value, where)
     if kind is bool:
         if not isinstance(value, bool):
-            raise StrictJsonError(f"{where} must be true or false, got {_show(value)}")
+            raise StrictJsonError(f"{where} must be true or false, got {shown(value)}")
         return value
     return _number(kind, value, where, bounds)
 
@@ -120,7 +122,7 @@ def _dataclass(cls: type, value: object, where: str) -> object:
 
 def _object(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise StrictJsonError(f"{where or 'the whole'} must be an object, got {_show(value)}")
+        raise StrictJsonError(f"{where or 'the whole'} must be an object, got {shown(value)}")
     if len(value) > MAX_ITEMS:
         raise StrictJsonError(f"{where} has {len(value)} fields, more than {MAX_ITEMS}")
     return value
@@ -128,7 +130,7 @@ def _object(value: object, where: str) -> dict[str, object]:
 
 def _list(value: object, where: str) -> list[object]:
     if not isinstance(value, list):
-        raise StrictJsonError(f"{where} must be a list, got {_show(value)}")
+        raise StrictJsonError(f"{where} must be a list, got {shown(value)}")
     if len(value) > MAX_ITEMS:
         raise StrictJsonError(f"{where} has {len(value)} items, more than {MAX_ITEMS}")
     return value
@@ -136,7 +138,7 @@ def _list(value: object, where: str) -> list[object]:
 
 def _string(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise StrictJsonError(f"{where} must be a text, got {_show(value)}")
+        raise StrictJsonError(f"{where} must be a text, got {shown(value)}")
     if len(value) > MAX_STRING_CHARACTERS:
         raise StrictJsonError(f"{where} is longer than {MAX_STRING_CHARACTERS} characters")
     return value
@@ -145,14 +147,10 @@ def _string(value: object, where: str) -> str:
 def _number(kind: type, value: object, where: str, bounds: Between | None) -> int | float:
     whole = kind is int
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise StrictJsonError(f"{where} must be a {'whole ' if whole else ''}number, got {_show(value)}")
+        raise StrictJsonError(f"{where} must be a {'whole ' if whole else ''}number, got {shown(value)}")
     number = value
     limits = bounds or Between(-MAX_NUMBER, MAX_NUMBER)
-    if not (math.isfinite(number) and limits.low <= number <= limits.high):
-        raise StrictJsonError(f"{where} must be between {limits.low} and {limits.high}, got {_show(value)}")
+    # Comparing is exact for an int of any size; making it a float is not.
+    if not (limits.low <= number <= limits.high):
+        raise StrictJsonError(f"{where} must be between {limits.low} and {limits.high}, got {shown(value)}")
     return number if whole else float(number)
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

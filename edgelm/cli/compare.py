@@ -13,12 +13,14 @@ from edgelm.cli.interrupt import ends_at_once
 from edgelm.cli.progress import percent, progress
 from edgelm.cli.shared import json_option, print_json, print_table, print_wrapped, storage_formats, threads_option
 from edgelm.cli.streams import print_line
-from edgelm.errors import BundleError
+from edgelm.errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
     from edgelm.ids import IdArray, Logits
 
 UNKNOWN = "-"
+MAX_NATS = 700
+"""Of a token on average; e^710 is larger than any float."""
 QUALITY_LABELS = {
     "tokens": "tokens",
     "source_perplexity": "source's perplexity",
@@ -143,6 +145,7 @@ def _agreement(a: Bundle, b: Bundle, threads: int | None) -> dict[str, float]:
     """Run both bundles on the reference tokens of `a`; `b` is judged as if `a` were its source."""
     with ends_at_once():
         from edgelm.bundle.reference import read_reference, rows_of
+        from edgelm.decoding.logprobs import BROKEN_LOGITS
         from edgelm.engine.graph import Graph
         from edgelm.scoring.comparison import compare_texts
 
@@ -165,12 +168,15 @@ def _agreement(a: Bundle, b: Bundle, threads: int | None) -> dict[str, float]:
 
     with progress("compared") as show:
         total = compare_texts(logits, second, texts, percent(show))
+    nats = total.source_nats / total.tokens, total.bundle_nats / total.tokens, total.kl_nats / total.tokens
+    if not all(abs(value) < MAX_NATS for value in nats):  # NaN is not
+        raise DeviceError(BROKEN_LOGITS)
     return {
         "tokens": total.tokens,
         "top1_agreement": total.same_top1 / total.tokens,
-        "mean_kl_divergence": total.kl_nats / total.tokens,
-        "perplexity_a": math.exp(total.source_nats / total.tokens),
-        "perplexity_b": math.exp(total.bundle_nats / total.tokens),
+        "mean_kl_divergence": nats[2],
+        "perplexity_a": math.exp(nats[0]),
+        "perplexity_b": math.exp(nats[1]),
         "max_abs_logit_difference": total.max_abs_logit_difference,
     }
 

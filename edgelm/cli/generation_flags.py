@@ -3,6 +3,7 @@
 Values are checked by `GenerationConfig`, so that Python, JSON and the shell have the same limits and messages.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -71,7 +72,11 @@ def _token_biases(ctx: click.Context, param: click.Parameter, values: Values) ->
 
 
 def _start_and_factor(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    return None if value is None else (int(value[0]), value[1])
+    if value is None:
+        return None
+    if not math.isfinite(value[0]) or value[0] != int(value[0]):
+        raise click.BadParameter("the first is a whole number of tokens, like 20 1.05", ctx, param)
+    return int(value[0]), value[1]
 
 
 _READERS: dict[Kind, dict[str, Any]] = {

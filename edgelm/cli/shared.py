@@ -1,5 +1,6 @@
 """What several commands share: options, the answers to one text or many, and tables that fit the terminal."""
 
+import math
 import os
 import shutil
 import sys
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import click
 
+from edgelm.bundle.small_files import MAX_TEXT_BYTES, SmallFileError, read_small_file
 from edgelm.cli.interrupt import ends_at_once
 from edgelm.cli.progress import progress
-from edgelm.cli.streams import note, print_line, shows_in_stdout
+from edgelm.cli.streams import CONTROLS, escaped, note, print_line, shows_in_stdout
 from edgelm.errors import EdgelmError, PromptError, TokenizerError
 
 if TYPE_CHECKING:
@@ -117,11 +119,14 @@ def given_folder(bundle: str | None, model: str | None) -> Path | None:
 
 
 def read_text_file(path: Path, error: type[EdgelmError]) -> str:
-    """The content of the UTF-8 file at `path`; raises `error` if it cannot be read or is not UTF-8."""
+    """The content of the UTF-8 file at `path`; raises `error` if it cannot be read, is too large or is not UTF-8."""
     try:
-        content = path.read_bytes()
-    except OSError as reason:
-        raise error(f"cannot read {str(path)!r}: {reason.strerror}") from None
+        content = read_small_file(path, MAX_TEXT_BYTES)
+    except SmallFileError as reason:
+        raise error(f"cannot read {str(path)!r}: it {reason}") from None
+    except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
+        words = (isinstance(reason, OSError) and reason.strerror) or reason
+        raise error(f"cannot read {str(path)!r}: {words}") from None
     return _decoded(content, repr(str(path)), error)
 
 
@@ -177,11 +182,25 @@ def answer_each(argument: str | None, answer: Callable[[str], str], *, as_json: 
 
 
 def json_line(content: object) -> str:
-    """One JSON object on one line. What standard output cannot write, such as a lone surrogate, is escaped."""
+    """One JSON object on one line; NaN and infinity, which JSON does not have, become null.
+
+    Control characters are escaped, and so is what standard output cannot write, such as a lone surrogate.
+    """
     import json
 
-    line = json.dumps(content, ensure_ascii=False)
-    return line if shows_in_stdout(line) else json.dumps(content)
+    content = _finite(content)
+    line = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    if not shows_in_stdout(line):
+        return json.dumps(content, allow_nan=False)
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def print_json(content: object) -> None:
@@ -194,6 +213,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
     Values wrap where the terminal is too narrow. Output to a file or pipe wraps only if the environment sets COLUMNS.
     """
+    rows = [[escaped(cell) for cell in row] for row in rows]
     name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     terminal_width = shutil.get_terminal_size((0, 0)).columns
     if terminal_width:

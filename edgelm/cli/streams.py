@@ -6,8 +6,21 @@ encoding and shows "?" for characters that it lacks. PYTHONIOENCODING overrides 
 
 import io
 import os
+import re
 import sys
 from contextlib import suppress
+
+# C1 controls, those of the direction of writing, and halves of characters.
+CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_ALL_CONTROLS = re.compile(f"[\0-\x1f]|{CONTROLS.pattern}")
+
+
+def escaped(text: str) -> str:
+    """`text` for a terminal: characters that would steer it, or turn the text around, as in a Python string.
+
+    Everything that a bundle or a file name says passes here. The texts that a model writes do not.
+    """
+    return _ALL_CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def prepare_streams() -> None:
@@ -32,10 +45,10 @@ def print_line(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """`text` and a line end on standard error. Nothing happens where standard error is closed or full."""
+    """`text`, escaped, and a line end on standard error. Nothing happens where that is closed or full."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{escaped(text)}\n")
             sys.stderr.flush()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
+from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.decoding.options import (
     COMMON,
@@ -37,7 +38,7 @@ from edgelm.decoding.options import (
     token_ids,
     whole,
 )
-from edgelm.errors import BundleError, ConfigError
+from edgelm.errors import BundleError, ConfigError, shown
 
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_NEW_TOKENS = 128
 _FILE = "generation_config.json"
+MAX_SETTINGS_BYTES = 4 * 2**20
 
 
 class Cancel(Protocol):
@@ -320,7 +322,7 @@ class GenerationConfig:
         """A bundle's defaults; raises BundleError if its file has an invalid option or names an unknown token."""
         try:
             config = config_from_file(_settings_of_bundle(bundle))
-        except (StrictJsonError, ConfigError) as error:
+        except (StrictJsonError, SmallFileError, ConfigError) as error:
             raise BundleError(f"{_FILE} of {str(bundle.path)!r}: {error}") from None
         unknown = [token for token in config.eos_token_id if token >= bundle.manifest.architecture.vocab_size]
         if unknown:
@@ -340,9 +342,10 @@ class GenerationConfig:
         """
         for name in options:
             if name not in OPTIONS:
-                close = difflib.get_close_matches(name, OPTIONS, n=1)
+                is_short = isinstance(name, str) and len(name) < 60  # difflib compares every two characters
+                close = difflib.get_close_matches(name, OPTIONS, n=1) if is_short else []
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(OPTIONS)}"
-                raise ConfigError(f"unknown generation option {name!r}{hint}")
+                raise ConfigError(f"unknown generation option {shown(name)}{hint}")
         given: dict[str, Any] = {name: OPTIONS[name].rule.checked(name, value) for name, value in options.items()}
         return replace(self, **(side_effects(given, DEFAULTS, contrastive=self.penalty_alpha is not None) | given))
 
@@ -453,14 +456,14 @@ def bos_token_id(bundle: "Bundle") -> int | None:
     """
     try:
         token = _settings_of_bundle(bundle).get("bos_token_id")
-    except StrictJsonError as error:
+    except (StrictJsonError, SmallFileError) as error:
         raise BundleError(f"{_FILE} of {str(bundle.path)!r}: {error}") from None
     known = type(token) is int and 0 <= token < bundle.manifest.architecture.vocab_size
     return token if known else None  # type: ignore[return-value]  # an int
 
 
 def _settings_of_bundle(bundle: "Bundle") -> dict[str, object]:
-    content = parse_json(bundle.file(_FILE).read_bytes())
+    content = parse_json(read_small_file(bundle.file(_FILE), MAX_SETTINGS_BYTES))
     if not isinstance(content, dict):
         raise StrictJsonError("must be an object")
     return content

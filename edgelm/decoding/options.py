@@ -5,12 +5,14 @@
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from edgelm.errors import ConfigError
+from edgelm.errors import ConfigError, shown
 
 Default = TypeVar("Default")
 ListKind = Literal["texts", "ids", "sequences", "token_biases", "sequence_biases"]
@@ -50,8 +52,7 @@ class Rule:
         if self.normalize is not None:
             normal = self.normalize(normal)
         if not self.check(normal):
-            text = repr(value)
-            raise ConfigError(f"{name} must be {self.limit}, got {text if len(text) <= 60 else text[:57] + '...'}")
+            raise ConfigError(f"{name} must be {self.limit}, got {shown(value)}")
         return normal
 
 
@@ -156,7 +157,7 @@ def sequences() -> Rule:
 def token_biases() -> Rule:
     """Pairs of a token id and a number, written as a dict or as pairs; JSON's text keys count as ids."""
     words = "a dict of token ids (0 or more) and finite numbers"
-    as_pairs = partial(_as_pairs, key_of=lambda key: int(key) if isinstance(key, str) and key.isdecimal() else key)
+    as_pairs = partial(_as_pairs, key_of=_as_id)
     return _list_rule("token_biases", words, partial(_is_bias, is_key=_is_token_id), "ID=X", as_pairs)
 
 
@@ -205,7 +206,8 @@ def _is_whole(value: object, low: int, high: int) -> bool:
 def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return math.isfinite(value) and low <= value <= high
+    # NaN and infinity fail the first comparison, and so do integers that no float can hold.
+    return abs(value) <= sys.float_info.max and low <= value <= high
 
 
 def _is_one_of(value: object, choices: tuple[object, ...]) -> bool:
@@ -243,12 +245,22 @@ def _plain(value: object) -> object:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
+def _as_id(key: object) -> object:
+    """A key of a JSON object as a token id, if it may be one."""
+    return int(key) if isinstance(key, str) and key.isdecimal() and len(key) <= 10 else key
+
+
+def _entries(values: Iterable[object]) -> list[object]:
+    """The entries of a list; of too long a list, which may be endless, just enough of them to refuse it."""
+    return list(islice(values, MAX_ENTRIES + 1))
+
+
 def _as_tuple(value: object) -> object:
     if value is None:
         return ()
     if isinstance(value, (str, int)) or callable(value):
         return (value,)
-    return tuple(map(_plain, value)) if isinstance(value, Iterable) else value
+    return tuple(map(_plain, _entries(value))) if isinstance(value, Iterable) else value
 
 
 def _as_tuples(value: object) -> object:
@@ -256,7 +268,7 @@ def _as_tuples(value: object) -> object:
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return value
-    return tuple(_as_tuple(entry) if isinstance(entry, Sequence) else entry for entry in value)
+    return tuple(_as_tuple(entry) if isinstance(entry, Sequence) else entry for entry in _entries(value))
 
 
 def _as_pairs(value: object, key_of: Callable[[object], object]) -> object:
@@ -265,7 +277,7 @@ def _as_pairs(value: object, key_of: Callable[[object], object]) -> object:
     entries = value.items() if isinstance(value, Mapping) else value
     if not isinstance(entries, Iterable) or isinstance(entries, str):
         return value
-    listed = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in entries]
+    listed = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in _entries(entries)]
     return tuple((key_of(e[0]), _plain(e[1])) if isinstance(e, tuple) and len(e) == 2 else e for e in listed)
 
 

@@ -11,7 +11,7 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import DecodingRow, Request, Step, fitted
 from edgelm.engine.batch import IDLE_TOKEN
 from edgelm.engine.session import Session
-from edgelm.errors import ConfigError
+from edgelm.errors import ClosedError, ConfigError, EdgelmError, pass_interrupts_on, shown
 from edgelm.ids import PREFILL_CHUNK_TOKENS, IdArray, Logits, TokenIds, as_ids, prompt_chunks, shared_tokens
 from edgelm.reuse.state import PromptState, most_shared
 
@@ -65,6 +65,7 @@ class Scheduler:
         self._reused = 0  # number of tokens of that prompt that were not computed again
         self._turns: list[Turn] = []  # of an unfinished step, because an error must not lose them
         self._stepping = False
+        self._interrupted = False
         self._cancelled: list[Handle] = []  # during a step, by signals and processors
         self._rows: dict[Handle, int] = {}
         self._texts: dict[Handle, DecodingRow] = {}
@@ -114,12 +115,20 @@ class Scheduler:
         """Compute some tokens of waiting prompts, then a new token of every text that decodes.
 
         An error in one text is that text's last turn. If the step itself fails (ClosedError, ForkError,
-        InsufficientMemoryError), nothing is lost: the next step continues where this one stopped.
+        InsufficientMemoryError), nothing is lost: the next step continues where this one stopped. After an exception of
+        a signal handler, texts may lack a token: every further step is refused with ClosedError.
         """
+        if self._interrupted:
+            raise ClosedError("this scheduler was interrupted in the middle of a step: make a new one")
         self._stepping = True
         try:
             self._admit()
             self._decode()
+        except EdgelmError:
+            raise
+        except BaseException:
+            self._interrupted = True
+            raise
         finally:
             self._stepping = False
             while self._cancelled:
@@ -171,6 +180,7 @@ class Scheduler:
         try:
             turn = Turn(handle, self._texts[handle].take(logits), reused_tokens=reused_tokens)
         except Exception as error:
+            pass_interrupts_on(error)
             turn = Turn(handle, None, error)
         self._turns.append(turn)
         if turn.step is None or turn.step.finish_reason is not None:
@@ -206,7 +216,7 @@ class Scheduler:
 def check_max_rows(max_rows: object) -> None:
     """Raise ConfigError if `max_rows` is out of range."""
     if isinstance(max_rows, bool) or not (isinstance(max_rows, int) and 1 <= max_rows <= 1024):
-        raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {max_rows!r}")
+        raise ConfigError(f"max_rows must be a whole number from 1 to 1024, got {shown(max_rows)}")
 
 
 def _ending(handle: Handle, text: DecodingRow) -> Turn | None:
@@ -214,5 +224,6 @@ def _ending(handle: Handle, text: DecodingRow) -> Turn | None:
     try:
         reason = text.reason_to_end()
     except Exception as error:
+        pass_interrupts_on(error)
         return Turn(handle, None, error)
     return None if reason is None else Turn(handle, Step(None, reason))

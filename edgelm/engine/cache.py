@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgelm.bundle.folder import Bundle
 from edgelm.engine.device import Device
-from edgelm.errors import InsufficientMemoryError
+from edgelm.errors import InsufficientMemoryError, pass_interrupts_on
 from edgelm.ids import Indices, KeysValues
 
 ROW_GROUP = 2
@@ -143,6 +143,7 @@ def untouched_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray
         else:  # private, because a forked child must not write into its parent's cache
             memory = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
+        pass_interrupts_on(error)
         if error.errno != errno.ENOMEM:
             raise
         raise InsufficientMemoryError(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgelm.errors import pass_interrupts_on
+
 Controller = Literal["cpu", "memory", "pids"]
 
 ROOT = Path("/")
@@ -170,5 +172,6 @@ def _words(file: Path) -> list[str]:
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        pass_interrupts_on(error)
         return []

@@ -1,18 +1,22 @@
 """Where a graph runs: the installed ONNX Runtime package, its provider, its threads, its session options."""
 
+import logging
 import os
 import re
 import threading
 from dataclasses import dataclass
-from importlib import import_module
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import edgelm
 from edgelm.bundle.manifest import GraphFacts
-from edgelm.engine.fork import watch_forks
+from edgelm.engine.fork import notice_fork, watch_forks
 from edgelm.engine.machine import int8_products_may_saturate
-from edgelm.errors import BundleError, DeviceError, ForkError, install_hint
+from edgelm.errors import BundleError, DeviceError, ForkError, install_hint, pass_interrupts_on, shown
+
+logger = logging.getLogger(__name__)
 
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
 
@@ -30,17 +34,31 @@ class Device:
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime with its telemetry off; raises DeviceError if it is not installed or does not load."""
-    # Read by onnxruntime at import: its wheels report usage by default since 1.29.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    """Import ONNX Runtime; raises DeviceError if it is not installed or does not load.
+
+    ``import edgelm`` turned its telemetry off. Where the program had imported ONNX Runtime before, a warning says once
+    that it was too late.
+    """
     try:
-        onnxruntime = import_module("onnxruntime")
+        import onnxruntime  # a plain import, because programs that freeze other programs look for those
+
         _ = onnxruntime.InferenceSession  # a leftover empty folder imports too, as a namespace
     except (ImportError, AttributeError) as error:
         if isinstance(error, (ModuleNotFoundError, AttributeError)):
             raise DeviceError(f"ONNX Runtime is not installed; {install_hint('cpu')}, or [gpu] for CUDA") from None
         raise DeviceError(f"ONNX Runtime is installed but does not load: {first_line(error)}") from None
-    return onnxruntime
+    _warn_of_telemetry()
+    module: ModuleType = onnxruntime
+    return module
+
+
+@cache
+def _warn_of_telemetry() -> None:
+    if edgelm.telemetry_came_first:
+        logger.warning(
+            "onnxruntime was imported before edgelm, so its telemetry may be on: import edgelm first, or set "
+            "ORT_DISABLE_TELEMETRY=1 for the process"
+        )
 
 
 def onnxruntime_version() -> str:
@@ -69,6 +87,8 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
 
     Raises DeviceError if the name is unknown, the bundle does not run there, or the installed package lacks CUDA.
     """
+    if not isinstance(request, str):
+        raise DeviceError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {shown(request)}")
     cuda_missing = None
     if "cuda" not in graph.devices:
         cuda_missing = "this bundle runs on the cpu only; export one with --precision fp16 for cuda"
@@ -79,9 +99,9 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
         return Device("cpu") if cuda_missing else Device("cuda")
     if request == "cpu":
         return Device("cpu")
-    match = _DEVICE.fullmatch(request) if isinstance(request, str) else None
+    match = _DEVICE.fullmatch(request)
     if request != "cuda" and not match:
-        raise DeviceError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {request!r}")
+        raise DeviceError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {shown(request)}")
     if cuda_missing:
         raise DeviceError(f"cannot use device {request!r}: {cuda_missing}")
     return Device("cuda", int(match[1]) if match else 0)
@@ -126,6 +146,7 @@ def open_inference_session(
                 enable_fallback=0,  # otherwise a failure is printed on stdout, and everything is tried a second time
             )
         except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+            pass_interrupts_on(error)
             if "procfs" not in str(error):
                 raise
             raise DeviceError(
@@ -141,6 +162,7 @@ def open_inference_session(
             enable_fallback=0,
         )
     except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+        pass_interrupts_on(error)
         if is_lack_of_memory(error) or "cuda" not in str(error).lower():
             raise
         raise DeviceError(f"cannot use device '{device}': {first_line(error)}") from None
@@ -154,8 +176,8 @@ def open_inference_session(
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its kind where it has no message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message that is not empty, or the name of its kind where it has no message."""
+    return next((line for line in str(error).splitlines() if line), type(error).__name__)
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
@@ -182,10 +204,13 @@ class _ProcessThreads:
             DeviceError: this process shares threads, and the session does not, or asks for another number of threads.
             ForkError: the parent of this process shared threads, which stayed there.
         """
+        notice_fork()
         with self._lock:
             if shared and self._count is None:
-                onnxruntime.set_global_thread_pool_sizes(threads, 1)
-                self._count = threads
+                try:
+                    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+                finally:  # even where a signal handler raises right after it
+                    self._count = threads
             count = self._count
         if count is None:
             options.intra_op_num_threads = threads

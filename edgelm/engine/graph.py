@@ -4,9 +4,9 @@ ONNX Runtime crashes when a session is destroyed while it runs, and hangs in a f
 a late use is a named error instead.
 """
 
-import ctypes
-import threading
+import itertools
 import weakref
+from threading import RLock
 from types import ModuleType
 from typing import Any, Literal
 
@@ -15,17 +15,28 @@ from edgelm.engine.cache import Binding
 from edgelm.engine.device import (
     Device,
     choose_device,
+    first_line,
     import_onnxruntime,
     is_lack_of_memory,
     open_inference_session,
     require_version,
 )
-from edgelm.engine.fork import watch_forks
+from edgelm.engine.fork import Handle, notice_fork, watch_forks
 from edgelm.engine.huge_pages import LoadedMemory
+from edgelm.engine.interpreter import native_lock, require_main_interpreter
 from edgelm.engine.memory import ModelMemory
 from edgelm.engine.session import Session
 from edgelm.engine.threads import choose_threads
-from edgelm.errors import BundleError, ClosedError, DeviceError, EdgelmError, ForkError, InsufficientMemoryError
+from edgelm.errors import (
+    BundleError,
+    ClosedError,
+    DeviceError,
+    EdgelmError,
+    ForkError,
+    InsufficientMemoryError,
+    pass_interrupts_on,
+    shown,
+)
 from edgelm.ids import KeysValues
 
 GraphState = Literal["open", "closed", "forked"]
@@ -66,13 +77,12 @@ class Graph:
         self.bundle, self.device, self.threads, self.onnxruntime = bundle, device, threads, onnxruntime
         self.shared_threads, self.batch_invariant = shared_threads, batch_invariant
         self._memory = LoadedMemory()
-        self._runs = 0
+        self._runs = itertools.count(1)
         self._closed = False
         self._bindings: weakref.WeakSet[GraphBinding] = weakref.WeakSet()
-        self._running: list[int] = []  # the thread of each call that is computing
-        self._changed = threading.Condition()
-        self._ort_session: Any | None = self._load()
-        _check_signature(bundle, self._ort_session)
+        self._lock = native_lock()  # nobody waits for a binding's lock, which is held while computing, and holds this
+        with self._lock:
+            self._ort_session: Handle | None = self._load()
         watch_forks(self)
 
     @classmethod
@@ -94,10 +104,11 @@ class Graph:
             InsufficientMemoryError: there is no memory left for it.
         """
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
-            raise DeviceError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
+            raise DeviceError(f"threads must be a whole number from 1 to 1024, got {shown(threads)}")
         for name, value in (("shared_threads", shared_threads), ("batch_invariant", batch_invariant)):
             if not isinstance(value, bool):
-                raise DeviceError(f"{name} must be True or False, got {value!r}")
+                raise DeviceError(f"{name} must be True or False, got {shown(value)}")
+        require_main_interpreter()
         onnxruntime = import_onnxruntime()
         require_version(onnxruntime.__version__, bundle.manifest.graph.minimum_onnxruntime)
         place = choose_device(device, bundle.manifest.graph, onnxruntime)
@@ -113,6 +124,17 @@ class Graph:
         """Whether `close` was called."""
         return self._closed
 
+    def require_intact_files(self) -> None:
+        """Raise BundleError if the graph's files were written into, because ONNX Runtime has mapped them.
+
+        Replacing or removing a file does no harm: the old one lives on until the graph is closed.
+        """
+        for name, now in self.bundle.stamps().items():
+            then = self._stamps.get(name)
+            if then is not None and then != now and then.inode == now.inode:
+                self.bundle.require_content(name)
+                self._stamps[name] = now
+
     def session(self, prefix: KeysValues | None = None) -> Session:
         """A session with an empty cache of its own, behind `prefix`; see `Session.begin_after`.
 
@@ -124,8 +146,11 @@ class Graph:
 
     def new_binding(self) -> "GraphBinding":
         """A binding of inputs and outputs that ends with this graph; raises ClosedError if the graph is closed."""
-        binding = GraphBinding(self._open_session().io_binding())
-        self._bindings.add(binding)
+        notice_fork()
+        lock = native_lock()  # before a lock is held, because daemon threads wait here once Python ends
+        with self._lock:
+            binding = GraphBinding(self._open_session().io_binding(), lock)
+            self._bindings.add(binding)
         return binding
 
     def run(self, binding: Binding) -> None:
@@ -135,87 +160,93 @@ class Graph:
             ClosedError: the graph is closed.
             ForkError: the binding was made before this process was forked.
             InsufficientMemoryError: there is no memory for the activations.
+            BundleError: the graph fails.
         """
         assert isinstance(binding, GraphBinding)
-        with self._changed:
-            ort_session, io_binding = self._open_session(), binding.io_binding
-            self._running.append(threading.get_ident())
-            self._runs += 1
-            long_in_use = self._runs == LONG_USE_RUNS
-        try:
-            if long_in_use and self.device.kind == "cpu":
+        notice_fork()
+        ort_session = self._open_session()
+        with binding.lock:
+            io_binding = binding.io_binding
+            if next(self._runs) == LONG_USE_RUNS and self.device.kind == "cpu":
                 self._memory.move_into_huge_pages()
-            ort_session.run_with_iobinding(io_binding)
-        except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
-            if is_lack_of_memory(error):
-                raise InsufficientMemoryError(
-                    "there is no memory left to compute on: give shorter prompts, generate fewer texts at a time, or "
-                    "raise the limit"
-                ) from None
-            raise
-        finally:
-            with self._changed:
-                self._running.remove(threading.get_ident())
-                self._changed.notify_all()
+            try:
+                ort_session.run_with_iobinding(io_binding)
+            except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+                pass_interrupts_on(error)
+                if is_lack_of_memory(error):
+                    raise InsufficientMemoryError(
+                        "there is no memory left to compute on: give shorter prompts, generate fewer texts at a time, "
+                        "or raise the limit"
+                    ) from None
+                where = str(self.bundle.path)
+                raise BundleError(f"the graph of {where!r} cannot compute: {first_line(error)}") from error
 
     def close(self) -> None:
         """Free the graph once the calls of other threads, a token or a chunk each, are finished.
 
         Later uses raise ClosedError. Closing twice is allowed.
         """
-        with self._changed:
+        notice_fork()
+        with self._lock:
             self._closed = True
-            for binding in list(self._bindings):
+            bindings = list(self._bindings)
+        for binding in bindings:
+            with binding.lock:
                 binding.end("closed")
-            # A signal handler may close the graph that its own thread was about to run: waiting would never end.
-            self._changed.wait_for(lambda: not set(self._running) - {threading.get_ident()})
-            self._ort_session = None
+        self._ort_session = None
 
     def after_fork(self) -> None:
         """In a forked child: never touch again what waits for threads that stayed behind."""
         for binding in list(self._bindings):
             binding.end("forked")
         self._bindings = weakref.WeakSet()
-        self._running = []
-        self._changed = threading.Condition()
+        self._lock = native_lock()
         if self._ort_session is not None:
-            _keep_forever(self._ort_session)
+            self._ort_session.keep_forever()
             self._ort_session = None
-            self._runs = 0
+            self._runs = itertools.count(1)
 
-    def _load(self) -> Any:
+    def _load(self) -> Handle:
         """An ``onnxruntime.InferenceSession`` of the graph."""
         path = self.bundle.file(self.bundle.manifest.graph.file)
+        stamps = self.bundle.stamps()
         try:
             with self._memory.recorded():
-                return open_inference_session(
+                ort_session = open_inference_session(
                     path, self.device, self.threads, self.onnxruntime, shared_threads=self.shared_threads
                 )
         except EdgelmError:
             raise
         except Exception as error:  # the exceptions of ONNX Runtime have no base class but Exception
+            pass_interrupts_on(error)
             if is_lack_of_memory(error):
                 raise InsufficientMemoryError(
                     f"there is no memory left to load {str(path.parent)!r}: free some, raise the limit, or use a "
                     "bundle of fewer bits"
                 ) from None
-            reason = (str(error).splitlines() or ["no reason given"])[0]
-            raise BundleError(f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {reason}") from None
+            raise BundleError(
+                f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {first_line(error)}"
+            ) from error
+        self.bundle.require_unchanged(stamps)
+        self._stamps = stamps
+        return Handle(ort_session)
 
     def _open_session(self) -> Any:
         """The ``onnxruntime.InferenceSession``, made again where a forked child needs one."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise ClosedError(_MESSAGES["closed"])
             if self._ort_session is None:  # in a forked child
+                self.bundle.require_unchanged(self._stamps)
                 self._ort_session = self._load()
-            return self._ort_session
+            return self._ort_session.value
 
 
 class GraphBinding:
-    """An ``onnxruntime.IOBinding`` that ends with its graph."""
+    """An ``onnxruntime.IOBinding`` that ends with its graph, and the native `lock` to hold while it is run or ended."""
 
-    def __init__(self, io_binding: Any) -> None:
+    def __init__(self, io_binding: Any, lock: RLock) -> None:
+        self.lock = lock
         self._io_binding = io_binding
         self._state: GraphState = "open"
 
@@ -229,49 +260,9 @@ class GraphBinding:
             raise ForkError(_MESSAGES["forked"])
         return io_binding
 
-    def end(self, state: GraphState) -> None:
+    def end(self, state: Literal["closed", "forked"]) -> None:
         """Let go of the ``IOBinding``. Later uses raise the error of `state`."""
         self._state = state
         if state == "forked":
-            _keep_forever(self._io_binding)
+            self.lock = native_lock()  # a thread that stayed behind may hold the old one
         self._io_binding = None
-
-
-def _keep_forever(thing: object) -> None:
-    """Never destroy `thing`, not even at exit."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-
-
-def _check_signature(bundle: Bundle, ort_session: Any) -> None:
-    """Raise BundleError if the graph's inputs, outputs or sizes differ from the manifest's."""
-    facts, graph = bundle.manifest.architecture, bundle.manifest.graph
-    layers = range(facts.num_layers)
-    cache = [facts.num_key_value_heads, None, facts.head_dim]  # axis 0 is the batch; None stands for any size
-    inputs: dict[str, list[int | None]] = {
-        graph.input_ids: [None],
-        graph.seqlens_k: [],
-        graph.query_seqlens: [],
-        graph.total_sequence_length: [],
-        graph.logits_index: [],
-        **{name.replace("{layer}", str(i)): cache for name in graph.past_names for i in layers},
-    }
-    if graph.position_ids is not None:
-        inputs[graph.position_ids] = [None]
-    outputs: dict[str, list[int | None]] = {
-        graph.logits: [facts.vocab_size],
-        graph.hidden_states: [None, facts.hidden_size],
-        **{name.replace("{layer}", str(i)): cache for name in graph.present_names for i in layers},
-    }
-    nodes_of = ("inputs", inputs, ort_session.get_inputs()), ("outputs", outputs, ort_session.get_outputs())
-    for kind, stated, nodes in nodes_of:
-        if {node.name for node in nodes} != set(stated):
-            raise BundleError(f"the graph {graph.file!r} has other {kind} than bundle.json states")
-        for node in nodes:
-            sizes = node.shape[1:]
-            if len(sizes) != len(stated[node.name]) or any(
-                expected is not None and isinstance(size, int) and size != expected
-                for size, expected in zip(sizes, stated[node.name], strict=True)
-            ):
-                raise BundleError(
-                    f"{node.name!r} of the graph has the shape {node.shape}, which differs from what bundle.json states"
-                )

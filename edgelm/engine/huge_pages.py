@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgelm.errors import pass_interrupts_on
+
 logger = logging.getLogger(__name__)
 
 HUGE_PAGE_BYTES = 2 * 2**20
@@ -90,7 +92,8 @@ def _private_ranges() -> list[Range]:
                 if access == "rw-p" and inode == "0":
                     start, stop = addresses.split("-")
                     ranges.append((int(start, 16), int(stop, 16)))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        pass_interrupts_on(error)
         return []
     return ranges
 
@@ -99,7 +102,8 @@ def huge_page_setting() -> str | None:
     """The administrator's setting: "always", "madvise" or "never"; None where the system has no huge pages."""
     try:
         match = re.search(r"\[(\w+)\]", _SETTING.read_text(encoding="ascii"))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        pass_interrupts_on(error)
         return None
     return None if match is None else match[1]
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edgelm.engine import ort_probe
+from edgelm.errors import pass_interrupts_on
 
 _PROBE_SECONDS = 120
 
@@ -84,12 +85,14 @@ def ask_onnxruntime() -> OnnxRuntimeFacts:
         )
     except subprocess.TimeoutExpired:
         return OnnxRuntimeFacts(f"does not load within {_PROBE_SECONDS} s")
-    except OSError:
+    except OSError as error:
+        pass_interrupts_on(error)
         return _read(ort_probe.facts())
     messages = done.stderr.decode("utf-8", "replace")
     try:
         facts = json.loads(done.stdout.decode("utf-8").splitlines()[-1])
-    except (ValueError, IndexError):
+    except (ValueError, IndexError) as error:
+        pass_interrupts_on(error)
         last = (messages.strip().splitlines() or ["no message"])[-1]
         return OnnxRuntimeFacts(f"ends the process that imports it, with status {done.returncode}: {last}")
     if facts.get("cuda"):

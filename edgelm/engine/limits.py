@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.engine.cgroup import ROOT, memory_limits
+from edgelm.errors import pass_interrupts_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,12 @@ def _machine_room(root: Path) -> list[Room]:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
         facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
         return [Room(facts["MemAvailable"] + facts.get("SwapFree", 0), "this machine's available memory")]
-    except (OSError, ValueError, KeyError, IndexError):
-        pass
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        pass_interrupts_on(error)
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows
+    except (AttributeError, OSError, ValueError) as error:  # Windows
+        pass_interrupts_on(error)
         return []
     return [Room(total, "this machine's memory")] if total > 0 else []
 
@@ -58,5 +60,6 @@ def status_bytes(field: str, root: Path = ROOT) -> int:
     try:
         status = (root / "proc/self/status").read_text(encoding="ascii", errors="replace")
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
-    except (OSError, ValueError, IndexError, StopIteration):
+    except (OSError, ValueError, IndexError, StopIteration) as error:
+        pass_interrupts_on(error)
         return 0

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from edgelm.engine.cgroup import cpu_limits
+from edgelm.errors import pass_interrupts_on
 
 
 def cpu_name() -> str:
@@ -16,7 +17,8 @@ def cpu_name() -> str:
         facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         numbers = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping"))
         return f"{facts['model name']} ({numbers})"
-    except (OSError, KeyError):
+    except (OSError, KeyError) as error:
+        pass_interrupts_on(error)
         return platform.processor() or platform.machine() or "unknown"
 
 
@@ -44,7 +46,8 @@ def cpu_flags() -> frozenset[str] | None:
     """The features of the processor as Linux names them; None where it does not tell."""
     try:
         content = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
+    except OSError as error:
+        pass_interrupts_on(error)
         return None
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", content, re.MULTILINE)
     return None if match is None else frozenset(match[1].split())

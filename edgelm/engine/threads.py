@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edgelm.engine.machine import default_threads
 from edgelm.engine.memory import ModelMemory
+from edgelm.errors import pass_interrupts_on
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def startable_threads(count: int) -> int:
             thread = threading.Thread(target=end.wait, name="edgelm-try", daemon=True)
             try:
                 thread.start()
-            except (RuntimeError, MemoryError):
+            except (RuntimeError, MemoryError) as error:
+                pass_interrupts_on(error)
                 break
             started.append(thread)
     finally:
@@ -89,6 +91,7 @@ def _room_kept(memory: ModelMemory) -> Iterator[bool]:
             for size, access in parts:
                 kept.enter_context(mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, access))
             fits = True
-        except (OSError, ValueError, OverflowError):
+        except (OSError, ValueError, OverflowError) as error:
+            pass_interrupts_on(error)
             fits = False
         yield fits

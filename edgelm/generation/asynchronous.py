@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from edgelm.decoding.generation_config import Cancel
-from edgelm.engine.fork import watch_forks
+from edgelm.engine.fork import notice_fork, watch_forks
+from edgelm.errors import EdgelmError, pass_interrupts_on
 from edgelm.generation.results import Chunk
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Workers:
 
     def pool(self) -> ThreadPoolExecutor:
         """The worker threads; they end once nobody refers to the pool."""
+        notice_fork()
         pool = self._pool = self._pool or ThreadPoolExecutor(WORKER_THREADS, "edgelm")
         return pool
 
@@ -54,30 +57,27 @@ class Workers:
         self._pool = None
 
 
-async def call_in_thread(pool: ThreadPoolExecutor, function: Callable[[], Result]) -> Result:
-    """Compute ``function()`` in `pool`."""
-    import asyncio  # takes 30 ms, and only asynchronous callers need it
-
-    return await asyncio.get_running_loop().run_in_executor(pool, function)
+async def call_in_thread(pool: ThreadPoolExecutor, context: Context, function: Callable[[], Result]) -> Result:
+    """Compute ``function()`` in `pool`, where the context variables of `context` are seen."""
+    return await _running_loop().run_in_executor(pool, context.run, function)
 
 
 async def stream_in_thread(
-    begin: Callable[[], Iterator[Chunk]], cancel: EitherCancel, pool: ThreadPoolExecutor
+    begin: Callable[[], Iterator[Chunk]], cancel: EitherCancel, pool: ThreadPoolExecutor, context: Context
 ) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of ``begin()``, each computed in `pool` when it is requested.
+    """Yield the chunks of ``begin()``, each computed in `pool` when it is requested, in `context`.
 
     Cancelling the waiting task, or closing this iterator, sets `cancel` and waits for the token that is being computed.
     After that the session is free.
     """
-    import asyncio
+    import asyncio  # takes 30 ms, and only asynchronous callers need it
 
-    loop = asyncio.get_running_loop()
-    opening = loop.run_in_executor(pool, begin)
-    chunks = await opening
+    loop = _running_loop()
+    chunks = await loop.run_in_executor(pool, context.run, begin)
     turn: asyncio.Future[Chunk | None] | None = None
     try:
         while True:
-            turn = loop.run_in_executor(pool, next, chunks, None)
+            turn = loop.run_in_executor(pool, partial(context.run, _next_chunk, chunks))
             chunk = await asyncio.shield(turn)
             if chunk is None:
                 return
@@ -89,6 +89,23 @@ async def stream_in_thread(
         else:
             turn.add_done_callback(partial(_close_after, chunks))
             await asyncio.wait([turn])
+
+
+def _next_chunk(chunks: Iterator[Chunk]) -> Chunk | None:
+    return next(chunks, None)
+
+
+def _running_loop() -> "asyncio.AbstractEventLoop":
+    import asyncio
+
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        pass_interrupts_on(error)
+        raise EdgelmError(
+            "agenerate and astream need a running asyncio event loop, and there is none: in trio, give `generate` to "
+            "trio.to_thread.run_sync"
+        ) from None
 
 
 def _close_after(chunks: Iterator[Chunk], turn: "asyncio.Future[Chunk | None]") -> None:

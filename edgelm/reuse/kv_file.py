@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.small_files import SmallFileError, check_small_file
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
-from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError
+from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError, pass_interrupts_on, shown
 from edgelm.ids import KeysValues
 
 KvDtype = Literal["float32", "float16"]
@@ -30,6 +31,7 @@ KvKind = Literal["state", "text", "learned"]
 _FORMAT_VERSION = 1
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, uint64
 _MAX_HEADER_BYTES = 32768
+_MAX_FILE_BYTES = 2**40
 _DTYPES = {"F32": "<f4", "F16": "<f2", "U32": "<u4", "U8": "u1"}
 
 
@@ -139,18 +141,20 @@ def write_kv_file(
     try:
         _replace_file(target, content)
     except OSError as error:  # it names the temporary file
+        pass_interrupts_on(error)
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def _replace_file(target: Path, content: bytes) -> None:
     """Write `content` to the file `target` in one step."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    # A file of the module tempfile could be read by its owner only, whatever the umask says.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(content)
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -162,6 +166,10 @@ def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvF
     """
     from safetensors import SafetensorError, safe_open
 
+    try:
+        check_small_file(Path(path).stat(), _MAX_FILE_BYTES)
+    except SmallFileError as error:
+        raise KvFileError(f"it {error}") from None
     with Path(path).open("rb") as stream:
         start = stream.read(_LENGTH_BYTES + 1)
         if not is_safetensors(start):
@@ -213,14 +221,15 @@ def named_errors(error: type[EdgelmError], name: str, path: str | os.PathLike[st
     except KvFileError as reason:
         raise error(f"cannot use the {name} {os.fspath(path)!r}: {reason}{advice}") from None
     except (OSError, ValueError) as reason:  # ValueError: a NUL byte in the path
+        pass_interrupts_on(reason)
         words = (isinstance(reason, OSError) and reason.strerror) or reason
         raise error(f"cannot read the {name} {os.fspath(path)!r}: {words}") from None
 
 
 def check_kv_dtype(dtype: object) -> None:
     """Raise ConfigError unless keys and values can be stored as `dtype`."""
-    if dtype not in get_args(KvDtype):
-        raise ConfigError(f"dtype must be {' or '.join(map(repr, get_args(KvDtype)))}, got {dtype!r}")
+    if not isinstance(dtype, str) or dtype not in get_args(KvDtype):
+        raise ConfigError(f"dtype must be {' or '.join(map(repr, get_args(KvDtype)))}, got {shown(dtype)}")
 
 
 def _header(text: bytes, name: str) -> tuple[_Header, KvMetadata]:

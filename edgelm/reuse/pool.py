@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from edgelm.engine.fork import watch_forks
+from edgelm.engine.fork import notice_fork, watch_forks
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.errors import ClosedError
@@ -55,12 +55,14 @@ class SessionPool:
     @property
     def idle_bytes(self) -> int:
         """Memory that the caches of idle sessions take."""
+        notice_fork()
         with self._lock:
             return self._bytes(self._idle)
 
     @property
     def states(self) -> list[PromptState]:
         """The permanent state, and the states that were added and not forgotten."""
+        notice_fork()
         with self._lock:
             return [*self._permanent, *self._states]
 
@@ -70,12 +72,14 @@ class SessionPool:
         Raises ClosedError if the pool is closed.
         """
         self.check_open()
+        notice_fork()
         with self._lock:
             kept = [old for old in self._states if old.ids != state.ids[: len(old.ids)]]
             self._states = [*kept, state]
 
     def forget(self) -> None:
         """Forget prompts and states."""
+        notice_fork()
         with self._lock:
             self._states = []
             for idle in self._idle:
@@ -98,9 +102,16 @@ class SessionPool:
         """Lend a session that holds exactly the first n tokens of `prompt`; yields the session and n.
 
         Feed the rest of the prompt first, at least two tokens per call. `keep` says that the session will still begin
-        with `prompt` when it comes back. Raises ClosedError if the pool is closed, and InsufficientMemoryError.
+        with `prompt` when it comes back.
+
+        Raises:
+            ClosedError: the pool is closed.
+            BundleError: the bundle's files were written into.
+            InsufficientMemoryError: there is no memory for another session.
         """
         self.check_open()
+        notice_fork()
+        self._graph.require_intact_files()
         forks = self._forks
         idle, content, reused = self._take(prompt)
         if idle is None:

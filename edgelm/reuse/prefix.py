@@ -8,6 +8,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import numpy as np
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import PREFIX_FILE, VALUE_DIVISORS_FILE, Manifest
+from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.engine.session import Session
-from edgelm.errors import PrefixError, PromptError
+from edgelm.errors import PrefixError, PromptError, shown
 from edgelm.ids import LEAST_TOKENS, KeysValues, common_prefix
 from edgelm.reuse.kv_file import (
     KvDtype,
@@ -146,6 +148,8 @@ def bake(
     """
     if dtype is not None:
         check_kv_dtype(dtype)
+    if not isinstance(text, str):
+        raise PrefixError(f"the prefix must be a text, got {shown(text)}")
     try:
         ids = prompt_ids(tokenizer, text, "prefix")
     except PromptError as error:
@@ -195,7 +199,13 @@ def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
         content = np.pad(content, [(0, 0)] * 3 + [(0, padding)])
     if divisors is not None:
         content = content.astype(np.float32)
-        content[1::2] /= divisors
+        with np.errstate(over="ignore"):
+            content[1::2] /= divisors
+        if not np.isfinite(content).all():
+            raise PrefixError(
+                f"cannot use the prefix {os.fspath(path)!r}: its values are too large for this bundle's "
+                f"{VALUE_DIVISORS_FILE}: learn it again"
+            )
     return Prefix(file.text, tuple(file.ids.tolist()), content, file.metadata.sha256, Path(path).absolute())
 
 
@@ -269,8 +279,14 @@ def _value_divisors(bundle: Bundle) -> KeysValues | None:
         if manifest.recipe.calibration_tokens is None:
             return None
         raise KvFileError("this bundle does not say how its values were scaled: export it again")
-    divisors = np.frombuffer(bundle.file(VALUE_DIVISORS_FILE).read_bytes(), "<f4")
     shape = facts.num_layers, facts.num_key_value_heads, 1, facts.head_dim
-    if divisors.size != np.prod(shape) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
+    size_bytes = 4 * math.prod(shape)
+    if manifest.files[VALUE_DIVISORS_FILE].size_bytes != size_bytes:
+        raise KvFileError(f"the bundle's {VALUE_DIVISORS_FILE} is damaged")
+    try:
+        divisors = np.frombuffer(read_small_file(bundle.file(VALUE_DIVISORS_FILE), size_bytes), "<f4")
+    except SmallFileError as error:
+        raise KvFileError(f"the bundle's {VALUE_DIVISORS_FILE} {error}") from None
+    if divisors.size != math.prod(shape) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
         raise KvFileError(f"the bundle's {VALUE_DIVISORS_FILE} is damaged")
     return divisors.reshape(shape)

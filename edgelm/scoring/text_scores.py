@@ -85,7 +85,11 @@ def choose(
         ConfigError: `length_normalization` is unknown.
     """
     check_name("length_normalization", length_normalization, get_args(LengthNormalization))
-    if isinstance(options, (str, bytes)) or len(options) < 2:
+    try:
+        options = [] if isinstance(options, (str, bytes)) else list(options)
+    except TypeError:
+        options = []
+    if len(options) < 2:
         raise PromptError("there is nothing to choose: give a list of at least two options")
     context, ids = split(encoder, prompt, options)
     texts = [o if isinstance(o, str) else encoder.tokenizer.decode(i) for o, i in zip(options, ids, strict=True)]

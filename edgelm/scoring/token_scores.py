@@ -4,15 +4,16 @@ Shapes: T tokens, V vocabulary, D hidden size.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from edgelm.decoding.logprobs import log_softmax, logprobs_of
+from edgelm.decoding.logprobs import BROKEN_LOGITS, log_softmax, logprobs_of
 from edgelm.decoding.request import DecodingSession
-from edgelm.errors import ConfigError, ContextError, PromptError
+from edgelm.errors import ConfigError, ContextError, DeviceError, PromptError, shown
 from edgelm.ids import IdArray, Logits, Logprobs
 from edgelm.scoring.results import Perplexity, Pooling
 
@@ -20,6 +21,11 @@ Ids = Sequence[int] | IdArray
 Vector = npt.NDArray[np.float32]
 Progress = Callable[[float], None]
 """Called with the share, from 0 to 1, of a computation that is done."""
+
+BROKEN_STATES = (
+    "the model computed NaN or infinite hidden states, which are no vector: it does not work on this device; "
+    "run `edgelm verify`, or use a bundle of another precision"
+)
 
 _LOGITS_ROWS = 256
 """Logits of this many tokens are computed at once; (256, 50257) takes 51 MB. A multiple of 4, like prefill chunks."""
@@ -38,7 +44,7 @@ def continuation_logprobs(session: ScoringSession, prompt: Ids, continuations: S
 
     The prompt is computed once, in the empty `session`, which rewinds to its end for each continuation. The last token
     of a continuation is never fed, so a prompt and a continuation may together have one token more than the context.
-    Raises ContextError if they have more.
+    Raises ContextError if they have more, and DeviceError if a log-probability is NaN or infinite.
     """
     limit = session.context_length + 1
     longest = len(prompt) + max(map(len, continuations))
@@ -53,6 +59,8 @@ def continuation_logprobs(session: ScoringSession, prompt: Ids, continuations: S
     for ids in continuations:
         session.rewind(session.position - end)
         logprobs.append(_logprobs_after(session, logits, np.asarray(ids, np.int64)))
+    if not all(np.isfinite(of_tokens).all() for of_tokens in logprobs):
+        raise DeviceError(BROKEN_LOGITS)
     return logprobs
 
 
@@ -100,11 +108,13 @@ def perplexity(
     Raises:
         PromptError: the text has fewer than two tokens.
         ConfigError: `stride` is not a whole number from 2 to the context's length.
+        DeviceError: a logit is NaN or infinite, or the perplexity is larger than any float.
     """
     window = session.context_length
     stride = max(2, window // 2) if stride is None else stride
     if not isinstance(stride, int) or isinstance(stride, bool) or not 2 <= stride <= window:
-        raise ConfigError(f"stride must be a whole number from 2 to {window}, this model's context, got {stride!r}")
+        limits = f"from 2 to {window}, this model's context"
+        raise ConfigError(f"stride must be a whole number {limits}, got {shown(stride)}")
     if len(ids) < 2:
         raise PromptError(f"the text has {len(ids)} token, and a perplexity needs 2 at least: give a longer text")
     array = np.asarray(ids, np.int64)
@@ -122,6 +132,8 @@ def perplexity(
         progress(end / len(array))
         if end == len(array):
             break
+    if not nats / tokens < math.log(sys.float_info.max):
+        raise DeviceError(BROKEN_LOGITS)
     return Perplexity(math.exp(nats / tokens), tokens)
 
 
@@ -133,9 +145,12 @@ def embed(session: ScoringSession, ids: Ids, pooling: Pooling = "mean", *, norma
 
     Raises:
         ContextError: the text is longer than the context.
-        ConfigError: `pooling` is unknown.
+        ConfigError: `pooling` is unknown, or `normalize` is neither True nor False.
+        DeviceError: a hidden state is NaN or infinite.
     """
     check_name("pooling", pooling, get_args(Pooling))
+    if not isinstance(normalize, bool):
+        raise ConfigError(f"normalize must be True or False, got {shown(normalize)}")
     if len(ids) > session.context_length:
         raise ContextError(
             f"the text has {len(ids)} tokens, but this model's context holds {session.context_length}: shorten the text"
@@ -143,10 +158,14 @@ def embed(session: ScoringSession, ids: Ids, pooling: Pooling = "mean", *, norma
     hidden = session.step_hidden(ids)[1].astype(np.float64)  # (T, D)
     pooled = hidden.mean(axis=0) if pooling == "mean" else hidden[-1]  # (D,)
     length = float(np.linalg.norm(pooled))
-    return np.asarray(pooled / length if normalize and length else pooled, np.float32)
+    with np.errstate(over="ignore"):
+        vector = np.asarray(pooled / length if normalize and length else pooled, np.float32)
+    if not np.isfinite(vector).all():
+        raise DeviceError(BROKEN_STATES)
+    return vector
 
 
 def check_name(option: str, value: object, known: Sequence[str]) -> None:
     """Raise ConfigError if `value` is not one of the `known` names."""
-    if value not in known:
-        raise ConfigError(f"{option} must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {value!r}")
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"{option} must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {shown(value)}")

@@ -24,6 +24,7 @@ from typing import Any
 from tokenizers import Regex, decoders
 
 from edgelm.errors import PromptError, TokenizerError
+from edgelm.text.rust import rust_errors
 
 # The replacements of transformers' clean_up_tokenization, applied to the whole text one after the other.
 CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")]
@@ -191,7 +192,8 @@ class _ReplaceInRust(DecoderStep):
     def push(self, text: str, ends: bool) -> list[Piece]:
         token, self._token = self._token + text, ""
         if ends:
-            return [(self._decoder.decode([token]), True)]
+            with rust_errors(PromptError, "the tokenizer cannot decode these ids", "give ids that this model produced"):
+                return [(self._decoder.decode([token]), True)]
         self._token = token
         return []
 

@@ -6,9 +6,8 @@ The build side (`edgelm_export.source.tokenizer`) makes that file of whatever a 
 import json
 import operator
 import os
-import reprlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,39 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
-from edgelm.errors import BundleError, EdgelmError, PromptError, TokenizerError
+from edgelm.errors import BundleError, PromptError, TokenizerError, pass_interrupts_on, shown
 from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
+from edgelm.text.rust import rust_errors
 from edgelm.text.stream_decoder import StreamDecoder
+from edgelm.text.tokenizer_file import MAX_FILE_BYTES, TokenizerFile, check_tokenizer_json
+
+MAX_TEXT_CHARACTERS = 2**24
+"""The longest text that is encoded at once; Rust takes a hundred bytes for each character and more."""
 
 # The clean-up as decoder steps, with which a tokenizer.json alone can carry it.
 _CLEAN_UP_STEPS: list[dict[str, Any]] = [{"type": "Fuse"}]
 _CLEAN_UP_STEPS += [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in CLEAN_UP]
 
 _CONFIG = "tokenizer_config.json"
+_MAX_CONFIG_BYTES = 2**20
 _SAVED = {"tokenizer_class": "PreTrainedTokenizerFast"}
+_RUNS = re.compile(r"\s+|\S+")
 
 
 class Tokenizer:
     """Text to token ids and back, equal to transformers' fast tokenizer on any text."""
 
-    def __init__(self, backend: Backend, *, clean_up_tokenization_spaces: bool = False) -> None:
+    def __init__(
+        self, backend: Backend, *, clean_up_tokenization_spaces: bool = False, file: TokenizerFile | None = None
+    ) -> None:
         """Take over a tokenizer of the `tokenizers` library.
 
         Args:
             backend: is changed, not copied: truncation and padding are turned off, as in transformers.
             clean_up_tokenization_spaces: whether decoded text gets transformers' clean-up of spaces before marks.
+            file: the facts of the file that `backend` was made of, if it was made of a checked one.
 
         Raises:
             TokenizerError: the parts of `backend` cannot be read, or its decoder is of an unknown type.
@@ -55,11 +65,11 @@ class Tokenizer:
                 inner.__setstate__(json.dumps(decoder).encode())
                 backend.decoder = inner
             self._closing = _closing_tokens(_part_state(backend.post_processor))
-            self._size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+            self._size: int = _vocab_size(backend) if file is None else file.vocab_size
             self._special = _skipped_tokens(backend)
             self._steps = decoder_steps(decoder, clean_up=clean_up_tokenization_spaces)
             self._beyond: dict[int, str] = {}  # tokens with ids that the model does not know
-        self._backend, self._clean_up = backend, clean_up_tokenization_spaces
+        self._backend, self._clean_up, self._file = backend, clean_up_tokenization_spaces, file
         # Rust panics where such a decoder meets a short token, and a panic writes to stderr.
         self._may_panic = any(isinstance(step, Strip) and step.stop for step in self._steps)
 
@@ -71,29 +81,46 @@ class Tokenizer:
             text: content of the file.
 
         Raises:
-            TokenizerError: `text` is not a tokenizer.json.
+            TokenizerError: `text` is not a tokenizer.json, or `edgelm.text.tokenizer_file` refuses it.
         """
+        file = check_tokenizer_json(text)
         with rust_errors(TokenizerError, "tokenizer.json cannot be read", "write it again with to_json or tokenizers"):
             backend = Backend.from_str(text)
-        return cls(backend)
+            added = backend.get_added_tokens_decoder()
+            empty = _tokens_of_nothing(backend, added.values())
+        if empty:  # Rust would find it everywhere, inside characters too, and panic
+            raise TokenizerError(
+                f"tokenizer.json has the added token {empty[0][:60]!r}, of which its normalizer leaves nothing: "
+                "make it a token that is not normalized"
+            )
+        numbered = {token.content: token_id for token_id, token in added.items()}
+        for token, token_id in file.added_ids.items():
+            if numbered.get(token) != token_id:
+                raise TokenizerError(
+                    f"tokenizer.json gives the added token {token[:60]!r} the id {token_id}, but the tokenizers "
+                    f"library reads it as {numbered.get(token)}: write it again with to_json or tokenizers"
+                )
+        return cls(backend, file=file)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> "Tokenizer":
         """Read the tokenizer.json of a bundle, and `split_special_tokens` in the tokenizer_config.json beside it.
 
         Raises:
-            BundleError: a file is not UTF-8 text, or no JSON.
+            BundleError: a file is too large, is not UTF-8 text, or is no JSON.
             TokenizerError: tokenizer.json cannot be read.
         """
         try:
-            tokenizer = cls.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} is not UTF-8 text") from None
+            text = read_small_file(bundle.file("tokenizer.json"), MAX_FILE_BYTES).decode("utf-8")
+        except (SmallFileError, UnicodeDecodeError) as error:
+            reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+            raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} {reason}") from None
+        tokenizer = cls.from_json(text)
         if _CONFIG in bundle.manifest.files:
             try:
-                config = parse_json(bundle.file(_CONFIG).read_bytes())
-            except StrictJsonError as error:
-                raise BundleError(f"{_CONFIG} of {os.fspath(bundle.path)!r}: {error}") from None
+                config = parse_json(read_small_file(bundle.file(_CONFIG), _MAX_CONFIG_BYTES))
+            except (StrictJsonError, SmallFileError) as error:
+                raise BundleError(f"{_CONFIG} of {os.fspath(bundle.path)!r} {error}") from None
             tokenizer._backend.encode_special_tokens = config == {**_SAVED, "split_special_tokens": True}
         tokenizer.limit_vocabulary(bundle.manifest.architecture.vocab_size)
         return tokenizer
@@ -118,9 +145,11 @@ class Tokenizer:
         """Return the ids that transformers' `tokenizer(text).input_ids` holds.
 
         Raises:
-            PromptError: `text` is not a str, holds a lone surrogate, or has a token beyond the model's vocabulary.
+            PromptError: `text` is not a str, holds a lone surrogate, has more than `MAX_TEXT_CHARACTERS`, has a token
+                beyond the model's vocabulary, or has a run of characters that would take this tokenizer too long.
         """
         _check_text(text)
+        self._check_length(text)
         with rust_errors(PromptError, "the tokenizer cannot encode this text", "shorten it or change it"):
             ids = list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
         if self._beyond and not self._beyond.keys().isdisjoint(ids):
@@ -181,7 +210,8 @@ class Tokenizer:
         """Return the content of a tokenizer.json that holds every setting: `from_json` gives an equal tokenizer.
 
         Raises:
-            TokenizerError: `split_special_tokens` is on, the one setting that needs a second file; use `save`.
+            TokenizerError: `split_special_tokens` is on, the one setting that needs a second file; use `save`. Or
+                `from_json` would refuse the file.
         """
         if self._backend.encode_special_tokens:
             raise TokenizerError("tokenizer.json cannot hold split_special_tokens=true; use save(folder) instead")
@@ -191,17 +221,19 @@ class Tokenizer:
         """Write tokenizer.json, and a tokenizer_config.json that keeps transformers from looking into a config.json.
 
         Raises:
-            TokenizerError: the files cannot be written.
+            TokenizerError: the files cannot be written, or `of_bundle` would refuse them.
         """
         config = {**_SAVED, "split_special_tokens": self._backend.encode_special_tokens}
         try:
             Path(folder, "tokenizer.json").write_text(self._json(), encoding="utf-8", newline="\n")
             Path(folder, _CONFIG).write_text(json.dumps(config), encoding="utf-8", newline="\n")
         except OSError as exc:
+            pass_interrupts_on(exc)
             raise TokenizerError(f"cannot write the tokenizer to {folder} ({exc.strerror}); choose another") from None
 
     def _json(self) -> str:
-        data = json.loads(self._backend.to_str())
+        with rust_errors(TokenizerError, "the tokenizer cannot be written", "give another tokenizer"):
+            data = json.loads(self._backend.to_str())
         if (data["pre_tokenizer"] or {}).get("add_prefix_space"):
             # transformers turns add_prefix_space off again, unless the pre-tokenizer stands inside a sequence.
             data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [data["pre_tokenizer"]]}
@@ -211,13 +243,32 @@ class Tokenizer:
             data["decoder"] = {"type": "Sequence", "decoders": [decoder, *_CLEAN_UP_STEPS]}
         for token in data["added_tokens"]:
             token["special"] = token["content"] in self._special
-        return json.dumps(data, ensure_ascii=False)
+        text = json.dumps(data, ensure_ascii=False)
+        check_tokenizer_json(text)
+        return text
+
+    def _check_length(self, text: str) -> None:
+        """Refuse what takes Rust all memory, or more than linear time."""
+        file, length = self._file, len(text)
+        if length > MAX_TEXT_CHARACTERS:
+            raise PromptError(
+                f"the text has {length:,} characters, more than {MAX_TEXT_CHARACTERS:,}: give it in several parts"
+            )
+        if file is None or file.run_characters is None or length <= file.run_characters:
+            return
+        longest = length if file.runs_cross_blanks else max(len(run[0]) for run in _RUNS.finditer(text))
+        if longest > file.run_characters:
+            where = "" if file.runs_cross_blanks else " without a blank, or of blanks"
+            raise PromptError(
+                f"the text has a run of {longest:,} characters{where}, and this tokenizer's regular expression takes "
+                f"{file.run_characters:,} at most: shorten it, or break it up"
+            )
 
     def _check_ids(self, ids: Sequence[int]) -> list[int]:
         try:
             return [self._check_id(token_id) for token_id in ids]
         except TypeError:
-            raise PromptError(f"token ids must come as a list of whole numbers, got {_show(ids)}") from None
+            raise PromptError(f"token ids must come as a list of whole numbers, got {shown(ids)}") from None
 
     def _check_id(self, token_id: object) -> int:
         try:
@@ -227,7 +278,7 @@ class Tokenizer:
             number = -1
         if not 0 <= number < self._size:
             raise PromptError(
-                f"token id {_show(token_id)} is outside the vocabulary; ids go from 0 to {self._size - 1}"
+                f"token id {shown(token_id)} is outside the vocabulary; ids go from 0 to {self._size - 1}"
             )
         return number
 
@@ -237,22 +288,16 @@ class Tokenizer:
         return None if skip_special_tokens and token in self._special else token
 
 
-@contextmanager
-def rust_errors(error: type[EdgelmError], what: str, advice: str) -> Iterator[None]:
-    """Turn whatever the Rust side raises into one sentence; a panic is a BaseException, not an Exception.
+def _vocab_size(backend: Backend) -> int:
+    return max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    Args:
-        error: class of the error to raise instead; an EdgelmError passes unchanged.
-        what: what failed, the beginning of the sentence.
-        advice: what to do about it, the end of the sentence.
-    """
-    try:
-        yield
-    except (EdgelmError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
-    except BaseException as exc:
-        reason = (str(exc) or type(exc).__name__).splitlines()[0][:200]
-        raise error(f"{what} ({reason}); {advice}") from None
+
+def _tokens_of_nothing(backend: Backend, added: Iterable[Any]) -> list[str]:
+    """The added tokens that are looked for in the normalized text, and whose own normalized text is empty."""
+    normalizer = backend.normalizer
+    if normalizer is None:
+        return []
+    return [token.content for token in added if token.normalized and not normalizer.normalize_str(token.content)]
 
 
 def _part_state(part: Any) -> dict[str, Any]:
@@ -287,13 +332,8 @@ def _skipped_tokens(backend: Backend) -> set[str]:
 
 def _check_text(text: object) -> None:
     if not isinstance(text, str):
-        raise PromptError(f"a text must be a str, got {_show(text)}")
+        raise PromptError(f"a text must be a str, got {shown(text)}")
     try:
         text.encode()
     except UnicodeEncodeError as exc:
         raise PromptError(f"the text has a lone surrogate, {text[exc.start]!r} at {exc.start}; remove it") from None
-
-
-def _show(value: object) -> str:
-    # Python refuses to print integers of more than 4,300 digits.
-    return f"of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >> 64 else reprlib.repr(value)

@@ -12,6 +12,7 @@ import click
 
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.cli.streams import escaped, note
 from edgelm.errors import ExportError, install_hint
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.publish.folder import check_output
@@ -161,16 +162,14 @@ def command(
         )
     finally:
         progress.end()
-    click.echo(progress.summary(), err=True)
-    for note in exported.notes:
-        click.echo(f"note: {note}", err=True)
+    note(progress.summary())
+    for remark in exported.notes:
+        note(f"note: {remark}")
     bundle, c = exported.bundle, exported.certificate
     for quality in c.texts[1:]:
-        click.echo(f"{quality.text}: {_lost(quality)}")
-    click.echo(
-        f"{output}: {bundle.manifest.recipe.name}, {bundle.size_bytes / 1e6:.1f} MB, {_lost(c.drawn)}; "
-        f"gate ({c.gate}) {'passed' if c.passed else 'MISSED'}"
-    )
+        click.echo(escaped(f"{quality.text}: {_lost(quality)}"))
+    summary = f"{output}: {bundle.manifest.recipe.name}, {bundle.size_bytes / 1e6:.1f} MB, {_lost(c.drawn)}; "
+    click.echo(escaped(f"{summary}gate ({c.gate}) {'passed' if c.passed else 'MISSED'}"))
 
 
 def _lost(quality: Quality) -> str:
@@ -191,7 +190,7 @@ class _Progress:
     def begin(self, stage: str) -> None:
         """End the current stage, and begin the stage called `stage`."""
         self.end()
-        click.echo(f"{stage} ... ", err=True, nl=False)
+        click.echo(escaped(f"{stage} ... "), err=True, nl=False)
         self._stage, self._began = stage, time.monotonic()
 
     def end(self) -> None:

@@ -4,7 +4,8 @@ This file loads without torch: a command refuses what it can before it loads the
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -12,10 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from edgelm.errors import TrainingError, install_hint
-from edgelm_train.data.corpus import check_file
-from edgelm_train.data.records import unescaped
+from edgelm_train.data.bpe import load_bpe
+from edgelm_train.data.corpus import read_corpus, read_parts
+from edgelm_train.data.examples import read_pairs
+from edgelm_train.data.templates import ChatTask, Task, unescaped
+from edgelm_train.data.text_file import check_file
+from edgelm_train.models.base import find_base
+from edgelm_train.models.sizes import read_shape
 from edgelm_train.options import Declaration, DistillOptions, FinetuneOptions, PretrainOptions, declarations
-from edgelm_train.run.folder import check_out
+from edgelm_train.run.folder import check_name, check_out
+from edgelm_train.run.lock import locked
 
 if TYPE_CHECKING:
     from edgelm_train.run.report import Finished, ReportKind
@@ -87,10 +94,17 @@ def pretrain_command(data: tuple[Path, ...], more: tuple[Path, ...], out: Path, 
     """
     chosen = PretrainOptions(**{**options, "separator": unescaped(options["separator"])})
     files = [*data, *more]
-    _prepare("pretrain", out, *files)
-    from edgelm_train.pretrain import pretrain
+    with _prepared("pretrain", out, *files, chosen.tokenizer, chosen.start_from):
+        read_corpus(files, separator=chosen.separator, held_out=chosen.held_out)
+        folder = chosen.tokenizer or chosen.start_from
+        if folder is not None:
+            load_bpe(folder)
+        size = chosen.size or "6M" if chosen.start_from is None else str(chosen.start_from / "config.json")
+        chosen.least_batch_tokens(read_shape(size)["n_positions"])
+        _say_loading()
+        from edgelm_train.pretrain import pretrain
 
-    done = pretrain(files, out, chosen, say=_say)
+        done = pretrain(files, out, chosen, say=_say)
     if done.report is not None:
         losses = ", ".join(f"{loss:.4f} in windows of {window}" for window, loss in done.report.held_out.items())
         _say_results(out, done, f"held-out loss {losses}; overfitting gap {done.report.gap:.4f}")
@@ -117,11 +131,16 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
     same command goes on from there.
     """
     chosen = FinetuneOptions(**options)
-    chosen.task_for(data)
-    _prepare("finetune", out, data, chosen.held_out, packages=("peft",))
-    from edgelm_train.finetune import finetune
+    task = chosen.task_for(data)
+    with _prepared("finetune", out, data, chosen.held_out, Path(base), packages=("peft",)):
+        context = find_base(base, revision).context_length
+        if context is not None:
+            chosen.room_in(context)
+        _check_data(data, chosen.held_out, task)
+        _say_loading()
+        from edgelm_train.finetune import finetune
 
-    done = finetune(base, data, out, chosen, revision=revision, say=_say)
+        done = finetune(base, data, out, chosen, revision=revision, say=_say)
     if done.report is not None:
         losses = done.report.losses
         _say_results(out, done, f"held-out loss {losses['before']:.4f} before, {losses['after']:.4f} after")
@@ -146,25 +165,49 @@ def distill_command(teacher: str, data: Path, out: Path, revision: str | None, *
     there.
     """
     chosen = DistillOptions(**options)
-    _prepare("distill", out, data, chosen.held_out)
-    from edgelm_train.distill import distill
+    with _prepared("distill", out, data, chosen.held_out, Path(teacher)):
+        find_base(teacher, revision)
+        if chosen.layers is None:
+            read_shape(chosen.size)
+        _check_data(data, chosen.held_out, None)
+        _say_loading()
+        from edgelm_train.distill import distill
 
-    done = distill(teacher, data, out, chosen, revision=revision, say=_say)
+        done = distill(teacher, data, out, chosen, revision=revision, say=_say)
     if done.report is not None:
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in done.report.losses.items())
         _say_results(out, done, f"held-out loss: {losses}")
     return _exit_status(done)
 
 
-def _prepare(command: str, out: Path, *files: Path | None, packages: tuple[str, ...] = ()) -> None:
-    """Refuse missing packages and files and an `out` that cannot be used, then say that loading takes seconds."""
+@contextmanager
+def _prepared(command: str, out: Path, *paths: Path | None, packages: tuple[str, ...] = ()) -> Iterator[None]:
+    """Hold the folder `out` after missing packages, names that are not UTF-8 and an `out` in use were refused."""
     missing = [name for name in (*_NEEDED, *packages) if find_spec(name) is None]
     if missing:
         raise TrainingError(f"{command} needs {', '.join(missing)}; {install_hint('cpu,train')}")
     check_out(out)
-    for file in files:
-        if file is not None:
-            check_file(file)
+    for path in paths:
+        if path is not None:
+            check_name(path)
+    with locked(out, f"edgelm {command}"):
+        yield
+
+
+def _check_data(data: Path, held_out: Path | None, task: Task | ChatTask | None) -> None:
+    """Read the data once before torch is loaded, because broken data are told at once."""
+    check_file(data)
+    if held_out is not None:
+        check_file(held_out)
+    if task is None:
+        read_parts(data, held_out)
+    else:
+        for path in (data, held_out):
+            if path is not None:
+                read_pairs(path, task)
+
+
+def _say_loading() -> None:
     click.echo("loading torch and transformers ...", err=True)
 
 

@@ -7,13 +7,17 @@ from typing import Any
 import torch
 
 from edgelm.errors import TrainingError
-from edgelm_export.source.checkpoint import load_checkpoint
 from edgelm_train.data.corpus import counted
+from edgelm_train.data.end_of_text import EndOfText
+from edgelm_train.models.base import Base, find_base
 from edgelm_train.models.distillation_loss import DistillationWeights
+from edgelm_train.models.result import save_result, set_settings_aside
 from edgelm_train.models.sizes import defaults_for
 from edgelm_train.models.student import Apprentice, new_student, student_from_layers
 from edgelm_train.options import DistillOptions
-from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out
+from edgelm_train.run.checkpoints import follow_umask
+from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out, saving
+from edgelm_train.run.lock import locked
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import device_for, fast_to_train, fastest_precision
 from edgelm_train.run.report import Finished, TuningReport
@@ -32,27 +36,44 @@ def distill(
     """Train a student on a text file and on what a checkpoint predicts for it, or resume the unfinished run in `out`.
 
     A finished run leaves a checkpoint for ``edgelm export`` in `out`, with report.md, report.json and curves.svg.
-    `teacher` is a folder in Hugging Face layout, or a hub id with the branch, tag or commit `revision`. `data` is UTF-8
-    text. `say` gets lines about the progress.
+    `teacher` is a folder in Hugging Face layout, or a hub id with the branch, tag or commit `revision`; or the folder
+    of a LoRA adapter whose base is at hand. `data` is UTF-8 text. `say` gets lines about the progress.
 
     Raises:
         ExportError: the teacher cannot be loaded.
-        TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
+        TrainingError: data or options cannot be used, `out` contains another or a finished run or another process is at
+            work there, or the loss diverged.
     """
     check_out(out)
-    checkpoint = load_checkpoint(teacher, revision)
+    with locked(out, "edgelm distill"):
+        return _distill(find_base(teacher, revision), data, out, options, say)
+
+
+def _distill(
+    teacher: Base, data: Path, out: Path, options: DistillOptions, say: Callable[[str], None]
+) -> Finished[TuningReport]:
+    check_out(out)
+    checkpoint = teacher.load()
     teacher_model = fast_to_train(checkpoint.model)
+    set_settings_aside(teacher_model)
+    end = EndOfText.of(checkpoint)
     student = _student(teacher_model, options)
     window = min(student.config.n_positions, teacher_model.config.n_positions)
     texts = read_text(data, options.held_out, checkpoint, window, "a size with a shorter context")
-    recorded = {**fingerprints(checkpoint, data, options.held_out), **options.recorded()}
+    recorded = {**fingerprints(checkpoint, data, options.held_out, teacher.adapter), **options.recorded()}
     device = torch.device(device_for(options.device))
     teacher_loss = texts.held_out_loss(teacher_model.to(device))
     weights = DistillationWeights(options.soft, options.hidden, options.hard, options.temperature)
     torch.manual_seed(options.seed)
     apprentice = Apprentice.of(student, teacher_model, weights).to(device)
     usual = defaults_for(student.config)
-    batch_tokens = max(1, (options.batch_tokens or usual.batch_tokens) // window) * window
+    asked = max(1, (options.batch_tokens or usual.batch_tokens) // window) * window
+    batch_tokens = min(asked, texts.rows * window)
+    notes = (*checkpoint.notes, *texts.notes)
+    if batch_tokens < asked:
+        notes += (f"a step of {asked:,} tokens is more than the text has: a step takes each of its windows once",)
+    for note in notes:
+        say(note)
     precision = begin_run(out, recorded, lambda: fastest_precision(apprentice, batch_tokens, window)[0])
     steps = max(1, round((options.tokens or 2 * len(texts.training)) / batch_tokens))
     schedule = Schedule(
@@ -102,11 +123,12 @@ def distill(
             "weights: soft, hidden, hard": f"{options.soft:g}, {options.hidden:g}, {options.hard:g}",
             "temperature": options.temperature,
         },
-        notes=texts.notes,
+        notes=notes,
         log=outcome.log,
     )
-    apprentice.cpu().student().save_pretrained(out)
-    checkpoint.tokenizer.save(out)
+    with saving(out):
+        save_result(apprentice.cpu().student(), checkpoint, end, out, settings=False)
+        follow_umask(out)
     return Finished.with_report(report, outcome, logs, schedule.batch_tokens, out)
 
 

@@ -8,17 +8,22 @@ from typing import Any
 import torch
 
 from edgelm.errors import TrainingError
-from edgelm.reuse.prefix import LEAST_ROOM_TOKENS
-from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
+from edgelm_export.source.checkpoint import Checkpoint
+from edgelm_export.source.generation_settings import FILE
 from edgelm_train.data.corpus import counted
-from edgelm_train.data.records import Task
+from edgelm_train.data.end_of_text import EndOfText
+from edgelm_train.data.templates import ChatTask, Task
 from edgelm_train.models.adapters import save_prefix, with_low_rank, with_prefix
-from edgelm_train.options import FinetuneOptions, Method
-from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out
+from edgelm_train.models.base import Base, find_base
+from edgelm_train.models.result import save_result, set_settings_aside
+from edgelm_train.options import LORA_RANK, FinetuneOptions, Method
+from edgelm_train.run.checkpoints import follow_umask
+from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out, saving
+from edgelm_train.run.lock import locked
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import device_for, fast_to_train, fastest_precision
 from edgelm_train.run.report import Finished, TuningReport
-from edgelm_train.run.tuning_data import TuningData, fingerprints, read_tasks, read_text, train_on
+from edgelm_train.run.tuning_data import TextData, TuningData, fingerprints, read_tasks, read_text, train_on
 
 PREFIX_FILE = "prefix.safetensors"
 
@@ -40,28 +45,57 @@ def finetune(
     A finished run leaves report.md, report.json and curves.svg in `out`, and the result of its method: a checkpoint
     (full), an adapter for ``edgelm export --adapter`` (lora), or ``prefix.safetensors`` for
     ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix). `base` is a folder in Hugging Face layout, or a
-    hub id with the branch, tag or commit `revision`. `say` gets lines about the progress.
+    hub id with the branch, tag or commit `revision`. It may also be the folder of a LoRA adapter whose base is at hand:
+    lora goes on with this adapter, and the other methods start from the base with the adapter merged into it. `say`
+    gets lines about the progress.
 
     Raises:
         ExportError: the base cannot be loaded.
         ConfigError: a template cannot be read.
-        TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
+        TrainingError: data or options cannot be used, `out` contains another or a finished run or another process is at
+            work there, or the loss diverged.
     """
     check_out(out)
+    with locked(out, "edgelm finetune"):
+        return _finetune(find_base(base, revision), data, out, options, say)
+
+
+def _finetune(
+    base: Base, data: Path, out: Path, options: FinetuneOptions, say: Callable[[str], None]
+) -> Finished[TuningReport]:
+    check_out(out)
     task = options.task_for(data)
-    checkpoint = load_checkpoint(base, revision)
+    goes_on = base.adapter is not None and options.method == "lora"
+    checkpoint = base.load(merged=not goes_on)
+    end = EndOfText.of(checkpoint)
     prepared = _read(data, task, options, checkpoint)
-    recorded = {**fingerprints(checkpoint, data, options.held_out), **options.recorded()}
-    for note in prepared.notes:
+    recorded = {**fingerprints(checkpoint, data, options.held_out, base.adapter), **options.recorded()}
+    if not goes_on:
+        recorded["rank"] = options.rank or LORA_RANK
+    notes = (*checkpoint.notes, *prepared.notes)
+    if base.adapter is not None:
+        done = "goes on with the adapter" if goes_on else "starts from the base with the adapter merged:"
+        notes += (f"training {done} {base.adapter} of {checkpoint.name!r}",)
+    batch_size = min(options.batch_size, prepared.rows)
+    if batch_size < options.batch_size:
+        rows = counted(prepared.rows, "example" if task else "window")
+        notes += (f"--batch-size is {options.batch_size:,}, and there is no more than {rows}: a step takes each once",)
+    for note in notes:
         say(note)
-    model = fast_to_train(checkpoint.model).to(device_for(options.device))
-    before = prepared.held_out_loss(model)
+    device = device_for(options.device)
+    model = fast_to_train(checkpoint.model).to(device)
+    set_settings_aside(model)
+    tuned = base.trainable(checkpoint) if goes_on else None
+    before = prepared.held_out_loss(model if tuned is None else tuned)
     torch.manual_seed(options.seed)
-    tuned = _with_method(model, options, prepared)
+    if tuned is None:
+        tuned = _with_method(model, options, prepared)
+    else:
+        _check_rank(tuned.peft_config["default"].r, options.rank)
     learned = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    row, batch = prepared.tokens_per_row, options.batch_size * prepared.tokens_per_row
+    row, batch = prepared.tokens_per_row, batch_size * prepared.tokens_per_row
     precision = begin_run(out, recorded, lambda: fastest_precision(tuned, batch, row)[0])
-    steps = max(1, round(options.epochs * prepared.rows / options.batch_size))
+    steps = max(1, round(options.epochs * prepared.rows / batch_size))
     schedule = Schedule(
         steps=steps,
         batch_tokens=batch,
@@ -86,6 +120,7 @@ def finetune(
         losses={"before": before.per_token, "after": after.per_token},
         facts={
             "base": checkpoint.name,
+            **({} if base.adapter is None else {"adapter that it started from": str(base.adapter)}),
             "method": options.method,
             "parameters learned": learned,
             "rows to train on": prepared.rows,
@@ -97,49 +132,79 @@ def finetune(
             "peak learning rate": schedule.learning_rate,
             "precision": precision,
         },
-        notes=prepared.notes,
+        notes=notes,
         log=outcome.log,
-        next_steps=_next_steps(base, revision, out, options.method, task),
+        next_steps=_next_steps(
+            base.source,
+            base.revision,
+            out,
+            options.method,
+            task if isinstance(prepared, TextData) else prepared.task,
+            first_adapter=None if base.adapter is None else str(base.adapter),
+            settings=end.is_new,
+        ),
     )
-    if options.method == "prefix":
-        save_prefix(tuned.cpu(), checkpoint, out / PREFIX_FILE)
-    else:
-        tuned.cpu().save_pretrained(out)
-    if options.method == "full":
-        checkpoint.tokenizer.save(out)
+    with saving(out):
+        if options.method == "full":
+            save_result(tuned.cpu(), checkpoint, end, out)
+        elif options.method == "lora":
+            tuned.cpu().save_pretrained(out)
+        else:
+            save_prefix(tuned.cpu(), checkpoint, out / PREFIX_FILE)
+        if end.is_new and options.method != "full":
+            end.write_settings(out)
+        follow_umask(out)
     return Finished.with_report(report, outcome, {"": outcome.log}, schedule.batch_tokens, out)
 
 
-def _read(data: Path, task: Task | None, options: FinetuneOptions, checkpoint: Checkpoint) -> TuningData:
+def _check_rank(rank: int, asked: int | None) -> None:
+    if asked not in (None, rank):
+        raise TrainingError(f"the adapter has the rank {rank}, and training goes on with it; leave out --rank {asked}")
+
+
+def _read(data: Path, task: Task | ChatTask | None, options: FinetuneOptions, checkpoint: Checkpoint) -> TuningData:
     context = checkpoint.model.config.n_positions
-    room = context - options.prefix_tokens if options.method == "prefix" else context
-    if room < LEAST_ROOM_TOKENS:
-        message = f"--prefix-tokens {options.prefix_tokens} leaves no room in the context of {context}"
-        raise TrainingError(f"{message}: give at most {context - LEAST_ROOM_TOKENS}")
+    room = options.room_in(context)
     if task is not None:
         return read_tasks(data, options.held_out, checkpoint, task, room)
     window = min(room, context // 2) if options.window is None else options.window
-    if not 2 <= window <= room:
-        raise TrainingError(f"--window must be 2 to {room} tokens, got {window}")
     return read_text(data, options.held_out, checkpoint, window, "a smaller --window")
 
 
 def _with_method(model: Any, options: FinetuneOptions, data: TuningData) -> Any:
     if options.method == "lora":
-        return with_low_rank(model, options.rank)
+        return with_low_rank(model, options.rank or LORA_RANK)
     if options.method == "prefix":
         return with_prefix(model, data.first_ids(options.prefix_tokens))
     return model.requires_grad_(True)
 
 
-def _next_steps(base: str, revision: str | None, out: Path, method: Method, task: Task | None) -> list[str]:
-    """Shell commands that make a bundle of the result and run it with a prompt like those in the data."""
-    bundle = f"{Path(base).name if method == 'prefix' else out}-int8"
+def _next_steps(
+    base: str,
+    revision: str | None,
+    out: Path,
+    method: Method,
+    task: Task | ChatTask | None,
+    *,
+    first_adapter: str | None = None,
+    settings: bool = False,
+) -> list[str]:
+    """Shell commands that make a bundle of the result and run it with a prompt like those in the data.
+
+    Args:
+        first_adapter: the adapter that was merged before a prefix was learned.
+        settings: whether `out` has a file of generation settings for the export.
+    """
+    bundle = f"{Path(first_adapter or base).name if method == 'prefix' else out}-int8"
     export = ["edgelm", "export", str(out) if method == "full" else base]
     if method != "full" and revision is not None:
         export += ["--revision", revision]
     if method == "lora":
         export += ["--adapter", str(out)]
+    if method == "prefix" and first_adapter is not None:
+        export += ["--adapter", first_adapter]
+    if method != "full" and settings:
+        export += ["--generation-config", str(out / FILE)]
     run = ["edgelm", "run", "-m", bundle]
     if method == "prefix":
         run += ["--prefix", str(out / PREFIX_FILE)]

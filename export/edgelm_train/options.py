@@ -12,11 +12,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edgelm.errors import TrainingError
+from edgelm.reuse.prefix import LEAST_ROOM_TOKENS
 from edgelm_train.data.bpe import check_vocabulary_size
 from edgelm_train.data.corpus import END_OF_TEXT
-from edgelm_train.data.records import Task, is_records_file
+from edgelm_train.data.records import is_records_file
+from edgelm_train.data.templates import ChatTask, Task
 from edgelm_train.models.sizes import SIZES, check_size
 
+LORA_RANK = 8
 Method = Literal["full", "lora", "prefix"]
 Device = Literal["auto", "cpu", "cuda"]
 Value = TypeVar("Value")
@@ -156,6 +159,18 @@ class PretrainOptions(TrainingOptions):
     device: Device = declare("auto", _DEVICE)
     seed: int = declare(0, _SEED)
 
+    def least_batch_tokens(self, context: int) -> int:
+        """The tokens of which a step has a multiple: a context for each part of a batch.
+
+        Raises:
+            TrainingError: --batch-tokens is no multiple of them.
+        """
+        least = context * (self.accumulate or 1)
+        if self.batch_tokens is not None and self.batch_tokens % least:
+            given = self.batch_tokens
+            raise TrainingError(f"--batch-tokens must be a multiple of {least} (context x accumulate), got {given}")
+        return least
+
     def __post_init__(self) -> None:
         super().__post_init__()
         own = {"size": self.size, "vocab-size": self.vocab_size, "tokenizer": self.tokenizer}
@@ -183,10 +198,15 @@ class FinetuneOptions(TrainingOptions):
         None, Option(r"The prompt, with columns in braces: 'Review: {text}\nIt was'.", "TEMPLATE")
     )
     completion: str | None = declare(None, Option("The answer, the only part that is learned: ' {label}'.", "TEMPLATE"))
+    turn: str | None = declare(
+        None, Option(r"Instead: a turn of a chat, '{role}: {content}\n'; what assistants say is learned.", "TEMPLATE")
+    )
     epochs: float = declare(3.0, Option("Passes over the data.", "N", above=0, at_most=10**6))
     batch_size: int = declare(8, Option("Examples, or windows of text, in a step.", "N", at_least=1))
     window: int | None = declare(None, Option("Tokens in a window of text.", "N", unset="half the context"))
-    rank: int = declare(8, Option("Rank of LoRA's matrices.", "N", at_least=1))
+    rank: int | None = declare(
+        None, Option("Rank of LoRA's matrices.", "N", unset=f"{LORA_RANK}, or that of the adapter", at_least=1)
+    )
     prefix_tokens: int = declare(16, Option("Tokens of the context that a prefix takes.", "N", at_least=2))
     held_out: Path | None = declare(None, _HELD_OUT_FILE)
     learning_rate: float | None = declare(None, replace(_LEARNING_RATE, unset="by method"))
@@ -195,21 +215,45 @@ class FinetuneOptions(TrainingOptions):
     device: Device = declare("auto", _DEVICE)
     seed: int = declare(0, _SEED)
 
-    def task_for(self, data: Path) -> Task | None:
+    def task_for(self, data: Path) -> Task | ChatTask | None:
         """How rows of `data` become examples; None where the file is plain text.
 
         Raises:
             ConfigError: a template is missing or cannot be read.
-            TrainingError: an option does not suit this kind of file.
+            TrainingError: an option does not suit this kind of file, or another option.
         """
         if is_records_file(data):
             if self.window is not None:
                 raise TrainingError("--window is for plain text; an example is never cut")
-            return Task.parse(self.prompt, self.completion)
-        if self.prompt is not None or self.completion is not None:
+            if self.turn is None:
+                return Task.parse(self.prompt, self.completion)
+            if self.prompt is not None or self.completion is not None:
+                raise TrainingError(
+                    "--turn is for chats, --prompt and --completion for other rows: give one or the other"
+                )
+            return ChatTask.parse(self.turn)
+        if is_records_file(Path(data.stem)):
+            raise TrainingError(f"{str(data)!r} seems to be compressed; decompress it to {data.stem} first")
+        if self.prompt is not None or self.completion is not None or self.turn is not None:
             message = f"--prompt and --completion need named columns, but {str(data)!r} is taken as plain text"
+            if self.turn is not None:
+                message = f"--turn needs chats, but {str(data)!r} is taken as plain text"
             raise TrainingError(f"{message}; give a .jsonl, .json, .tsv or .csv file")
         return None
+
+    def room_in(self, context: int) -> int:
+        """The tokens of an example, or of a window, that fit into a context beside the prefix.
+
+        Raises:
+            TrainingError: --prefix-tokens or --window is too large for the context.
+        """
+        room = context - self.prefix_tokens if self.method == "prefix" else context
+        if room < LEAST_ROOM_TOKENS:
+            message = f"--prefix-tokens {self.prefix_tokens} leaves no room in the context of {context}"
+            raise TrainingError(f"{message}: give at most {context - LEAST_ROOM_TOKENS}")
+        if self.window is not None and not 2 <= self.window <= room:
+            raise TrainingError(f"--window must be 2 to {room} tokens, got {self.window}")
+        return room
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from edgelm_train.data.corpus import END_OF_TEXT, Corpus, counted, read_corpus
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_train.models.sizes import defaults_for, load_weights, named_config, shape_name
 from edgelm_train.options import PretrainOptions
-from edgelm_train.run.folder import RUN_FOLDER, RunRecord, check_out, refuse_changes, sha256_of_weights
+from edgelm_train.run.checkpoints import follow_umask
+from edgelm_train.run.folder import RUN_FOLDER, RunRecord, check_out, refuse_changes, saving, sha256_of_weights
 from edgelm_train.run.held_out import loss_in_windows
+from edgelm_train.run.lock import locked
 from edgelm_train.run.loop import Outcome, Schedule, train
 from edgelm_train.run.machine import device_for, fastest_precision, free_bytes, parts_that_fit
 from edgelm_train.run.report import Finished, TrainingReport, draw_samples
@@ -37,8 +39,17 @@ def pretrain(
     `say` gets lines about the progress.
 
     Raises:
-        TrainingError: data or options cannot be used, `out` contains another or a finished run, or the loss diverged.
+        TrainingError: data or options cannot be used, `out` contains another or a finished run or another process is at
+            work there, or the loss diverged.
     """
+    check_out(out)
+    with locked(out, "edgelm pretrain"):
+        return _pretrain(files, out, options, say)
+
+
+def _pretrain(
+    files: Sequence[Path], out: Path, options: PretrainOptions, say: Callable[[str], None]
+) -> Finished[TrainingReport]:
     started, folder = check_out(out), out / RUN_FOLDER
     corpus = read_corpus(files, separator=options.separator, held_out=options.held_out)
     size = options.size or "6M" if options.start_from is None else str(options.start_from / "config.json")
@@ -50,11 +61,12 @@ def pretrain(
         refuse_changes(started, recorded, out)
     given_tokenizer = options.tokenizer or options.start_from if started is None else folder / "tokenizer"
     if given_tokenizer is None:
-        tokenizer = train_bpe(corpus.training, options.vocab_size or config.vocab_size)
+        tokenizer, token = train_bpe(corpus.training, options.vocab_size or config.vocab_size), END_OF_TEXT
     else:
-        tokenizer = load_bpe(given_tokenizer)
-    _fit_vocabulary(config, tokenizer, options)
-    training, held_out = pack(corpus.training, tokenizer), pack(corpus.held_out, tokenizer)
+        tokenizer, token = load_bpe(given_tokenizer)
+    end_of_text = tokenizer.token_to_id(token)
+    _fit_vocabulary(config, tokenizer, end_of_text, options)
+    training, held_out = (pack(part, tokenizer, end_of_text) for part in (corpus.training, corpus.held_out))
     say(
         f"to train on: {counted(len(corpus.training), 'document')}, {counted(len(training), 'token')}; "
         f"held out: {counted(len(corpus.held_out), 'document')}, {counted(len(held_out), 'token')}; "
@@ -62,13 +74,13 @@ def pretrain(
     )
     if corpus.repeated:
         say(f"left out {counted(corpus.repeated, 'document')} because an equal one is held out")
-    model = _model(config, options)
-    record = started or RunRecord(recorded, _decide(model, len(training), options))
+    model = _model(config, options, say)
+    record = started or RunRecord(recorded, _decide(model, len(training), options, say))
     schedule, phases = _schedule(record, config, options)
     windows = [phase.window for phase in phases]
     refuse_too_little({"to train on": training, "held out": held_out}, max(windows), "a size with a shorter context")
     if started is None:  # nothing is written before everything is checked
-        save_bpe(tokenizer, folder / "tokenizer")
+        save_bpe(tokenizer, folder / "tokenizer", token)
         record.write(folder)
     say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {counted(schedule.steps, 'step')} of "
@@ -93,8 +105,10 @@ def pretrain(
     if model.config.activation_function == "gelu_pytorch_tanh":
         model.config.activation_function = "gelu_new"  # the name that every reader of GPT-2 knows
     model.config.use_cache = model.generation_config.use_cache = True
-    model.save_pretrained(out)
-    save_bpe(tokenizer, out)
+    with saving(out):
+        model.save_pretrained(out)
+        save_bpe(tokenizer, out, token)
+        follow_umask(out)
     return Finished.with_report(report, outcome, {"": outcome.log}, schedule.batch_tokens, out)
 
 
@@ -104,8 +118,10 @@ def _fields(config: transformers.GPT2Config) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Tokenizer, options: PretrainOptions) -> None:
-    """Give a new model the tokenizer's vocabulary, and every model the tokenizer's <|endoftext|>."""
+def _fit_vocabulary(
+    config: transformers.GPT2Config, tokenizer: tokenizers.Tokenizer, end_of_text: int, options: PretrainOptions
+) -> None:
+    """Give a new model the tokenizer's vocabulary, and every model the tokenizer's end-of-text token."""
     tokens = max(tokenizer.get_vocab().values()) + 1
     if options.start_from is None:
         config.vocab_size = tokens
@@ -114,10 +130,10 @@ def _fit_vocabulary(config: transformers.GPT2Config, tokenizer: tokenizers.Token
             f"the tokenizer of {options.start_from} has {tokens} tokens, its model only {config.vocab_size}; give a "
             "checkpoint whose tokenizer fits its model"
         )
-    config.bos_token_id = config.eos_token_id = tokenizer.token_to_id(END_OF_TEXT)
+    config.bos_token_id = config.eos_token_id = end_of_text
 
 
-def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
+def _model(config: transformers.GPT2Config, options: PretrainOptions, say: Callable[[str], None]) -> Any:
     device = device_for(options.device)  # raises before the model takes time
     config.embd_pdrop = config.resid_pdrop = options.dropout
     config.attn_pdrop = 0.0  # torch's fused attention on CPUs has no dropout
@@ -128,20 +144,23 @@ def _model(config: transformers.GPT2Config, options: PretrainOptions) -> Any:
     if options.start_from is None:
         model = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
     else:
-        model = load_weights(options.start_from, config)
+        model = load_weights(options.start_from, config, say)
         model.generation_config.bos_token_id = config.bos_token_id
         model.generation_config.eos_token_id = config.eos_token_id
     return model.to(device)
 
 
-def _decide(model: Any, training_tokens: int, options: PretrainOptions) -> dict[str, object]:
+def _decide(
+    model: Any, training_tokens: int, options: PretrainOptions, say: Callable[[str], None]
+) -> dict[str, object]:
     usual = defaults_for(model.config)
     context = model.config.n_positions
     window = max(2, context // 2) if options.short_windows else context
-    least = context * (options.accumulate or 1)
-    batch_tokens = options.batch_tokens or max(least, usual.batch_tokens // least * least)
-    if batch_tokens % least:
-        raise TrainingError(f"--batch-tokens must be a multiple of {least} (context x accumulate), got {batch_tokens}")
+    least = options.least_batch_tokens(context)
+    asked = options.batch_tokens or max(least, usual.batch_tokens // least * least)
+    batch_tokens = min(asked, max(least, training_tokens // least * least))
+    if batch_tokens < asked:
+        say(f"a step of {asked:,} tokens is more than the text has ({training_tokens:,}): it takes {batch_tokens:,}")
     accumulate = options.accumulate or parts_that_fit(model.config, batch_tokens, free_bytes(model.device))
     micro_tokens = batch_tokens // accumulate
     fastest, seconds = fastest_precision(model, micro_tokens, window)

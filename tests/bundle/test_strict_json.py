@@ -105,6 +105,13 @@ def test_infinity_by_overflow_is_refused() -> None:
         from_json(Outer, GOOD | {"ratio": parse_json(b"1e999")})
 
 
+@pytest.mark.parametrize("field", ["ratio", "maybe"])
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_number_of_any_length_is_refused_by_its_bounds(field: str, number: int) -> None:
+    with pytest.raises(StrictJsonError, match=f"{field} must be between 0 and [15], got "):
+        from_json(Outer, GOOD | {field: number})
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_parse_or_are_refused(text: bytes) -> None:
     with contextlib.suppress(StrictJsonError):

@@ -122,7 +122,8 @@ def test_a_reference_that_was_made_anew_must_fit_the_manifest(tiny_copy: Path) -
     data.source_next[1] -= 1.0
     write_reference(tiny_copy, encode_reference(data))
     facts, data = read_reference(Bundle.read(tiny_copy))
-    observed = observe_session(facts, data, Graph.open(bundle, device="cpu", threads=1).session())
+    changed = Bundle.read(tiny_copy)
+    observed = observe_session(facts, data, Graph.open(changed, device="cpu", threads=1).session())
     made = checks(facts, data, figures(facts, data, observed), drift(data, observed))
     assert [check.name for check in made if not check.passed] == ["source's perplexity"]
 

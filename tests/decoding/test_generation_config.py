@@ -1,16 +1,18 @@
 """Options: every limit, every contradiction, every name."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import click
 import pytest
 
-from edgelm import ConfigError, GenerationConfig
+from edgelm import Bundle, BundleError, ConfigError, GenerationConfig
 from edgelm.cli.run import command
-from edgelm.decoding.generation_config import DEFAULTS, OPTIONS, GenerationOptions, config_from_file
+from edgelm.decoding.generation_config import DEFAULTS, OPTIONS, GenerationOptions, bos_token_id, config_from_file
 from edgelm.ids import IdArray, Logits
-from tests.conftest import ROOT
+from tests.conftest import ROOT, replace_file
 
 BASE = GenerationConfig()
 
@@ -27,7 +29,11 @@ BASE = GenerationConfig()
         ("min_p", [0, 0.1, 1], [-0.1, 1.1, math.nan]),
         ("repetition_penalty", [0.1, 1, 1000], [0, -1, math.inf, 1e4]),
         ("num_return_sequences", [1], [0, -1, 10**6, 1.0]),
-        ("stop_strings", ["x", ["a", "b"], (), None], ["", ["a", ""], [3], 5, ["x"] * 65, "y" * 1025]),
+        (
+            "stop_strings",
+            ["x", ["a", "b"], (), None, ["x"] * 64, "y" * 1024],
+            ["", ["a", ""], [3], 5, ["x"] * 65, "y" * 1025],
+        ),
         ("eos_token_id", [0, [1, 2], None], [-1, [1.5], "a"]),
         ("logprobs", [None, 0, 5, 1024], [-1, 1025, True, 1.5, "2"]),
         ("seed", [0, 2**64 - 1], [-1, 2**64, 1.5]),
@@ -135,9 +141,31 @@ def test_a_search_the_caller_wants_replaces_the_default_of_sampling() -> None:
     assert default.updated({"mirostat_tau": 5.0}).top_p == 1.0
 
 
+def test_one_beam_is_no_search() -> None:
+    default = BASE.updated({"do_sample": True, "temperature": 0.8, "prompt_lookup_num_tokens": 4})
+    assert default.updated({"num_beams": 1}) == default
+
+
+def test_a_bundle_s_settings(tiny_copy: Path) -> None:
+    def write(**settings: object) -> Bundle:
+        replace_file(tiny_copy, "generation_config.json", json.dumps(settings).encode())
+        return Bundle.read(tiny_copy)
+
+    bundle = write(bos_token_id=299, eos_token_id=[7, 299], top_k=5)
+    assert GenerationConfig.of_bundle(bundle) == BASE.updated({"eos_token_id": [7, 299], "top_k": 5})
+    assert bos_token_id(bundle) == 299
+    for unknown in (300, -1, True, None, "7"):
+        assert bos_token_id(write(bos_token_id=unknown)) is None
+    with pytest.raises(BundleError, match="eos_token_id 300 is not in the vocabulary"):
+        GenerationConfig.of_bundle(write(eos_token_id=[7, 300]))
+
+
 def test_sampling_the_caller_wants_replaces_the_default_of_a_search() -> None:
     beams = BASE.updated({"num_beams": 4, "early_stopping": True, "length_penalty": 2.0})
     assert beams.updated({"num_beams": 1}) == BASE
+    assert beams.updated({"num_beams": 2}) == BASE.updated(
+        {"num_beams": 2, "early_stopping": True, "length_penalty": 2.0}
+    )
     contrastive = BASE.updated({"penalty_alpha": 0.6, "top_k": 4})
     assert contrastive.updated({"do_sample": True}).penalty_alpha is None
     assert contrastive.updated({"top_k": 6}).penalty_alpha == 0.6

@@ -128,9 +128,46 @@ def all_processors(**options: object) -> list[Logits]:
     return [process(processors_of(config, 1, 6), ids(1), zeros())]
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"logit_bias": {2: 1.5}}, [0, 0, 1.5, 0, 0, 0]),
+        ({"sequence_bias": [[[2], -1.0], [[4, 1, 3], 2.0]]}, [0, 0, -1, 2, 0, 0]),
+        ({"presence_penalty": 0.5, "frequency_penalty": 0.25}, [0, -1, 0, 0, -1.25, 0]),
+        ({"dry_multiplier": 1.0, "dry_base": 2.0, "dry_allowed_length": 1}, [0, 0, 0, 0, -2, 0]),
+        ({"no_repeat_ngram_size": 2}, [0, 0, 0, 0, -np.inf, 0]),
+        ({"min_length": 7, "eos_token_id": 3}, [0, 0, 0, -np.inf, 0, 0]),
+        ({"min_length": 6, "eos_token_id": 3}, [0] * 6),
+        ({"min_new_tokens": 6, "eos_token_id": 3}, [0, 0, 0, -np.inf, 0, 0]),
+        ({"min_new_tokens": 5, "eos_token_id": 3}, [0] * 6),
+        ({"forced_eos_token_id": 3, "max_new_tokens": 6}, [-np.inf, -np.inf, -np.inf, 0, -np.inf, -np.inf]),
+        ({"forced_eos_token_id": 3, "max_new_tokens": 7}, [0] * 6),
+    ],
+)
+def test_every_option_has_its_processor(options: dict[str, object], expected: list[float]) -> None:
+    """The prompt is 5, the new text is 4 1 4 4 1. DRY: "4 1" came before, and 4 followed."""
+    config = GenerationConfig().updated(options)
+    assert process(processors_of(config, 1, 6), ids(5, 4, 1, 4, 4, 1), zeros()).tolist() == expected
+
+
 def test_an_end_of_text_is_no_bad_word() -> None:
     [actual] = all_processors(bad_words_ids=[[2], [3], [1, 4]], eos_token_id=3)
     assert masked(actual) == [2]  # and the pair not yet: the text has fewer tokens than it
+
+
+def test_the_beginning_is_behind_a_forced_first_token() -> None:
+    """As transformers' `_get_logits_processor`: a prompt of one token and a forced BOS put it one place later."""
+    plain = GenerationConfig().updated({"begin_suppress_tokens": [3]})
+    forced = plain.updated({"forced_bos_token_id": 2})
+
+    def masked_at(config: GenerationConfig, prompt_tokens: int) -> list[list[int]]:
+        processors = processors_of(config, prompt_tokens, 6)
+        return [masked(process(processors, ids(*[1] * length), zeros())) for length in (1, 2, 3)]
+
+    assert masked_at(plain, 1) == [[3], [], []]
+    assert masked_at(plain, 2) == [[], [3], []]
+    assert masked_at(forced, 1) == [[0, 1, 3, 4, 5], [3], []]
+    assert masked_at(forced, 2)[1:] == [[3], []]
 
 
 def test_custom_processors_run_in_order_on_copies() -> None:

@@ -109,7 +109,9 @@ def test_xtc_leaves_the_least_likely_of_the_likely() -> None:
 
 def test_mirostat_cuts_by_surprise_in_bits() -> None:
     logits = from_probabilities(0.5, 0.25, 0.125, 0.125)
-    assert mirostat_filter(logits, 2.01).tolist() == [0, 1]
+    assert mirostat_filter(logits, 1.01).tolist() == [0]
+    assert mirostat_filter(logits, 2.9).tolist() == [0, 1]  # a surprise of 2.9 nats would be all four
+    assert mirostat_filter(logits, 3.01).tolist() == [0, 1, 2, 3]
     assert mirostat_filter(logits, -5.0).tolist() == [0]
 
 
@@ -122,6 +124,41 @@ def test_mirostat_aims_at_its_surprise() -> None:
         means.append(bits[100:].mean())
     assert means == sorted(means)
     assert means[2] - means[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("option", "keep"),
+    [
+        ({"top_n_sigma": 0.5}, lambda x: top_n_sigma_filter(x, 0.5)),
+        ({"top_k": 7}, lambda x: top_k_filter(x, 7)),
+        ({"top_p": 0.5}, lambda x: top_p_filter(x, 0.5)),
+        ({"min_p": 0.1}, lambda x: min_p_filter(x, 0.1)),
+        ({"typical_p": 0.4}, lambda x: typical_filter(x, 0.4)),
+        ({"epsilon_cutoff": 0.02}, lambda x: epsilon_filter(x, 0.02)),
+        ({"eta_cutoff": 0.02}, lambda x: eta_filter(x, 0.02)),
+    ],
+)
+def test_every_option_has_its_filter(option: dict[str, Any], keep: Filter) -> None:
+    logits = (np.random.default_rng(3).normal(size=50) * 2).astype(np.float32)
+    tokens, left = candidates(logits, 1.0, filters_of(GenerationConfig().updated(option)))
+    expected = keep(logits)
+    assert 1 <= len(expected) < 50
+    assert tokens is not None and np.array_equal(tokens, expected) and np.array_equal(left, logits[expected])
+
+
+def test_mirostat_is_its_definition() -> None:
+    """Algorithm of mirostat 2 (Basu et al., arXiv 2007.14966): the surprise allowed, in bits, follows the surprises."""
+    logits = (np.random.default_rng(0).normal(size=300) * 2).astype(np.float32)
+    tau, eta, allowed_bits = 3.0, 0.25, 6.0
+    choose = TokenChoice(GenerationConfig(do_sample=True, mirostat_tau=tau, mirostat_eta=eta), 7, 0)
+    chosen = []
+    for step in range(100):
+        bits = -np.log2(softmax(logits))
+        kept = np.flatnonzero(bits <= max(allowed_bits, bits.min()))
+        place = draw(logits[kept], uniform(7, 0, step))
+        allowed_bits -= eta * (-np.log2(softmax(logits[kept])[place]) - tau)
+        chosen.append((choose(logits, step), kept[place]))
+    assert [ours for ours, _ in chosen] == [expected for _, expected in chosen]
 
 
 ALL_FILTERS: list[Filter] = [

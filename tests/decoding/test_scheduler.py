@@ -20,6 +20,7 @@ from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
 from edgelm.decoding.scheduler import Handle, Scheduler
 from edgelm.engine.graph import Graph
+from edgelm.reuse.state import PromptState
 from tests.conftest import TINY_BUNDLE
 
 Tokens = list[int | None]
@@ -147,6 +148,38 @@ def test_cancelled_texts_have_no_more_turns(tiny: Session) -> None:
             assert len(steps.get(handle, [])) == counts[handle]
         else:
             assert steps[handle] == alone(tiny, texts[place], config(max_new_tokens=12), 0)
+
+
+@pytest.mark.parametrize("shared", [0, 20, 49])
+def test_a_prompt_cancelled_halfway_leaves_nothing_behind(
+    tiny: Session, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the rest of it is computed for the next prompt, nor counts what was never computed as computed."""
+    monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", 8)
+    monkeypatch.setattr("edgelm.decoding.scheduler.PREFILL_CHUNK_TOKENS", 8)
+    long = list(range(1, 50))
+    other = [*long[:shared], *range(200, 249 - shared)]
+    scheduler, steps = Scheduler(tiny.sibling(), max_rows=2), dict[Handle, list[Step]]()
+    cancelled = scheduler.submit(long, config(max_new_tokens=5), 0)
+    assert scheduler.step() == []  # 8 of 49 tokens are computed
+    scheduler.cancel(cancelled)
+    next_one = scheduler.submit(other, config(max_new_tokens=5), 0)
+    while scheduler.pending:
+        run(scheduler, steps)
+    assert steps == {next_one: alone(tiny, other, config(max_new_tokens=5), 0)}
+
+
+def test_the_longest_computed_beginning_is_used(tiny: Session) -> None:
+    """A saved state of 12 tokens serves the first text, and what the first text computed the second."""
+    text, session = list(range(20, 50)), tiny.sibling()
+    session.step(text[:12])
+    state = PromptState(tuple(text[:12]), session.remembered(12))
+    scheduler, reused = Scheduler(tiny.sibling(), max_rows=1, states=[state]), dict[Handle, list[int]]()
+    handles = [scheduler.submit(prompt, config(max_new_tokens=3), 0) for prompt in (text, [*text, 7, 8])]
+    while scheduler.pending:
+        for turn in scheduler.step():
+            reused.setdefault(turn.handle, []).append(turn.reused_tokens)
+    assert reused == {handles[0]: [12, 0, 0, 0], handles[1]: [30, 0, 0, 0]}
 
 
 def test_an_error_ends_its_own_text_only(tiny: Session) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy.typing as npt
 import pytest
 
 from edgelm import Bundle, ConfigError, Session
+from edgelm.decoding.beams import _divisor_of_best
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.loop import generate
+from edgelm.decoding.request import Request
 from edgelm.engine.graph import Graph
-from tests.conftest import DATA, TINY_BUNDLE, FakeSession
+from tests.conftest import DATA, TINY_BUNDLE, FakeBatch, FakeSession
 
 GOLDEN = json.loads((DATA / "tiny-gpt2-searches.json").read_text(encoding="utf-8"))
 
@@ -95,6 +98,36 @@ def test_every_method_ends_for_the_right_reason(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_max_time_counts_after_the_first_token_even_where_a_prompt_can_be_cancelled(method: str) -> None:
+    """A prompt with `cancel` is computed in pieces of 64 tokens; time that passes between them cancels nothing."""
+    hours = iter(range(0, 10**6, 3600))
+    options = METHODS[method] | {"max_new_tokens": 50, "max_time": 60.0, "cancel": threading.Event()}
+    session = FakeSession(likely_rows(0))
+    returned = generate(session, [1, 2, 3] * 70, GenerationConfig().updated(options), 0, clock=lambda: next(hours))
+    rows = [list(steps) for steps in returned]
+    assert {steps[-1].finish_reason for steps in rows} == {"time"}
+    assert {len(steps) for steps in rows} == {2}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_prompt_is_cancelled_between_its_pieces(method: str) -> None:
+    class Cancel:
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            return self.asked > 2
+
+    session = FakeSession(likely_rows(0))
+    config = GenerationConfig().updated(METHODS[method] | {"max_new_tokens": 50, "cancel": Cancel()})
+    rows = [list(steps) for steps in generate(session, [1, 2, 3] * 70, config, 0)]
+    assert [[(step.token_id, step.finish_reason) for step in steps] for steps in rows] == [
+        [(None, "cancelled")]
+    ] * config.num_return_sequences
+    assert session.position == 128
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_seed_gives_the_same_rows_again(method: str) -> None:
     assert run(METHODS[method] | {"max_new_tokens": 12}, 3) == run(METHODS[method] | {"max_new_tokens": 12}, 3)
 
@@ -122,6 +155,66 @@ def test_beams_find_likelier_texts() -> None:
         greedy = run({"max_new_tokens": 8}, seed)[0][0]
         best = run({"max_new_tokens": 8, "num_beams": 12}, seed)[0][0]
         assert likelihood(best) >= likelihood(greedy) - 1e-5
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "length_penalty", "divisor"),
+    [(False, 2.0, 9.0), (False, -1.0, 1 / 3), ("never", 2.0, 100.0), ("never", 0.0, 1.0), ("never", -1.0, 1 / 3)],
+)
+def test_the_best_rank_that_a_beam_may_reach(early_stopping: Any, length_penalty: float, divisor: float) -> None:
+    """As transformers: "never" counts on the longest text only where length raises the rank."""
+    options = {"num_beams": 2, "max_new_tokens": 10, "early_stopping": early_stopping, "length_penalty": length_penalty}
+    request = Request.of(FakeSession(likely_rows(0)), [1, 2], GenerationConfig().updated(options), 0)
+    assert _divisor_of_best(request, 3) == pytest.approx(divisor)
+
+
+@pytest.mark.parametrize("ends", [(), (0,), (0, 4)])
+def test_filters_leave_each_drawn_beam_tokens_to_go_on_with(ends: tuple[int, ...]) -> None:
+    """As transformers' `min_tokens_to_keep`: one more than there are tokens that end a text, and at least two."""
+    left = 1 + max(1, len(ends))
+    rows, logits = likely_rows(2), likely_rows(2)
+    logits[:, list(ends)] -= 100
+    likeliest = np.argsort(-logits, axis=1)[:, :left]
+    options = {"num_beams": 3, "num_return_sequences": 3, "do_sample": True, "top_k": 1, "max_new_tokens": 30}
+    seen = set()
+    session = FakeSession(rows - np.where(np.isin(np.arange(VOCAB), ends), np.float32(100), np.float32(0)))
+    for seed in range(10):
+        config = GenerationConfig().updated(options | {"eos_token_id": list(ends)})
+        session.reset()
+        for steps in generate(session, [1, 2, 3], config, seed):
+            tokens = [step.token_id for step in steps if step.token_id is not None]
+            for before, token in itertools.pairwise([3, *tokens]):
+                place = likeliest[before].tolist().index(token)  # fails for a token that the filter rules out
+                seen.add(place)
+    assert seen == set(range(left))
+
+
+def test_beams_stop_when_enough_of_them_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token 0 ends a text with a probability of 0.6, so two beams are finished after the second step."""
+    logits = np.tile(np.log(np.array([0.6, 0.3, 0.07, 0.03], np.float32)), (4, 1))
+    calls: list[int] = []
+    step = FakeBatch.step
+
+    def counted(batch: FakeBatch, ids: Any) -> Any:
+        calls.append(len(ids))
+        return step(batch, ids)
+
+    monkeypatch.setattr(FakeBatch, "step", counted)
+    options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 20, "eos_token_id": 0}
+    for early_stopping in (True, False):
+        calls.clear()
+        config = GenerationConfig().updated(options | {"early_stopping": early_stopping})
+        rows = [[s.token_id for s in steps] for steps in generate(FakeSession(logits), [1, 2], config, 0)]
+        assert rows == [[None], [1, None]]  # log 0.6 = -0.51, and log(0.3 · 0.6) / 2 = -0.86
+        assert calls == [2], early_stopping
+
+
+def test_contrastive_search_takes_no_token_that_is_ruled_out() -> None:
+    """Even where it has more candidates than there are tokens to choose."""
+    allowed = {2, 5, 7}
+    banned = [token for token in range(VOCAB) if token not in allowed]
+    ((tokens, _),) = run({"penalty_alpha": 0.9, "top_k": 8, "suppress_tokens": banned, "max_new_tokens": 20})
+    assert len(tokens) == 20 and set(tokens) <= allowed
 
 
 def test_beams_are_all_different() -> None:

@@ -1,9 +1,13 @@
 """Each row of a batch computes what it would compute alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from edgelm import Bundle, ContextError, PromptError, Session
+from edgelm.bundle.folder import default_bundle_path
+from edgelm.engine.batch import IDLE_TOKEN, Batch
 from edgelm.engine.graph import Graph
 from tests.conftest import TINY_BUNDLE
 
@@ -76,11 +80,81 @@ def test_hidden_states_of_long_prompts_come_from_all_pieces(tiny: Session, monke
     assert all(map(np.array_equal, whole, pieces))
 
 
+def admitted(session: Session, batch: Batch, prompt: list[int]) -> int:
+    """The row of a text that begins with `prompt`."""
+    session.reset()
+    session.step(prompt)
+    return session.copy_into(batch)
+
+
+def test_texts_come_into_free_rows_and_leave_them(tiny: Session) -> None:
+    batch = tiny.empty_batch(4)
+    assert batch.position == 0 and not batch.is_full
+    assert [admitted(tiny, batch, PROMPT[:length]) for length in (3, 9, 5, 7)] == [0, 1, 2, 3]
+    assert batch.position == 9 and batch.is_full
+    with pytest.raises(ContextError, match="all 4 rows of the batch are taken"):
+        admitted(tiny, batch, PROMPT)
+    batch.leave(1)
+    assert batch.position == 7 and not batch.is_full
+    assert admitted(tiny, batch, PROMPT[:4]) == 1
+    batch.leave(2)
+    assert batch.moved_down() is None  # four rows are computed for three texts, wherever they stand
+    batch.leave(0)
+    assert batch.moved_down() == (3, 0)
+    assert batch.moved_down() is None
+    assert batch.step([1, 2]).shape == (2, 300)
+    batch.leave(1)
+    assert batch.step([1]).shape == (1, 300)
+    batch.leave(0)
+    assert batch.position == 0
+    assert admitted(tiny, batch, PROMPT[:2]) == 0
+
+
+@pytest.mark.parametrize("bundle", [TINY_BUNDLE, default_bundle_path()], ids=lambda path: path.name)
+def test_a_text_computes_the_same_bits_whoever_comes_and_goes(bundle: Path) -> None:
+    session = Graph.open(Bundle.read(bundle), device="cpu", threads=1).session()
+
+    def logits_of(neighbours: list[int]) -> list[np.ndarray]:
+        batch = session.empty_batch(6)
+        row = admitted(session, batch, PROMPT)
+        others = [admitted(session, batch, PROMPT[:length]) for length in neighbours]
+        found = []
+        for token in (5, 6, 7, 8, 9, 10):
+            ids = [token if at == row else IDLE_TOKEN for at in range(1 + max([row, *others]))]
+            found.append(batch.step(ids)[row].copy())
+            if others:
+                batch.leave(others.pop(0))
+        return found
+
+    expected = logits_of([])
+    for neighbours in ([3], [2, 9], [4, 4, 4], [2, 3, 4, 5, 6]):
+        assert all(map(np.array_equal, logits_of(neighbours), expected)), neighbours
+
+
+def test_a_batch_invariant_session_computes_what_a_batch_computes(tiny: Session) -> None:
+    session = Graph.open(tiny.bundle, device="cpu", threads=1, batch_invariant=True).session()
+    tiny.reset()
+    tiny.step(PROMPT)
+    prefix = tiny.remembered(4)
+    batch = tiny.batch(2, 64)
+    session.step(PROMPT)
+    tokens = [5, 250, 9, 9, 17]
+    expected = [batch.step([token, 1])[0].copy() for token in tokens]
+    assert all(np.array_equal(session.step([token]), row) for token, row in zip(tokens, expected, strict=True))
+    session.begin_after(prefix)
+    session.step(PROMPT[4:])
+    assert session.position == 5
+    assert all(np.array_equal(session.step([token]), row) for token, row in zip(tokens, expected, strict=True))
+
+
 def test_limits(tiny: Session) -> None:
     tiny.reset()
     tiny.step(PROMPT)
     with pytest.raises(ContextError, match="room for 8 tokens cannot take over 9"):
         tiny.batch(2, 8)
+    full = tiny.batch(2, 9)
+    with pytest.raises(ContextError, match="room for 9 tokens, and all are used"):
+        full.step([1, 2])
     batch = tiny.batch(2, 10)
     with pytest.raises(PromptError, match="a batch of 2 rows takes that many token ids"):
         batch.step([1, 2, 3])

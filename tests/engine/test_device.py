@@ -1,42 +1,46 @@
 """The choice of a device, on a machine without a GPU."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from edgelm import Bundle, BundleError, DeviceError, InsufficientMemoryError
+from edgelm.engine.call import DraftCost
 from edgelm.engine.cgroup import CgroupLimit
 from edgelm.engine.device import Device, choose_device, open_inference_session, require_version
 from edgelm.engine.graph import Graph
-from edgelm.engine.machine import default_threads
+from edgelm.engine.machine import default_threads, int8_products_may_saturate, system_name
 from tests.conftest import TINY_BUNDLE, replace_file
 
 CPU_GRAPH = Bundle.read(TINY_BUNDLE).manifest.graph
 CUDA_GRAPH = replace(CPU_GRAPH, devices=("cpu", "cuda"))
 
 
-def onnxruntime_with(*providers: str) -> Any:
+def package_with(*providers: str) -> Any:
     return SimpleNamespace(get_available_providers=lambda: list(providers))
 
 
-CPU_ONLY = onnxruntime_with("CPUExecutionProvider")
-WITH_CUDA = onnxruntime_with("CUDAExecutionProvider", "CPUExecutionProvider")
+CPU_ONLY = package_with("CPUExecutionProvider")
+WITH_CUDA = package_with("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 def test_auto_takes_cuda_only_where_bundle_and_package_have_it() -> None:
     assert choose_device("auto", CPU_GRAPH, WITH_CUDA) == Device("cpu")
     assert choose_device("auto", CUDA_GRAPH, CPU_ONLY) == Device("cpu")
     assert choose_device("auto", CUDA_GRAPH, WITH_CUDA) == Device("cuda", 0)
+    assert choose_device("cuda", CUDA_GRAPH, WITH_CUDA) == Device("cuda", 0)
     assert choose_device("cuda:3", CUDA_GRAPH, WITH_CUDA) == Device("cuda", 3)
     assert choose_device("cpu", CUDA_GRAPH, WITH_CUDA) == Device("cpu")
     assert (str(Device("cpu")), str(Device("cuda", 1))) == ("cpu", "cuda:1")
 
 
 @pytest.mark.parametrize(
-    ("request_", "graph", "onnxruntime", "message"),
+    ("request_", "graph", "package", "message"),
     [
         ("cuda", CPU_GRAPH, WITH_CUDA, "runs on the cpu only; export one with --precision fp16"),
         ("cuda", CUDA_GRAPH, CPU_ONLY, "no CUDA provider; run: pip uninstall onnxruntime"),
@@ -45,21 +49,51 @@ def test_auto_takes_cuda_only_where_bundle_and_package_have_it() -> None:
         ("", CPU_GRAPH, CPU_ONLY, "device must be"),
     ],
 )
-def test_an_explicit_device_never_falls_back(request_: str, graph: Any, onnxruntime: Any, message: str) -> None:
+def test_an_explicit_device_never_falls_back(request_: str, graph: Any, package: Any, message: str) -> None:
     with pytest.raises(DeviceError, match=message):
-        choose_device(request_, graph, onnxruntime)
+        choose_device(request_, graph, package)
 
 
 def test_cuda_that_does_not_load_is_an_error() -> None:
     """ONNX Runtime falls back to the CPU by itself. Where CUDA is requested, edgelm must not."""
-    import onnxruntime
-
     fake = SimpleNamespace(
         SessionOptions=onnxruntime.SessionOptions,
         InferenceSession=lambda *args, **kw: SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]),
     )
     with pytest.raises(DeviceError, match="cannot use device 'cuda:0': the CUDA provider did not load"):
         open_inference_session(TINY_BUNDLE / "model.onnx", Device("cuda"), 1, fake)  # type: ignore[arg-type]
+
+
+def test_what_a_session_on_the_cpu_is_opened_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: dict[str, Any] = {}
+
+    def inference_session(path: str, options: Any, **more: Any) -> SimpleNamespace:
+        opened.update(more, path=path, options=options)
+        return SimpleNamespace()
+
+    fake = SimpleNamespace(SessionOptions=onnxruntime.SessionOptions, InferenceSession=inference_session)
+    for saturates in (False, True):
+        monkeypatch.setattr("edgelm.engine.device.int8_products_may_saturate", lambda answer=saturates: answer)
+        open_inference_session(TINY_BUNDLE / "model.onnx", Device("cpu"), 3, fake)  # type: ignore[arg-type]
+        options = opened["options"]
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+        assert (options.enable_mem_pattern, options.use_per_session_threads) == (False, True)
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "500"
+        if saturates:
+            assert options.get_session_config_entry("session.x64quantprecision") == "1"
+        else:
+            with pytest.raises(RuntimeError):
+                options.get_session_config_entry("session.x64quantprecision")
+        assert opened["providers"] == ["CPUExecutionProvider"]
+        assert opened["disabled_optimizers"] == ["SkipLayerNormFusion"]
+        assert opened["path"] == str(TINY_BUNDLE / "model.onnx")
+
+
+def test_drafts_cost_a_call_and_each_token() -> None:
+    cost = DraftCost(call=0.4, token=0.3)
+    assert [cost.of(drafted) for drafted in (0, 1, 4)] == pytest.approx([0.4, 0.7, 1.6])
+    credits = {0.0: 0, 0.4: 0, 0.69: 0, 0.7: 1, 0.99: 1, 1.0: 2, 4.0: 12}
+    assert {credit: cost.affordable(credit) for credit in credits} == credits
 
 
 def test_versions_compare_as_numbers() -> None:
@@ -78,6 +112,35 @@ def test_default_threads_are_what_this_process_may_use(
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr("edgelm.engine.machine.cpu_limits", lambda: limits)
     assert default_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "saturates"),
+    [
+        ("x86_64", "model\t: 1\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("x86_64", "flags\t\t: fpu avx512_vnni\n", False),
+        ("AMD64", "flags\t\t: fpu avx_vnni\n", False),
+        ("x86_64", "nothing that is known", True),
+        ("x86_64", None, True),
+        ("aarch64", None, False),
+    ],
+)
+def test_products_may_saturate_unless_the_cpu_is_known_to_be_exact(
+    machine: str, cpuinfo: str | None, saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, **how: str) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert int8_products_may_saturate() is saturates
+
+
+@pytest.mark.skipif(not hasattr(os, "uname"), reason="asks the system in the way of POSIX")
+def test_the_systems_name_has_its_machine() -> None:
+    assert system_name() == f"{os.uname().sysname} {os.uname().machine}"
 
 
 NO_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc"
@@ -107,8 +170,6 @@ def test_another_failure_prints_nothing_on_stdout(tiny_copy: Path, capfd: pytest
 
 
 def test_cuda_that_fails_is_an_error_of_the_device() -> None:
-    import onnxruntime
-
     def fail(*args: object, **options: object) -> None:
         assert options["enable_fallback"] == 0
         raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected\nmore")
@@ -119,8 +180,6 @@ def test_cuda_that_fails_is_an_error_of_the_device() -> None:
 
 
 def test_without_proc_the_message_says_what_to_mount() -> None:
-    import onnxruntime
-
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("Secure opened-file canonicalization requires procfs at /proc/self/fd/3.")
 

@@ -1,6 +1,10 @@
 """The memory that a load has added moves into huge pages."""
 
+import mmap
+import os
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgelm import Bundle
 from edgelm.engine.graph import LONG_USE_RUNS, Graph
-from edgelm.engine.huge_pages import HUGE_PAGE_BYTES, LoadedMemory, Range, ranges_without, whole_pages
+from edgelm.engine.huge_pages import HUGE_PAGE_BYTES, LoadedMemory, Range, _collapse, ranges_without, whole_pages
 from tests.conftest import TINY_BUNDLE
 
 
@@ -53,17 +57,64 @@ def test_only_pages_in_use_are_moved() -> None:
     ]
 
 
+def test_a_part_of_a_huge_page_is_none() -> None:
+    small = HUGE_PAGE_BYTES // 4
+    for length in range(4):
+        assert whole_pages(b"\1" * length, 0, small) == []
+    assert whole_pages(b"\1" * 7, 0, small) == [(0, HUGE_PAGE_BYTES)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="calls of POSIX")
+def test_whole_huge_pages_of_a_range_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of the system are (name, address, size), in huge pages."""
+    calls: list[tuple[str, float, float]] = []
+    answers = {"mincore": 0, "madvise": 0}
+
+    def call(name: str, address: Any, size: Any) -> int:
+        calls.append((name, (address.value or 0) / HUGE_PAGE_BYTES, size.value / HUGE_PAGE_BYTES))
+        return answers[name]
+
+    def mincore(address: Any, size: Any, resident: Any) -> int:
+        resident[:] = [1] * len(resident)
+        return call("mincore", address, size)
+
+    def madvise(address: Any, size: Any, advice: int) -> int:
+        assert advice == 25  # MADV_COLLAPSE of Linux
+        return call("madvise", address, size)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mincore=mincore, madvise=madvise))
+    page = HUGE_PAGE_BYTES
+    too_small = [(page + 1, 2 * page), (5 * page, 6 * page - 1)]
+    assert _collapse([*too_small, (8 * page - 1, 11 * page + 1)]) == 3 * page
+    assert calls == [("mincore", 8, 3), ("madvise", 8, 3)]
+    answers["madvise"] = -1
+    assert _collapse([(0, page), (4 * page, 6 * page)]) == 0
+    assert calls[2:] == [("mincore", 0, 1), ("madvise", 0, 1), ("mincore", 4, 2), ("madvise", 4, 2)]
+    answers |= {"mincore": -1, "madvise": 0}
+    assert _collapse([(0, page)]) == 0
+    assert calls[6:] == [("mincore", 0, 1)]
+
+
 def test_moving_changes_nothing_but_the_pages() -> None:
     memory = LoadedMemory()
     with memory.recorded():
         array = np.arange(4 * HUGE_PAGE_BYTES // 8)
         untouched = np.empty(8 * HUGE_PAGE_BYTES, np.uint8)
     moved = memory.move_into_huge_pages()
-    assert 0 <= moved <= array.nbytes + HUGE_PAGE_BYTES
+    assert moved % HUGE_PAGE_BYTES == 0 and 0 <= moved <= array.nbytes + HUGE_PAGE_BYTES
     assert (array == np.arange(array.size)).all()
     assert untouched.size
     if not sys.platform.startswith("linux"):
         assert moved == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_new_private_memory_is_recorded() -> None:
+    memory = LoadedMemory()
+    with memory.recorded():  # numpy may take memory that the process has already
+        mapped = mmap.mmap(-1, 4 * HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = np.frombuffer(mapped, np.uint8).ctypes.data
+    assert any(start <= address and address + 4 * HUGE_PAGE_BYTES <= stop for start, stop in memory._added)
 
 
 def test_nothing_recorded_nothing_moved() -> None:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 
 import edgelm
 from edgelm import ClosedError, ForkError, Model
+from edgelm.engine.device import _threads_of_process
+from edgelm.engine.fork import Handle
 from tests.conftest import TINY_BUNDLE
 
 PROMPT = "Once upon a time"
@@ -213,6 +216,89 @@ def test_close_in_a_signal_handler(model: Model) -> None:
                 ids(model)
     finally:
         signal.signal(signal.SIGALRM, previous)
+
+
+class Waits:
+    """Stands in for an InferenceSession: a call of the graph does what a test wants at that moment."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.run_with_iobinding = lambda binding: act()
+
+
+def test_a_call_that_closes_its_own_graph_does_not_wait_for_itself() -> None:
+    """A signal handler does so: it runs in the thread whose call has just computed."""
+    model = edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+    model.session._graph._ort_session = Handle(Waits(model.close))  # type: ignore[attr-defined]
+    thread = threading.Thread(target=model.session.step, args=([1],), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert model.closed and not thread.is_alive()
+
+
+def test_close_waits_for_the_calls_of_other_threads(model: Model) -> None:
+    computing, over = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        computing.set()
+        assert over.wait(20)
+
+    model.session._graph._ort_session = Handle(Waits(compute))  # type: ignore[attr-defined]
+    caller = threading.Thread(target=model.session.step, args=([1],), daemon=True)
+    closer = threading.Thread(target=model.close, daemon=True)
+    caller.start()
+    assert computing.wait(20)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive(), "the graph is freed while it runs"
+    over.set()
+    for thread in (closer, caller):
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@needs_fork
+def test_a_forked_child_closes_without_waiting_for_the_parents_calls(model: Model) -> None:
+    computing, over = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        computing.set()
+        over.wait(20)
+
+    model.session._graph._ort_session = Handle(Waits(compute))  # type: ignore[attr-defined]
+    caller = threading.Thread(target=model.session.step, args=([1],), daemon=True)
+    caller.start()
+    assert computing.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends a child that waits for ever
+        model.close()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    over.set()
+    caller.join(20)
+    assert status == 0
+
+
+@needs_fork
+def test_a_forked_child_loads_while_a_thread_of_its_parent_was_loading() -> None:
+    """The lock over the threads of the process stays locked in the child, so the child has a new one."""
+    with _threads_of_process._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_session_that_is_kept_does_not_keep_a_closed_graph(model: Model) -> None:
+    """An IOBinding holds the graph's memory, so closing the model ends every binding."""
+    session = model.session
+    bound = [weakref.ref(call._binding.io_binding) for call in session._short_calls.values()]
+    ort_session = weakref.ref(session._graph._ort_session.value)  # type: ignore[attr-defined]
+    assert bound and all(binding() is not None for binding in [*bound, ort_session])
+    model.close()
+    assert all(binding() is None for binding in [*bound, ort_session])
 
 
 def test_the_gil_is_released_while_computing() -> None:

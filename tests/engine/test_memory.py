@@ -55,6 +55,11 @@ def test_the_forecast_is_near_what_a_full_context_takes(bundle: Path) -> None:
 def test_the_parts_add_up() -> None:
     memory = ModelMemory.of(edgelm.Bundle.read(default_bundle_path()))
     assert memory.cache_bytes == 2 * 6 * 4 * 64 * 512 * 4  # 6 layers, 4 heads of 64, 512 tokens, keys and values
+    assert memory.prefix_bytes == 0
+    facts = edgelm.Bundle.read(default_bundle_path()).manifest.architecture
+    half = ModelMemory.forecast(facts, "float16", memory.weights_bytes, prefix_bytes=1000)
+    assert (half.cache_bytes, half.prefix_bytes) == (memory.cache_bytes // 2, 1000)
+    assert half.forecast_bytes == memory.forecast_bytes - half.cache_bytes + 1000
     parts = memory.prepacked_bytes + memory.cache_bytes + memory.activation_bytes
     assert 8 << 20 < memory.forecast_bytes - parts < 32 << 20
 
@@ -82,6 +87,17 @@ def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InsufficientMemoryError, match=f"needs about 17 MB but {limit} leaves 17 MB: free some"):
         edgelm.load(TINY_BUNDLE)
     monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(forecast, limit)])
+    edgelm.load(TINY_BUNDLE).close()
+
+
+def test_the_limit_of_the_address_space_counts_the_mapped_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE))
+    assert memory.weights_bytes == (TINY_BUNDLE / "model.onnx.data").stat().st_size
+    needed = memory.forecast_bytes + memory.weights_bytes
+    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed - 1, "RLIMIT_AS", counts_mapped_files=True)])
+    with pytest.raises(InsufficientMemoryError, match="but RLIMIT_AS leaves"):
+        edgelm.load(TINY_BUNDLE)
+    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed, "RLIMIT_AS", counts_mapped_files=True)])
     edgelm.load(TINY_BUNDLE).close()
 
 

@@ -2,6 +2,8 @@
 
 import mmap
 import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
 import edgelm
-from edgelm import PrefixError, StateError
+from edgelm import ConfigError, PrefixError, StateError
 from edgelm.ids import KeysValues
-from edgelm.reuse.kv_file import KvDtype, KvFileError, KvKind, KvMetadata, is_safetensors, read_kv_file, write_kv_file
+from edgelm.reuse.kv_file import (
+    KvDtype,
+    KvFileError,
+    KvKind,
+    KvMetadata,
+    check_kv_dtype,
+    is_safetensors,
+    read_kv_file,
+    write_kv_file,
+)
 from edgelm.reuse.prefix import read_prefix
 from edgelm.reuse.state import read_state
-from tests.conftest import TINY_BUNDLE
+from tests.conftest import ROOT, TINY_BUNDLE
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, header_replaced, joined, saved_again, split
 
 TENSORS: dict[KvKind, set[str]] = {
@@ -79,6 +90,22 @@ def test_what_float16_cannot_store_is_not_written(wrong: float, tmp_path: Path) 
     for kind, error in (("state", StateError), ("text", PrefixError), ("learned", PrefixError)):
         with pytest.raises(error, match="does not fit into float16: use float32"):
             write(tmp_path / "a", kind, "float16", content)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float64", "F32", None, 16])
+def test_keys_and_values_have_two_types(dtype: Any) -> None:
+    with pytest.raises(ConfigError, match="dtype must be 'float32' or 'float16', got"):
+        check_kv_dtype(dtype)
+    check_kv_dtype("float16")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nan_and_infinity_are_not_written(wrong: float, tmp_path: Path) -> None:
+    content = keys_values()
+    content[3, 1, 2, 7] = wrong
+    with pytest.raises(PrefixError, match=r"a key or value is NaN or does not fit into float32$"):
+        write(tmp_path / "a", "text", "float32", content)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,10 +236,32 @@ def test_every_truncation_is_refused(kind: KvKind, tmp_path: Path) -> None:
     refusal(tmp_path / "a", content + b"\0", kind)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_a_killed_writer_leaves_a_whole_file_or_the_old_one() -> None:
+    """`python -m benchmarks.kills states` kills 200; a process of its own, because it forks."""
+    pytest.importorskip("benchmarks", reason="the benchmarks are not part of a distribution")
+    command = [sys.executable, "-m", "benchmarks.kills", "states", "--count", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0 and " 0 faults" in done.stdout, done.stdout + done.stderr
+
+
 def test_texts_are_never_mistaken_for_safetensors(tmp_path: Path) -> None:
     assert is_safetensors(write(tmp_path / "a").read_bytes()[:9])
     for text in ("", "{", '{"__metadata__":{"edgelm_kv":"{}"}}', "\0" * 4, "12345678{", "naïve ☕ {"):
         assert not is_safetensors(text.encode())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes of this kind")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_file_follows_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        path = write(tmp_path / "file")
+        write(tmp_path / "file")  # and again, where it replaces a file
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_any_corruption_is_refused_or_changes_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:

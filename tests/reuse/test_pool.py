@@ -1,5 +1,7 @@
 """A prompt that begins like an earlier prompt is computed from the first difference, with equal results."""
 
+import os
+import signal
 import threading
 from typing import Any
 
@@ -133,6 +135,71 @@ def test_calls_that_leave_nothing_to_reuse_do_not_push_prompts_out(graph: Graph)
         with pool.borrowed() as (lent, _):
             lent.step(PROMPT[:20])
     assert pool.idle_bytes == (len(PROMPT) + 20) * bytes_per_token
+    with pool.borrowed([*PROMPT, 5, 6]) as (_, reused):
+        assert reused == len(PROMPT)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_borrows_while_a_thread_of_its_parent_chose_a_session() -> None:
+    """The lock stays locked in the child, so the child has a new one."""
+    model = edgelm.load(TINY_BUNDLE, device="cpu", threads=1)
+    expected = model.generate(PROMPT, max_new_tokens=4).choices
+    locked, over = threading.Event(), threading.Event()
+
+    def choose() -> None:
+        with model._sessions._lock:
+            locked.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=choose, daemon=True)
+    thread.start()
+    assert locked.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if model.generate(PROMPT, max_new_tokens=4).choices == expected else 1)
+    status = os.waitpid(child, 0)[1]
+    over.set()
+    thread.join(20)
+    assert status == 0
+
+
+def test_a_closed_pool_lends_nothing() -> None:
+    pool = SessionPool(Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1))
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+    assert not pool.closed and pool.idle_bytes > 0
+    pool.close()
+    assert pool.closed and pool.idle_bytes == 0
+    with pytest.raises(edgelm.ClosedError, match="the model is closed"), pool.borrowed(PROMPT):
+        pass
+
+
+def test_a_session_is_lent_to_one_at_a_time(graph: Graph) -> None:
+    """Neither one that holds the prompt, nor one that remembers nothing, nor one that is used for something else."""
+    pool = SessionPool(graph, limit_bytes=10**9)
+    with pool.borrowed(PROMPT) as (lent, _), pool.borrowed() as (empty, _):
+        lent.step(PROMPT)
+        empty.step([1, 2])
+    for prompt in ([*PROMPT, 5, 6], [9, 9, 9], [*PROMPT, 7, 8]):
+        with pool.borrowed(prompt) as (first, _), pool.borrowed(prompt) as (second, _), pool.borrowed() as (third, _):
+            assert len({id(first), id(second), id(third)}) == 3
+    pool.forget()
+    assert len(pool._idle) == 1
+    small = SessionPool(graph)
+    with small.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+    with small.borrowed([9, 9, 9]) as (first, _), small.borrowed([9, 9, 9]) as (second, _):
+        assert first is lent and second is not first
+
+
+def test_a_session_without_a_prompt_goes_first(graph: Graph) -> None:
+    """Both cannot stay, although the one without a prompt came back earlier."""
+    pool = SessionPool(graph, limit_bytes=40 * graph.session().bytes_per_token)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+        with pool.borrowed() as (other, _):
+            other.step(PROMPT[:20])
     with pool.borrowed([*PROMPT, 5, 6]) as (_, reused):
         assert reused == len(PROMPT)
 

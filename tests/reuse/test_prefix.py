@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm import BundleError, ContextError, Model, PrefixError, Session, StateError
+from edgelm import Bundle, BundleError, ContextError, Model, PrefixError, PromptError, Session, StateError
 from edgelm.bundle.folder import default_bundle_path, file_fact
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.scheduler import Scheduler
-from edgelm.reuse.prefix import write_learned_prefix
+from edgelm.reuse.prefix import PromptEncoder, read_prefix, write_learned_prefix
 from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
@@ -351,10 +351,69 @@ def test_texts_that_cannot_be_one(tiny: Pair, tmp_path: Path, text: str, words: 
     assert not (tmp_path / "p").exists()
 
 
+def test_a_session_begins_behind_what_the_prompt_shares_with_it(tiny: Pair) -> None:
+    plain, model, _ = tiny
+    assert model.prefix is not None
+    encoder, ids, session = PromptEncoder(plain.tokenizer, model.prefix), list(model.prefix.ids), plain.session
+    for prompt, shared in [([*ids, 7, 8, 9], len(ids)), ([*ids[:5], 299, 298, 7], 5), (ids, len(ids) - 2)]:
+        assert encoder.begin(session, prompt) == prompt[shared:]
+        assert session.prefix is not None and session.prefix.shape[2] == shared
+        assert (session.position, session.context_length) == (0, 64 - shared)
+    for prompt in ([299, *ids], [ids[0], 299, 7, 8], ids[:3]):  # fewer than two tokens are shared, or none are left
+        assert encoder.begin(session, prompt) == prompt
+        assert (session.prefix, session.context_length) == (None, 64)
+
+
+def test_a_learned_prefix_has_the_head_dim_of_the_checkpoint(learned: Pair, tmp_path: Path) -> None:
+    """Heads of 6 are padded to 8 in this bundle's cache: zeros stand behind the learned numbers."""
+    assert learned[1].prefix is not None
+    content, bundle = learned[1].prefix.content[:, :, :3], learned[1].bundle.path
+    edit_manifest(bundle, lambda m: m["architecture"].update(source_head_dim=6))
+    for width in (6, 8):
+        write_learned_prefix(tmp_path / f"{width}", content[..., :width], source="tiny-gpt2", body_sha256=BODY)
+    prefix = read_prefix(tmp_path / "6", Bundle.read(bundle))
+    assert np.array_equal(prefix.content[..., :6], content[..., :6])
+    assert prefix.content.shape == (4, 4, 3, 8) and not prefix.content[..., 6:].any()
+    with pytest.raises(PrefixError, match="a model of other sizes"):
+        read_prefix(tmp_path / "8", Bundle.read(bundle))
+
+
+def test_an_empty_prompt_to_continue(tiny: Pair) -> None:
+    plain, model, _ = tiny
+    assert model.prefix is not None
+    assert PromptEncoder(plain.tokenizer, model.prefix, 5).ids_to_continue("") == list(model.prefix.ids)
+    assert PromptEncoder(plain.tokenizer, None, 5).ids_to_continue("") == [5]
+    assert PromptEncoder(plain.tokenizer, None, 5).ids_to_continue("The") == plain.tokenizer.encode("The")
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        PromptEncoder(plain.tokenizer).ids_to_continue("")
+
+
 def of_tokens(content: bytes, tokens: int) -> bytes:
     """A prefix of the same bundle with another number of tokens."""
     ids, keys_values = np.zeros(tokens, np.uint32), np.zeros((4, 4, tokens, 8), np.float32)
     return saved_again(content, lambda t: t | {"token_ids": ids, "keys_values": keys_values})
+
+
+def with_highest_id(content: bytes, highest: int) -> bytes:
+    """The file with another id in the place of its largest."""
+
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        ids = tensors["token_ids"]
+        return tensors | {"token_ids": np.where(ids == ids.max(), np.uint32(highest), ids)}
+
+    return saved_again(content, change)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c: with_highest_id(c, 299), lambda c: of_tokens(c, 56), lambda c: of_tokens(c, 2)]
+)
+def test_the_largest_and_the_shortest_that_fit_are_taken(tiny: Pair, change: Damage) -> None:
+    """The vocabulary ends with 299, and a context of 64 leaves 8 tokens beside a prefix of 56; 2 are enough."""
+    assert tiny[1].prefix is not None
+    path = tiny[1].prefix.path
+    path.write_bytes(change(path.read_bytes()))
+    with loaded(prefix=path) as model:
+        assert model.generate([1, 2], max_new_tokens=1).stats.new_tokens == 1
 
 
 @pytest.mark.parametrize(
@@ -371,12 +430,12 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
         (lambda c: facts_changed(c, made_for="0" * 64), "computed with another bundle: make it again"),
         (
             lambda c: saved_again(c, lambda t: {"keys_values": t["keys_values"]}, kind="learned"),
-            "does not say which weights it was made of",
+            "it was learned with other weights",
         ),
         (lambda c: facts_changed(c, kind="other"), "its header kind"),
         (lambda c: saved_again(c, lambda t: t | {"keys_values": t["keys_values"][:, :3]}), "a model of other sizes"),
-        (lambda c: saved_again(c, lambda t: t | {"token_ids": t["token_ids"] + 10_000}), "outside the vocabulary"),
-        (lambda c: of_tokens(c, 60), "holds a prefix of 56 at most"),
+        (lambda c: with_highest_id(c, 300), "outside the vocabulary"),
+        (lambda c: of_tokens(c, 57), "holds a prefix of 56 at most"),
         (lambda c: of_tokens(c, 1), "needs 2 tokens at least"),
         (lambda c: header_changed(c, "text", shape=[2**31 - 1]), "its tensors do not fit the file"),
         (lambda c: facts_changed(c, format_version=2), "this edgelm reads 1"),
@@ -396,11 +455,14 @@ def test_others_and_missing_ones_are_refused(tiny: Pair, learned: Pair, tmp_path
     assert tiny[1].prefix is not None and learned[1].prefix is not None
     with pytest.raises(PrefixError, match="a model of other sizes"):
         loaded(default_bundle_path(), prefix=tiny[1].prefix.path)
+    edit_manifest(learned[1].bundle.path, lambda m: m["source"].pop("body_sha256"))
+    with pytest.raises(PrefixError, match="does not say which weights it was made of"):
+        loaded(learned[1].bundle.path, prefix=learned[1].prefix.path)
     edit_manifest(learned[1].bundle.path, lambda m: m["source"].update(body_sha256="cd" * 32))
     with pytest.raises(PrefixError, match="learned with other weights"):
         loaded(learned[1].bundle.path, prefix=learned[1].prefix.path)
     for path in (tmp_path / "none", tmp_path, "a\0b"):
-        with pytest.raises(PrefixError, match="cannot read the prefix"):
+        with pytest.raises(PrefixError, match=r"cannot (read|use) the prefix"):
             loaded(prefix=path)
     for shape in ((3, 4, 2, 8), (4, 4, 0, 8), (4, 4, 8)):
         with pytest.raises(PrefixError, match="must be of shape"):

@@ -9,6 +9,7 @@ import pytest
 import edgelm
 from edgelm import Model, PromptError, StateError
 from edgelm.bundle.folder import default_bundle_path
+from edgelm.reuse.state import PromptState, most_shared
 from tests.conftest import TINY_BUNDLE, RunCommand
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
@@ -92,6 +93,35 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
     return saved_again(content, lambda _: {"token_ids": ids, "keys_values": keys_values})
 
 
+def with_highest_id(content: bytes, highest: int) -> bytes:
+    """The file with another id in the place of its largest."""
+    return saved_again(content, lambda t: t | {"token_ids": np.where(t["token_ids"] == 49, highest, t["token_ids"])})
+
+
+def test_the_last_id_of_the_vocabulary_is_one(model: Model, saved: Path) -> None:
+    saved.write_bytes(with_highest_id(saved.read_bytes(), 299))
+    assert max(model.load_state(saved).ids) == model.session.vocab_size - 1 == 299
+
+
+def test_the_state_that_shares_most(model: Model) -> None:
+    content = np.arange(4 * 4 * 6 * 8, dtype=np.float32).reshape(4, 4, 6, 8)
+    short, long = PromptState((1, 2, 3), content[:, :, :3]), PromptState((1, 2, 3, 4, 5, 6), content)
+    for prompt, states, count in [
+        ([1, 2, 3, 4, 9, 9, 9], [short, long], 4),
+        ([1, 2, 3, 4, 5, 6, 7, 8], [long, short], 6),
+        ([1, 2, 3, 4, 9, 9, 9], [short], 3),
+    ]:
+        kept, shared = most_shared(states, prompt)
+        assert shared == count and kept is not None and np.array_equal(kept, content[:, :, :count])
+    assert most_shared([short, long], [9, 9, 9, 9]) == (None, 0)
+    assert most_shared([], [1, 2, 3]) == (None, 0)
+
+
+def test_a_state_may_fill_the_context(model: Model, saved: Path) -> None:
+    saved.write_bytes(of_tokens(saved.read_bytes(), 64))
+    assert len(model.load_state(saved).ids) == model.session.context_length == 64
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -109,7 +139,7 @@ def of_tokens(content: bytes, tokens: int) -> bytes:
         (lambda c: of_tokens(c, 0), "its header keys_values"),
         (lambda c: header_changed(c, "keys_values", dtype="F64"), r"its header keys_values\.dtype"),
         (lambda c: saved_again(c, lambda t: t | {"keys_values": t["keys_values"][:2]}), "this bundle's sizes"),
-        (lambda c: saved_again(c, lambda t: t | {"token_ids": t["token_ids"] + 10_000}), "outside the vocabulary"),
+        (lambda c: with_highest_id(c, 300), "outside the vocabulary"),
         (lambda c: facts_changed(c, format_version=2), "this edgelm reads 1"),
         (lambda c: facts_changed(c, more=1), "its header"),
     ],
@@ -123,7 +153,7 @@ def test_damaged_files_are_refused(model: Model, saved: Path, damage: Damage, wo
 
 def test_missing_files_are_refused(model: Model, tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path, "a\0b"):
-        with pytest.raises(StateError, match="cannot read the state"):
+        with pytest.raises(StateError, match=r"cannot (read|use) the state"):
             model.load_state(path)
 
 

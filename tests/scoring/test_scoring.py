@@ -49,6 +49,15 @@ class ScoringFake(FakeSession):
         return self.step(ids), HIDDEN[list(ids)]
 
 
+class Silent(ScoringFake):
+    """A fake whose hidden states are zeros."""
+
+    def step_hidden(
+        self, ids: Sequence[int] | npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        return self.step(ids), np.zeros((len(ids), 3), np.float32)
+
+
 @pytest.fixture
 def fake() -> ScoringFake:
     return ScoringFake(ROWS, context_length=8)
@@ -147,6 +156,8 @@ def test_pooling_by_hand(fake: ScoringFake) -> None:
     unit = embed(fake, [1, 2, 4], "last", normalize=True)
     np.testing.assert_allclose(unit, HIDDEN[4] / np.linalg.norm(HIDDEN[4]), rtol=1e-6)
     assert unit.dtype == np.float32
+    fake.reset()
+    assert embed(Silent(ROWS), [1, 2], normalize=True).tolist() == [0, 0, 0]  # a vector of zeros has no direction
     with pytest.raises(ConfigError, match="pooling must be 'mean' or 'last', got 'max'"):
         embed(fake, [1], "max")  # type: ignore[arg-type]
     with pytest.raises(ContextError, match="the text has 9 tokens, but this model's context holds 8"):

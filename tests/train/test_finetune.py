@@ -1,6 +1,7 @@
 """Every method of fine-tuning saves the weights that it measured, and refuses mistakes in one sentence."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from edgelm.errors import EdgelmError, TrainingError
 from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint, quiet_torch
 from edgelm_train.data.examples import Example
-from edgelm_train.data.records import Task
+from edgelm_train.data.templates import Task
 from edgelm_train.finetune import _next_steps, finetune
 from edgelm_train.models.adapters import keys_values, with_prefix
 from edgelm_train.options import FinetuneOptions, Method
@@ -328,3 +329,49 @@ def test_a_shell_gets_the_prompt_of_the_template() -> None:
     prompt = run.removeprefix("edgelm run -m out-int8 ")
     shown = subprocess.run(["bash", "-c", f"printf %s {prompt}"], capture_output=True, text=True, check=True).stdout
     assert shown == "It's {text}\n\tC:\\dir {x}\n" == task.prompt.fill({"text": "{text}"})
+
+
+def test_a_batch_is_never_larger_than_the_data(playground: Playground, tmp_path: Path) -> None:
+    """Otherwise a step would learn every example many times."""
+    said: list[str] = []
+    windows = read("text", playground).rows
+    kinds = ((playground.reversals, "60 examples"), (playground.text, f"{windows} windows"))
+    for number, (data, rows) in enumerate(kinds):
+        options = replace(QUICK, batch_size=5000)
+        done = finetune(str(playground.base), data, tmp_path / str(number), options, say=said.append)
+        assert done.outcome.steps == 1
+        assert f"--batch-size is 5,000, and there is no more than {rows}: a step takes each once" in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes of this kind")
+@pytest.mark.parametrize("method", METHODS)
+def test_all_files_follow_the_umask(method: Method, playground: Playground, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        finetune(str(playground.base), playground.reversals, tmp_path / "out", replace(QUICK, method=method))
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
+def test_chats_are_learned(playground: Playground, tmp_path: Path) -> None:
+    chats = [
+        [{"from": "human", "value": f"{one} {two}"}, {"from": "gpt", "value": two}, {"from": "gpt", "value": one}]
+        for one in ("red", "green", "blue", "cat", "dog")
+        for two in ("bird", "sun", "moon", "red")
+    ]
+    (tmp_path / "chats.json").write_text(json.dumps([{"conversations": chat} for chat in chats]), encoding="utf-8")
+    options = replace(QUICK, turn=r"{role}: {content}\n")
+    task = options.task_for(tmp_path / "chats.json")
+    assert task is not None
+    data = read_tasks(tmp_path / "chats.json", None, load_checkpoint(str(playground.base)), task, 64)
+    assert (len(data.held_out), len(data.training)) == (2, 38), "a chat is held out with all its answers"
+    done = finetune(str(playground.base), tmp_path / "chats.json", tmp_path / "out", options)
+    assert done.report is not None and done.report.losses["after"] < done.report.losses["before"]
+    assert done.report.next_steps[-1].endswith(r"$'human: {content}\ngpt:'")
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_loaded(playground: Playground) -> None:
+    with pytest.raises(TrainingError, match=r"the name new/\\xff is not UTF-8"):
+        finetune(str(playground.base), playground.text, Path("new/\udcff"), QUICK)

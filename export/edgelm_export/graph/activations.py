@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
-from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter, constant_node
+from edgelm.bundle.operators import CONTRIB, LOCAL, OPSET
+from edgelm_export.graph.writer import GraphWriter, constant_node
 from edgelm_export.model.activations import ACTIVATIONS, Activation
 
 

@@ -14,10 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import GraphFacts, Matrix
+from edgelm.bundle.operators import CONTRIB
+from edgelm.errors import BundleError, ExportError
 from edgelm_export.graph.activations import write_activation
 from edgelm_export.graph.products import Products
-from edgelm_export.graph.writer import CONTRIB, GraphWriter
+from edgelm_export.graph.writer import GraphWriter
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Norm, qkv_widths
 from edgelm_export.quantize.calibrate import StoredDecoder
 
@@ -25,7 +28,10 @@ MINIMUM_ONNXRUNTIME = "1.32"
 
 
 def write_graph(model: StoredDecoder, folder: Path) -> tuple[GraphFacts, tuple[Matrix, ...]]:
-    """Write ``model.onnx`` and ``model.onnx.data`` into `folder`; returns their facts and the account of matrices."""
+    """Write ``model.onnx`` and ``model.onnx.data`` into `folder`; returns their facts and the account of matrices.
+
+    Raises ExportError if the graph has something that readers of bundles refuse.
+    """
     dtype = model.recipe.dtype
     facts = GraphFacts(
         file="model.onnx",
@@ -51,6 +57,11 @@ def write_graph(model: StoredDecoder, folder: Path) -> tuple[GraphFacts, tuple[M
     products = Products(writer, model.stored, np.float16 if dtype == "float16" else np.float32)
     _Body(model.source, facts, writer, products).write()
     writer.save(model.source.model_type, *_signature(model.source, facts))
+    graph, weights_bytes = (folder / facts.file).read_bytes(), (folder / facts.weights_file).stat().st_size
+    try:
+        check_graph(graph, model.source.architecture, facts, weights_bytes)
+    except BundleError as error:
+        raise ExportError(f"{error}; please report this") from None
     return facts, tuple(products.matrices)
 
 

@@ -13,7 +13,8 @@ import onnx
 from onnx import helper
 
 from edgelm.bundle.manifest import Matrix
-from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter, constant_node
+from edgelm.bundle.operators import CONTRIB, CONTRIB_OPSET, LOCAL, OPSET
+from edgelm_export.graph.writer import GraphWriter, constant_node
 from edgelm_export.model.decoder import Array, Linear, Table
 from edgelm_export.quantize.storage import BlockQuantized, FloatStored, RowQuantized, Stored, relative_error
 
@@ -140,5 +141,5 @@ def row_quantized_matmul() -> onnx.FunctionProto:
         ),
         helper.make_node("Mul", ["unscaled", "row_scale"], ["y"]),  # (B, T, N)
     ]
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
     return helper.make_function(LOCAL, "RowQuantizedMatMul", ["x", "values", "scales"], ["y"], nodes, opsets)

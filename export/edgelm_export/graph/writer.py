@@ -9,14 +9,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgelm.bundle.graph_rules import IR_VERSION
+from edgelm.bundle.operators import CONTRIB, CONTRIB_OPSET, LOCAL, LOCAL_OPSET, OPSET
 from edgelm_export.quantize.storage import ALIGNMENT_BYTES, INLINE_BYTES
-
-OPSET = 21
-IR_VERSION = 10
-CONTRIB = "com.microsoft"
-"""Domain of ONNX Runtime's own operators."""
-LOCAL = "edgelm"
-"""Domain of the graph's local functions."""
 
 
 def constant_node(name: str, value: npt.NDArray[Any]) -> onnx.NodeProto:
@@ -88,7 +83,7 @@ class GraphWriter:
         """Write the graph file, whose graph is called `name`, and close the data file."""
         self._data.close()
         graph = helper.make_graph(self._nodes, name, list(inputs), list(outputs), self._initializers)
-        domains = {"": OPSET, CONTRIB: 1, **({LOCAL: 1} if self._functions else {})}
+        domains = {"": OPSET, CONTRIB: CONTRIB_OPSET} | ({LOCAL: LOCAL_OPSET} if self._functions else {})
         model = helper.make_model(
             graph,
             producer_name="edgelm",

@@ -1,18 +1,25 @@
 """A bundle is built in a draft folder beside its place, sealed, and renamed into its place when it is whole.
 
+A killed export leaves its draft behind. A draft has a lock file, whose lock ends with its process, so that the next
+export beside it knows which drafts nobody works on.
+
 The command line imports this file before it loads torch, so nothing heavy is imported here.
 """
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from edgelm.bundle.folder import file_fact
 from edgelm.bundle.manifest import MANIFEST_NAME, Manifest
 from edgelm.errors import ExportError
+
+_LOCK = "edgelm-export.lock"
 
 
 def check_output(output: Path) -> None:
@@ -37,7 +44,10 @@ def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
     check_output(output)
     near = next(folder for folder in output.parents if folder.is_dir())
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=near))
+        _remove_abandoned(near)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}.", dir=near))
+        lock = (folder / _LOCK).open("wb")
+        _lock(lock)
     except OSError as error:
         raise ExportError(f"cannot write into {str(near)!r}: {error.strerror}") from None
     try:
@@ -48,7 +58,32 @@ def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
     except OSError as error:
         raise ExportError(f"cannot write the bundle: {error.strerror or error}") from None
     finally:
+        lock.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(near: Path) -> None:
+    """Remove the drafts in the folder `near` whose exports were killed."""
+    for mark in near.glob(f".*/{_LOCK}"):
+        folder = mark.parent
+        with suppress(OSError):  # another export works on it, or removes it now, or it belongs to somebody else
+            if folder.is_symlink() or not {path.name for path in folder.iterdir()} <= {_LOCK, "draft", "scratch"}:
+                continue
+            with mark.open("r+b") as lock:
+                _lock(lock)
+            shutil.rmtree(folder)
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file until it is closed, or its process ends; raises OSError where another process has the lock."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def seal(draft: Path, manifest: Manifest) -> Manifest:

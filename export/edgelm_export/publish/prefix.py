@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import PREFIX_FILE
+from edgelm.bundle.small_files import MAX_TEXT_BYTES, read_small_file
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError, PrefixError
 from edgelm.reuse.kv_file import KvDtype, is_safetensors, read_kv_file
@@ -57,8 +58,11 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
     """
     sizes = checkpoint.architecture
     try:
-        content = file.read_bytes()
-        if is_safetensors(content):
+        if file.exists() and not file.is_file():
+            raise PrefixError("it is no regular file")
+        with file.open("rb") as stream:
+            start = stream.read(9)
+        if is_safetensors(start):
             if dtype is not None:
                 raise ExportError(f"the prefix {str(file)!r} was learned and stays as it is: drop --prefix-dtype")
             metadata = read_kv_file(file, "prefix file", "text", "learned").metadata
@@ -66,7 +70,8 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
                 raise PrefixError("its text was computed with another bundle: give the text itself")
             if metadata.made_for != body_sha256(checkpoint.model):
                 raise ExportError(f"the prefix {str(file)!r} was learned with other weights than {checkpoint.name!r}")
-            return PrefixPlan(file, None, None, len(content))
+            return PrefixPlan(file, None, None, file.stat().st_size)
+        content = read_small_file(file, MAX_TEXT_BYTES)
         text = content.decode("utf-8")
         ids = prompt_ids(checkpoint.tokenizer, text, "prefix")
         check_length(len(ids), sizes.context_length)

@@ -17,7 +17,12 @@ from edgelm.errors import ExportError, TokenizerError, install_hint
 from edgelm_export.model.gpt2_checkpoint import name_weights
 from edgelm_export.source.checkpoint import Checkpoint, check_finite, quiet_torch
 from edgelm_export.source.hub import first_line, locate, read_json
-from edgelm_export.source.tokenizer import TOKENIZER_FILES, VOCABULARY_FILES, conversion_notes, load_tokenizer
+from edgelm_export.source.tokenizer import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    conversion_notes,
+    load_tokenizer_and_eos,
+)
 from edgelm_export.source.weights import read_weights_file
 
 CONFIG = "adapter_config.json"
@@ -83,6 +88,27 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     return replace(checkpoint, source=source, model=model, config_json=config_json, notes=notes)
 
 
+def trainable_adapter(checkpoint: Checkpoint, folder: Path) -> Any:
+    """The model of `checkpoint` with a LoRA adapter beside it, unmerged, so that training can go on with the adapter.
+
+    Args:
+        checkpoint: the base of the adapter. Its model becomes the frozen part of the result.
+        folder: of the adapter.
+
+    Raises:
+        ExportError: as for `merge_adapter`; or the adapter has added tokens or whole weights, and not LoRA's alone.
+    """
+    config, name = read_json(folder / CONFIG, "no adapter that peft wrote"), folder.resolve().name
+    options, weights = _options(config, name), _read_weights(folder, name)
+    if whole := [key for key in weights if ".lora_" not in key]:
+        raise ExportError(
+            f"the adapter {name!r} has more than LoRA's matrices ({whole[0]}); merge it, with --method full"
+        )
+    options["lora_dropout"] = config.get("lora_dropout") or 0.0
+    with quiet_torch():
+        return _adapted(checkpoint, name, options, weights, trainable=True)
+
+
 def _options(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The options that peft gets. An option that would have no effect is refused."""
     if config.get("peft_type") != "LORA":
@@ -133,10 +159,10 @@ def _with_its_tokens(
     stored = [value.shape[0] for key, value in weights.items() if key.endswith(_TABLES)]
     low_rank = [value.shape[1] for key, value in weights.items() if key.endswith(_LOW_RANK_TABLE)]
     rows = max([*stored, *low_rank], default=base_rows)
-    tokenizer = checkpoint.tokenizer
+    tokenizer, eos_token_id = checkpoint.tokenizer, checkpoint.tokenizer_eos_token_id
     if any((folder / file).is_file() for file in VOCABULARY_FILES):
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer, eos_token_id = load_tokenizer_and_eos(folder)
         except TokenizerError as error:
             raise ExportError(f"the tokenizer of the adapter {name!r} cannot be used: {error}") from None
     if rows > base_rows and tokenizer is checkpoint.tokenizer:
@@ -157,7 +183,7 @@ def _with_its_tokens(
             f"left out the tokenizer of the adapter {name!r}: {tokenizer.vocab_size - rows} of its added tokens have "
             f"no row in the token table of {rows}",
         )
-        tokenizer = checkpoint.tokenizer
+        tokenizer, eos_token_id = checkpoint.tokenizer, checkpoint.tokenizer_eos_token_id
     elif tokenizer is not checkpoint.tokenizer:
         notes += conversion_notes(folder, tokenizer)
     if rows < base_rows:
@@ -177,29 +203,42 @@ def _with_its_tokens(
                 table[base_rows:] = 0
         model.requires_grad_(False)
     source = replace(checkpoint.source, parameters=sum(parameter.numel() for parameter in model.parameters()))
-    return replace(checkpoint, source=source, tokenizer=tokenizer), notes
+    return replace(checkpoint, source=source, tokenizer=tokenizer, tokenizer_eos_token_id=eos_token_id), notes
 
 
-def _merged(
-    checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: _Weights
-) -> transformers.PreTrainedModel:
+def _adapted(
+    checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: _Weights, *, trainable: bool = False
+) -> Any:
+    """peft's model of the base with the adapter's `weights`, each in its place."""
     import peft
 
-    model, sizes = checkpoint.model, checkpoint.architecture
-    head, table = model.get_output_embeddings(), model.get_input_embeddings().weight
-    was_tied = head.weight is table
-    head_name = next(path for path, module in model.named_modules() if module is head)
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    ids = torch.arange(min(sizes.context_length, 64))[None] * 7 % sizes.vocab_size  # (1, T)
     misfit = f"the adapter {name!r} does not fit {checkpoint.name!r}"
     try:
-        adapted = peft.PeftModel(model, peft.LoraConfig(**options, inference_mode=True)).eval()
+        config = peft.LoraConfig(**options, inference_mode=not trainable)
+        config.base_model_name_or_path = checkpoint.model.name_or_path
+        adapted = peft.PeftModel(checkpoint.model, config).eval()
         expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except Exception as error:  # peft raises whatever its layers do
         raise ExportError(f"{misfit}: {first_line(error)}") from None
     _check_weights(weights, expected, adapted.state_dict(), misfit)
     try:
         peft.set_peft_model_state_dict(adapted, weights)
+    except Exception as error:
+        raise ExportError(f"the adapter {name!r} cannot be loaded: {first_line(error)}") from None
+    return adapted
+
+
+def _merged(
+    checkpoint: Checkpoint, name: str, options: dict[str, Any], weights: _Weights
+) -> transformers.PreTrainedModel:
+    model, sizes = checkpoint.model, checkpoint.architecture
+    head, table = model.get_output_embeddings(), model.get_input_embeddings().weight
+    was_tied = head.weight is table
+    head_name = next(path for path, module in model.named_modules() if module is head)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    ids = torch.arange(min(sizes.context_length, 64))[None] * 7 % sizes.vocab_size  # (1, T)
+    adapted = _adapted(checkpoint, name, options, weights)
+    try:
         with torch.no_grad():
             unmerged_logits = adapted(input_ids=ids).logits
             _untie(adapted, head_name, table)

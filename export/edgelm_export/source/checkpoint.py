@@ -22,7 +22,7 @@ from edgelm_export.source.chat_template import CHAT_FILES, read_source_template
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
 from edgelm_export.source.gguf import SUFFIX, unpacked
 from edgelm_export.source.hub import first_line, locate, read_json
-from edgelm_export.source.tokenizer import TOKENIZER_FILES, conversion_notes, load_tokenizer
+from edgelm_export.source.tokenizer import TOKENIZER_FILES, conversion_notes, load_tokenizer_and_eos
 from edgelm_export.source.weights import read_weights
 
 _MAX_CARD_CHARACTERS = 100_000
@@ -46,6 +46,9 @@ class Checkpoint:
     """How the model's chats become text; None where the source does not say."""
     notes: tuple[str, ...] = ()
     """Remarks for the person who exports."""
+    tokenizer_eos_token_id: int | None = None
+    """The tokenizer's own end-of-text token, which may lie beyond the vocabulary. `generation_settings` says where
+    generated text ends; training needs this one too."""
 
     @property
     def name(self) -> str:
@@ -97,7 +100,7 @@ def _load_folder(
     model, notes = _load(folder, name, config)
     with quiet_torch():
         settings, setting_notes = loaded_settings(model, own_settings, generation_config)
-    loaded, tokenizer_notes = _tokenizer(folder, name, tokenizer)
+    loaded, eos_token_id, tokenizer_notes = _tokenizer(folder, name, tokenizer)
     notes += setting_notes + tokenizer_notes + _own_code(config, folder if tokenizer is None else None)
     parameters, vocab_size = sum(parameter.numel() for parameter in model.parameters()), model.config.vocab_size
     if beyond := loaded.limit_vocabulary(vocab_size):
@@ -106,17 +109,17 @@ def _load_folder(
     config_json = _config_json(folder, config, model)
     origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
     template = read_source_template(folder)
-    return Checkpoint(origin, card, model, loaded, config_json, settings, template, notes)
+    return Checkpoint(origin, card, model, loaded, config_json, settings, template, notes, eos_token_id)
 
 
-def _tokenizer(folder: Path, name: str, given: str | None) -> tuple[Tokenizer, tuple[str, ...]]:
-    """The tokenizer of the checkpoint `name` in `folder`, or of the folder or hub id `given`, and notes on it."""
+def _tokenizer(folder: Path, name: str, given: str | None) -> tuple[Tokenizer, int | None, tuple[str, ...]]:
+    """The tokenizer of the checkpoint `name` in `folder`, or of the folder or hub id `given`, its eos, and notes."""
     if given is not None:
         folder, name, _ = locate(given, None, lambda names: set(TOKENIZER_FILES) & names, "tokenizer")
     try:
         with quiet_torch():
-            loaded = load_tokenizer(folder)
-            return loaded, conversion_notes(folder, loaded)
+            loaded, eos_token_id = load_tokenizer_and_eos(folder)
+            return loaded, eos_token_id, conversion_notes(folder, loaded)
     except TokenizerError as error:
         hint = "" if given else "; or give another one with --tokenizer FOLDER_OR_ID"
         raise ExportError(f"{name!r} has no usable tokenizer: {error}{hint}") from None
@@ -186,7 +189,9 @@ def _card(folder: Path) -> tuple[str | None, str]:
     path = folder / "README.md"
     if not path.is_file():
         return None, ""
-    text = path.read_text(encoding="utf-8", errors="replace")[:_MAX_CARD_CHARACTERS]
+    with path.open("rb") as stream:
+        text = stream.read(4 * _MAX_CARD_CHARACTERS).decode("utf-8", "replace")[:_MAX_CARD_CHARACTERS]
+    text = text.replace("\r\n", "\n")
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if match is None:
         return None, text.strip()

@@ -141,6 +141,14 @@ def bundle_settings(settings: Mapping[str, Any], vocab_size: int) -> tuple[dict[
     return kept, tuple(notes)
 
 
+def stop_ids(settings: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The ids at which a bundle with these settings ends a text, as `bundle_settings` leaves them."""
+    kept = {"eos_token_id": settings.get("eos_token_id")}
+    _drop_unknown_ids(kept, "eos_token_id", vocab_size)
+    ids = kept.get("eos_token_id")
+    return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
+
+
 def _as_transformers_reads(content: dict[str, Any], path: Path) -> transformers.GenerationConfig:
     try:
         config = transformers.GenerationConfig.from_dict(content)

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.errors import ExportError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a JSON file of a checkpoint; tokenizers are the largest."""
 
 POINTER = b"version https://git-lfs"
 """First bytes of a file that git-lfs left in the place of the real one."""
@@ -31,29 +35,39 @@ def locate(source: str, revision: str | None, choose: Choose, what: str) -> tupl
     Raises:
         ExportError: `source` is neither a folder nor a hub id, or cannot be fetched.
     """
+    folder = folder_of(source, revision, what)
+    return _download(source, revision, choose, what) if folder is None else (folder, *_name(folder))
+
+
+def folder_of(source: str, revision: str | None, what: str) -> Path | None:
+    """The folder `source`; None where it is a hub id. The arguments and the errors are those of `locate`."""
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
             raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a folder")
-        return folder, *_name(folder)
+        return folder
     if folder.exists():
         raise ExportError(f"{source!r} is a file; give the folder of a {what}, or a hub id")
     if not _HUB_ID.fullmatch(source):
         raise ExportError(f"there is no folder {source!r}, and it is no hub id like 'gpt2' or 'owner/name'")
-    return _download(source, revision, choose, what)
+    return None
 
 
-def read_json(path: Path, what: str = "no checkpoint in Hugging Face layout") -> dict[str, Any]:
+def read_json(
+    path: Path, what: str = "no checkpoint in Hugging Face layout", max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
     """The object in a JSON file.
 
     Args:
+        path: the file.
         what: words for a folder without this file, for the message.
+        max_bytes: a larger file is not read.
 
     Raises:
         ExportError: the file is missing, cannot be read, or contains no JSON object.
     """
     try:
-        text = path.read_bytes()
+        text = read_small_file(path, max_bytes)
         if text.startswith(POINTER):
             raise ExportError(
                 f"{str(path)!r} is a git-lfs pointer instead of the file; run `git lfs pull` in its folder"
@@ -61,6 +75,8 @@ def read_json(path: Path, what: str = "no checkpoint in Hugging Face layout") ->
         content = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         raise ExportError(f"{str(path.parent)!r} holds no {path.name}: it is {what}") from None
+    except SmallFileError as error:
+        raise ExportError(f"{str(path)!r} {error}; give another file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"cannot read {str(path)!r}: {first_line(error)}") from None
     if not isinstance(content, dict):
@@ -75,9 +91,9 @@ def read_text(path: Path, what: str, max_bytes: int, encoding: str = "utf-8") ->
         ExportError: the file cannot be read, is larger than `max_bytes`, or is no UTF-8 text.
     """
     try:
-        if path.is_file() and path.stat().st_size > max_bytes:
-            raise ExportError(f"the {what} {str(path)!r} is larger than {max_bytes:,} bytes; give a smaller file")
-        return path.read_text(encoding)
+        return read_small_file(path, max_bytes).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except SmallFileError as error:
+        raise ExportError(f"the {what} {str(path)!r} {error}; give another file") from None
     except OSError as error:
         raise ExportError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
     except UnicodeDecodeError as error:

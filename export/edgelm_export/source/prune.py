@@ -39,7 +39,7 @@ def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
     loaded = checkpoint.model.config.to_dict()
     named = {i for settings in (config, loaded, checkpoint.generation_settings) for i in _single_ids(settings)}
     vocabulary = prune_tokenizer(checkpoint.tokenizer, text, {i for i in named if 0 <= i < size})
-    new_ids = vocabulary.new_ids
+    new_ids, eos = vocabulary.new_ids, checkpoint.tokenizer_eos_token_id
     _keep_rows(checkpoint.model, list(new_ids))
     for name, value in _renumbered(loaded, new_ids).items():
         if name.endswith("_token_id"):
@@ -51,6 +51,7 @@ def prune_vocabulary(checkpoint: Checkpoint, file: Path) -> Checkpoint:
         config_json=json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         generation_settings=_renumbered(checkpoint.generation_settings, new_ids),
         notes=(*checkpoint.notes, f"{len(new_ids):,} of {size:,} tokens stayed"),
+        tokenizer_eos_token_id=None if eos is None else new_ids.get(eos),
     )
 
 

@@ -18,9 +18,10 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-from edgelm.errors import ExportError, PromptError, TokenizerError
-from edgelm.text.tokenizer import Tokenizer, rust_errors
-from edgelm_export.source.hub import read_json
+from edgelm.errors import EdgelmError, ExportError, PromptError, TokenizerError, pass_interrupts_on
+from edgelm.text.rust import is_panic
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_export.source.hub import first_line, read_json
 
 MAX_FILE_BYTES = 64 * 2**20
 
@@ -68,6 +69,11 @@ _CHECKED_TOKENS = 300
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """Finish the tokenizer of a checkpoint: the tokenizer of `load_tokenizer_and_eos`, which raises the same errors."""
+    return load_tokenizer_and_eos(folder)[0]
+
+
+def load_tokenizer_and_eos(folder: str | os.PathLike[str]) -> tuple[Tokenizer, int | None]:
     """Finish the tokenizer of a checkpoint, as transformers' fast tokenizer understands its files.
 
     Code of the folder (`auto_map`) never runs, and settings that point to further files are ignored. What the bundle
@@ -75,6 +81,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
     Args:
         folder: a local folder with a tokenizer.json, a vocab.json and merges.txt, a vocab.txt or a sentencepiece model.
+
+    Returns:
+        The tokenizer, and the id of its own end-of-text token; None where it has none. transformers may have added that
+        token, so that the id can lie beyond the model's vocabulary.
 
     Raises:
         TokenizerError: the folder has no tokenizer, a file is damaged or larger than 64 MB, transformers cannot load
@@ -91,7 +101,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         tokenizer = Tokenizer(backend, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
         splits = backend.encode_special_tokens
         _check(tokenizer if splits else Tokenizer.from_json(tokenizer.to_json()), expected, what)
-        return tokenizer
+        return tokenizer, fast.eos_token_id
 
 
 def conversion_notes(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -130,7 +140,7 @@ def _prepared(folder: Path) -> Iterator[tuple[partial[Any], str, set[str]]]:
     what = f"the tokenizer of {folder} ({', '.join(sorted(files))})"
     with (
         tempfile.TemporaryDirectory() as clean,
-        rust_errors(TokenizerError, f"transformers cannot load {what}", "correct these files or download them again"),
+        _one_sentence(f"transformers cannot load {what}", "correct these files or download them again"),
     ):
         for name in files - {"config.json"}:
             shutil.copyfile(folder / name, Path(clean, name))
@@ -140,6 +150,20 @@ def _prepared(folder: Path) -> Iterator[tuple[partial[Any], str, set[str]]]:
             what,
             files,
         )
+
+
+@contextmanager
+def _one_sentence(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever transformers raises, or Rust, into a TokenizerError: `what` failed, and what to do about it."""
+    try:
+        yield
+    except (EdgelmError, MemoryError):
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        pass_interrupts_on(error)
+        raise TokenizerError(f"{what} ({first_line(error)[:200]}); {advice}") from None
 
 
 def _checked_files(folder: Path) -> set[str]:
@@ -227,7 +251,7 @@ def _behaviour(tokenizer: Any) -> list[tuple[str, bool, list[int], str]]:
     for text in (*_SAMPLES, *_RARE, own, "".join(f" {token}x{token}  " for token in added)):
         for flag in (False, True):
             # Without a token for unknown characters, transformers cannot encode every text.
-            with suppress(TokenizerError), rust_errors(TokenizerError, "", ""):
+            with suppress(TokenizerError), _one_sentence("", ""):
                 ids = tokenizer(text, add_special_tokens=flag).input_ids
                 result.append((text, flag, ids, tokenizer.decode(ids, skip_special_tokens=flag)))
     return result

@@ -51,37 +51,69 @@ def check_vocabulary_size(vocab_size: int) -> None:
         raise TrainingError(f"a byte-level vocabulary has {low} to {high} tokens, got {vocab_size}")
 
 
-def save_bpe(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
+def save_bpe(tokenizer: tokenizers.Tokenizer, folder: Path, end_of_text: str = END_OF_TEXT) -> None:
     """Write the three files that transformers' AutoTokenizer reads; `folder` is created."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2), encoding="utf-8")
 
 
-def load_bpe(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a Hugging Face folder, without truncation and padding.
+def load_bpe(folder: Path) -> tuple[tokenizers.Tokenizer, str]:
+    """The tokenizer of a Hugging Face folder, without truncation and padding, and its end-of-text token.
+
+    That is the tokenizer's own, as its files name it, or else <|endoftext|>.
 
     Raises:
-        TrainingError: tokenizer.json cannot be read, or has no token <|endoftext|>.
+        TrainingError: tokenizer.json cannot be read, or has no such token.
     """
     path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise TrainingError(f"cannot read the tokenizer {path}: there is no such file")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise TrainingError(f"cannot read the tokenizer {path}: {error}") from None
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise TrainingError(f"the tokenizer {path} has no token {END_OF_TEXT}, which precedes every document")
+    named = [_eos_token(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    token = next((t for t in (*named, END_OF_TEXT) if t is not None and tokenizer.token_to_id(t) is not None), None)
+    if token is None:
+        raise TrainingError(
+            f"the tokenizer {path} has no token {END_OF_TEXT}, and no other eos_token in tokenizer_config.json; such a "
+            "token precedes every document: give another tokenizer"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
+    return tokenizer, token
+
+
+def _eos_token(path: Path) -> str | None:
+    """The end-of-text token that a file of a Hugging Face folder names; None where it names none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot read {path}: {error}") from None
+    token = content.get("eos_token") if isinstance(content, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 def encode(tokenizer: tokenizers.Tokenizer, document: str) -> list[int]:
-    """The ids of `document`; no special token is added."""
-    encodings = tokenizer.encode_batch(list(_pieces(document)), add_special_tokens=False)
+    """The ids of `document`; no special token is added.
+
+    Raises:
+        TrainingError: the tokenizer has no token for a part of the text.
+    """
+    try:
+        encodings = tokenizer.encode_batch(list(_pieces(document)), add_special_tokens=False)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise TrainingError(
+            f"the tokenizer cannot encode the text that begins with {document[:40]!r}: {error}; leave out characters "
+            "for which it has no token"
+        ) from None
     return [token_id for encoding in encodings for token_id in encoding.ids]
 
 

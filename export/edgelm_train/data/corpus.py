@@ -1,14 +1,13 @@
 """From text files to documents: files are read, checked and split at a separator, and some documents are held out."""
 
-import errno
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgelm.errors import TrainingError
+from edgelm_train.data.text_file import read_text_file
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
@@ -18,18 +17,6 @@ _HELD_OUT_EVERY = 50
 _FEWEST_DOCUMENTS = 20
 """With fewer documents, the last 5% of each document are held out instead of whole documents."""
 _HEAD_FRACTION = 0.95
-_NOT_UTF8 = {
-    b"\x1f\x8b": "compressed (gzip); decompress it first",
-    b"\xfd7zXZ": "compressed (xz); decompress it first",
-    b"PK\x03\x04": "compressed (zip); decompress it first",
-    b"BZh": "compressed (bzip2); decompress it first",
-    b"(\xb5/\xfd": "compressed (zstd); decompress it first",
-    b"\xff\xfe\0\0": "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {}",
-    b"\0\0\xfe\xff": "UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {}",
-    b"\xff\xfe": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {}",
-    b"\xfe\xff": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {}",
-}
-"""What a file is that begins with these bytes. The first match counts."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +52,9 @@ def read_corpus(files: Sequence[Path], *, separator: str = END_OF_TEXT, held_out
         raise TrainingError("the separator of documents is empty; give a text such as '<|endoftext|>'")
     digest, separator_seen, documents = hashlib.sha256(), False, list[str]()
     for file in files:
-        content = _read(file)
+        content, text = read_text_file(file)
         digest.update(content)
-        text = _decode(content, file)
+        text = text.replace("\r\n", "\n")
         separator_seen |= separator in text
         documents += _split(text, separator)
     if not (separator_seen or separator == END_OF_TEXT):
@@ -88,49 +75,33 @@ def read_documents(file: Path, *, separator: str = END_OF_TEXT) -> list[str]:
     Raises:
         TrainingError: the file is missing, empty or not UTF-8 text.
     """
-    return _split(_decode(_read(file), file), separator)
+    return _split(read_text_file(file)[1].replace("\r\n", "\n"), separator)
 
 
-def check_file(file: Path) -> None:
-    """Raises TrainingError where `file` is a folder, or does not exist."""
-    if file.is_dir():
-        raise TrainingError(f"{file} is a folder; name its text files, for example {file}/*.txt")
-    if not file.exists():
-        raise TrainingError(f"cannot read {file}: {os.strerror(errno.ENOENT)}")
+def read_parts(file: Path, held_out: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The documents of `file` to train on, and the held-out ones: those of the file `held_out`, or a part of `file`.
+
+    Raises:
+        TrainingError: a file is missing, empty or not UTF-8 text, or no document is left for one of the parts.
+    """
+    if held_out is None:
+        corpus = read_corpus([file])
+        return corpus.training, corpus.held_out
+    held = tuple(read_documents(held_out))
+    if not held:
+        raise TrainingError(f"there is nothing but white space in {held_out}: give a file with text")
+    known = set(held)
+    training = tuple(document for document in read_documents(file) if document not in known)
+    if not training:
+        raise TrainingError(
+            f"every document of {file} is white space or equals a held-out document: there is nothing left to train on"
+        )
+    return training, held
 
 
 def counted(number: int, noun: str) -> str:
     """A number before its noun: "1 document", "2,000 documents"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _read(file: Path) -> bytes:
-    check_file(file)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise TrainingError(f"cannot read {file}: {error.strerror or error}") from None
-    if not content:
-        raise TrainingError(f"{file} is empty; give a file with text")
-    return content
-
-
-def _decode(content: bytes, file: Path) -> str:
-    for first_bytes, description in _NOT_UTF8.items():
-        if content.startswith(first_bytes):
-            raise TrainingError(f"{file} is {description.format(file.name)}")
-    zero = content.find(b"\0")
-    if zero >= 0:
-        raise TrainingError(f"{file} is not text: byte {zero} is zero; give a UTF-8 text file")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise TrainingError(
-            f"{file} is not UTF-8: byte {error.start} (line {line}) is 0x{content[error.start]:02x}; convert it first, "
-            f"for example: iconv -f LATIN1 -t UTF-8 {file.name}"
-        ) from None
-    return text.replace("\r\n", "\n")
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -9,7 +9,7 @@ import tokenizers
 
 from edgelm.errors import TrainingError
 from edgelm_train.data.bpe import encode
-from edgelm_train.data.corpus import END_OF_TEXT, counted
+from edgelm_train.data.corpus import counted
 
 Ids = npt.NDArray[np.int32]
 IGNORED = -100
@@ -18,7 +18,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Packed:
-    """Documents end to end: `ids` (T,), with <|endoftext|> before each document; document i begins at starts[i]."""
+    """Documents end to end: `ids` (T,), with an end-of-text token before each document, which begins at starts[i]."""
 
     ids: Ids
     starts: npt.NDArray[np.int64]
@@ -33,10 +33,14 @@ class Packed:
         return np.concatenate([self.ids[self.starts[i] : ends[i]] for i in order])
 
 
-def pack(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Packed:
-    """Tokenize `documents` and put them end to end."""
-    first = tokenizer.token_to_id(END_OF_TEXT)
-    pieces = [np.array([first, *encode(tokenizer, document)], dtype=np.int32) for document in documents]
+def pack(documents: Sequence[str], tokenizer: tokenizers.Tokenizer, end_of_text: int | None) -> Packed:
+    """Tokenize `documents` and put them end to end, with the token `end_of_text` before each, unless it is None.
+
+    Raises:
+        TrainingError: the tokenizer cannot encode a document.
+    """
+    first = [] if end_of_text is None else [end_of_text]
+    pieces = [np.array([*first, *encode(tokenizer, document)], dtype=np.int32) for document in documents]
     starts = np.cumsum([0, *map(len, pieces[:-1])], dtype=np.int64)
     return Packed(np.concatenate(pieces), starts)
 

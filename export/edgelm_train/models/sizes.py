@@ -4,6 +4,7 @@ This file loads without torch and transformers, because the command line shows a
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,30 +49,24 @@ def check_size(size: str) -> None:
         raise TrainingError(f"{size!r} is no size: give {', '.join(SIZES)} or the path of a GPT-2 config.json")
 
 
-def named_config(size: str) -> "transformers.GPT2Config":
-    """A configuration without dropout, in the shape called `size` or in that of a GPT-2 config.json at this path.
+def read_shape(size: str) -> dict[str, Any]:
+    """The fields of a GPT-2's config.json that the size `size` names, or that lie in the file at this path.
 
     Raises:
         TrainingError: `size` is neither, or the file is no configuration of a GPT-2.
     """
-    import transformers
-    from transformers.activations import ACT2FN
-
     check_size(size)
     if size in SIZES:
         shape = SIZES[size]
-        return transformers.GPT2Config(
-            **NO_DROPOUT,
-            vocab_size=shape.vocab,
-            n_positions=shape.context,
-            n_embd=shape.width,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            bos_token_id=END_OF_TEXT_ID,
-            eos_token_id=END_OF_TEXT_ID,
+        values = (shape.layers, shape.width, shape.heads, shape.context, shape.vocab)
+        return dict(zip(_SHAPE_FIELDS, values, strict=True))
+    path = Path(size)
+    if not path.exists() and (path.parent / "adapter_config.json").exists():
+        raise TrainingError(
+            f"{path.parent} is an adapter; train on with it by edgelm finetune, or merge it there with --method full"
         )
     try:
-        fields: dict[str, Any] = json.loads(Path(size).read_text(encoding="utf-8"))
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if fields.get("model_type", "gpt2") != "gpt2":
             raise ValueError(f"it describes a {fields['model_type']!r} model, and edgelm trains GPT-2 only")
         missing = [name for name in _SHAPE_FIELDS if name not in fields]
@@ -83,16 +78,39 @@ def named_config(size: str) -> "transformers.GPT2Config":
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not 0 < float(fields.get(name, 1e-5)) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {fields[name]!r}")
-        config = transformers.GPT2Config.from_dict(fields | NO_DROPOUT | {"bos_token_id": 0, "eos_token_id": 0})
-        if config.n_embd % config.n_head:
-            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-        if config.n_positions % 2:
-            raise ValueError(f"n_positions must be even to have half windows, got {config.n_positions}")
+        if fields["n_embd"] % fields["n_head"]:
+            raise ValueError(f"n_embd {fields['n_embd']} is not a multiple of n_head {fields['n_head']}")
+        if fields["n_positions"] % 2:
+            raise ValueError(f"n_positions must be even to have half windows, got {fields['n_positions']}")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise _no_shape(size, error) from None
+    return fields
+
+
+def named_config(size: str) -> "transformers.GPT2Config":
+    """A configuration without dropout, in the shape called `size` or in that of a GPT-2 config.json at this path.
+
+    Raises:
+        TrainingError: as for `read_shape`.
+    """
+    import transformers
+    from transformers.activations import ACT2FN
+
+    fields = read_shape(size)
+    try:
+        ends = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
+        config = transformers.GPT2Config.from_dict(fields | NO_DROPOUT | ends)
         if config.activation_function not in ACT2FN:
             raise ValueError(f"transformers has no activation_function {config.activation_function!r}")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise TrainingError(f"cannot take the shape from {size}: {error}") from None
+        for name in config._get_non_default_generation_parameters():
+            setattr(config, name, None)  # transformers saves no config with such settings, which old files have
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _no_shape(size, error) from None
     return config
+
+
+def _no_shape(size: str, error: Exception) -> TrainingError:
+    return TrainingError(f"cannot take the shape from {size}: {error}")
 
 
 def defaults_for(config: "transformers.GPT2Config") -> Size:
@@ -108,8 +126,10 @@ def shape_name(config: "transformers.GPT2Config") -> str:
     )
 
 
-def load_weights(folder: Path, config: "transformers.GPT2Config") -> Any:
-    """The model in `folder`, in float32.
+def load_weights(
+    folder: Path, config: "transformers.GPT2Config", say: Callable[[str], None] = lambda note: None
+) -> Any:
+    """The model in `folder`, in float32; `say` gets a note on weights that were left out.
 
     Raises:
         TrainingError: the weights are missing, incomplete, or do not fit `config`.
@@ -117,7 +137,9 @@ def load_weights(folder: Path, config: "transformers.GPT2Config") -> Any:
     from edgelm_export.source.checkpoint import load_model
 
     try:
-        model, _ = load_model(folder, str(folder), config, "sdpa")
+        model, notes = load_model(folder, str(folder), config, "sdpa")
     except ExportError as error:
         raise TrainingError(str(error)) from None
+    for note in notes:
+        say(note)
     return model

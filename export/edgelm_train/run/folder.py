@@ -3,15 +3,22 @@
 This file loads without torch, because the commands check their output folder before they load it.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from edgelm.errors import TrainingError
+from edgelm_export.source.hub import first_line
+from edgelm_train.run.lock import is_empty
 
 if TYPE_CHECKING:
     from edgelm_train.run.machine import Precision
@@ -20,7 +27,7 @@ RUN_FOLDER = "training"
 """The part of an output folder with the record of the run, its checkpoints until it is finished, the event files of
 TensorBoard, and the tokenizer of ``edgelm pretrain``."""
 _RECORD_FILE = "run.json"
-_HASHED = ("data", "held-out data", "weights", "tokenizer")  # recorded by their SHA-256
+_HASHED = ("data", "held-out data", "weights", "tokenizer", "adapter")  # recorded by their SHA-256
 
 
 @dataclass(frozen=True)
@@ -70,14 +77,26 @@ def check_out(out: Path) -> RunRecord | None:
     Raises:
         TrainingError: `out` has other files in it, or its run is finished.
     """
-    if out.is_file():
+    check_name(out)
+    if out.exists() and not out.is_dir():
         raise TrainingError(f"{out} is a file; give a new folder as --out")
     if (out / "report.json").exists():
         raise TrainingError(f"the run in {out} is finished; see {out / 'report.md'}, or give another --out")
     started = read_record(out / RUN_FOLDER)
-    if started is None and out.exists() and any(out.iterdir()):
+    if started is None and out.exists() and not is_empty(out):
         raise TrainingError(f"{out} is not empty; give a new folder as --out")
     return started
+
+
+def check_name(path: Path) -> None:
+    """Raises TrainingError where the name of a file or folder is not UTF-8, because libraries of training refuse it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise TrainingError(
+            f"the name {shown} is not UTF-8, which training needs; rename it, or give another"
+        ) from None
 
 
 def begin_run(out: Path, options: Mapping[str, object], measure: "Callable[[], Precision]") -> "Precision":
@@ -95,6 +114,30 @@ def begin_run(out: Path, options: Mapping[str, object], measure: "Callable[[], P
         started.write(out / RUN_FOLDER)
     refuse_changes(started, options, out)
     return "bf16" if started.decided.get("precision") == "bf16" else "fp32"
+
+
+@contextmanager
+def saving(out: Path) -> Iterator[None]:
+    """In this context the result is written into `out`; what goes wrong gets a sentence. The run stays resumable.
+
+    Raises:
+        TrainingError: a file cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not (isinstance(error, (OSError, SafetensorError)) or disk_is_full(error)):
+            raise
+        reason = "the disk is full" if disk_is_full(error) else first_line(error)
+        raise TrainingError(
+            f"cannot write the result into {out}: {reason}; make room, and give the same command again"
+        ) from None
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether `error` means a full disk, for which torch's archive writer and safetensors have errors of their own."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return full or any(words in str(error) for words in ("inline_container", "No space left", "File too large"))
 
 
 def end_run(out: Path) -> None:

@@ -1,10 +1,8 @@
 """The loop of a run, by transformers' Trainer: optimizer steps over a stream of batches, measured on held-out data."""
 
-import errno
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import quiet_torch
 from edgelm_train.run.callbacks import Clock, ProgressBar, Stop
-from edgelm_train.run.folder import write_json
+from edgelm_train.run.checkpoints import follow_umask, is_whole, last_checkpoint, seal
+from edgelm_train.run.folder import disk_is_full, write_json
 from edgelm_train.run.machine import Precision
 from edgelm_train.run.muon import MuonAdamW
 
@@ -104,7 +103,7 @@ def train(
         say: gets lines about the progress.
 
     Raises:
-        TrainingError: the loss became NaN or infinite, or the disk is full.
+        TrainingError: the loss became NaN or infinite, the disk is full, or no checkpoint of the run is whole.
     """
     stop = Stop()
     clock = Clock(stop, schedule.log_every, schedule.save_seconds, schedule.limit_seconds, say)
@@ -112,9 +111,9 @@ def train(
     if schedule.patience is not None:
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=schedule.patience))
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_checkpoint(folder)
-    ended_before = None if checkpoint is None else _read_ended(folder)
-    if checkpoint is not None and ended_before is None:
+    ended_before = _read_ended(folder)
+    checkpoint = None if ended_before else last_checkpoint(folder, with_best=schedule.keep == "best", say=say)
+    if checkpoint is not None:
         say(f"resuming after step {checkpoint.name.removeprefix('checkpoint-')} of {schedule.steps}")
     with quiet_torch():
         trainer = _Trainer(
@@ -135,7 +134,7 @@ def train(
             with stop.on_signals():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except (OSError, RuntimeError, SafetensorError) as error:
-            if not _disk_is_full(error):
+            if not disk_is_full(error):
                 raise
             message = f"cannot write a checkpoint into {folder}: the disk is full"
             raise TrainingError(f"{message}; free some of it and give the same command again") from None
@@ -167,27 +166,9 @@ def _read_ended(folder: Path) -> tuple[Outcome, Path] | None:
     try:
         content = json.loads((folder / _ENDED_FILE).read_text(encoding="utf-8"))
         outcome = Outcome(**{**content["outcome"], "log": tuple(content["outcome"]["log"])})
-        return (outcome, folder / content["kept"]) if (folder / content["kept"]).is_dir() else None
+        return (outcome, folder / content["kept"]) if is_whole(folder / content["kept"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _disk_is_full(error: Exception) -> bool:
-    """Whether `error` means a full disk, for which torch's archive writer and safetensors have errors of their own."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "inline_container" in str(error) or "No space left" in str(error)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, by its trainer_state.json, which is written last."""
-    complete = {}
-    for checkpoint in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            complete[state["global_step"]] = checkpoint
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return complete[max(complete)] if complete else None
 
 
 def _arguments(folder: Path, schedule: Schedule, device: str, tensorboard: bool) -> Any:
@@ -237,14 +218,27 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     control: Any
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        loss = logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {self.state.global_step}; start again with a smaller "
-                "--learning-rate, or more warm-up, and another --out"
-            )
+        for loss in (logs.get("loss", 0.0), logs.get("eval_loss", 0.0)):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss became {loss} at step {self.state.global_step}; start again with a smaller "
+                    "--learning-rate, or more warm-up, and another --out"
+                )
         # Checkpoints contain the log, and so the seconds too.
         super().log({**logs, "seconds": self.clock.seconds}, start_time)
+
+    def _rotate_checkpoints(self, *arguments: Any, **named: Any) -> None:
+        # The older checkpoints are removed here, so the new one must be whole before.
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        follow_umask(checkpoint)
+        seal(checkpoint)
+        super()._rotate_checkpoints(*arguments, **named)
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        if self.state.best_model_checkpoint is not None:  # the path of a folder that may have been moved since
+            best = Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name
+            self.state.best_model_checkpoint = str(best)
 
     @property
     def out_of_patience(self) -> bool:

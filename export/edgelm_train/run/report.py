@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from edgelm_export.source.checkpoint import quiet_torch
-from edgelm_train.run.folder import end_run, write_json
+from edgelm_train.run.folder import end_run, saving, write_json
 from edgelm_train.run.loop import Outcome
 
 _CURVES_FILE = "curves.svg"
@@ -46,8 +46,9 @@ class Finished(Generic[ReportKind]):
 
         The model must be saved already. `logs` and `tokens_per_step` are as for `draw_curves`.
         """
-        draw_curves(logs, tokens_per_step, out / _CURVES_FILE)
-        report.write(out)
+        with saving(out):
+            draw_curves(logs, tokens_per_step, out / _CURVES_FILE)
+            report.write(out)
         end_run(out)
         return cls(report, outcome)
 

@@ -14,11 +14,12 @@ from torch.utils.data import Dataset
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.fingerprint import model_sha256
-from edgelm_train.data.corpus import END_OF_TEXT, counted, read_corpus, read_documents
-from edgelm_train.data.examples import Example, pad, read_examples
+from edgelm_train.data.corpus import counted, read_parts
+from edgelm_train.data.end_of_text import EndOfText
+from edgelm_train.data.examples import Example, Examples, pad, read_examples
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
-from edgelm_train.data.records import Task
-from edgelm_train.run.folder import sha256_of_file
+from edgelm_train.data.templates import ChatTask, Task
+from edgelm_train.run.folder import sha256_of_file, sha256_of_weights
 from edgelm_train.run.held_out import Loss, loss_in_windows, loss_on_completions
 from edgelm_train.run.loop import Batch, Outcome, Schedule, train
 
@@ -66,6 +67,8 @@ class ExampleData:
     held_out: tuple[Example, ...]
     pad_token_id: int
     notes: tuple[str, ...] = ()
+    task: Task | ChatTask | None = None
+    """How the rows became examples, with the roles of the data if they are chats."""
 
     @property
     def rows(self) -> int:
@@ -129,49 +132,51 @@ def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window:
     of a window in tokens; `remedy` is as for `refuse_too_little`.
 
     Raises:
-        TrainingError: a file cannot be read or is too short, or the checkpoint has no <|endoftext|>.
+        TrainingError: a file cannot be read or is too short, or has a token that the model lacks.
     """
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer.to_json())
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        message = f"{checkpoint.name!r} has no token {END_OF_TEXT} to separate documents"
-        raise TrainingError(f"{message}; give examples with a prompt and a completion instead of plain text")
-    if held_out is None:
-        corpus = read_corpus([file])
-        training, held = corpus.training, corpus.held_out
-    else:
-        held = tuple(read_documents(held_out))
-        known = set(held)
-        training = tuple(document for document in read_documents(file) if document not in known)
-    if not held:
-        raise TrainingError(f"there is nothing but white space in {held_out}: give a file with text")
-    if not training:
-        raise TrainingError(
-            f"every document of {file} is white space or equals a held-out document: there is nothing left to train on"
-        )
-    data = TextData(pack(training, tokenizer), pack(held, tokenizer), window)
+    training, held = read_parts(file, held_out)
+    end, size = EndOfText.of(checkpoint), checkpoint.architecture.vocab_size
+    packed = [pack(documents, tokenizer, end.token_id) for documents in (training, held)]
+    data = TextData(packed[0], packed[1], window, end.notes)
+    for path, part in ((file, data.training), (held_out or file, data.held_out)):
+        if (highest := int(part.ids.max())) >= size:
+            token = tokenizer.id_to_token(highest)
+            message = (
+                f"{path} needs the token {token!r} (id {highest}), but {checkpoint.name!r} has only {size:,} tokens"
+            )
+            raise TrainingError(f"{message}: leave it out of the text")
     parts = {f"of {file} to train on": data.training, f"of {held_out or file} held out": data.held_out}
     refuse_too_little(parts, window, remedy)
     return data
 
 
-def read_tasks(file: Path, held_out: Path | None, checkpoint: Checkpoint, task: Task, longest: int) -> ExampleData:
+def read_tasks(
+    file: Path, held_out: Path | None, checkpoint: Checkpoint, task: Task | ChatTask, longest: int
+) -> ExampleData:
     """Examples of a file of records, in the tokens of a checkpoint.
 
-    The records of `held_out` are held out. Where it is None, every 20th example of `file` is held out. Examples of more
-    than `longest` tokens are left out.
+    The records of `held_out` are held out. Where it is None, every 20th record of `file` is held out, a chat with all
+    its answers. Examples of more than `longest` tokens are left out.
 
     Raises:
         TrainingError: a file cannot be read, lacks a column, or has too few usable examples.
     """
-    tokenizer, eos = checkpoint.tokenizer, checkpoint.model.config.eos_token_id
-    examples = read_examples(file, task, tokenizer, eos_token_id=eos, context_length=longest)
-    training, notes = examples.examples, examples.notes
+    end = EndOfText.of(checkpoint)
+
+    def read(path: Path) -> Examples:
+        return read_examples(path, task, checkpoint.tokenizer, eos_token_id=end.token_id, context_length=longest)
+
+    examples = read(file)
+    training, notes = examples.examples, end.notes + examples.notes
     if held_out is None:
-        held = training[::_HELD_OUT_EVERY]
-        training = tuple(example for i, example in enumerate(training) if i % _HELD_OUT_EVERY)
+        rows = examples.by_row
+        held = tuple(example for row in rows[::_HELD_OUT_EVERY] for example in row)
+        training = tuple(example for i, row in enumerate(rows) if i % _HELD_OUT_EVERY for example in row)
     else:
-        others = read_examples(held_out, task, tokenizer, eos_token_id=eos, context_length=longest)
-        held, notes = others.examples, notes + tuple(f"{held_out}: {note}" for note in others.notes)
+        others = read(held_out)
+        held = others.examples
+        notes += tuple(f"{held_out}: {note}" for note in others.notes if note not in examples.notes)
     known = set(held)
     fresh = tuple(example for example in training if example not in known)
     if repeated := len(training) - len(fresh):
@@ -179,15 +184,18 @@ def read_tasks(file: Path, held_out: Path | None, checkpoint: Checkpoint, task: 
     if not fresh:
         raise TrainingError(f"{str(file)!r} has no example that is not held out; give more examples")
     # Any token can fill up a short row, because attention never looks at it.
-    return ExampleData(fresh, held, 0 if eos is None else eos, notes)
+    return ExampleData(fresh, held, end.token_id or 0, notes, examples.task)
 
 
-def fingerprints(checkpoint: Checkpoint, data: Path, held_out: Path | None) -> dict[str, object]:
-    """Name and hashes (hex) of checkpoint and data, which must not change when a tuning run is resumed."""
+def fingerprints(
+    checkpoint: Checkpoint, data: Path, held_out: Path | None, adapter: Path | None = None
+) -> dict[str, object]:
+    """Name and hashes (hex) of checkpoint, adapter and data, which must not change when a tuning run is resumed."""
     return {
         "base": checkpoint.name,
         "weights": model_sha256(checkpoint.model),
         "tokenizer": hashlib.sha256(checkpoint.tokenizer.to_json().encode()).hexdigest(),
+        "adapter": None if adapter is None else sha256_of_weights(adapter),
         "data": sha256_of_file(data),
         "held-out data": None if held_out is None else sha256_of_file(held_out),
     }

@@ -27,9 +27,10 @@ from edgelm.bundle.reference import read_reference, rounded
 from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
+from edgelm.ids import IdArray, Logits
 from edgelm.model import load
 from edgelm.scoring.verification import Check, checks, drift, figures, observe_session, source_perplexity
-from edgelm_export.certify.certificate import _top, measure_footprint, read_eval_text
+from edgelm_export.certify.certificate import _top, make_reference, measure_footprint, read_eval_text
 from edgelm_export.fit import _runtime_bytes
 from edgelm_export.pipeline import export
 from tests.conftest import TINY_BUNDLE, RunCommand
@@ -152,6 +153,22 @@ def test_the_reference_holds_what_torch_computes(tiny_export: TinyExport) -> Non
     assert np.abs(data.bundle_mean - logs.mean(axis=0)).max() <= 1e-3
     nats = [logs[t, data.ids[t + 1]] for t in range(len(data.ids) - 1) if (t + 1) % 64]
     assert source_perplexity(facts, data) == pytest.approx(math.exp(-np.mean(nats)), rel=1e-3)
+
+
+@pytest.mark.parametrize(("drawn", "kept"), [(64, 64), (65, 64), (66, 66), (127, 127), (129, 128), (3000, 2048)])
+def test_a_reference_has_no_row_of_one_token(drawn: int, kept: int) -> None:
+    """A row of one token predicts nothing; the context of the tiny bundle is 64."""
+    session = Graph.open(Bundle.read(TINY_BUNDLE), device="cpu", threads=1).session()
+
+    def source(row: IdArray) -> Logits:
+        session.reset()
+        return session.score(row)
+
+    ids = np.random.default_rng(0).integers(0, session.vocab_size, drawn)
+    facts, data = make_reference(source, session.sibling(), np.split(ids, range(64, drawn, 64)))
+    assert (facts.tokens, facts.row_tokens) == (kept, 64)
+    assert np.array_equal(data.ids, ids[:kept])
+    assert facts.perplexity_ratio == pytest.approx(1, abs=1e-3)
 
 
 def test_top_ids_by_hand() -> None:

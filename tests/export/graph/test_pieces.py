@@ -13,13 +13,14 @@ import torch
 from onnx import TensorProto, helper
 
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.bundle.operators import CONTRIB, LOCAL, OPSET
 from edgelm.decoding.logprobs import log_softmax
 from edgelm.errors import ExportError
 from edgelm.scoring.comparison import Comparison, compare_logits
 from edgelm_export.certify.certificate import _top
 from edgelm_export.certify.judgement import Greedy, judge, quality
 from edgelm_export.graph.products import row_quantized_matmul
-from edgelm_export.graph.writer import CONTRIB, LOCAL, OPSET, GraphWriter
+from edgelm_export.graph.writer import GraphWriter
 from edgelm_export.model.decoder import Array
 from edgelm_export.publish.card import model_card
 from edgelm_export.source.drawn_text import _choose, draw_texts

@@ -1,18 +1,34 @@
 """Bits chosen matrix by matrix: plans computed by hand, and an export within limits that no fixed recipe keeps."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgelm.errors import ExportError
+from edgelm_export.model.decoder import PRODUCTS, DecoderWeights
+from edgelm_export.model.families import collect_weights
+from edgelm_export.model.forward import DecoderForward
 from edgelm_export.pipeline import export
-from edgelm_export.quantize.budget import Budget, Option, given_up, mixed_recipe, plan
-from edgelm_export.quantize.recipe import BLOCK4, BLOCK4_FINE, BLOCK8
+from edgelm_export.quantize.budget import (
+    OPTIONS,
+    Budget,
+    Option,
+    _option,
+    given_up,
+    measure_options,
+    mixed_recipe,
+    plan,
+)
+from edgelm_export.quantize.calibrate import as_product, store
+from edgelm_export.quantize.recipe import BLOCK4, BLOCK4_FINE, BLOCK8, StorageRecipe, uniform_storage
+from edgelm_export.quantize.storage import FLOAT32, Storage, block_size_for, quantize_blocks, stored_bytes
 from tests.build_side import Report
 from tests.conftest import RunCommand
-from tests.export.checkpoints import Shape, save_checkpoint
+from tests.export.checkpoints import Shape, TorchModel, save_checkpoint
 
 pytestmark = pytest.mark.export
 
@@ -43,6 +59,72 @@ def test_what_is_good_enough_is_not_paid_for() -> None:
 
 def test_memory_limits_too() -> None:
     assert sizes(plan(BY_HAND, 100, 30, 0)) == {"a": 20, "b": 10}
+
+
+def test_every_step_counts_once_against_both_limits() -> None:
+    """Three matrices of 10 bytes and 5 of memory, which may become 20 and 25: exactly 60 and 75 take all steps."""
+    small, large = replace(option(10, 0.5), ram_bytes=5), replace(option(20, 0.1), ram_bytes=25)
+    options = {name: [small, large] for name in "abc"}
+    assert sizes(plan(options, 60, 75, 0)) == {"a": 20, "b": 20, "c": 20}
+    for disk, ram in ((59, 75), (60, 74)):
+        assert sorted(sizes(plan(options, disk, ram, 0)).values()) == [10, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("storage", "k", "n", "disk", "ram"),
+    [
+        (BLOCK4, 512, 10, 4096 + 80, 2560 + 2 * 80),  # two blocks of 256 codes of half a byte, a scale of 4 bytes each
+        (BLOCK8, 512, 10, 8192 + 80, 5120 + 2 * 80),
+        (BLOCK4_FINE, 512, 10, 4096 + 640, 2560 + 2 * 640),
+        (BLOCK4, 600, 3, 912 + 228, 912 + 2 * 228),  # 600 has no block of its own: 19 blocks of 32, the last padded
+    ],
+)
+def test_what_an_option_takes(storage: Storage, k: int, n: int, disk: int, ram: int) -> None:
+    found = _option(storage, (k, n), 0.5)
+    assert (found.disk_bytes, found.ram_bytes, found.loss_nats) == (disk, ram, 0.5)
+    stored = quantize_blocks(np.ones((n, k), np.float32), storage.bits, block_size_for(k, storage.block_size or 0))
+    assert stored_bytes(stored.packed.nbytes) + stored_bytes(stored.scales.nbytes) == disk
+    looked_up = _option(storage, (k, n), 0.5, True)
+    assert looked_up.ram_bytes - found.ram_bytes == stored.scales.nbytes
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_what_an_option_costs(tied: bool, tmp_path: Path) -> None:
+    """The mean KL divergence of the model whose one matrix is stored, from the model with all weights."""
+    shape = Shape(width=32, heads=4, layers=2, vocab=80, context=32, tied=tied)
+    weights = collect_weights(TorchModel(save_checkpoint(tmp_path / "m", shape)).model.requires_grad_(False))
+    rng = np.random.default_rng(0)
+    calibration, judged = rng.integers(0, 80, (4, 32)), rng.integers(0, 80, (3, 32))
+    options = measure_options(weights, calibration, judged)
+    assert set(options) == {table.name for table in weights.tables} | {linear.name for linear in weights.products}
+
+    def logs(changed: DecoderWeights) -> np.ndarray:
+        forward = DecoderForward(changed)
+        x = forward.embed(judged)
+        for layer in changed.layers:
+            x = forward.layer(layer, x)
+        found: np.ndarray = forward.log_probabilities(forward.final(x)).double().numpy()
+        return found
+
+    source = logs(weights)
+    for storage in OPTIONS:
+        recipe = StorageRecipe("mixed", uniform_storage(weights, storage, FLOAT32))
+        stored = store(weights, recipe, calibration).stored
+        at = OPTIONS.index(storage)
+        for index, layer in enumerate(weights.layers):
+            for field in PRODUCTS:
+                name = layer.product(field).name
+                layers = list(weights.layers)
+                layers[index] = layer.with_weight(field, as_product(stored[name]))
+                found = logs(replace(weights, layers=tuple(layers)))
+                divergence = float((np.exp(source) * (source - found)).sum(axis=-1).mean())
+                assert options[name][at].loss_nats == pytest.approx(divergence, rel=1e-2, abs=1e-6), name
+    for choices in options.values():
+        assert choices[0].loss_nats > 2 * choices[2].loss_nats  # 4 bits cost more than 8
+    table = options[weights.token_table.name][0]
+    assert table.ram_bytes == _option(BLOCK4, (32, 80), 0, True).ram_bytes
+    if weights.head is not None:
+        assert options[weights.head.name][0].ram_bytes == _option(BLOCK4, (32, 80), 0).ram_bytes
 
 
 def test_what_cannot_fit_is_refused_with_numbers() -> None:

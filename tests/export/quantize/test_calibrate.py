@@ -75,6 +75,20 @@ def test_smoothing_keeps_the_function_and_undoes_outliers(model: Any, precision:
             assert spread(norm.weight) < 0.5 * spread(old.weight)
 
 
+def test_smoothing_divides_the_values_and_says_by_what(model: Any) -> None:
+    weights = collect_weights(model)
+    rows = np.stack(draw_texts(model, 1000, 1))
+    for old, new in zip(weights.layers, smooth(weights, fixed_recipe("int4", weights), rows).layers, strict=True):
+        divisors = new.value_divisors
+        assert divisors is not None and not np.allclose(divisors, 1)
+        np.testing.assert_allclose(new.attention_out.weight, old.attention_out.weight * divisors[:, None], rtol=1e-5)
+        values = new.qkv.bias[-len(divisors) :] * divisors
+        np.testing.assert_allclose(values, old.qkv.bias[-len(divisors) :], rtol=1e-4, atol=1e-6)
+    fp32 = smooth(weights, fixed_recipe("fp32", weights), rows)
+    assert all(layer.value_divisors is None for layer in fp32.layers)
+    assert np.array_equal(log_probabilities(fp32, rows[:1]), log_probabilities(weights, rows[:1]))
+
+
 def spread(values: Array) -> float:
     magnitudes = np.abs(values)
     return float(magnitudes.max() / np.median(magnitudes))

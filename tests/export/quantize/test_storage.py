@@ -61,6 +61,15 @@ def test_scale_takes_the_sign_that_puts_the_largest_on_the_lowest_code() -> None
     assert np.array_equal(quantized.restored(), row)
 
 
+def test_scale_puts_the_largest_on_the_highest_code_where_that_is_better() -> None:
+    """7 and -7 are codes of one scale, 1. On the lowest code, -8, 7 would push -7 off the other end."""
+    row = np.zeros((1, 16), np.float32)
+    row[0, :6] = [7, -7, 3, -1, 7, -7]
+    quantized = quantize_blocks(row, 4, 16)
+    assert np.abs(quantized.scales) == pytest.approx(1)
+    np.testing.assert_allclose(quantized.restored(), row, rtol=1e-6)
+
+
 def test_blocks_of_zeros_are_exact() -> None:
     quantized = quantize_blocks(np.zeros((2, 32), np.float32), 4, 16)
     assert (quantized.packed == 0x88).all()
@@ -146,6 +155,19 @@ def test_gptq_of_unrelated_inputs_is_rounding_to_nearest() -> None:
     found, plain = gptq_blocks(rows, np.eye(64, dtype=np.float32), 4, 32), quantize_blocks(rows, 4, 32)
     assert np.array_equal(found.packed, plain.packed)
     assert np.allclose(found.scales, plain.scales)
+
+
+def test_gptq_rounds_the_column_with_the_largest_diagonal_first() -> None:
+    """Nothing has been rounded before it, so it is rounded to nearest; the last column makes up for all others."""
+    rows, x = np.random.default_rng(3).normal(size=(40, 64)).astype(np.float32), correlated_inputs(64)
+    diagonal = (x.T @ x).diagonal()
+    first, last = int(diagonal.argmax()), int(diagonal.argmin())
+    found = gptq_blocks(rows, x.T @ x, 4, 32)
+    scales = np.repeat(found.scales, 32, axis=1)  # (N, K)
+    nearest = np.clip(np.rint(rows / scales), -8, 7) * scales
+    differs = ~np.isclose(found.restored(), nearest, rtol=1e-4).all(axis=0)  # (K,)
+    assert not differs[first] and differs[last]
+    assert differs.sum() > 50
 
 
 def test_gptq_with_inputs_that_are_always_zero() -> None:

@@ -292,6 +292,19 @@ def test_lists_of_ids_are_renumbered(tmp_path: Path, domain: Path) -> None:
     assert settings["bad_words_ids"] == [[new, new]]
 
 
+def test_tokens_that_the_generation_settings_name_stay(tmp_path: Path, domain: Path) -> None:
+    """A token that ends texts is kept, although neither the domain nor config.json has it."""
+    source = checkpoint_with_words(tmp_path / "checkpoint")
+    old = load_tokenizer(source)
+    end, rare = old.token_id("<|end|>"), old.token_id("Ġmatters")
+    assert end is not None and rare is not None and rare not in prune_tokenizer(old, DOMAIN).new_ids
+    edit_json(source / "generation_config.json", eos_token_id=[end, rare])
+    pruned = prune_vocabulary(load_checkpoint(str(source)), domain)
+    ends = pruned.generation_settings["eos_token_id"]
+    assert ends == [pruned.tokenizer.token_id("<|end|>"), pruned.tokenizer.token_id("Ġmatters")]
+    assert all(0 <= token < pruned.model.config.vocab_size for token in ends)
+
+
 def test_text_that_needs_all_tokens(tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "checkpoint", Shape(layers=1, context=16, vocab=256))
     (tmp_path / "text").write_text("abc", encoding="utf-8")

@@ -36,6 +36,26 @@ REFUSED = [
     ((*FINETUNE, "rows.csv", "--window", "8"), "--window is for plain text"),
     ((*FINETUNE, "text.txt", "--held-out", "missing.txt"), "cannot read missing.txt: No such file"),
     ((*DISTILL, "--soft", "0", "--hidden", "0"), "the teacher would teach nothing"),
+    ((*FINETUNE, "semicolons.csv"), "line 1 of 'semicolons.csv' separates columns by semicolons"),
+    ((*FINETUNE, "latin1.csv"), "latin1.csv is not UTF-8: byte 4 (line 2)"),
+    ((*FINETUNE, "chats.jsonl"), "'chats.jsonl' has chats in 'messages'"),
+    ((*FINETUNE, "chats.jsonl", "--turn", "{role}"), "--turn takes {content} once"),
+    ((*FINETUNE, "text.txt", "--turn", "{content}"), "--turn needs chats, but 'text.txt' is taken as plain text"),
+    ((*FINETUNE, "chats.jsonl", "--turn", "{content}", "--prompt", "a"), "give one or the other"),
+    ((*FINETUNE, "rows.csv.gz"), "'rows.csv.gz' seems to be compressed; decompress it to rows.csv first"),
+    ((*FINETUNE, "rows.csv", "--held-out", "text.txt"), "is not a file of records"),
+    ((*FINETUNE, "text.txt", "--window", "65"), "--window must be 2 to 64 tokens, got 65"),
+    ((*FINETUNE, "text.txt", "--method", "prefix", "--prefix-tokens", "60"), "give at most 56"),
+    (("finetune", "no/such/base", "-o", "out", "--data", "rows.csv"), "there is no folder 'no/such/base'"),
+    (("finetune", "empty", "-o", "out", "--data", "rows.csv"), "'empty' holds no config.json"),
+    (("finetune", "adapter", "-o", "out", "--data", "rows.csv"), "an adapter of '/gone', which is not here"),
+    (("distill", "adapter", "-o", "out", "--data", "text.txt"), "an adapter of '/gone', which is not here"),
+    ((*PRETRAIN, "--from", "adapter"), "cannot read the tokenizer adapter/tokenizer.json"),
+    ((*PRETRAIN, "--separator", "==="), "the separator '===' is nowhere in text.txt"),
+    ((*PRETRAIN, "--held-out", "9"), "cannot hold out 9 of 1 document"),
+    ((*PRETRAIN, "--batch-tokens", "1000"), "--batch-tokens must be a multiple of 512"),
+    ((*PRETRAIN, "--size", "wrong.json"), "n_embd 32 is not a multiple of n_head 3"),
+    (("pretrain", "--data", "latin1.csv", "-o", "out"), "latin1.csv is not UTF-8"),
     ((*DISTILL, "--layers", "0"), "--layers must be at least 1, got 0"),
     ((*DISTILL, "--size", "2M"), "'2M' is no size"),
 ]
@@ -54,8 +74,22 @@ print(json.dumps([messages, sorted({"torch", "transformers"} & sys.modules.keys(
 
 
 def test_a_wrong_option_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
-    for name in ("text.txt", "rows.csv"):
-        (tmp_path / name).write_text("a,b\n1,2\n", encoding="utf-8")
+    shape = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 64, "vocab_size": 300}
+    files = {
+        "text.txt": "a,b\n1,2\n",
+        "rows.csv": "prompt,completion\n1,2\n",
+        "rows.csv.gz": "no matter",
+        "semicolons.csv": "a;b\n1;2\n",
+        "latin1.csv": "a,b\n\xe9,2\n",
+        "chats.jsonl": '{"messages": [{"role": "assistant", "content": "a"}]}',
+        "wrong.json": json.dumps({**shape, "n_head": 3}),
+        "base/config.json": json.dumps(shape),
+        "empty/readme": "",
+        "adapter/adapter_config.json": '{"base_model_name_or_path": "/gone"}',
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="latin-1")
     commands = json.dumps([command for command, _ in REFUSED])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], input=commands, cwd=tmp_path, capture_output=True, text=True, timeout=60

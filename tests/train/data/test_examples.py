@@ -9,7 +9,7 @@ from edgelm.errors import ConfigError, TrainingError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.source.tokenizer import load_tokenizer
 from edgelm_train.data.examples import Example, Examples, encode_example, pad, read_examples
-from edgelm_train.data.records import Task, Template
+from edgelm_train.data.templates import Task, Template
 from tests.export.checkpoints import save_tokenizer
 
 pytestmark = pytest.mark.export

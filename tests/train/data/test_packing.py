@@ -29,7 +29,7 @@ def test_the_vocabulary_is_learned_and_read_back_by_all(tmp_path: Path) -> None:
     assert len(encode(tokenizer, DOCUMENTS[0])) < len(DOCUMENTS[0]) / 2
     assert transformers.AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
     assert load_tokenizer(tmp_path).encode(text) == ids
-    assert load_bpe(tmp_path).decode(ids, skip_special_tokens=False) == text
+    assert load_bpe(tmp_path)[0].decode(ids, skip_special_tokens=False) == text
 
 
 @pytest.mark.parametrize("size", [256, 262_145])
@@ -70,7 +70,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
 def test_documents_are_packed_with_a_token_before_each() -> None:
     tokenizer = train_bpe(DOCUMENTS, 300)
 
-    packed = pack(["cat", "dog hat"], tokenizer)
+    packed = pack(["cat", "dog hat"], tokenizer, 0)
 
     assert packed.ids.tolist() == [0, *encode(tokenizer, "cat"), 0, *encode(tokenizer, "dog hat")]
     assert packed.ids[packed.starts].tolist() == [0, 0]

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from edgelm.errors import TrainingError
-from edgelm_train.data.records import Row, is_records_file, read_records
+from edgelm_train.data.records import is_records_file, read_records
+from edgelm_train.data.tables import Row
 
 pytestmark = pytest.mark.export
 
@@ -57,6 +58,15 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": "\\ud800"}\n', ["line 1", "surrogate"]),
         ("a.jsonl", b'{"a": "\xff"}', ["not UTF-8", "byte 7"]),
         ("a.csv", b"a,b\nc\0,d\n", ["NUL"]),
+        ("a.jsonl", b'[\n{"a": 1},\n{"a": 2}\n]', ["line 1", "one JSON list", "name it .json"]),
+        ("a.jsonl", b'[{"a": 1}]', ["line 1", "is a list", "named .json"]),
+        ("a.jsonl", b'{"a": 1}\n{"a": 2},\n', ["line 2", "a comma follows its object"]),
+        ("a.jsonl", b'{\n"a": 1\n}\n', ["line 1", "must begin and end in one line"]),
+        ("a.jsonl", b"{'a': 1}\n", ["line 1", "single quotation marks"]),
+        ("a.jsonl", b'{"a": 1 "b": 2}\n', ["line 1", "delimiter at character 9"]),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', ["one object in each line", "name it .jsonl"]),
+        ("a.json", b'{"data": [{"a": 1}]}', ["list of JSON objects", "the list in 'data'"]),
+        ("a.json", b'[{"a": 1},\n]', ["not JSON", "comma"]),
         ("a.csv", b"a,b\nc\n", ["line 2", "1 columns, not 2"]),
         ("a.csv", b"a,a\nc,d\n", ["name every column once"]),
         ("a.csv", b'a,b\n"c,d\n', ["breaks the format"]),

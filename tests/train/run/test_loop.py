@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import transformers
 
 from edgelm.errors import TrainingError
 from edgelm_train.data.packing import BatchStream, Packed, Phase
+from edgelm_train.run.checkpoints import last_checkpoint
 from edgelm_train.run.held_out import loss_in_windows
-from edgelm_train.run.loop import OptimizerName, Outcome, Schedule, last_checkpoint, train
+from edgelm_train.run.loop import OptimizerName, Outcome, Schedule, train
 from edgelm_train.run.muon import MuonAdamW
 
 pytestmark = pytest.mark.export
@@ -146,6 +148,75 @@ def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(
     assert resumed.seconds >= part.seconds
     for name, value in whole_model.state_dict().items():
         assert torch.equal(resumed_model.state_dict()[name], value), name
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A run that fell at step 11, with the checkpoints 5 and 10; and the outcome of the same run without the fall."""
+    whole, _ = _train(tmp_path_factory.mktemp("whole"), dropout=0.2)
+    folder, stream = tmp_path_factory.mktemp("parts"), _stream(SCHEDULE)
+
+    class Falls(BatchStream):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            if index == 2 * 11:
+                raise ValueError("the machine fell")
+            return stream[index]
+
+    batches = Falls(_packed(), [Phase(STEPS, 16)], BATCH_TOKENS, 2, 0)
+    with pytest.raises(ValueError, match="fell"):
+        train(_model(0.2), batches, _held_out_loss, folder, SCHEDULE, device="cpu", tensorboard=False)
+    return folder, whole
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", "cut"),
+        ("optimizer.pt", "gone"),
+        ("optimizer.pt", "zeros"),
+        ("scheduler.pt", "gone"),
+        ("rng_state.pth", "cut"),
+        ("trainer_state.json", "cut"),
+        ("files.json", "gone"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_same_curve(
+    name: str, damage: str, interrupted: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    parts, whole = interrupted
+    folder = shutil.copytree(parts, tmp_path / "run")  # a run may also be moved
+    path, said = folder / "checkpoint-10" / name, list[str]()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else bytes(len(content)))
+    if damage == "gone":
+        path.unlink()
+    model = _model(0.2)
+    resumed = train(
+        model, _stream(SCHEDULE), _held_out_loss, folder, SCHEDULE, device="cpu", tensorboard=False, say=said.append
+    )
+    assert said[0].startswith("checkpoint-10 is passed over: ") and said[1] == "resuming after step 5 of 12"
+    assert (resumed.log, resumed.best_step) == (whole.log, whole.best_step)
+
+
+def test_without_a_whole_checkpoint_nothing_is_deleted(interrupted: tuple[Path, Outcome], tmp_path: Path) -> None:
+    folder = shutil.copytree(interrupted[0], tmp_path / "run")
+    for checkpoint in folder.glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(
+        TrainingError, match=r"whole: checkpoint-10 \(optimizer.pt is missing\), checkpoint-5 .*nothing"
+    ):
+        _train(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes of this kind")
+def test_checkpoints_follow_the_umask(interrupted: tuple[Path, Outcome]) -> None:
+    files = [path for path in interrupted[0].rglob("*") if path.is_file()]
+    (interrupted[0] / "probe").touch()
+    modes = {path.stat().st_mode for path in files}
+    assert modes == {(interrupted[0] / "probe").stat().st_mode}
+    (interrupted[0] / "probe").unlink()
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: Path) -> None:

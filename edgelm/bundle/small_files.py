@@ -1,0 +1,57 @@
+"""Small files are read whole, but only if they are regular files of at most a stated size."""
+
+import os
+import stat
+
+from edgelm.errors import ConfigError, shown
+
+MAX_TEXT_BYTES = 2**28
+"""Of a file of text that a command reads whole."""
+
+
+class SmallFileError(ValueError):
+    """The file is no regular file, or too large. The message completes a sentence that begins with its name."""
+
+
+def read_small_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """The content of the regular file `path`, or of the one that a symbolic link leads to.
+
+    Its size is known before anything is read: a sparse file, a pipe that nobody writes and a device that never ends
+    cost nothing.
+
+    Raises:
+        SmallFileError: it is no regular file, or has more than `max_bytes`.
+        OSError: it cannot be read.
+        ValueError: the path has a NUL character.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes into it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
+    with open(os.open(path, flags), "rb") as stream:  # noqa: PTH123 (a descriptor, not a path)
+        info = os.fstat(stream.fileno())
+        check_small_file(info, max_bytes)
+        content = stream.read(info.st_size + 1)  # Python takes memory for as many bytes as are asked for
+        if len(content) > info.st_size:  # it grew meanwhile, or the system does not tell the size (/proc)
+            content += stream.read(max_bytes)
+    if len(content) > max_bytes:
+        raise SmallFileError(f"has more than {max_bytes:,} bytes")
+    return content
+
+
+def check_path(name: str, value: object) -> None:
+    """Raise ConfigError unless the option `name` is a path; a number, for one, would be taken for an open file."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ConfigError(f"{name} must be a path, got {shown(value)}")
+
+
+def check_small_file(info: os.stat_result, max_bytes: int) -> None:
+    """Raise SmallFileError unless `info` is of a regular file of at most `max_bytes`."""
+    if not stat.S_ISREG(info.st_mode):
+        raise SmallFileError(f"is {_kind(info.st_mode)}, not a regular file")
+    if info.st_size > max_bytes:
+        raise SmallFileError(f"has {info.st_size:,} bytes, more than {max_bytes:,}")
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device"

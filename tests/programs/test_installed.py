@@ -1,0 +1,213 @@
+"""Programs with edgelm that need other packages: each installs what it needs into an environment of its own.
+
+`EDGELM_TEST_NETWORK=1 pytest -n 0 tests/programs/test_installed.py` runs them, for about ten minutes.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY_BUNDLE
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.skipif(not os.environ.get("EDGELM_TEST_NETWORK"), reason="installs packages: EDGELM_TEST_NETWORK=1"),
+]
+
+GENERATE = 'model.generate("Once upon a time", max_new_tokens=8, seed=1, do_sample=True).text'
+
+
+class Environment:
+    """A virtual environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / ("Scripts" if os.name == "nt" else "bin")
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+
+    def install(self, *packages: str) -> None:
+        command = [str(self.bin / "python"), "-m", "pip", "install", "-q", *packages]
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
+
+    def run(self, code: str) -> str:
+        """What a program prints."""
+        done = subprocess.run([str(self.bin / "python"), "-c", code], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs must not find this clone."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with edgelm as a user installs it."""
+    environment = Environment(tmp_path_factory.mktemp("installed") / "venv")
+    environment.install(f"{ROOT}[cpu]")
+    return environment
+
+
+def test_pyinstaller_makes_one_file_of_three_lines(installed: Environment, tmp_path: Path) -> None:
+    installed.install("pyinstaller")
+    program = tmp_path / "three.py"
+    program.write_text(f"import edgelm\nmodel = edgelm.load()\nprint({GENERATE})\n")
+    build = [str(installed.bin / "pyinstaller"), "--onefile", "--noconfirm", str(program)]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=600)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    name = "three.exe" if os.name == "nt" else "three"
+    shutil.move(tmp_path / "dist" / name, elsewhere / name)
+    done = subprocess.run([str(elsewhere / name)], cwd=elsewhere, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == installed.run(f"import edgelm\nmodel = edgelm.load()\nprint({GENERATE})\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_uv_installs_links(tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "venv")
+    environment.install("uv", f"{ROOT}[cpu]")
+    wheel = [str(environment.bin / "python"), "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(wheel, check=True, capture_output=True, timeout=600)
+    file = str(next(tmp_path.glob("edgelm-*.whl")))
+    command = [str(environment.bin / "uv"), "pip", "install", "--link-mode=symlink", "--no-deps", "--reinstall", file]
+    variables = os.environ | {"VIRTUAL_ENV": str(tmp_path / "venv"), "UV_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run(command, env=variables, check=True, capture_output=True, timeout=600)
+    code = (
+        "import edgelm, os\nmodel = edgelm.load()\n"
+        "assert (model.bundle.path / 'model.onnx.data').is_symlink() and model.bundle.verify()\n"
+        f"print(len({GENERATE}))"
+    )
+    assert int(environment.run(code)) > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uWSGI needs POSIX")
+@pytest.mark.parametrize("options", [[], ["--enable-threads", "--threads", "3"], ["--py-call-osafterfork"]])
+def test_uwsgi_forks_a_loaded_model_and_its_workers_end(
+    installed: Environment, tmp_path: Path, options: list[str]
+) -> None:
+    installed.install("uwsgi")
+    (tmp_path / "app.py").write_text(
+        f"import edgelm, os\nmodel = edgelm.load({str(TINY_BUNDLE)!r}, threads=2)\n"
+        f"first, parent = {GENERATE}, os.getpid()\n"
+        "def application(environment, start):\n"
+        "    start('200 OK', [])\n"
+        f"    return [f'{{os.getpid() != parent}} {{{GENERATE} == first}}'.encode()]\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(installed.bin / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2"]
+    command += ["--wsgi-file", "app.py", "--die-on-term", "-H", str(installed.bin.parent), *options]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        variables = os.environ | {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}  # where libpython may be
+        server = subprocess.Popen(command, env=variables, cwd=tmp_path, stdout=stream, stderr=stream)
+    try:
+        for _ in range(120):
+            if "spawned uWSGI worker 2" in log.read_text():
+                break
+            time.sleep(0.5)
+        for _ in range(4):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+                assert answer.read() == b"True True"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+    assert "Traceback" not in log.read_text()
+
+
+def test_gevent_with_everything_patched(installed: Environment) -> None:
+    installed.install("gevent")
+    code = f"""
+from gevent import monkey; monkey.patch_all()
+import asyncio, gevent, edgelm
+model = edgelm.load({str(TINY_BUNDLE)!r}, threads=2)
+def one(): return {GENERATE}
+expected = one()
+jobs = [gevent.spawn(one) for _ in range(4)]
+gevent.joinall(jobs, timeout=60)
+assert [job.value for job in jobs] == [expected] * 4
+def stream():
+    text = ""
+    for chunk in model.stream("Once upon a time", max_new_tokens=8, seed=1, do_sample=True):
+        text += chunk.text
+        gevent.sleep(0)
+    return text
+jobs = [gevent.spawn(stream) for _ in range(4)]
+gevent.joinall(jobs, timeout=60)
+assert [job.value for job in jobs] == [expected] * 4
+pool = gevent.get_hub().threadpool
+assert [pool.apply(one) for _ in range(3)] == [expected] * 3
+timeout = gevent.Timeout(0.05)
+timeout.start()
+try:
+    while True: stream()
+except gevent.Timeout as error: assert error is timeout
+assert one() == expected
+model.close()
+print("done")
+"""
+    assert installed.run(code) == "done\n"
+
+
+def test_trio_calls_generate_in_a_thread_and_anyio_on_asyncio_awaits(installed: Environment) -> None:
+    installed.install("trio", "anyio")
+    code = f"""
+import anyio, trio, edgelm
+model = edgelm.load({str(TINY_BUNDLE)!r}, threads=2)
+def one(): return {GENERATE}
+expected = one()
+async def in_trio():
+    assert await trio.to_thread.run_sync(one) == expected
+    try: await model.agenerate("Once")
+    except edgelm.EdgelmError as error: assert "trio.to_thread.run_sync" in str(error)
+    else: 1 / 0
+trio.run(in_trio)
+async def in_asyncio():
+    completion = await model.agenerate("Once upon a time", max_new_tokens=8, seed=1, do_sample=True)
+    assert completion.text == expected
+    with anyio.move_on_after(0.05) as scope:
+        await model.agenerate("Once", max_new_tokens=10**6, eos_token_id=[], context_overflow="window")
+    assert scope.cancelled_caught and one() == expected
+anyio.run(in_asyncio)
+print("done")
+"""
+    assert installed.run(code) == "done\n"
+
+
+def test_celerys_soft_time_limit_arrives(installed: Environment, tmp_path: Path) -> None:
+    """Celery's prefork workers are billiard's pool, which raises it in a signal handler."""
+    installed.install("billiard")
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import edgelm
+from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.pool import Pool
+model = edgelm.load({str(TINY_BUNDLE)!r}, threads=2)
+def one(): return {GENERATE}
+def for_ever():
+    try:
+        while True: one()
+    except SoftTimeLimitExceeded:
+        return one()
+if __name__ == "__main__":
+    expected = one()
+    pool = Pool(1, soft_timeout=2)
+    assert [pool.apply_async(for_ever).get(60) for _ in range(2)] == [expected] * 2
+    pool.close(); pool.join()
+    print("done")
+""")
+    done = subprocess.run([str(installed.bin / "python"), str(program)], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done\n", done.stderr
