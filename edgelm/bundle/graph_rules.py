@@ -29,7 +29,7 @@ from edgelm.bundle.protobuf import ProtobufError
 from edgelm.errors import UPGRADE_HINT, BundleError
 
 IR_VERSION = 10
-MAX_NODES_PER_LAYER = 16
+MAX_NODES_PER_LAYER = 32
 MAX_OTHER_NODES = 32
 """Nodes before the first layer and behind the last."""
 
@@ -196,10 +196,10 @@ class _Graph:
         operator = OPERATORS[kind]
         if "".join("." if value is None else "x" for value in arguments) not in operator.inputs:
             raise GraphError(f"has {len(arguments)} inputs, or leaves out one that it needs")
-        if node.attributes.keys() != operator.attributes.keys():
+        if node.attributes.keys() - operator.optional.keys() != operator.attributes.keys():
             raise GraphError(f"has the attributes {sorted(node.attributes)} instead of {sorted(operator.attributes)}")
-        for name, allowed in operator.attributes.items():
-            value = node.attributes[name]
+        for name, value in node.attributes.items():
+            allowed = operator.attributes.get(name, operator.optional.get(name, ()))
             if not (isinstance(value, allowed) if isinstance(allowed, type) else value in allowed):
                 raise GraphError(f"has an attribute {name!r} that no bundle has")
         return operator.rule(Call(arguments, node.attributes, self._architecture, self._names, self._cache_of_key))

@@ -22,6 +22,8 @@ LOCAL = "edgelm"
 LOCAL_OPSET = 1
 
 FLOATS = ("float32", "float16")
+PADDING_TOKENS = 2
+"""A call of several tokens may be padded to a whole row group (`edgelm.engine.cache.ROW_GROUP`), behind the context."""
 
 Shape: TypeAlias = tuple[int | str, ...]
 
@@ -83,6 +85,8 @@ class Operator:
     """The forms of the input list: "x" for an input, "." for one that is left out."""
     attributes: Mapping[str, Collection[int] | type] = field(default_factory=dict)
     """Every attribute with its values or its type. All of them must be given."""
+    optional: Mapping[str, Collection[int] | type] = field(default_factory=dict)
+    """Attributes that may be left out."""
 
 
 def _need(condition: bool, what: str) -> None:
@@ -180,6 +184,14 @@ def _layer_normalization(call: Call) -> tuple[Value, ...]:
     return (Value(x.dtype, x.shape),)
 
 
+def _rms_normalization(call: Call) -> tuple[Value, ...]:
+    _floats(call, 0, 1)
+    x = call.input(0)
+    _need(len(x.shape) >= 2, f"takes an input of two axes or more, not {shown(x.shape)}")
+    _fits(call.input(1), x.shape[-1:], "the weight")
+    return (Value(x.dtype, x.shape),)
+
+
 def _reduce_max(call: Call) -> tuple[Value, ...]:
     _floats(call, 0)
     x = call.input(0)
@@ -188,7 +200,7 @@ def _reduce_max(call: Call) -> tuple[Value, ...]:
 
 
 def _reshape(call: Call) -> tuple[Value, ...]:
-    """The tokens of all rows in one axis; or a stored table in the blocks that a product takes."""
+    """All rows' tokens in one axis; heads apart or joined again; or a stored table in the blocks of a product."""
     x, sizes = call.input(0), _whole_numbers(call.input(1))
     if x.is_constant:
         _need(x.dtype == "uint8" and len(x.shape) == 2 and len(sizes) == 3, "reshapes what is no table of blocks")
@@ -196,9 +208,32 @@ def _reshape(call: Call) -> tuple[Value, ...]:
         fits = sizes[0] == rows and min(sizes) >= 1 and sizes[1] * sizes[2] == row_bytes
         _need(fits, f"cannot reshape {shown(x.shape)} to {shown(sizes)}")
         return (Value("uint8", sizes, is_constant=True),)
-    fits = x.shape[:2] == ("batch", "new_tokens") and len(x.shape) == 3 and sizes == (-1, x.shape[2])
+    is_of_tokens = x.shape[:2] == ("batch", "new_tokens")
+    if is_of_tokens and sizes[:2] == (0, 0):
+        return (Value(x.dtype, ("batch", "new_tokens", *_heads(x, sizes[2:]))),)
+    fits = is_of_tokens and len(x.shape) == 3 and sizes == (-1, x.shape[2])
     _need(fits, f"cannot reshape {shown(x.shape)} to {shown(sizes)}")
     return (Value(x.dtype, ("tokens", *x.shape[2:])),)
+
+
+def _heads(x: Value, sizes: tuple[int, ...]) -> Shape:
+    """The last axes of `x` (B, T, ...), cut into heads or joined again."""
+    last = x.shape[2:]
+    if len(last) == 1 and len(sizes) == 2 and isinstance(last[0], int):
+        heads, rest = sizes
+        if heads >= 1 and rest == -1 and last[0] % heads == 0:
+            return heads, last[0] // heads
+    if len(last) == 2 and sizes == (-1,) and isinstance(last[0], int) and isinstance(last[1], int):
+        return (last[0] * last[1],)
+    raise GraphError(f"cannot reshape {shown(x.shape)} to (0, 0, {', '.join(map(str, sizes))})")
+
+
+def _split(call: Call) -> tuple[Value, ...]:
+    x, widths = call.input(0), _whole_numbers(call.input(1))
+    _floats(call, 0)
+    fits = len(x.shape) == 3 and len(widths) in (2, 3) and min(widths) >= 1 and sum(widths) == x.shape[2]
+    _need(fits, f"cannot split {shown(x.shape)} into {shown(widths)}")
+    return tuple(Value(x.dtype, (*x.shape[:2], width)) for width in widths)
 
 
 def _gather(call: Call) -> tuple[Value, ...]:
@@ -306,10 +341,16 @@ def _attention(call: Call) -> tuple[Value, ...]:
     facts, names = call.architecture, call.names
     qkv, key, value = call.input(0), call.input(3), call.input(4)
     _floats(call, 0)
-    width = (facts.num_heads + 2 * facts.num_key_value_heads) * facts.head_dim
+    queries, keys = facts.num_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
     _need(call.size("num_heads") == facts.num_heads, f"has other heads than {facts.num_heads}")
     _need(call.size("kv_num_heads") == facts.num_key_value_heads, "has other key-value heads than bundle.json states")
-    _fits(qkv, ("batch", "new_tokens", width), "its input of queries, keys and values")
+    is_packed = call.values[1] is None
+    for index, width in enumerate((queries + 2 * keys,) if is_packed else (queries, keys, keys)):
+        _fits(call.input(index), ("batch", "new_tokens", width), "its input of queries, keys or values")
+        _floats(call, 0, index)
+    _need(call.size("do_rotary") == (call.values[7] is not None), "turns heads without tables, or has tables in vain")
+    if call.values[7] is not None:
+        _rotary_tables(call)
     lengths = [call.input(index).port for index in (5, 6, 16)]
     _need(lengths == [names.seqlens_k, names.total_sequence_length, names.query_seqlens], "takes other lengths")
     value_input, *presents = call.caches.get(key.port, ("",))
@@ -317,6 +358,16 @@ def _attention(call: Call) -> tuple[Value, ...]:
     _need(qkv.dtype == key.dtype == value.dtype, "takes keys and values of another type")
     attended = Value(qkv.dtype, ("batch", "new_tokens", facts.num_heads * facts.head_dim))
     return attended, *(Value(key.dtype, key.shape, port=name) for name in presents)
+
+
+def _rotary_tables(call: Call) -> None:
+    """A row of cosines and of sines for every position, and for the padding of a call at the end of the context."""
+    facts = call.architecture
+    rows = facts.context_length + PADDING_TOKENS
+    _floats(call, 0, 7, 8)
+    for index in (7, 8):
+        _need(call.input(index).is_constant, "takes stored tables of angles")
+        _fits(call.input(index), (rows, facts.head_dim // 2), "its table of angles")
 
 
 def stored_value(tensor: Tensor) -> Value:
@@ -361,7 +412,9 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "Relu"): Operator(_unary, ("x",)),
     ("", "Reshape"): Operator(_reshape, ("xx",)),
     ("", "Sigmoid"): Operator(_unary, ("x",)),
+    ("", "SimplifiedLayerNormalization"): Operator(_rms_normalization, ("xx",), {"axis": (-1,), "epsilon": float}),
     ("", "Slice"): Operator(_slice, ("xxxx",)),
+    ("", "Split"): Operator(_split, ("xx",), {"axis": (-1,)}),
     ("", "Sub"): Operator(_elementwise, ("xx",)),
     ("", "Tanh"): Operator(_unary, ("x",)),
     ("", "Where"): Operator(_where, ("xxx",)),
@@ -371,8 +424,9 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ),
     (CONTRIB, "GroupQueryAttention"): Operator(
         _attention,
-        ("x..xxxx.........x",),
-        {"num_heads": _COUNT, "kv_num_heads": _COUNT, "scale": float, "do_rotary": (0,)},
+        ("x..xxxx.........x", "x..xxxxxx.......x", "xxxxxxxxx.......x"),
+        {"num_heads": _COUNT, "kv_num_heads": _COUNT, "scale": float, "do_rotary": (0, 1)},
+        {"local_window_size": _COUNT},
     ),
     (CONTRIB, "MatMulIntegerToFloat"): Operator(_matmul_integers, ("xxxxx",)),
     (CONTRIB, "MatMulNBits"): Operator(
@@ -385,5 +439,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
 STORES = frozenset({("", "Constant"), ("", "Reshape")})
 """Operators whose inputs may all be stored. ONNX Runtime computes such a node when it loads the graph."""
 
-LOOKUPS = frozenset({("", "Gather"), (CONTRIB, "GatherBlockQuantized"), ("", "Reshape")})
+LOOKUPS = frozenset(
+    {("", "Gather"), (CONTRIB, "GatherBlockQuantized"), ("", "Reshape"), (CONTRIB, "GroupQueryAttention")}
+)
 """Operators that make no copy of a stored matrix in another order."""

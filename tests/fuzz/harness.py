@@ -31,6 +31,8 @@ START_SECONDS = 300.0
 """A worker that has not begun its first input after this time is ended."""
 MEMORY_BYTES = 256 * 2**20
 """A reader may take this much memory, and the size of its input, beyond what it takes for whole files."""
+MAX_INPUT_BYTES = 2**24
+"""Longer inputs are cut; whole files are much shorter."""
 ADDRESS_SPACE_BYTES = 8 * 2**30
 """Workers have no more, so that an input that asks for all memory fails by itself."""
 MAX_FAILURES = 20
@@ -71,7 +73,8 @@ class Target:
         rng = random.Random(f"{self.name} {seed} {index}")
         data = rng.choice(seeds)
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            data = self.mutated(rng, data, seeds, rng.choice(self.mutators))
+            # Several mutations that double would make an input of gigabytes, which every reader refuses by its size.
+            data = self.mutated(rng, data, seeds, rng.choice(self.mutators))[:MAX_INPUT_BYTES]
         return data
 
     def mutated(self, rng: random.Random, data: bytes, others: Sequence[bytes], mutator: Mutator) -> bytes:
@@ -212,8 +215,8 @@ def _work(target: type[Target], seed: int, start: int, stop: int, cells: Cell, p
             _outcome(reader, data)
         base, corpus = peak_rss_bytes(), [*seeds, *reader.corpus()]
         for index in range(start, stop):
-            data = reader.input(seed, index, corpus)
             cells[_CURRENT], cells[_STARTED] = index, time.monotonic_ns()
+            data = reader.input(seed, index, corpus)
             began = time.process_time_ns()
             failed = _outcome(reader, data)
             took = time.process_time_ns() - began

@@ -64,9 +64,8 @@ def collect(model: transformers.GPT2LMHeadModel) -> DecoderWeights:
         return Table(name, array(name))
 
     def norm(name: str) -> Norm:
-        return Norm(
-            array(f"{name}.weight"), array(f"{name}.bias"), float(config.layer_norm_epsilon)
-        )  # JSON may have 0 or 1
+        epsilon = float(config.layer_norm_epsilon)  # JSON may have 0 or 1
+        return Norm(array(f"{name}.weight"), array(f"{name}.bias"), epsilon)
 
     def linear(name: str) -> Linear:
         return Linear(f"{name}.weight", array(f"{name}.weight"), array(f"{name}.bias"))

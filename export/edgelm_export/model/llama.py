@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from edgelm.bundle.manifest import Architecture
-from edgelm.engine.cache import ROW_GROUP
+from edgelm.bundle.operators import PADDING_TOKENS
 from edgelm_export.model.activations import collect_activation
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Rotary, Table
 
@@ -99,10 +99,10 @@ def collect_norm(module: torch.nn.Module) -> Norm:
 def collect_rotary(name: str, module: torch.nn.Module, sizes: Architecture) -> Rotary:
     """The tables of the rotary embedding that `module` computes, for every position of the context."""
     # A chunk that ends at the last position is padded to a whole row group, and the padding is turned too.
-    positions = torch.arange(sizes.context_length + ROW_GROUP)[None]  # (1, C + ROW_GROUP)
+    positions = torch.arange(sizes.context_length + PADDING_TOKENS)[None]  # (1, C + PADDING_TOKENS)
     half, padding = sizes.source_head_dim // 2, (sizes.head_dim - sizes.source_head_dim) // 2
     with torch.inference_mode():
-        cos, sin = module(torch.zeros(1), positions)  # (1, C + ROW_GROUP, h) each, both halves alike
+        cos, sin = module(torch.zeros(1), positions)  # (1, C + PADDING_TOKENS, h) each, both halves alike
     # Zeros behind each half stay zeros, whatever turns them.
     tables = [np.pad(array_of(table[0, :, :half]), [(0, 0), (0, padding)], mode="edge") for table in (cos, sin)]
     return Rotary(name, *tables)

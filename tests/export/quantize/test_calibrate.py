@@ -82,6 +82,7 @@ def test_smoothing_divides_the_values_and_says_by_what(model: Any) -> None:
         divisors = new.value_divisors
         assert divisors is not None and not np.allclose(divisors, 1)
         np.testing.assert_allclose(new.attention_out.weight, old.attention_out.weight * divisors[:, None], rtol=1e-5)
+        assert new.qkv.bias is not None and old.qkv.bias is not None
         values = new.qkv.bias[-len(divisors) :] * divisors
         np.testing.assert_allclose(values, old.qkv.bias[-len(divisors) :], rtol=1e-4, atol=1e-6)
     fp32 = smooth(weights, fixed_recipe("fp32", weights), rows)

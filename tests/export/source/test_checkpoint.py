@@ -162,7 +162,7 @@ def test_a_head_that_the_config_ties_is_left_out_with_a_note(source: Path) -> No
 def test_an_epsilon_that_json_writes_as_an_integer(epsilon: int, source: Path) -> None:
     """The graph's LayerNormalization takes a float only."""
     edit_json(source / "config.json", layer_norm_epsilon=epsilon)
-    actual = collect_weights(load_checkpoint(str(source)).model).epsilon
+    actual = collect_weights(load_checkpoint(str(source)).model).final_norm.epsilon
     assert type(actual) is float and actual == epsilon
 
 
