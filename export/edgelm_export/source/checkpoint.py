@@ -79,7 +79,7 @@ def load_checkpoint(
     if source.endswith(SUFFIX) and Path(source).is_file():
         if revision is not None:
             raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a file")
-        with unpacked(Path(source)) as folder:
+        with unpacked(Path(source), with_tokenizer=tokenizer is None) as folder:
             return _load_folder(folder, Path(source).stem, None, tokenizer, generation_config)
     folder, name, commit = locate(source, revision, _files_to_fetch, "checkpoint")
     return _load_folder(folder, name, commit, tokenizer, generation_config)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,6 +15,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from edgelm.errors import ExportError
 from edgelm_export.model.families import FAMILIES
+from edgelm_export.source.gguf_tokenizer import write_tokenizer
 from edgelm_export.source.hub import first_line
 
 SUFFIX = ".gguf"
@@ -27,10 +29,14 @@ _USUAL_ROTARY = ("none", "linear")
 
 
 @contextmanager
-def unpacked(file: Path) -> Iterator[Path]:
+def unpacked(file: Path, *, with_tokenizer: bool) -> Iterator[Path]:
     """The checkpoint in a GGUF file as a folder in Hugging Face layout, which exists inside the ``with`` block.
 
     Quantized weights become the floats that they stand for: 4 bytes of disk for a parameter.
+
+    Args:
+        file: the GGUF file.
+        with_tokenizer: whether the file's own tokenizer is needed.
 
     Raises:
         ExportError: the file cannot be read, belongs to no family that edgelm exports, or has a fact or a weight that
@@ -38,7 +44,7 @@ def unpacked(file: Path) -> Iterator[Path]:
     """
     if find_spec("gguf") is None:
         raise ExportError(f"reading {str(file)!r} needs the package gguf: pip install 'edgelm[export]'")
-    license_name = _check(file)
+    license_name, tokenizer_facts = _check(file)
     load = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -47,23 +53,27 @@ def unpacked(file: Path) -> Iterator[Path]:
                 model, facts = transformers.AutoModelForCausalLM.from_pretrained(
                     **load, dtype=torch.float32, output_loading_info=True
                 )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**load)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**load) if with_tokenizer else None
         except Exception as error:  # gguf, torch and transformers each raise their own kinds
             raise ExportError(f"transformers cannot read {str(file)!r}: {first_line(error)}") from None
         if missing := [key for key in facts["missing_keys"] if key != "lm_head.weight" or not _is_tied(model)]:
             raise ExportError(f"{str(file)!r} lacks the weight {sorted(missing)[0]!r}: it is incomplete")
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         del model
+        if tokenizer is not None:
+            try:
+                write_tokenizer(tokenizer, tokenizer_facts, folder)
+            except ExportError as error:
+                raise ExportError(f"{str(file)!r} has no usable tokenizer: {error}") from None
         if license_name is not None:
             (folder / "README.md").write_text(f"---\nlicense: {license_name}\n---\n", encoding="utf-8")
         yield folder
 
 
-def _check(file: Path) -> str | None:
+def _check(file: Path) -> tuple[str | None, dict[str, Any]]:
     """Refuse a file whose facts or weights transformers would not read, because it would compute something else.
 
-    Returns the license that the file states.
+    Returns the license that the file states, and its facts about its tokenizer.
     """
     from gguf import GGUFReader
 
@@ -93,8 +103,11 @@ def _check(file: Path) -> str | None:
             f"{str(file)!r} has the frequencies of its rotary embedding as a tensor (rope_freqs.weight), which "
             f"transformers {transformers.__version__} does not read; export the checkpoint that the file was made of"
         )
-    stated = reader.fields.get("general.license")
-    return None if stated is None else str(stated.contents())
+    stated, prefix = reader.fields.get("general.license"), "tokenizer.ggml."
+    tokenizer = {
+        name.removeprefix(prefix): field.contents() for name, field in reader.fields.items() if name.startswith(prefix)
+    }
+    return None if stated is None else str(stated.contents()), tokenizer
 
 
 def _is_tied(model: transformers.PreTrainedModel) -> bool:

@@ -1,5 +1,6 @@
 """A GGUF file as a source, against the checkpoint that it was made of."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer as Backend
 
 from edgelm.errors import ExportError
 from edgelm_export.source.checkpoint import load_checkpoint
@@ -90,11 +92,46 @@ def test_a_gguf_file_is_the_checkpoint_that_it_was_made_of(model: Any, tmp_path:
     assert checkpoint.name == "tiny"
     assert checkpoint.source.license == "apache-2.0"
     assert checkpoint.generation_settings["eos_token_id"] == BYTE_TOKENS
-    assert checkpoint.tokenizer.encode("ab c") == transformers.AutoTokenizer.from_pretrained(
-        tmp_path, gguf_file="tiny.gguf"
-    ).encode("ab c")
+    ids = checkpoint.tokenizer.encode("ab 12<|end|>")
+    assert len(ids) == 5, "ab is a token, and a byte-level file adds no BOS"
+    assert checkpoint.tokenizer.decode(ids, skip_special_tokens=False) == "ab 12<|end|>"
     assert checkpoint.chat_template is not None
     assert checkpoint.chat_template.templates == {"default": "{{ messages }}"}
+
+
+def test_a_bos_token_is_added_where_the_file_says_so(model: Any, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(
+        str(write(tmp_path / "bos.gguf", model, lambda writer: writer.add_add_bos_token(True)))
+    )
+    assert checkpoint.tokenizer.encode("a")[0] == BYTE_TOKENS
+
+
+def test_unknown_words_are_refused_unless_another_tokenizer_is_given(model: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "words.gguf", model, lambda writer: writer.add_tokenizer_pre("viking"))
+    assert "'viking'" in refusal(file) and "--tokenizer" in refusal(file)
+    other = save_checkpoint(tmp_path / "other", Shape())
+    assert load_checkpoint(str(file), tokenizer=str(other)).name == "words"
+
+
+@pytest.mark.parametrize("name", ["smollm", "llama-bpe", "qwen2", "gpt-2"])
+def test_known_words(name: str, model: Any, tmp_path: Path) -> None:
+    """Digits stand alone in SmolLM2 and Qwen2, in threes in Llama 3, and in any number in GPT-2."""
+    checkpoint = load_checkpoint(
+        str(write(tmp_path / "words.gguf", model, lambda writer: writer.add_tokenizer_pre(name)))
+    )
+    words = json.loads(checkpoint.tokenizer.to_json())["pre_tokenizer"]
+    backend = Backend.from_str(checkpoint.tokenizer.to_json())
+    assert words is not None and backend.pre_tokenizer is not None
+    cut = [text for text, _ in backend.pre_tokenizer.pre_tokenize_str("a 12345")]
+    assert (
+        cut
+        == {
+            "smollm": ["a", "Ġ", "1", "2", "3", "4", "5"],
+            "llama-bpe": ["a", "Ġ", "123", "45"],
+            "qwen2": ["a", "Ġ", "1", "2", "3", "4", "5"],
+            "gpt-2": ["a", "Ġ12345"],
+        }[name]
+    )
 
 
 def refusal(path: Path) -> str:
