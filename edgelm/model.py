@@ -269,6 +269,7 @@ def load(
     prefix_cache_bytes: int = 0,
     prefix: str | os.PathLike[str] | None = None,
     batch_invariant: bool = False,
+    context: int | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -285,6 +286,8 @@ def load(
             in the bundle, if any.
         batch_invariant: whether `generate` computes the same bits as `generate_batch` and the scheduler in every
             recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
+        context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
+            keys and values, and the results stay the same.
 
     Raises:
         BundleError: the folder is not a valid bundle, or its parts disagree.
@@ -292,7 +295,8 @@ def load(
         TokenizerError: the bundle's tokenizer cannot be read.
         PrefixError: the prefix cannot be read, or was made for another model.
         InsufficientMemoryError: the model would not fit into the memory that this process may use.
-        ConfigError: `prefix_cache_bytes` is not a number of bytes, or `path` or `prefix` is no path.
+        ConfigError: `prefix_cache_bytes` is not a number of bytes, `path` or `prefix` is no path, or `context`
+            is longer than the bundle's own.
     """
     if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
         raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {shown(prefix_cache_bytes)}")
@@ -301,6 +305,8 @@ def load(
             check_path(name, place)
     started = time.perf_counter()
     bundle = Bundle.read(default_bundle_path() if path is None else path)
+    if context is not None:
+        bundle = bundle.with_context(context)
     kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
     refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
     tokenizer = Tokenizer.of_bundle(bundle)
@@ -316,6 +322,7 @@ def load(
         prefix_cache_bytes=prefix_cache_bytes,
         prefix=None if prefix is None or kept is None else os.fspath(kept.path),
         batch_invariant=batch_invariant,
+        context=context,
     )
     seconds = time.perf_counter() - started
     return Model(
@@ -339,6 +346,7 @@ class LoadArguments(TypedDict):
     prefix_cache_bytes: int
     prefix: str | None
     batch_invariant: bool
+    context: int | None
 
 
 def unpickled(arguments: LoadArguments, digest: str, config: GenerationConfig) -> Model:

@@ -1,6 +1,7 @@
 """The public API on the tiny bundle: text in, text out."""
 
 import json
+import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -308,3 +309,24 @@ def test_another_dtype_is_refused_and_the_file_stays(save: Callable[..., None], 
         with pytest.raises(edgelm.ConfigError, match="dtype must be 'float32' or 'float16', got"):
             save(model, path, "Once upon a time", dtype=dtype)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_shorter_context_takes_less_memory_and_changes_no_token(model: Model) -> None:
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1, context=16) as short:
+        assert short.session.context_length == 16
+        assert 4 * short.memory.cache_bytes == model.memory.cache_bytes
+        cut = short.generate("Once", eos_token_id=[]).choices[0]
+        whole = model.generate("Once", eos_token_id=[], max_new_tokens=len(cut.token_ids)).choices[0]
+        assert cut.finish_reason == "context"
+        assert cut.token_ids == whole.token_ids
+        with pytest.raises(ContextError, match="16"):
+            short.generate([1] * 17)
+        again = pickle.loads(pickle.dumps(short))
+        assert again.session.context_length == 16
+        again.close()
+
+
+@pytest.mark.parametrize("context", [0, -1, 65, 2**70, 1.5, True, "16"])
+def test_a_context_that_the_bundle_does_not_have_is_refused(context: Any) -> None:
+    with pytest.raises(ConfigError, match="context must be a whole number from 1 to the bundle's own context of 64"):
+        edgelm.load(TINY_BUNDLE, context=context)

@@ -4,14 +4,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
 from edgelm.bundle.onnx_file import MAX_GRAPH_BYTES
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
-from edgelm.errors import BundleError, pass_interrupts_on
+from edgelm.errors import BundleError, ConfigError, pass_interrupts_on, shown
 
 _READ_BYTES = 1 << 20
 
@@ -117,6 +117,14 @@ class Bundle:
                 f"{name!r} of {os.fspath(self.path)!r} was written into after it was loaded: export or download the "
                 "bundle again, and replace files by renaming new ones"
             ) from None
+
+    def with_context(self, tokens: int) -> "Bundle":
+        """The bundle with a context of `tokens` tokens, which may be shorter than its own; raises ConfigError."""
+        facts = self.manifest.architecture
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= facts.context_length:
+            whole = f"the bundle's own context of {facts.context_length}"
+            raise ConfigError(f"context must be a whole number from 1 to {whole}, got {shown(tokens)}")
+        return replace(self, manifest=replace(self.manifest, architecture=replace(facts, context_length=tokens)))
 
     def file(self, name: str) -> Path:
         """The path of the bundle's file `name`."""

@@ -67,7 +67,7 @@ def json_option(help_text: str) -> Callable[[Function], Function]:
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``--model``, ``--prefix``, ``--device`` and ``--threads``, which reach `command` as one function `open_model`.
+    """``--model``, ``--prefix``, ``--context``, ``--device`` and ``--threads`` become one function `open_model`.
 
     `open_model()` loads the model. Call it after the cheap checks, because it imports numpy and ONNX Runtime.
     """
@@ -75,16 +75,23 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @model_option
     @click.option("--prefix", metavar="FILE", help=meaning)
+    @click.option("--context", type=int, metavar="N", help="Longest text in tokens; by default what the model can.")
     @device_options
     @wraps(command)
     def with_model(
-        *, model: str | None, prefix: str | None, device: str, threads: int | None, **options: object
+        *,
+        model: str | None,
+        prefix: str | None,
+        context: int | None,
+        device: str,
+        threads: int | None,
+        **options: object,
     ) -> None:
         def open_model() -> "Model":
             with ends_at_once():
                 from edgelm.model import load
 
-                return load(model, device=device, threads=threads, prefix=prefix)
+                return load(model, device=device, threads=threads, prefix=prefix, context=context)
 
         command(open_model=open_model, **options)
 
