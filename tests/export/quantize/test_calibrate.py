@@ -16,6 +16,7 @@ from edgelm_export.quantize.recipe import BLOCK4, fixed_recipe
 from edgelm_export.quantize.smooth import best_factors, fold_columns, fold_norm
 from edgelm_export.quantize.storage import INT8_ROW
 from edgelm_export.source.drawn_text import draw_texts
+from tests.against_transformers.test_variants import FAMILY_SHAPES
 from tests.export.checkpoints import Ids, Logits, Shape, TorchModel, save_checkpoint
 
 pytestmark = pytest.mark.export
@@ -139,6 +140,18 @@ def test_fold_norm_by_hand() -> None:
     assert folded.bias.tolist() == [0.5, 6]
     assert other.weight.tolist() == [[2, 4], [1.5, 2]]
     assert other.bias.tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("shape", FAMILY_SHAPES, ids=lambda shape: shape.name)
+def test_forward_and_smoothing_keep_the_function_of_every_family(shape: Shape, tmp_path: Path) -> None:
+    model = TorchModel(save_checkpoint(tmp_path / "m", shape)).model.requires_grad_(False)
+    rows = np.random.default_rng(0).integers(0, shape.vocab, (3, shape.context))
+    wanted = torch.log_softmax(model(torch.from_numpy(rows)).logits, -1).numpy()
+    weights = collect_weights(model)
+    assert np.abs(log_probabilities(weights, rows) - wanted).max() <= 1e-4
+    smoothed = smooth(weights, fixed_recipe("int4", weights), rows)
+    assert any(new.weight is not old.weight for new, old in zip(smoothed.products, weights.products, strict=True))
+    assert np.abs(log_probabilities(smoothed, rows) - wanted).max() <= 1e-3
 
 
 @pytest.mark.parametrize("storage", [INT8_ROW, BLOCK4])
