@@ -33,6 +33,8 @@ MEMORY_BYTES = 256 * 2**20
 """A reader may take this much memory, and the size of its input, beyond what it takes for whole files."""
 MAX_INPUT_BYTES = 2**24
 """Longer inputs are cut; whole files are much shorter."""
+GROWN_BYTES = 2**20
+"""An input that has grown beyond this is not mutated again."""
 ADDRESS_SPACE_BYTES = 8 * 2**30
 """Workers have no more, so that an input that asks for all memory fails by itself."""
 MAX_FAILURES = 20
@@ -73,8 +75,9 @@ class Target:
         rng = random.Random(f"{self.name} {seed} {index}")
         data = rng.choice(seeds)
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            # Several mutations that double would make an input of gigabytes, which every reader refuses by its size.
             data = self.mutated(rng, data, seeds, rng.choice(self.mutators))[:MAX_INPUT_BYTES]
+            if len(data) > GROWN_BYTES:  # a second mutation that grows so much would take minutes and gigabytes
+                break
         return data
 
     def mutated(self, rng: random.Random, data: bytes, others: Sequence[bytes], mutator: Mutator) -> bytes:

@@ -15,6 +15,7 @@ from edgelm_train.distill import distill
 from edgelm_train.finetune import finetune
 from edgelm_train.models.base import find_base
 from edgelm_train.options import DistillOptions, FinetuneOptions
+from tests.export.checkpoints import Shape, save_checkpoint
 from tests.train.conftest import Playground
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'edgelm[train]'")
@@ -29,6 +30,12 @@ def adapter(playground: Playground, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("first") / "adapter"
     finetune(str(playground.base), playground.reversals, out, replace(QUICK, rank=4))
     return out
+
+
+def test_another_family_is_no_base(tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / "llama", Shape(family="llama"))
+    with pytest.raises(TrainingError, match="'llama', and edgelm trains GPT-2 only"):
+        find_base(str(source), None).load()
 
 
 def test_lora_goes_on_with_it(adapter: Path, playground: Playground, tmp_path: Path) -> None:

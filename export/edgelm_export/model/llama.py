@@ -12,7 +12,7 @@ import transformers
 
 from edgelm.bundle.manifest import Architecture
 from edgelm.bundle.operators import PADDING_TOKENS
-from edgelm_export.model.activations import collect_activation
+from edgelm_export.model.activations import collect_activation, widen_activation
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Rotary, Table
 
 CONTEXT_FIELD = "max_position_embeddings"
@@ -22,7 +22,9 @@ _HEAD_DIM_MULTIPLE = 16
 
 
 def prepare(model: transformers.PreTrainedModel) -> None:
-    """Nothing: ONNX can compute these models as they are."""
+    """Change a loaded model into one that ONNX can compute."""
+    for block in model.model.layers:
+        widen_activation(block.mlp.act_fn)
 
 
 def shorten(model: transformers.PreTrainedModel, context_length: int) -> None:

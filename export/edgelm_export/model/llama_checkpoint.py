@@ -23,6 +23,7 @@ _SIZES = (
 )
 _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embeddings whose angles depend on the position alone. The others depend on the length of the text."""
+_LAYER_KINDS = ("full_attention", "sliding_attention")
 _MUST_BE = {  # fields that change what the model computes, and their only value that edgelm exports
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
@@ -78,10 +79,24 @@ def read_config(
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in _ROTARY_KINDS:
         raise ExportError(
-            f"{what}: rope_scaling has the type {kind!r:.80}, whose angles depend on the length of the text; edgelm "
-            f"exports {', '.join(_ROTARY_KINDS)}"
+            f"{what}: rope_scaling has the type {kind!r:.80}; edgelm exports types whose angles depend on the position "
+            f"alone: {', '.join(_ROTARY_KINDS)}"
         )
+    _check_windows(config, what)
     return config
+
+
+def _check_windows(config: transformers.PretrainedConfig, what: str) -> None:
+    """Refuse a window that is no number of tokens, and kinds of layers that see other tokens."""
+    window = getattr(config, "sliding_window", None)
+    if window is not None and not (type(window) is int and 1 <= window < 2**31):
+        raise ExportError(f"{what}: sliding_window must be a positive integer or null, not {window!r:.80}")
+    kinds = getattr(config, "layer_types", None) or []
+    for kind in kinds:
+        if kind not in _LAYER_KINDS:
+            raise ExportError(f"{what}: layer_types has {kind!r:.80}; edgelm exports {', '.join(_LAYER_KINDS)}")
+    if "sliding_attention" in kinds and window is None:
+        raise ExportError(f"{what}: layer_types has 'sliding_attention', but there is no sliding_window")
 
 
 def fit(

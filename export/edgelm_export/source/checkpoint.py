@@ -244,16 +244,21 @@ def _load(folder: Path, name: str, fields: Mapping[str, Any]) -> tuple[transform
             f"{name!r} has code of its own (auto_map) for the model_type {stated!r:.40}, and edgelm never runs it; if "
             "the model is a GPT-2 without changes, set model_type to 'gpt2' in config.json"
         )
-    # GPT-2 checkpoints state many types, or no type; the weights then decide.
-    family = known or FAMILIES["gpt2"]
-    try:
-        # The default attention ignores scale_attn_by_inverse_layer_idx and scale_attn_weights=False.
-        model, notes = load_model(folder, name, family.read_config(fields, name), "eager")
-    except ExportError as error:
-        if stated is None or stated in FAMILIES:
-            raise
-        raise ExportError(
-            f"{error}; config.json states the model_type {stated!r:.40}, edgelm exports {', '.join(FAMILIES)}"
-        ) from None
-    family.prepare(model)
-    return model.eval().requires_grad_(False), notes
+    # GPT-2 checkpoints state many types, or no type, so the weights have the last word.
+    candidates = [family for family in (known, FAMILIES["gpt2"]) if family is not None]
+    errors: list[ExportError] = []
+    for family in candidates:
+        try:
+            # The default attention ignores scale_attn_by_inverse_layer_idx and scale_attn_weights=False.
+            model, notes = load_model(folder, name, family.read_config(fields, name), "eager")
+        except ExportError as error:
+            errors.append(error)
+            continue
+        family.prepare(model)
+        return model.eval().requires_grad_(False), notes
+    known_types = (
+        ""
+        if known is not None or stated is None
+        else (f"; config.json states the model_type {stated!r:.40}, edgelm exports {', '.join(FAMILIES)}")
+    )
+    raise ExportError(f"{errors[0]}{known_types}") from None

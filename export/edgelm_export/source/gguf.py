@@ -14,12 +14,15 @@ import transformers
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from edgelm.errors import ExportError
-from edgelm_export.model.families import FAMILIES
 from edgelm_export.source.gguf_tokenizer import write_tokenizer
 from edgelm_export.source.hub import first_line
 
 SUFFIX = ".gguf"
 
+_ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
+"""Of the architectures that transformers reads from GGUF files. A file of Gemma 3 lacks the scale of its attention."""
+_ASSUMED = {"gpt2": {"context_length": 1024}, "qwen3": {"attention.key_length": 128}}
+"""Facts that transformers does not read, and the value that it takes for each."""
 _HARMLESS = re.compile(
     r"vocab_size|attention\.(key|value)_length|rope\.dimension_count|attention\.causal|rope\.scaling\.type"
 )
@@ -82,12 +85,19 @@ def _check(file: Path) -> tuple[str | None, dict[str, Any]]:
         architecture = str(reader.fields["general.architecture"].contents())
     except Exception as error:  # numpy and gguf each raise their own kinds for damaged files
         raise ExportError(f"{str(file)!r} is no whole GGUF file: {first_line(error)}") from None
-    known = GGUF_CONFIG_MAPPING.get(architecture)
-    if known is None or {architecture, f"{architecture}_text"}.isdisjoint(FAMILIES):
-        possible = sorted(name for name in GGUF_CONFIG_MAPPING if {name, f"{name}_text"} & FAMILIES.keys())
+    if architecture not in _ARCHITECTURES:
         raise ExportError(
-            f"{str(file)!r} has the architecture {architecture!r}; edgelm exports GGUF files of {', '.join(possible)}"
+            f"{str(file)!r} has the architecture {architecture!r}; edgelm exports GGUF files of "
+            f"{', '.join(_ARCHITECTURES)}"
         )
+    known = GGUF_CONFIG_MAPPING[architecture]
+    for name, value in _ASSUMED.get(architecture, {}).items():
+        field = reader.fields.get(f"{architecture}.{name}")
+        if field is not None and field.contents() != value:
+            raise ExportError(
+                f"{str(file)!r} states {architecture}.{name} {field.contents()}, but transformers "
+                f"{transformers.__version__} takes it for {value}; export the checkpoint that the file was made of"
+            )
     for name in reader.fields:
         fact = name.removeprefix(f"{architecture}.")
         if fact != name and known.get(fact) is None and not _HARMLESS.fullmatch(fact):

@@ -45,7 +45,9 @@ def write_tokenizer(converted: transformers.PreTrainedTokenizerFast, facts: Mapp
     tokens = {name: _token(facts, f"{key}_token_id") for name, key in _SPECIAL.items()}
     bos = tokens["bos_token"]
     backend.post_processor = None
-    if bos is not None and facts.get("add_bos_token", not is_byte_level):
+    # Where the file does not say, llama.cpp adds BOS for sentencepiece models and for Llama 3.
+    usual = not is_byte_level or facts.get("pre") == "llama-bpe"
+    if bos is not None and facts.get("add_bos_token", usual):
         pair = (bos, facts["bos_token_id"])
         backend.post_processor = processors.TemplateProcessing(single=f"{bos}:0 $A:0", special_tokens=[pair])
     backend.save(str(folder / "tokenizer.json"))

@@ -38,11 +38,15 @@ class Base:
 
         Raises:
             ExportError: the checkpoint or the adapter cannot be loaded.
+            TrainingError: it is no GPT-2.
         """
         from edgelm_export.source.adapter import merge_adapter
         from edgelm_export.source.checkpoint import load_checkpoint
 
         checkpoint = load_checkpoint(self.source, self.revision)
+        kind = checkpoint.model.config.model_type
+        if kind != "gpt2":
+            raise TrainingError(f"{self.source!r} is a model of the type {kind!r}, and edgelm trains GPT-2 only")
         if self.adapter is None or not merged:
             return checkpoint
         return merge_adapter(checkpoint, str(self.adapter))

@@ -67,6 +67,21 @@ def test_fields_that_are_not_exported_are_refused_by_name(
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "word"),
+    [
+        ("mistral", {"sliding_window": 0}, "sliding_window"),
+        ("mistral", {"sliding_window": "4"}, "sliding_window"),
+        ("qwen2", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"),
+        ("qwen2", {"layer_types": ["sliding_attention", "full_attention"]}, "sliding_window"),
+        ("llama", {"rope_scaling": {"rope_type": "mrope"}}, "mrope"),
+    ],
+)
+def test_windows_and_kinds_of_layers(family: str, fields: dict[str, Any], word: str, tmp_path: Path) -> None:
+    source = save_checkpoint(tmp_path / family, Shape(family=family, width=32, heads=2), **fields)
+    assert word in refusal(source)
+
+
 @pytest.mark.parametrize("field", ["attn_logit_softcapping", "final_logit_softcapping"])
 def test_softcapping_is_refused(field: str, tmp_path: Path) -> None:
     shape = Shape(family="gemma3_text", width=32, heads=2, config={"head_dim": 16, "sliding_window": 8})

@@ -249,14 +249,14 @@ def test_configs_that_do_not_fit(changes: dict[str, object], words: list[str], s
 
 
 def test_weights_of_another_family_are_named(tmp_path: Path) -> None:
-    source = tmp_path / "llama"
-    config = transformers.LlamaConfig(
+    source = tmp_path / "phi"
+    config = transformers.PhiConfig(
         vocab_size=54, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(source)
+    transformers.PhiForCausalLM(config).save_pretrained(source)
     save_tokenizer(source, 54)
     message = refusal(source)
-    for word in ("'llama'", "lacks", "'transformer.", "GPT-2"):
+    for word in ("'phi'", "lacks", "'transformer.", "gpt2", "llama"):
         assert word in message
 
 
@@ -317,7 +317,7 @@ def test_a_git_lfs_pointer_as_pickle(source: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "library"),
-    [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("gpt2.Q8_0.gguf", "GGUF")],
+    [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("rust_model.ot", "Rust")],
 )
 def test_weights_of_another_library(file: str, library: str, source: Path) -> None:
     (source / "model.safetensors").rename(source / file)
