@@ -1,7 +1,7 @@
 """What a file of weights must contain to become a GPT2LMHeadModel, under whatever names its writer stored them."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,26 +10,18 @@ from torch import Tensor
 
 from edgelm.errors import ExportError
 from edgelm_export.model.activations import ACTIVATIONS
+from edgelm_export.model.stored_names import CALLER_FIELDS, name_weights, without_wrappers
 
 _BODY, _TABLE, _HEAD = "transformer.", "transformer.wte.weight", "lm_head.weight"
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-"""Parts of a name that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric put in."""
 _ANCHORS = ("wpe.weight", "ln_f.weight", "wte.weight")
 """Weights that stand directly in a body. The first that a file has tells the prefix of its body."""
 _MASK = re.compile(r"transformer\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)")
 """Buffers of old versions of transformers, which hold no weight."""
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.")
-LOW_RANK = re.compile(r"\.(lora_\w+|base_layer)\.")
 _TASK_CLASSES = ("GPT2ForSequenceClassification", "GPT2ForTokenClassification", "GPT2ForQuestionAnswering")
 _TASK_HEADS = re.compile(r"(score|classifier|qa_outputs)\.(weight|bias)")
 
 _COUNTS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-CALLER_FIELDS = {  # of config.json: how to call a model, or where its weights are; no field of the model itself
-    *("model_type", "auto_map", "transformers_weights", "torch_dtype", "dtype", "use_bfloat16", "problem_type"),
-    *("return_dict", "use_return_dict", "torchscript", "output_attentions", "output_hidden_states", "use_cache"),
-    *("id2label", "label2id", "num_labels", "attn_implementation", "_attn_implementation", "gradient_checkpointing"),
-    *("_attn_implementation_internal", "_attn_implementation_autoset", "name_or_path", "_name_or_path"),
-}
 
 
 def read_config(fields: Mapping[str, Any], name: str) -> transformers.GPT2Config:
@@ -90,11 +82,6 @@ def fit(
             those of a model without a language head, or of an adapter that was not merged.
     """
     found = _renamed(weights, name)
-    if low_rank := [key for key in found if LOW_RANK.search(f".{key}")]:
-        raise ExportError(
-            f"{name!r} contains a LoRA adapter that was not merged ({low_rank[0]!r}); save it after peft's "
-            "merge_and_unload(), or export its base with --adapter"
-        )
     if crossed := [key for key in found if ".crossattention." in key and not _MASK.fullmatch(key)]:
         raise ExportError(
             f"{name!r} has cross attention ({crossed[0]!r}): it is the decoder of a larger model, which edgelm does "
@@ -124,19 +111,9 @@ def fit(
     return {key: found[key] for key in expected}, notes
 
 
-def name_weights(names: Sequence[str]) -> str:
-    """The number of these weights and the first of their names, for a message."""
-    return f"the weight {names[0]!r}" if len(names) == 1 else f"{len(names)} weights, the first is {names[0]!r}"
-
-
 def _renamed(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The weights with the body under ``transformer.`` and the head at ``lm_head.weight``."""
-    plain: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        short = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-        if short in plain:
-            raise ExportError(f"{name!r} has two weights for {short!r}; keep one of them")
-        plain[short] = value
+    plain = without_wrappers(weights, name)
     body = _body(plain, name)
     if body is None:
         return plain

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgelm.errors import ExportError
 from edgelm_export.model.activations import ACTIVATIONS
-from edgelm_export.model.gpt2_checkpoint import CALLER_FIELDS, LOW_RANK, WRAPPERS, name_weights
+from edgelm_export.model.stored_names import CALLER_FIELDS, name_weights, without_wrappers
 
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -120,11 +120,6 @@ def fit(
         ExportError: a weight is missing, has a different shape, or is no floating-point tensor.
     """
     found = _renamed(weights, name)
-    if low_rank := [key for key in found if LOW_RANK.search(f".{key}")]:
-        raise ExportError(
-            f"{name!r} contains a LoRA adapter that was not merged ({low_rank[0]!r}); save it after peft's "
-            "merge_and_unload(), or export its base with --adapter"
-        )
     notes: tuple[str, ...] = ()
     if config.tie_word_embeddings and _HEAD in found:
         head = found.pop(_HEAD)
@@ -157,12 +152,7 @@ def fit(
 
 def _renamed(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The weights with the body under ``model.`` and the head at ``lm_head.weight``."""
-    plain: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        short = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-        if short in plain:
-            raise ExportError(f"{name!r} has two weights for {short!r}; keep one of them")
-        plain[short] = value
+    plain = without_wrappers(weights, name)
     anchor = "embed_tokens.weight"
     prefixes = [key.removesuffix(anchor) for key in plain if key == anchor or key.endswith(f".{anchor}")]
     if len(prefixes) > 1:

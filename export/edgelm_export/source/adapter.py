@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from edgelm.errors import ExportError, TokenizerError, install_hint
-from edgelm_export.model.gpt2_checkpoint import name_weights
+from edgelm_export.model.stored_names import name_weights
 from edgelm_export.source.checkpoint import Checkpoint, check_finite, quiet_torch
 from edgelm_export.source.hub import first_line, locate, read_json
 from edgelm_export.source.tokenizer import (
