@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 # C1 controls, those of the direction of writing, and halves of characters.
 CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,16 +48,22 @@ def print_line(text: str) -> None:
 def note(text: str) -> None:
     """`text`, escaped, and a line end on standard error. Nothing happens where that is closed or full."""
     if sys.stderr is not None:
-        with suppress(OSError, ValueError):
+        try:
             sys.stderr.write(f"{escaped(text)}\n")
             sys.stderr.flush()
+        except (OSError, ValueError):
+            _discard(sys.stderr)
 
 
 def discard_stdout() -> None:
     """Point standard output to the null device, so that the interpreter's last flush does not fail again."""
     if sys.stdout is not None:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def shows_in_stdout(text: str) -> bool:

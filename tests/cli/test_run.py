@@ -201,10 +201,13 @@ WITH_OUTPUT = (
         ("{edgelm} perplexity {tiny} <&-", 1, "standard input is closed"),
     ],
 )
-def test_closed_and_full_streams(shell: str, status: int, message: str) -> None:
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_closed_and_full_streams(shell: str, status: int, message: str, locale: str) -> None:
     names = {"edgelm": f"'{sys.executable}' -m edgelm", "tiny": f"-m '{TINY_BUNDLE}'", "folder": f"'{TINY_BUNDLE}'"}
     command = shell.format(**names)
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    # In the locale C the streams get another encoding, and then keep what they could not write.
+    settings = {**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, env=settings)
     assert done.returncode == status
     assert message in done.stderr.splitlines()[-1] if message else done.stderr == ""
     assert "Traceback" not in done.stderr and done.stderr.count("edgelm: ") == bool(message)
