@@ -239,6 +239,8 @@ def _choose_method(kept: dict[str, Any], defaults: dict[str, Any], notes: list[s
         drop(tuple(n for n in SAMPLING_OPTIONS if not (contrastive and n == "top_k")), "without do_sample=true")
     if not searches_beams:
         drop(BEAMS[1:], "without num_beams")
+    elif kept.get("num_beam_groups", 1) == 1:
+        drop(("diversity_penalty",), "without num_beam_groups")
     if searches_beams or contrastive:
         kept.pop("prompt_lookup_num_tokens", None)  # changes the speed only
     for name in [name for name in kept if name in defaults and name != "top_k" and kept[name] == defaults[name]]:

@@ -60,6 +60,7 @@ READ: list[tuple[dict[str, object], dict[str, object], list[str]]] = [
     ({"do_sample": True, "temperature": 1e-6, "top_k": 0}, {"do_sample": True, "top_k": 1}, []),
     ({"max_new_tokens": 20.0, "min_length": 2.0}, {"max_new_tokens": 20, "min_length": 2}, []),
     ({"do_sample": True, "top_k": None, "min_p": 0.0, "epsilon_cutoff": 1.0}, {"do_sample": True}, []),
+    ({"num_beams": 2, "diversity_penalty": 0.5}, {"num_beams": 2}, ["diversity_penalty"]),
     ({"length_penalty": 2.0, "early_stopping": True}, {}, ["left out length_penalty=2.0, early_stopping=True: no"]),
     ({"num_beams": 2, "length_penalty": 2.0}, {"num_beams": 2, "length_penalty": 2.0}, []),
     ({"num_beams": 2, "prompt_lookup_num_tokens": 10}, {"num_beams": 2}, []),
