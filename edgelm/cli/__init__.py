@@ -25,7 +25,7 @@ _COMMANDS = {
     "pretrain": ("edgelm_train.cli:pretrain_command", "Train a tokenizer and a GPT-2 model on text files."),
     "finetune": ("edgelm_train.cli:finetune_command", "Fine-tune a GPT-2 checkpoint on a text or on examples."),
     "distill": ("edgelm_train.cli:distill_command", "Train a smaller GPT-2 model to imitate a checkpoint."),
-    "export": ("edgelm_export.cli:command", "Convert a GPT-2 checkpoint into a bundle."),
+    "export": ("edgelm_export.cli:command", "Convert a checkpoint into a bundle."),
     "info": ("edgelm.cli.info:command", "Show a bundle's source, size and quality certificate."),
     "verify": ("edgelm.cli.verify:command", "Check a bundle's files and measure its quality again."),
     "compare": ("edgelm.cli.compare:command", "Compare two bundles."),
@@ -108,7 +108,7 @@ def _broken_pipe_told() -> Iterator[None]:
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="edgelm %(version)s")
 def cli() -> None:
-    """Run GPT-2 models on machines that have no room for PyTorch.
+    """Run small language models on machines that have no room for PyTorch.
 
     \b
     edgelm run "Once upon a time"      use the embedded model

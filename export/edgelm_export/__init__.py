@@ -1,4 +1,4 @@
-"""The build side of edgelm: a GPT-2 checkpoint becomes a verified bundle.
+"""The build side of edgelm: a checkpoint becomes a verified bundle.
 
 Needs ``pip install 'edgelm[cpu,export]'``. It imports edgelm; edgelm never imports it.
 """
