@@ -48,7 +48,7 @@ ELSEWHERE = {"DeviceCache", "_windows_peak_bytes"}
 """Classes and functions for another machine, which no test can enter here."""
 LIMIT_BYTES = 8 << 30
 LEAST_SECONDS, SLOWER = 60.0, 10
-"""A mutant that takes longer than this, and than so many times the CPU seconds of its tests, counts as caught."""
+"""A mutant counts as caught if it takes longer than these seconds and than this multiple of its tests' CPU seconds."""
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
@@ -246,7 +246,7 @@ class Watch:
         self._watch("")
 
     def answer(self) -> str:
-        """All notes as JSON, for the process that waits for them."""
+        """All notes as JSON, which the waiting process reads."""
         return json.dumps([self.seconds, self.lines, self.processes])
 
     def _audit(self, event: str, args: object) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.bundle.strict_json import StrictJsonError, from_json, parse_json
 from edgelm.errors import BundleError
 
@@ -22,14 +23,10 @@ class ChatTemplate:
 
 def read_chat_template(bundle: Bundle) -> ChatTemplate | None:
     """The chat template of `bundle`; None where it has none. Raises BundleError if the file is damaged."""
-    fact = bundle.manifest.files.get(CHAT_TEMPLATE_FILE)
-    if fact is None:
+    if CHAT_TEMPLATE_FILE not in bundle.manifest.files:
         return None
-    if fact.size_bytes > MAX_CHAT_TEMPLATE_BYTES:
-        limit = f"more than {MAX_CHAT_TEMPLATE_BYTES:,}"
-        raise BundleError(f"{CHAT_TEMPLATE_FILE} has {fact.size_bytes:,} bytes, {limit}: export the checkpoint again")
     try:
-        content = parse_json(bundle.file(CHAT_TEMPLATE_FILE).read_bytes())
+        content = parse_json(read_small_file(bundle.file(CHAT_TEMPLATE_FILE), MAX_CHAT_TEMPLATE_BYTES))
         return from_json(ChatTemplate, content)
-    except StrictJsonError as error:
+    except (SmallFileError, StrictJsonError) as error:
         raise BundleError(f"{CHAT_TEMPLATE_FILE} {error}") from None

@@ -9,7 +9,7 @@ from edgelm.cli.streams import note
 
 TERMINAL_FIRST_SECONDS, TERMINAL_NEXT_SECONDS = 1.0, 0.1
 FILE_FIRST_SECONDS, FILE_NEXT_SECONDS = 5.0, 30.0
-"""Standard error that is no terminal gets a line after so many seconds, and then every so many seconds."""
+"""Seconds before the first line, and between lines. FILE_ is for standard error that is no terminal."""
 
 Show = Callable[[str], None]
 

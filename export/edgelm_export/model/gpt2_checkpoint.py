@@ -9,8 +9,8 @@ import transformers
 from torch import Tensor
 
 from edgelm.errors import ExportError
-from edgelm_export.model.activations import ACTIVATIONS
-from edgelm_export.model.stored_names import CALLER_FIELDS, name_weights, without_wrappers
+from edgelm_export.model.config_fields import check_activation, check_shares, check_sizes, config_of
+from edgelm_export.model.stored_names import name_weights, without_wrappers
 
 _BODY, _TABLE, _HEAD = "transformer.", "transformer.wte.weight", "lm_head.weight"
 _ANCHORS = ("wpe.weight", "ln_f.weight", "wte.weight")
@@ -22,6 +22,7 @@ _TASK_CLASSES = ("GPT2ForSequenceClassification", "GPT2ForTokenClassification", 
 _TASK_HEADS = re.compile(r"(score|classifier|qa_outputs)\.(weight|bias)")
 
 _COUNTS = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+_SHARES = ("layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range")
 
 
 def read_config(fields: Mapping[str, Any], name: str) -> transformers.GPT2Config:
@@ -35,28 +36,14 @@ def read_config(fields: Mapping[str, Any], name: str) -> transformers.GPT2Config
         ExportError: a size is no positive integer or does not fit another size, or the model has an unknown
             activation, no layers, or cross attention.
     """
-    try:
-        config = transformers.GPT2Config.from_dict({k: v for k, v in fields.items() if k not in CALLER_FIELDS})
-    except Exception as error:  # the fields may hold anything, and transformers raises whatever that leads to
-        raise ExportError(f"cannot read config.json of {name!r}: {type(error).__name__}: {error}") from None
-    activation = config.activation_function
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ExportError(
-            f"{name!r} uses the activation {activation!r}, which transformers {transformers.__version__} does not "
-            f"know; edgelm exports {', '.join(sorted(ACTIVATIONS))}"
-        )
+    config = config_of(transformers.GPT2Config, fields, name)
+    check_activation(config.activation_function, name)
     if config.n_layer == 0:
         raise ExportError(f"{name!r} has no layers (n_layer 0): there is nothing to export")
     if config.add_cross_attention:
         raise ExportError(f"{name!r} has cross attention (add_cross_attention), which edgelm does not export")
-    for field in (*_COUNTS, *(() if config.n_inner is None else ("n_inner",))):
-        value = getattr(config, field)
-        if type(value) is not int or not 1 <= value < 2**31:
-            raise ExportError(f"config.json of {name!r}: {field} must be a positive integer, not {value!r:.80}")
-    for field in ("layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range"):
-        value = getattr(config, field)
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise ExportError(f"config.json of {name!r}: {field} must be a number from 0 to 1, not {value!r:.80}")
+    check_sizes(config, (*_COUNTS, *(() if config.n_inner is None else ("n_inner",))), name)
+    check_shares(config, _SHARES, name)
     if config.n_embd % config.n_head:
         raise ExportError(
             f"config.json of {name!r}: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}"

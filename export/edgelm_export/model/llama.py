@@ -4,7 +4,8 @@ Shapes: D hidden size, H query heads, G key-value heads, h head dim of the sourc
 C context.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from edgelm_export.model.activations import collect_activation, widen_activation
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Norm, Rotary, Table
 
 CONTEXT_FIELD = "max_position_embeddings"
+
+CollectNorm: TypeAlias = Callable[[torch.nn.Module], Norm]
+"""Makes a `Norm` of a family's module."""
 
 _HEAD_DIM_MULTIPLE = 16
 """GroupQueryAttention turns heads whose size is a multiple of this number; zeros fill the rest."""
@@ -53,49 +57,64 @@ def describe(config: transformers.PretrainedConfig) -> Architecture:
 
 def collect(model: transformers.PreTrainedModel) -> DecoderWeights:
     """Copy the weights out of a model."""
-    body, sizes = model.model, describe(model.config)
-    rotary = collect_rotary("rotary", body.rotary_emb, sizes)
-    is_tied = model.lm_head.weight is body.embed_tokens.weight
+    sizes = describe(model.config)
+    rotary = collect_rotary("rotary", model.model.rotary_emb, sizes)
+    layers = tuple(
+        collect_layer(f"model.layers.{index}", block, model.config, sizes, rotary, collect_norm)
+        for index, block in enumerate(model.model.layers)
+    )
+    return collect_around(model, layers, collect_norm)
+
+
+def collect_around(model: transformers.PreTrainedModel, layers: tuple[Layer, ...], norm: CollectNorm) -> DecoderWeights:
+    """The weights of a model whose `layers` are collected already: they, the tables and the final norm."""
+    tokens, head = model.model.embed_tokens.weight, model.lm_head.weight
     return DecoderWeights(
         model_type=model.config.model_type,
-        architecture=sizes,
-        token_table=Table("model.embed_tokens.weight", array_of(body.embed_tokens.weight)),
+        architecture=describe(model.config),
+        token_table=Table("model.embed_tokens.weight", _array(tokens)),
         position_table=None,
-        layers=tuple(
-            collect_layer(f"model.layers.{index}", block, model.config, sizes, rotary)
-            for index, block in enumerate(body.layers)
-        ),
-        final_norm=collect_norm(body.norm),
-        head=None if is_tied else Table("lm_head.weight", array_of(model.lm_head.weight)),
+        layers=layers,
+        final_norm=norm(model.model.norm),
+        head=None if head is tokens else Table("lm_head.weight", _array(head)),
     )
 
 
 def collect_layer(
-    prefix: str, block: torch.nn.Module, config: transformers.PretrainedConfig, sizes: Architecture, rotary: Rotary
+    prefix: str,
+    block: torch.nn.Module,
+    config: transformers.PretrainedConfig,
+    sizes: Architecture,
+    rotary: Rotary,
+    norm: CollectNorm,
 ) -> Layer:
-    """The layer that the module `block`, called `prefix` in the checkpoint, computes."""
+    """The layer that the module `block`, called `prefix` in the checkpoint, computes; `norm` collects its norms."""
     attention, mlp = block.self_attn, block.mlp
-    gate_and_up = [mlp.gate_proj, mlp.up_proj]
+
+    def norm_of_heads(name: str) -> Norm | None:
+        """Of queries or keys; Qwen3 and Gemma 3 have such norms."""
+        return _padded_norm(norm(getattr(attention, name)), sizes) if hasattr(attention, name) else None
+
     return Layer(
-        attention_norm=collect_norm(block.input_layernorm),
-        qkv=collect_qkv(f"{prefix}.self_attn.{{q,k,v}}_proj.weight", attention, sizes),
+        attention_norm=norm(block.input_layernorm),
+        qkv=_collect_qkv(f"{prefix}.self_attn.{{q,k,v}}_proj.weight", attention, sizes),
         attention_scale=attention.scaling,
-        attention_out=collect_attention_out(f"{prefix}.self_attn.o_proj.weight", attention, sizes),
-        mlp_norm=collect_norm(block.post_attention_layernorm),
-        mlp_in=joined(f"{prefix}.mlp.{{gate,up}}_proj.weight", gate_and_up),
-        activation=collect_activation(config.hidden_act, mlp.act_fn),
-        mlp_out=joined(f"{prefix}.mlp.down_proj.weight", [mlp.down_proj]),
+        attention_out=_collect_attention_out(f"{prefix}.self_attn.o_proj.weight", attention, sizes),
+        mlp_norm=norm(block.post_attention_layernorm),
+        mlp_in=_joined(f"{prefix}.mlp.{{gate,up}}_proj.weight", [mlp.gate_proj, mlp.up_proj]),
+        activation=collect_activation(getattr(config, "hidden_activation", None) or config.hidden_act, mlp.act_fn),
+        mlp_out=_joined(f"{prefix}.mlp.down_proj.weight", [mlp.down_proj]),
         is_gated=True,
         rotary=rotary,
         window=_window(attention, config),
-        query_norm=_norm_of_heads(attention, "q_norm", sizes),
-        key_norm=_norm_of_heads(attention, "k_norm", sizes),
+        query_norm=norm_of_heads("q_norm"),
+        key_norm=norm_of_heads("k_norm"),
     )
 
 
 def collect_norm(module: torch.nn.Module) -> Norm:
     """The RMSNorm that `module` computes."""
-    return Norm(array_of(module.weight), None, module.variance_epsilon)
+    return Norm(_array(module.weight), None, module.variance_epsilon)
 
 
 def collect_rotary(name: str, module: torch.nn.Module, sizes: Architecture) -> Rotary:
@@ -106,7 +125,7 @@ def collect_rotary(name: str, module: torch.nn.Module, sizes: Architecture) -> R
     with torch.inference_mode():
         cos, sin = module(torch.zeros(1), positions)  # (1, C + PADDING_TOKENS, h) each, both halves alike
     # Zeros behind each half stay zeros, whatever turns them.
-    tables = [np.pad(array_of(table[0, :, :half]), [(0, 0), (0, padding)], mode="edge") for table in (cos, sin)]
+    tables = [np.pad(_array(table[0, :, :half]), [(0, 0), (0, padding)], mode="edge") for table in (cos, sin)]
     return Rotary(name, *tables)
 
 
@@ -118,12 +137,12 @@ def _window(attention: torch.nn.Module, config: transformers.PretrainedConfig) -
     return getattr(config, "sliding_window", None)
 
 
-def collect_qkv(name: str, attention: torch.nn.Module, sizes: Architecture) -> Linear:
+def _collect_qkv(name: str, attention: torch.nn.Module, sizes: Architecture) -> Linear:
     """Query, key and value side by side. A rotary embedding turns two halves of a head, so each half is padded."""
     half, padding = sizes.source_head_dim // 2, (sizes.head_dim - sizes.source_head_dim) // 2
     parts = []
     for module, turns in ((attention.q_proj, True), (attention.k_proj, True), (attention.v_proj, False)):
-        linear = joined(name, [module])
+        linear = _joined(name, [module])
         parts.append(_padded(linear, (2, half) if turns else (1, 2 * half), padding * (1 if turns else 2)))
     biases = [part.bias if part.bias is not None else np.zeros(part.weight.shape[1], np.float32) for part in parts]
     bias = None if all(part.bias is None for part in parts) else np.concatenate(biases)
@@ -140,15 +159,15 @@ def _padded(linear: Linear, shape: tuple[int, int], padding: int) -> Linear:
     return Linear(linear.name, pad(linear.weight), None if linear.bias is None else pad(linear.bias))
 
 
-def collect_attention_out(name: str, attention: torch.nn.Module, sizes: Architecture) -> Linear:
+def _collect_attention_out(name: str, attention: torch.nn.Module, sizes: Architecture) -> Linear:
     """The product that joins the heads; the rows that take each head are padded."""
-    out = joined(name, [attention.o_proj])
+    out = _joined(name, [attention.o_proj])
     heads = out.weight.reshape(sizes.num_heads, sizes.source_head_dim, -1)  # (H, h, D)
     weight = np.pad(heads, [(0, 0), (0, sizes.head_dim - sizes.source_head_dim), (0, 0)])  # (H, p, D)
     return Linear(out.name, weight.reshape(-1, weight.shape[-1]), out.bias)
 
 
-def norm_of_heads(norm: Norm, sizes: Architecture) -> Norm:
+def _padded_norm(norm: Norm, sizes: Architecture) -> Norm:
     """A norm (h,) of queries or keys, for padded heads (p,).
 
     The mean over p numbers is smaller than the mean over h numbers by h / p, because the padding is zero. So the
@@ -161,19 +180,13 @@ def norm_of_heads(norm: Norm, sizes: Architecture) -> Norm:
     return Norm(weight, None, norm.epsilon * share)
 
 
-def _norm_of_heads(attention: torch.nn.Module, name: str, sizes: Architecture) -> Norm | None:
-    """The norm `name` of queries or keys; Qwen3 has such norms."""
-    module = getattr(attention, name, None)
-    return None if module is None else norm_of_heads(collect_norm(module), sizes)
-
-
-def joined(name: str, modules: list[Any]) -> Linear:
+def _joined(name: str, modules: list[Any]) -> Linear:
     """Products of the same input, side by side."""
-    weight = np.concatenate([array_of(module.weight).T for module in modules], axis=1)
-    biases = [array_of(module.bias) for module in modules if module.bias is not None]
+    weight = np.concatenate([_array(module.weight).T for module in modules], axis=1)
+    biases = [_array(module.bias) for module in modules if module.bias is not None]
     assert len(biases) in (0, len(modules)), "gate and up have biases, or neither has one"
     return Linear(name, np.ascontiguousarray(weight), np.concatenate(biases) if biases else None)
 
 
-def array_of(tensor: torch.Tensor) -> Array:
+def _array(tensor: torch.Tensor) -> Array:
     return np.array(tensor.detach().numpy(), np.float32)

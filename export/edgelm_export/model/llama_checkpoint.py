@@ -9,8 +9,8 @@ import transformers
 from torch import Tensor
 
 from edgelm.errors import ExportError
-from edgelm_export.model.activations import ACTIVATIONS
-from edgelm_export.model.stored_names import CALLER_FIELDS, name_weights, without_wrappers
+from edgelm_export.model.config_fields import check_activation, check_shares, check_sizes, config_of
+from edgelm_export.model.stored_names import name_weights, without_wrappers
 
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -46,19 +46,9 @@ def read_config(
         ExportError: a size is no positive integer or does not fit another size, or a field has a value that edgelm
             does not export.
     """
-    try:
-        config = config_class.from_dict({k: v for k, v in fields.items() if k not in CALLER_FIELDS})
-    except Exception as error:  # the fields may hold anything, and transformers raises whatever that leads to
-        raise ExportError(f"cannot read config.json of {name!r}: {type(error).__name__}: {error}") from None
-    what = f"config.json of {name!r}"
-    for field in (*_SIZES, *(() if getattr(config, "head_dim", None) is None else ("head_dim",))):
-        value = getattr(config, field)
-        if type(value) is not int or not 1 <= value < 2**31:
-            raise ExportError(f"{what}: {field} must be a positive integer, not {value!r:.80}")
-    for field in ("rms_norm_eps", "initializer_range", "attention_dropout"):
-        value = getattr(config, field)
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise ExportError(f"{what}: {field} must be a number from 0 to 1, not {value!r:.80}")
+    config, what = config_of(config_class, fields, name), f"config.json of {name!r}"
+    check_sizes(config, (*_SIZES, *(() if getattr(config, "head_dim", None) is None else ("head_dim",))), name)
+    check_shares(config, ("rms_norm_eps", "initializer_range", "attention_dropout"), name)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
         raise ExportError(f"{what}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
@@ -67,11 +57,7 @@ def read_config(
         raise ExportError(f"{what}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}")
     if (head_dim or config.hidden_size // heads) % 2:
         raise ExportError(f"{what}: heads of {head_dim or config.hidden_size // heads} numbers have no two halves")
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ExportError(
-            f"{what}: the activation {activation!r:.80} is unknown; edgelm exports {', '.join(sorted(ACTIVATIONS))}"
-        )
+    check_activation(getattr(config, "hidden_activation", None) or config.hidden_act, name)
     for field, allowed in _MUST_BE.items():
         if (value := getattr(config, field, allowed[0])) not in allowed:
             raise ExportError(f"{what}: {field} is {value!r:.80}, which edgelm does not export")

@@ -1,4 +1,4 @@
-"""How checkpoints of every family name their weights, under whatever wrapper, and the fields of their configs."""
+"""How checkpoints of every family name their weights, under whatever wrapper."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,6 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from edgelm.errors import ExportError
-
-CALLER_FIELDS = frozenset(
-    (
-        *("model_type", "auto_map", "transformers_weights", "torch_dtype", "dtype", "use_bfloat16", "problem_type"),
-        *("return_dict", "use_return_dict", "torchscript", "output_attentions", "output_hidden_states", "use_cache"),
-        *(
-            "id2label",
-            "label2id",
-            "num_labels",
-            "attn_implementation",
-            "_attn_implementation",
-            "gradient_checkpointing",
-        ),
-        *("_attn_implementation_internal", "_attn_implementation_autoset", "name_or_path", "_name_or_path"),
-    )
-)
-"""Fields of config.json that say how to call a model, or where its weights are, and nothing about the model itself."""
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of a name that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric put in."""
