@@ -36,7 +36,7 @@ from edgelm_export.quantize.recipe import (
 from edgelm_export.quantize.smooth import fold_norm
 from edgelm_export.quantize.storage import Storage, quantize_blocks
 from edgelm_export.source.checkpoint import Checkpoint
-from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.drawn_text import TextDrawer
 
 Ids = npt.NDArray[np.int64]
 
@@ -245,9 +245,9 @@ def measure_checkpoint(
         return known[ids.tobytes()]
 
     weights = collect_weights(checkpoint.model)
-    calibration, judged = (
-        np.stack(draw_texts(checkpoint.model, n, s)) for n, s in ((CALIBRATION_TOKENS, 1), (JUDGED_TOKENS, 2))
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        drawer = TextDrawer(checkpoint.model, Path(scratch) / "source")
+        calibration, judged = (np.stack(drawer.draw(n, s)) for n, s in ((CALIBRATION_TOKENS, 1), (JUDGED_TOKENS, 2)))
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
     rows = {name: ROWS[name] for name in names}
     for kind, source in (("plain", weights), ("outliers", with_outliers(weights))):

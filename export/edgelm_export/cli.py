@@ -1,9 +1,8 @@
 """``edgelm export``: a checkpoint becomes a bundle."""
 
 import re
-import signal
-import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
@@ -12,6 +11,7 @@ import click
 
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.cli.interrupt import unwinds
 from edgelm.cli.streams import escaped, note
 from edgelm.errors import ExportError, install_hint
 from edgelm.reuse.kv_file import KvDtype
@@ -135,33 +135,32 @@ def command(
         raise click.UsageError("--prefix-dtype is given without --prefix; give both, or neither")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ExportError(f"export needs {', '.join(missing)}; {install_hint('cpu,export')}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that the half-built bundle is removed
-
     check_output(Path(output).absolute())  # before torch is loaded, which takes seconds
-    progress = _Progress()
-    progress.begin("loading torch, transformers and optimum")
-    from edgelm_export.pipeline import export
-    from edgelm_export.quantize.budget import Budget
+    with unwinds() as raise_again:
+        progress = _Progress(raise_again)
+        progress.begin("loading torch, transformers and optimum")
+        from edgelm_export.pipeline import export
+        from edgelm_export.quantize.budget import Budget
 
-    try:
-        exported = export(
-            source,
-            Path(output),
-            precision or "int8" if limits == (None, None, None) else Budget(*limits),
-            revision=revision,
-            adapter=adapter,
-            tokenizer=tokenizer,
-            generation_config=generation_config,
-            vocabulary=vocabulary,
-            context=context,
-            prefix=prefix,
-            prefix_dtype=prefix_dtype,
-            accept_quality_loss=accept_quality_loss,
-            eval_texts=eval_texts,
-            report=progress.begin,
-        )
-    finally:
-        progress.end()
+        try:
+            exported = export(
+                source,
+                Path(output),
+                precision or "int8" if limits == (None, None, None) else Budget(*limits),
+                revision=revision,
+                adapter=adapter,
+                tokenizer=tokenizer,
+                generation_config=generation_config,
+                vocabulary=vocabulary,
+                context=context,
+                prefix=prefix,
+                prefix_dtype=prefix_dtype,
+                accept_quality_loss=accept_quality_loss,
+                eval_texts=eval_texts,
+                report=progress.begin,
+            )
+        finally:
+            progress.end()
     note(progress.summary())
     for remark in exported.notes:
         note(f"note: {remark}")
@@ -180,9 +179,10 @@ def _lost(quality: Quality) -> str:
 
 
 class _Progress:
-    """Prints a line for each stage on stderr, with the seconds that it took."""
+    """Prints a line for each stage on stderr, with the seconds that it took. An interrupt ends it at the next stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, raise_interrupt: Callable[[], None]) -> None:
+        self._raise_interrupt = raise_interrupt
         self._stage = ""
         self._began = 0.0
         self._seconds: dict[str, float] = {}
@@ -190,6 +190,7 @@ class _Progress:
     def begin(self, stage: str) -> None:
         """End the current stage, and begin the stage called `stage`."""
         self.end()
+        self._raise_interrupt()
         click.echo(escaped(f"{stage} ... "), err=True, nl=False)
         self._stage, self._began = stage, time.monotonic()
 

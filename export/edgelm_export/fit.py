@@ -28,7 +28,7 @@ from edgelm_export.quantize.calibrate import StoredDecoder, smooth, store
 from edgelm_export.quantize.recipe import fixed_recipe
 from edgelm_export.quantize.storage import stored_bytes
 from edgelm_export.source.checkpoint import Checkpoint
-from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.drawn_text import TextDrawer
 
 CALIBRATION_TOKENS = 8_192
 CALIBRATION_SEED = 1
@@ -43,25 +43,36 @@ PAPERS_BYTES_A_LAYER = 8_000
 Report = Callable[[str], None]
 
 
-def store_as(checkpoint: Checkpoint, precision: FixedPrecision, report: Report) -> StoredDecoder:
-    """Store a checkpoint by the recipe called `precision`; `report` gets the name of each stage."""
+def store_as(checkpoint: Checkpoint, precision: FixedPrecision, drawer: TextDrawer, report: Report) -> StoredDecoder:
+    """Store a checkpoint by the recipe called `precision`.
+
+    Args:
+        drawer: draws the text to calibrate on from the checkpoint.
+        report: gets the name of each stage.
+    """
     weights = collect_weights(checkpoint.model)
     recipe = fixed_recipe(precision, weights)
     if not recipe.is_quantized:
         return store(weights, recipe, None)
-    rows = _calibration(checkpoint, report)
+    rows = _calibration(drawer, report)
     report("smoothing, and rounding with GPTQ" if recipe.needs_inputs else "smoothing")
     return store(smooth(weights, recipe, rows), recipe, rows)
 
 
 def store_within(
-    checkpoint: Checkpoint, budget: Budget, tokenizer_json: Path, prefix_bytes: int, report: Report
+    checkpoint: Checkpoint,
+    budget: Budget,
+    drawer: TextDrawer,
+    tokenizer_json: Path,
+    prefix_bytes: int,
+    report: Report,
 ) -> tuple[StoredDecoder, str]:
     """Store a checkpoint with bits chosen matrix by matrix, so that it keeps `budget` and loses least.
 
     Limits of size are used up; a limit of perplexity alone gives the smallest weights that keep it.
 
     Args:
+        drawer: draws the text to calibrate on from the checkpoint.
         tokenizer_json: the bundle's tokenizer, already written. It takes disk and memory too.
         prefix_bytes: size of the bundle's prefix, on disk and in memory.
         report: gets the name of each stage.
@@ -75,11 +86,11 @@ def store_within(
     weights = collect_weights(checkpoint.model)
     disk, ram = _room(budget, weights, tokenizer_json, prefix_bytes)
     check_smallest(weights, disk, ram)
-    rows = _calibration(checkpoint, report)
+    rows = _calibration(drawer, report)
     report("smoothing")
     smoothed = smooth(weights, base_recipe(weights), rows)
     report("measuring what every matrix loses at 4 bits, at 4 bits in finer blocks, and at 8 bits")
-    judged = np.stack(draw_texts(checkpoint.model, JUDGED_TOKENS, JUDGED_SEED))
+    judged = np.stack(drawer.draw(JUDGED_TOKENS, JUDGED_SEED))
     options = measure_options(smoothed, rows, judged)
     report("choosing bits, and rounding with GPTQ")
     limit = math.log(budget.max_perplexity_ratio or 1) * MARGIN
@@ -95,9 +106,9 @@ def store_within(
     return store(smoothed, mixed_recipe(chosen), rows), given_up(chosen)
 
 
-def _calibration(checkpoint: Checkpoint, report: Report) -> IdArray:
+def _calibration(drawer: TextDrawer, report: Report) -> IdArray:
     report(f"drawing {CALIBRATION_TOKENS:,} tokens from the source to calibrate on")
-    return np.stack(draw_texts(checkpoint.model, CALIBRATION_TOKENS, CALIBRATION_SEED))  # (R, T)
+    return np.stack(drawer.draw(CALIBRATION_TOKENS, CALIBRATION_SEED))  # (R, T)
 
 
 def _room(budget: Budget, weights: DecoderWeights, tokenizer_json: Path, prefix_bytes: int) -> tuple[float, float]:

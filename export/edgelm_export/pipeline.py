@@ -39,7 +39,7 @@ from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.chat_template import write_chat_template
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.source.context import shorten_context
-from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.drawn_text import TextDrawer
 from edgelm_export.source.fingerprint import body_sha256
 from edgelm_export.source.generation_settings import bundle_settings
 from edgelm_export.source.prune import FEATURE, prune_vocabulary
@@ -120,16 +120,19 @@ def export(
         report("exporting the reference graph with optimum")
         reference = OptimumGraph(checkpoint.model, scratch)
         report(f"drawing {EVALUATION_TOKENS:,} tokens from the source to measure on")
-        texts = draw_texts(checkpoint.model, EVALUATION_TOKENS, EVALUATION_SEED)
+        drawer = TextDrawer(checkpoint.model, scratch / "source")
+        texts = drawer.draw(EVALUATION_TOKENS, EVALUATION_SEED)
         _write_papers(checkpoint, settings, draft)
         budget, limit = None, None
         if isinstance(precision, Budget):
             budget, limit = precision, precision.max_perplexity_ratio
             prefix_bytes = 0 if planned is None else planned.size_bytes
-            stored, given_up = store_within(checkpoint, precision, draft / "tokenizer.json", prefix_bytes, report)
+            stored, given_up = store_within(
+                checkpoint, precision, drawer, draft / "tokenizer.json", prefix_bytes, report
+            )
             notes += (given_up,)
         else:
-            stored = store_as(checkpoint, precision, report)
+            stored = store_as(checkpoint, precision, drawer, report)
         report("writing the graph")
         graph, matrices = write_graph(stored, draft)
         _check_account(checkpoint, stored.source, matrices)

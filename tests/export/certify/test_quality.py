@@ -4,7 +4,6 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,7 +17,7 @@ from edgelm.model import Model, load
 from edgelm.scoring.comparison import Comparison, compare_texts
 from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.pipeline import Exported, export
-from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.drawn_text import TextDrawer
 from edgelm_export.source.tokenizer import load_tokenizer
 from tests.build_side import Report
 from tests.export.checkpoints import Ids, Logits, TorchModel, greedy
@@ -45,17 +44,20 @@ def make_bundle(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     done: dict[tuple[str, FixedPrecision], Exported] = {}
     drawn: dict[tuple[int, int, int, int], list[Ids]] = {}
 
-    def draw_once(model: Any, tokens: int, seed: int) -> list[Ids]:
-        """The text that an export draws. It does not depend on the precision, so it is drawn once."""
-        key = (model.config.vocab_size, model.config.n_embd, tokens, seed)
-        if key not in drawn:
-            drawn[key] = draw_texts(model, tokens, seed)
-        return drawn[key]
+    class DrawOnce(TextDrawer):
+        """The text that an export draws does not depend on the precision, so it is drawn once."""
+
+        def draw(self, tokens: int, seed: int) -> list[Ids]:
+            sizes = self._bundle.manifest.architecture
+            key = (sizes.vocab_size, sizes.hidden_size, tokens, seed)
+            if key not in drawn:
+                drawn[key] = super().draw(tokens, seed)
+            return drawn[key]
 
     def make(name: str, precision: FixedPrecision) -> Exported:
         key = (name, precision)
         if key not in done:
-            with mock.patch("edgelm_export.pipeline.draw_texts", draw_once):
+            with mock.patch("edgelm_export.pipeline.TextDrawer", DrawOnce):
                 done[key] = export(str(checkpoints / name), folder / f"{Path(name).name}-{precision}", precision)
         return done[key]
 

@@ -23,7 +23,7 @@ from edgelm_export.graph.products import row_quantized_matmul
 from edgelm_export.graph.writer import GraphWriter
 from edgelm_export.model.decoder import Array
 from edgelm_export.publish.card import model_card
-from edgelm_export.source.drawn_text import _choose, draw_texts
+from edgelm_export.source.drawn_text import TextDrawer, _choose
 from tests.export.checkpoints import Shape, TinyExport, TorchModel, save_checkpoint
 
 pytestmark = pytest.mark.export
@@ -161,27 +161,28 @@ def test_gates(
 
 def test_drawn_texts(tmp_path: Path) -> None:
     model = TorchModel(save_checkpoint(tmp_path / "m", Shape(layers=1, context=16))).model
-    texts = draw_texts(model, 100, 0)
+    drawer = TextDrawer(model, tmp_path / "drawer")
+    texts = drawer.draw(100, 0)
     assert [len(text) for text in texts] == [16] * 7  # rounded up to whole rows
     assert all(text.dtype == np.int64 and text.min() >= 0 and text.max() < 300 for text in texts)
     assert {int(text[0]) for text in texts} == {0}  # its BOS
     assert len({text.tobytes() for text in texts}) == 7
-    assert all(map(np.array_equal, draw_texts(model, 100, 0), texts))
-    assert not all(map(np.array_equal, draw_texts(model, 100, 1), texts))
+    assert all(map(np.array_equal, drawer.draw(100, 0), texts))
+    assert not all(map(np.array_equal, drawer.draw(100, 1), texts))
 
 
 @pytest.mark.parametrize("bos", [None, 300, 50256, -1])
 def test_drawn_texts_without_a_usable_bos_begin_anywhere(tmp_path: Path, bos: int | None) -> None:
     model = TorchModel(save_checkpoint(tmp_path / "m", Shape(layers=1, context=8))).model
     model.config.bos_token_id = bos
-    assert len({int(text[0]) for text in draw_texts(model, 160, 0)}) > 10
+    assert len({int(text[0]) for text in TextDrawer(model, tmp_path / "drawer").draw(160, 0)}) > 10
 
 
 def test_drawn_text_follows_the_models_probabilities(tmp_path: Path) -> None:
     model = TorchModel(save_checkpoint(tmp_path / "m", Shape(layers=1, context=4, vocab=3))).model
     with torch.no_grad():
         wanted = torch.stack([torch.softmax(model(torch.tensor([[i]])).logits[0, -1], -1) for i in range(3)]).numpy()
-    texts = np.stack(draw_texts(model, 12_000, 0))
+    texts = np.stack(TextDrawer(model, tmp_path / "drawer").draw(12_000, 0))
     for first in range(3):
         rows = texts[texts[:, 0] == first]
         found = np.bincount(rows[:, 1], minlength=3) / len(rows)
@@ -223,7 +224,7 @@ def test_drawing_feeds_the_model_what_it_would_compute_without_a_cache(tmp_path:
         return _choose(logits, *rest)
 
     with mock.patch("edgelm_export.source.drawn_text._choose", watched):
-        texts = np.stack(draw_texts(model, 60, 0))
+        texts = np.stack(TextDrawer(model, tmp_path / "drawer").draw(60, 0))
     with torch.no_grad():
         whole = model(torch.from_numpy(texts)).logits[:, :-1].numpy()  # (B, T - 1, V)
     np.testing.assert_allclose(np.stack(seen, axis=1), whole, atol=1e-4)

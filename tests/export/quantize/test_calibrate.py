@@ -15,7 +15,7 @@ from edgelm_export.quantize.calibrate import SAMPLE_TOKENS, smooth, store
 from edgelm_export.quantize.recipe import BLOCK4, fixed_recipe
 from edgelm_export.quantize.smooth import best_factors, fold_columns, fold_norm
 from edgelm_export.quantize.storage import INT8_ROW
-from edgelm_export.source.drawn_text import draw_texts
+from edgelm_export.source.drawn_text import TextDrawer
 from tests.against_transformers.test_variants import FAMILY_SHAPES
 from tests.export.checkpoints import Ids, Logits, Shape, TorchModel, save_checkpoint
 
@@ -61,10 +61,10 @@ def with_outliers(weights: DecoderWeights, factor: float = 30) -> DecoderWeights
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_smoothing_keeps_the_function_and_undoes_outliers(model: Any, precision: Any) -> None:
+def test_smoothing_keeps_the_function_and_undoes_outliers(model: Any, precision: Any, tmp_path: Path) -> None:
     plain = collect_weights(model)
     loud, recipe = with_outliers(plain), fixed_recipe(precision, plain)
-    rows = np.stack(draw_texts(model, 1000, 1))
+    rows = np.stack(TextDrawer(model, tmp_path / "drawer").draw(1000, 1))
     smoothed = smooth(loud, recipe, rows)
     before, after = log_probabilities(plain, rows), log_probabilities(smoothed, rows)
     assert np.abs(before - after).max() <= 1e-3
@@ -76,9 +76,9 @@ def test_smoothing_keeps_the_function_and_undoes_outliers(model: Any, precision:
             assert spread(norm.weight) < 0.5 * spread(old.weight)
 
 
-def test_smoothing_divides_the_values_and_says_by_what(model: Any) -> None:
+def test_smoothing_divides_the_values_and_says_by_what(model: Any, tmp_path: Path) -> None:
     weights = collect_weights(model)
-    rows = np.stack(draw_texts(model, 1000, 1))
+    rows = np.stack(TextDrawer(model, tmp_path / "drawer").draw(1000, 1))
     for old, new in zip(weights.layers, smooth(weights, fixed_recipe("int4", weights), rows).layers, strict=True):
         divisors = new.value_divisors
         assert divisors is not None and not np.allclose(divisors, 1)
@@ -175,10 +175,10 @@ def test_even_channels_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"])
-def test_stored_matrices_stand_for_the_weights(model: Any, precision: Any) -> None:
+def test_stored_matrices_stand_for_the_weights(model: Any, precision: Any, tmp_path: Path) -> None:
     weights = collect_weights(model)
     recipe = fixed_recipe(precision, weights)
-    rows = np.stack(draw_texts(model, 500, 1)) if recipe.is_quantized else None
+    rows = np.stack(TextDrawer(model, tmp_path / "drawer").draw(500, 1)) if recipe.is_quantized else None
     stored = store(weights, recipe, rows)
     assert weights.position_table is not None
     storage = {**recipe.storage, weights.position_table.name: recipe.float_storage}
