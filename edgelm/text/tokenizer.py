@@ -148,10 +148,24 @@ class Tokenizer:
             PromptError: `text` is not a str, holds a lone surrogate, has more than `MAX_TEXT_CHARACTERS`, has a token
                 beyond the model's vocabulary, or has a run of characters that would take this tokenizer too long.
         """
+        return self._known(self._encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encode a text that the model is to continue: `encode` without the special tokens at the end (BERT's [SEP]).
+
+        Raises PromptError as `encode`. The model need not know the tokens that are left out.
+        """
+        ids = self._encode(text, add_special_tokens=True)
+        return self._known(ids[: len(ids) - self._closing])
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         _check_text(text)
         self._check_length(text)
         with rust_errors(PromptError, "the tokenizer cannot encode this text", "shorten it or change it"):
-            ids = list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """`ids`, after a check that the model knows each of them."""
         if self._beyond and not self._beyond.keys().isdisjoint(ids):
             first = next(token_id for token_id in ids if token_id in self._beyond)
             raise PromptError(
@@ -159,15 +173,6 @@ class Tokenizer:
                 f"to {self._size - 1}: leave it out of the text"
             )
         return ids
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Encode a text that the model is to continue: `encode` without the special tokens at the end (BERT's [SEP]).
-
-        Raises:
-            PromptError: `text` is not a str, or holds a lone surrogate.
-        """
-        ids = self.encode(text)
-        return ids[: len(ids) - self._closing]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text that transformers' `tokenizer.decode(ids)` gives; ids without a token are left out.

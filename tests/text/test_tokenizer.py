@@ -173,6 +173,20 @@ def test_encode_prompt_drops_only_what_closes_the_text() -> None:
     assert bos.encode_prompt("x") == bos.encode("x") and bos.encode_prompt("")
 
 
+def test_encode_prompt_needs_no_token_that_it_leaves_out() -> None:
+    """The closing token of a tokenizer may lie beyond the vocabulary: a prompt does not have it."""
+    chinese = Tokenizer.from_json(finished("chinese").to_json())
+    sep = chinese.token_id("[SEP]")
+    whole = chinese.encode("[UNK]")
+    assert sep == whole[-1] == max(whole)
+    beyond = chinese.limit_vocabulary(sep)
+    assert beyond[0] == "[SEP]"
+    assert chinese.encode_prompt("[UNK]") == whole[:-1]
+    for encode in (chinese.encode, chinese.encode_prompt):
+        with pytest.raises(PromptError, match=rf"needs the token '\[SEP\]' \(id {sep}\)"):
+            encode("[SEP]")
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "template", "sequence", "none"])
 def test_encode_prompt_knows_every_post_processor(kind: str) -> None:
     backend = Backend(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}, unk_token="a"))
