@@ -250,19 +250,19 @@ def test_bad_texts(bad: Any) -> None:
 def test_text_bombs_take_linear_time(name: str, bomb: str) -> None:
     tokenizer = finished(name)
     text = bomb * (100_000 // len(bomb))
-    begun = time.perf_counter()
+    begun = time.process_time()
     ids = tokenizer.encode(text)
     tokenizer.decode(ids)
-    assert time.perf_counter() - begun < 5  # about 0.1 s; a quadratic way would need minutes
+    assert time.process_time() - begun < 5  # about 0.1 s; a quadratic way would need minutes
 
 
 def test_long_streams_take_linear_time() -> None:
     tokenizer = finished("chinese")  # with clean-up
     stream = tokenizer.stream()
     ids = [7, 30, 100] * 20_000
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 DAMAGED = ["", "{", "[]", "{}", "null", '{"version": "1.0"}', '{"model": 5}', "[" * 100_000, '{"a": "\ud800"}']
