@@ -4,6 +4,7 @@ All engines decode greedily or by beam search, with a KV cache, from token ids. 
 because a process should hold one engine.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ class Timing:
 
 Prompts = Sequence[Sequence[int]]
 """Token ids: one row for each sequence of the batch, all of the same length."""
+
+ROOM_TOKENS = 2_048
+"""The longest text that engines make room for where a model could take more."""
 
 Generate = Callable[[Prompts, int], Timing]
 """Continues every prompt greedily: (prompts, number of new tokens) -> timing."""
@@ -58,13 +62,15 @@ class Loaded:
 
 def load_edgelm(folder: Path, threads: int) -> Loaded:
     """edgelm: a bundle, driven by `Model.generate`."""
+    sizes = json.loads((folder / "bundle.json").read_bytes())["architecture"]
+    context = min(ROOM_TOKENS, sizes["context_length"])
     started = time.perf_counter()
     import onnxruntime  # noqa: F401  # edgelm imports it in `load`; its time belongs to the imports here
 
     from edgelm import load
 
     imported = time.perf_counter()
-    model = load(folder, device="cpu", threads=threads)
+    model = load(folder, device="cpu", threads=threads, context=context)
     loaded = time.perf_counter()
 
     def generate(prompts: Prompts, new_tokens: int, num_beams: int = 1) -> Timing:
@@ -109,11 +115,11 @@ def load_transformers(folder: Path, threads: int) -> Loaded:
     """transformers: the checkpoint in float32 with the default attention, driven by `generate`."""
     started = time.perf_counter()
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
     imported = time.perf_counter()
     torch.set_num_threads(threads)
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     generate = _transformers_generate(model)
     return Loaded(generate, imported - started, time.perf_counter() - imported, generate)
 

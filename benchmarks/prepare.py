@@ -8,6 +8,7 @@ again when the measuring begins. Nothing is downloaded.
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,11 @@ class Source:
     folder: Path
     made_by: str
     """Code and versions that the checkpoint depends on. When they change, all models are made again."""
+
+    @property
+    def is_gpt2(self) -> bool:
+        config = json.loads((self.checkpoint / "config.json").read_text(encoding="utf-8"))
+        return bool(config["model_type"] == "gpt2")
 
 
 def random_source(work: Path, shape: Shape) -> Source:

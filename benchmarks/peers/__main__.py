@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.engines import ENVIRONMENT
+from benchmarks.engines import ENVIRONMENT, ROOM_TOKENS
 from benchmarks.machine import machine_facts
 from benchmarks.make_gpt2 import Shape
 from benchmarks.peers.catalogue import PEERS
@@ -164,7 +164,8 @@ def main() -> None:
     for model in options.models:
         source = _source(options.work, model, options.engines)
         config = json.loads((source.checkpoint / "config.json").read_text(encoding="utf-8"))
-        room = config["n_positions"] - options.new_tokens
+        context = config["n_positions" if source.is_gpt2 else "max_position_embeddings"]
+        room = min(context, ROOM_TOKENS) - options.new_tokens
         cases = [Case(length, options.new_tokens) for length in options.contexts if length <= room]
         batches = [Case(BATCH_PROMPT_TOKENS, options.new_tokens, rows) for rows in options.batches]
         for threads in options.threads:

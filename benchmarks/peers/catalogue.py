@@ -7,6 +7,7 @@ from benchmarks.peers.environments import (
     CTRANSLATE2,
     LLAMA_CPP,
     ONNXRUNTIME_GENAI,
+    ONNXRUNTIME_GENAI_BUILDER,
     OPENVINO,
     Environment,
 )
@@ -35,6 +36,8 @@ class Peer:
     """None for the environment of the benchmark itself, edgelm with the extras `[cpu]` and `[export]`."""
     converter: Converter | None = None
     """None where `benchmarks.prepare` makes the model."""
+    builder: Converter | None = None
+    """Takes the place of the converter for all checkpoints but those of GPT-2; None for the same converter."""
 
 
 OWN = "edgelm"
@@ -57,8 +60,9 @@ def _openvino(bits: int) -> Peer:
 
 def _onnxruntime_genai(bits: int) -> Peer:
     converter = Converter(f"{_CONVERT}_onnxruntime_genai", (str(bits),))
+    builder = Converter("benchmarks.peers.build_onnxruntime_genai", (str(bits),), ONNXRUNTIME_GENAI_BUILDER)
     loader = f"{_PEERS}:load_onnxruntime_genai"
-    return Peer(bits, loader, f"onnxruntime-genai-int{bits}", ONNXRUNTIME_GENAI, converter)
+    return Peer(bits, loader, f"onnxruntime-genai-int{bits}", ONNXRUNTIME_GENAI, converter, builder)
 
 
 PEERS = {

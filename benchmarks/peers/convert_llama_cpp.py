@@ -1,4 +1,4 @@
-"""Converts a GPT-2 checkpoint to GGUF and quantizes it, by llama.cpp itself.
+"""Converts a GPT-2 or a Llama checkpoint to GGUF and quantizes it, by llama.cpp itself.
 
     python -m benchmarks.peers.convert_llama_cpp CHECKPOINT FOLDER Q8_0|Q4_0
 
@@ -9,12 +9,16 @@ Writes `model.gguf`, and `types.json` with the bytes stored in each format and t
 import argparse
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-NAMES = {
+Weights = Mapping[str, npt.NDArray[np.float32]]
+
+GPT2_NAMES = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
     "attn.c_proj": "attn_output",
@@ -22,43 +26,91 @@ NAMES = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+LLAMA_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 """Names of a layer's parts, from transformers to GGUF."""
 
 
 def write_gguf(checkpoint: Path, file: Path) -> None:
-    """Write weights in float16, vectors in float32 and the tokenizer, as llama.cpp's converter does for a GPT-2."""
+    """Write weights in float16, vectors in float32 and the tokenizer, as llama.cpp's converter does."""
     import gguf
     from safetensors.numpy import load_file
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    weights = {
-        name.removeprefix("transformer."): array for name, array in load_file(checkpoint / "model.safetensors").items()
-    }
-    writer = gguf.GGUFWriter(file, "gpt2")
+    weights = load_file(checkpoint / "model.safetensors")
+    write = {"gpt2": _write_gpt2, "llama": _write_llama}.get(config["model_type"])
+    if write is None:
+        raise SystemExit(f"no converter to GGUF for model_type {config['model_type']!r}: give a gpt2 or a llama")
+    writer = gguf.GGUFWriter(file, config["model_type"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    _add_tokenizer(writer, checkpoint, config["vocab_size"])
+    write(writer, config, weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_gpt2(writer: Any, config: dict[str, Any], weights: Weights) -> None:
+    weights = {name.removeprefix("transformer."): array for name, array in weights.items()}
     writer.add_block_count(config["n_layer"])
     writer.add_context_length(config["n_positions"])
     writer.add_embedding_length(config["n_embd"])
     writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    _add_tokenizer(writer, checkpoint, config["vocab_size"])
     writer.add_tensor("token_embd.weight", weights["wte.weight"].astype(np.float16))  # also the head, which is tied
     writer.add_tensor("position_embd.weight", weights["wpe.weight"].astype(np.float32))
-    for part, parameter in (("output_norm", "ln_f"),):
-        writer.add_tensor(f"{part}.weight", weights[f"{parameter}.weight"].astype(np.float32))
-        writer.add_tensor(f"{part}.bias", weights[f"{parameter}.bias"].astype(np.float32))
+    writer.add_tensor("output_norm.weight", weights["ln_f.weight"].astype(np.float32))
+    writer.add_tensor("output_norm.bias", weights["ln_f.bias"].astype(np.float32))
     for layer in range(config["n_layer"]):
-        for part, name in NAMES.items():
+        for part, name in GPT2_NAMES.items():
             weight = weights[f"h.{layer}.{part}.weight"]
             if weight.ndim == 2:
                 weight = np.ascontiguousarray(weight.T).astype(np.float16)  # (K, N) to (N, K)
             writer.add_tensor(f"blk.{layer}.{name}.weight", weight)
             writer.add_tensor(f"blk.{layer}.{name}.bias", weights[f"h.{layer}.{part}.bias"].astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+
+def _write_llama(writer: Any, config: dict[str, Any], weights: Weights) -> None:
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"].astype(np.float16))
+    if not config["tie_word_embeddings"]:
+        writer.add_tensor("output.weight", weights["lm_head.weight"].astype(np.float16))
+    writer.add_tensor("output_norm.weight", weights["model.norm.weight"].astype(np.float32))
+    for layer in range(config["num_hidden_layers"]):
+        for part, name in LLAMA_NAMES.items():
+            weight = weights[f"model.layers.{layer}.{part}.weight"]
+            if name in ("attn_q", "attn_k"):
+                weight = _neighbouring_pairs(weight, heads if name == "attn_q" else kv_heads)
+            writer.add_tensor(
+                f"blk.{layer}.{name}.weight", weight.astype(np.float16 if weight.ndim == 2 else np.float32)
+            )
+
+
+def _neighbouring_pairs(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+    """The rows (H·D, K) of q or k in llama.cpp's order: it rotates neighbours, transformers the halves of a head."""
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])  # (H, 2, D/2, K)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
 def _add_tokenizer(writer: Any, checkpoint: Path, vocabulary: int) -> None:

@@ -1,8 +1,9 @@
-"""Converts a checkpoint to a model of onnxruntime-genai: edgelm's lean graph with genai's inputs and config.
+"""Converts a GPT-2 checkpoint to a model of onnxruntime-genai: edgelm's lean graph with genai's inputs and config.
 
     python -m benchmarks.peers.convert_onnxruntime_genai CHECKPOINT FOLDER 8|4
 
-genai's own model builder does not support GPT-2. `benchmarks.peers` runs this in edgelm's build-side environment.
+genai's own model builder does not support GPT-2; `benchmarks.peers.build_onnxruntime_genai` calls it for the models
+that it supports. `benchmarks.peers` runs this in edgelm's build-side environment.
 """
 
 import argparse

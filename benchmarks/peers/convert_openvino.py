@@ -29,7 +29,8 @@ def main() -> None:
         *("--weight-format", weight_format),
     ]
     if weight_format == "int4":
-        width = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["n_embd"]
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        width = config["n_embd"] if config["model_type"] == "gpt2" else config["hidden_size"]
         group = next(size for size in GROUP_SIZES if width % size == 0)
         # All products have 4 bits. The tied table keeps 8, as that of edgelm and of llama.cpp does.
         command += ["--group-size", str(group), "--ratio", "1.0", "--sym"]

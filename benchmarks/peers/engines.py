@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import Loaded, Prompts, Timing, single_prompt
+from benchmarks.engines import ROOM_TOKENS, Loaded, Prompts, Timing, single_prompt
 
 
 def load_llama_cpp(folder: Path, threads: int) -> Loaded:
@@ -29,7 +29,7 @@ def load_llama_cpp(folder: Path, threads: int) -> Loaded:
     if not model:
         raise SystemExit(f"llama.cpp cannot load {folder / 'model.gguf'}")
     options = llama_cpp.llama_context_default_params()
-    options.n_ctx = llama_cpp.llama_model_n_ctx_train(model)
+    options.n_ctx = min(llama_cpp.llama_model_n_ctx_train(model), ROOM_TOKENS)
     options.n_batch = options.n_ctx  # tokens of a call; n_ubatch, the tokens computed at once, stays 512
     options.n_threads = options.n_threads_batch = threads
     context = llama_cpp.llama_init_from_model(model, options)

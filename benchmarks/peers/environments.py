@@ -55,13 +55,18 @@ LLAMA_CPP = Environment(
 OPENVINO = Environment("openvino", ("openvino-genai==2026.4.1.0",))
 CTRANSLATE2 = Environment("ctranslate2", ("ctranslate2==4.8.5",))
 ONNXRUNTIME_GENAI = Environment("onnxruntime-genai", ("onnxruntime-genai==0.18.0", "onnxruntime==1.32.0"))
+ONNXRUNTIME_GENAI_BUILDER = Environment(
+    "onnxruntime-genai-builder",
+    (*ONNXRUNTIME_GENAI.requirements, "onnx==1.23.2", "onnx-ir==1.1.0", "transformers==4.57.6", TORCH),
+)
+"""onnxruntime-genai with what its own model builder needs."""
 CONVERTERS = Environment(
     "converters",
     ("optimum-intel[openvino]==2.2.0", "nncf==3.4.0", "ctranslate2==4.8.5", "transformers==5.5.4", TORCH),
     # PyPI's torchvision does not match a CPU build of torch, and then breaks transformers.
     unwanted=("torchvision",),
 )
-"""Makes the models of OpenVINO and CTranslate2. It is the only one with torch."""
+"""Makes the models of OpenVINO and CTranslate2."""
 
 
 def python_of(environment: Environment, cache: Path) -> Path:

@@ -25,8 +25,10 @@ def model_of(peer: Peer, source: Source, cache: Path) -> Path:
     if peer.model == "checkpoint":
         return source.checkpoint
     folder = source.folder / peer.model
-    if peer.converter:
-        converter = peer.converter
+    converter = peer.converter
+    if peer.builder and not source.is_gpt2:
+        converter = peer.builder
+    if converter:
         python = Path(sys.executable) if converter.environment is None else python_of(converter.environment, cache)
         keep(folder, _made_by(converter, source), lambda new: _convert(converter, python, source.checkpoint, new))
     return folder

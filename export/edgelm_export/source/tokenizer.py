@@ -99,8 +99,16 @@ def load_tokenizer_and_eos(folder: str | os.PathLike[str]) -> tuple[Tokenizer, i
             )
         expected, backend = _behaviour(fast), fast.backend_tokenizer  # `Tokenizer` changes the backend
         tokenizer = Tokenizer(backend, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
-        splits = backend.encode_special_tokens
-        _check(tokenizer if splits else Tokenizer.from_json(tokenizer.to_json()), expected, what)
+        content = tokenizer.to_json()
+        read_again = tokenizer if backend.encode_special_tokens else Tokenizer.from_json(content)
+        different = _first_difference(read_again, expected)
+        if different is not None:
+            tokenizer = Tokenizer.from_json(_with_specials_as_they_are(content))
+            if _first_difference(tokenizer, expected) is not None:
+                raise TokenizerError(
+                    f"transformers treats {different[:40]!r} in a way that a tokenizer.json cannot hold, so {what} "
+                    "cannot be used; give another tokenizer.json"
+                )
         return tokenizer, fast.eos_token_id
 
 
@@ -257,8 +265,8 @@ def _behaviour(tokenizer: Any) -> list[tuple[str, bool, list[int], str]]:
     return result
 
 
-def _check(tokenizer: Tokenizer, expected: list[tuple[str, bool, list[int], str]], what: str) -> None:
-    """Refuse a tokenizer that, as a bundle reads it, differs from what transformers loaded."""
+def _first_difference(tokenizer: Tokenizer, expected: list[tuple[str, bool, list[int], str]]) -> str | None:
+    """The first text that `tokenizer` treats in another way than transformers does; None if there is no such text."""
     for text, flag, ids, decoded in expected:
         try:
             same = tokenizer.encode(text, add_special_tokens=flag) == ids
@@ -266,7 +274,18 @@ def _check(tokenizer: Tokenizer, expected: list[tuple[str, bool, list[int], str]
         except PromptError:
             same = False
         if not same:
-            raise TokenizerError(
-                f"transformers treats {text[:40]!r} in a way that a tokenizer.json cannot hold, so {what} cannot be "
-                "used; give another tokenizer.json"
-            )
+            return text
+    return None
+
+
+def _with_specials_as_they_are(tokenizer_json: str) -> str:
+    """The same tokenizer, which finds special tokens in the text itself, and not in normalized text.
+
+    transformers adds a special token twice where special_tokens_map.json names one of a converted tokenizer. The
+    library then follows the flags of the first time, and writes those of the second time.
+    """
+    content = json.loads(tokenizer_json)
+    for token in content["added_tokens"]:
+        if token["special"]:
+            token["normalized"] = False
+    return json.dumps(content, ensure_ascii=False)

@@ -256,6 +256,20 @@ def test_a_slow_tokenizer_that_differs_is_noted(tmp_path: Path, name: str, text:
     assert conversion_notes(tmp_path, tokenizer) == ()
 
 
+def test_a_special_token_that_is_added_twice_keeps_its_first_flags(tmp_path: Path) -> None:
+    """The conversion adds </s> for the text as it is. special_tokens_map.json adds it again for normalized text."""
+    save_sentencepiece(tmp_path / "sentencepiece.bpe.model", model_type="unigram")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "XLMRobertaTokenizer"}))
+    again = {"content": "</s>", "lstrip": False, "rstrip": False, "single_word": False, "normalized": True}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": again}))
+    tokenizer = load_tokenizer(tmp_path)
+    hf = transformers.AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    for read in (tokenizer, Tokenizer.from_json(tokenizer.to_json())):
+        check_against(hf, read)
+        for text in ("one  </s> two", " </s>", "</s></s> x"):
+            assert read.encode(text) == hf(text).input_ids
+
+
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizerFast"])
 def test_a_class_whose_files_are_missing_is_named(tmp_path: Path, name: str) -> None:
     shutil.copy(DATA / "chinese" / "vocab.txt", tmp_path)
