@@ -99,11 +99,14 @@ def load_tokenizer_and_eos(folder: str | os.PathLike[str]) -> tuple[Tokenizer, i
             )
         expected, backend = _behaviour(fast), fast.backend_tokenizer  # `Tokenizer` changes the backend
         tokenizer = Tokenizer(backend, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
-        content = tokenizer.to_json()
-        read_again = tokenizer if backend.encode_special_tokens else Tokenizer.from_json(content)
+        if backend.encode_special_tokens:  # a tokenizer.json cannot say so, and `save` writes it elsewhere
+            read_again = tokenizer
+        else:
+            read_again = Tokenizer.from_json(tokenizer.to_json())
         different = _first_difference(read_again, expected)
         if different is not None:
-            tokenizer = Tokenizer.from_json(_with_specials_as_they_are(content))
+            if read_again is not tokenizer:
+                tokenizer = Tokenizer.from_json(_with_specials_as_they_are(tokenizer.to_json()))
             if _first_difference(tokenizer, expected) is not None:
                 raise TokenizerError(
                     f"transformers treats {different[:40]!r} in a way that a tokenizer.json cannot hold, so {what} "
