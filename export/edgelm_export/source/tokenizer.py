@@ -99,13 +99,10 @@ def load_tokenizer_and_eos(folder: str | os.PathLike[str]) -> tuple[Tokenizer, i
             )
         expected, backend = _behaviour(fast), fast.backend_tokenizer  # `Tokenizer` changes the backend
         tokenizer = Tokenizer(backend, clean_up_tokenization_spaces=bool(fast.clean_up_tokenization_spaces))
-        if backend.encode_special_tokens:  # a tokenizer.json cannot say so, and `save` writes it elsewhere
-            read_again = tokenizer
-        else:
-            read_again = Tokenizer.from_json(tokenizer.to_json())
-        different = _first_difference(read_again, expected)
+        splits = backend.encode_special_tokens  # a tokenizer.json cannot say so, and `save` writes it elsewhere
+        different = _first_difference(tokenizer if splits else Tokenizer.from_json(tokenizer.to_json()), expected)
         if different is not None:
-            if read_again is not tokenizer:
+            if not splits:
                 tokenizer = Tokenizer.from_json(_with_specials_as_they_are(tokenizer.to_json()))
             if _first_difference(tokenizer, expected) is not None:
                 raise TokenizerError(
