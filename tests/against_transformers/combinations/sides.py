@@ -102,16 +102,21 @@ class Transformers:
         """The ids that a prompt begins with: those of a text without the special tokens behind it."""
         if not isinstance(prompt, str):
             return prompt
-        whole, plain = (self.tokenizer(prompt, add_special_tokens=flag).input_ids for flag in (True, False))
-        before = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
-        if not plain:  # where the text would be
-            probe = self.tokenizer("a", add_special_tokens=False).input_ids
-            around = self.tokenizer("a").input_ids
-            before = next(i for i in range(len(around) + 1) if around[i : i + len(probe)] == probe)
+        whole, places = self._around(prompt)
+        if len(places) > 1:  # no ids, or those of a special token that stands around texts: where another text would be
+            _, others = self._around("a")
+            places = [place for place in others if place in places]
+        plain = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        before = places[0]
         ids = whole[: before + len(plain)]
         if not prompt and not ids and self.config.bos_token_id is not None:
             ids = [self.config.bos_token_id]
         return list(ids)
+
+    def _around(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text with special tokens, and the places where its ids without them may begin."""
+        whole, plain = (self.tokenizer(text, add_special_tokens=flag).input_ids for flag in (True, False))
+        return whole, [i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain]
 
     def generate(self, prompt: Prompt) -> Outcome:
         """Continue a prompt greedily or by beams, up to the end of the context."""
