@@ -30,8 +30,8 @@ class Combination:
     source: Path
     reference: Path
     vocab_size: int
-    refused: str | None
-    """A part of the sentence with which edgelm may refuse it though transformers loads it; None for no such right."""
+    refused: tuple[str, ...]
+    """Parts of the sentences with which edgelm may refuse it though transformers loads it."""
 
     @property
     def recipe(self) -> str:
@@ -83,7 +83,7 @@ def make(seed: int, number: int, folder: Path) -> Combination:
         source,
         source if same else layouts.write(reference, folder / "reference", layout),
         vocab_size,
-        _refused([*oddities, *later]),
+        tuple(oddity.refused for oddity in (*oddities, *later) if oddity.refused),
     )
 
 
@@ -128,7 +128,3 @@ def _same(one: Draft, other: Draft) -> bool:
     weights = one.weights.keys() == other.weights.keys()
     weights = weights and all(one.weights[key].equal(other.weights[key]) for key in one.weights)
     return weights and (one.config, one.json_files) == (other.config, other.json_files)
-
-
-def _refused(oddities: list[Oddity]) -> str | None:
-    return next((oddity.refused for oddity in oddities if oddity.refused), None)

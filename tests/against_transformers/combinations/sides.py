@@ -59,7 +59,9 @@ class Transformers:
             )
             if info["missing_keys"]:
                 raise ValueError(f"missing weights: {sorted(info['missing_keys'])[:3]}")
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
             self.model.eval()
             with suppress(Exception):  # this settles which settings count, those of config.json or those of the file
                 self._try()
@@ -87,6 +89,8 @@ class Transformers:
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             if isinstance(value := getattr(config, name), int):
                 setattr(config, name, [value])
+        if not config.do_sample and isinstance(config.top_k, str) and not config.penalty_alpha:
+            config.top_k = 50
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         if not any(isinstance(end, int) and 0 <= end < size for end in ends):
             config.exponential_decay_length_penalty = None
@@ -240,8 +244,7 @@ def differences(combination: Combination, output: Path) -> tuple[str, list[str]]
 
 
 def _refusal_faults(combination: Combination, theirs: Transformers | None, sentence: str) -> Iterator[str]:
-    allowed = combination.refused is not None and combination.refused in sentence
-    if theirs is not None and not allowed:
+    if theirs is not None and not any(part in sentence for part in combination.refused):
         yield f"refused, but transformers generates: {sentence}"
     if wrong := complaint(sentence):
         yield f"the refusal {wrong}: {sentence}"
