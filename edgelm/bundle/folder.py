@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,10 +51,13 @@ class Bundle:
                 raise BundleError(_no_folder(folder))
             bundle = cls(folder, read_manifest(_read_manifest_file(folder)))
             bundle._check_listing()
+            graph = b""
             for name, fact in bundle.manifest.files.items():
-                if name != bundle.manifest.graph.weights_file:
+                if name == bundle.manifest.graph.file and fact.size_bytes <= MAX_GRAPH_BYTES:
+                    graph = bundle._hashed_content(name, fact)
+                elif name != bundle.manifest.graph.weights_file:
                     bundle._check_hash(name, fact)
-            bundle._check_graph()
+            bundle._check_graph(graph)
         except BundleError as error:
             raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
@@ -156,19 +159,31 @@ class Bundle:
                     "export or download the bundle again"
                 )
 
-    def _check_graph(self) -> None:
+    def _check_graph(self, content: bytes) -> None:
+        """Judge the graph by `content`, which has been hashed, so that no other content can be judged."""
         names, files = self.manifest.graph, self.manifest.files
         size = files[names.file].size_bytes
         if size > MAX_GRAPH_BYTES:
             raise BundleError(f"the graph {names.file!r} has {size:,} bytes, more than {MAX_GRAPH_BYTES:,}")
         weights_bytes = files[names.weights_file].size_bytes
-        check_graph(self.file(names.file).read_bytes(), self.manifest.architecture, names, weights_bytes)
+        check_graph(content, self.manifest.architecture, names, weights_bytes)
 
     def _check_hash(self, name: str, fact: FileFact) -> None:
+        for _ in self._hashed_blocks(name, fact):
+            pass
+
+    def _hashed_content(self, name: str, fact: FileFact) -> bytes:
+        """The content of the file `name`, read once; raises BundleError if it is not what the manifest says."""
+        return b"".join(self._hashed_blocks(name, fact))
+
+    def _hashed_blocks(self, name: str, fact: FileFact) -> Iterator[bytes]:
+        """The blocks of a file; raises BundleError behind the last one if the manifest says another content."""
         digest = hashlib.sha256()
         with self.file(name).open("rb", buffering=0) as stream:
-            while block := stream.read(_READ_BYTES):
+            # A file that grows meanwhile is read no further, and its content differs.
+            while stream.tell() <= fact.size_bytes and (block := stream.read(_READ_BYTES)):
                 digest.update(block)
+                yield block
         if digest.hexdigest() != fact.sha256:
             raise BundleError(f"the content of {name!r} is not what {MANIFEST_NAME} says (SHA-256 differs)")
 

@@ -5,6 +5,7 @@ the files that tensors name, and some of its operators end the process on input 
 may hold nothing but what the exporter writes, and every type and shape in it must follow from the manifest.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +20,7 @@ from edgelm.bundle.operators import (
     OPERATORS,
     OPSET,
     STORES,
+    WIDENED,
     Call,
     GraphError,
     Value,
@@ -61,6 +63,8 @@ class _Graph:
         self._cache_of_key = {key: (value, *presents) for key, value, *presents in self._caches}
         self._functions = {function.name: function for function in file.functions}
         self._results: dict[tuple[str, tuple[Value | None, ...]], tuple[Value, ...]] = {}
+        self._widest = 0
+        """How many numbers the widest value so far has for each token."""
 
     def check(self) -> None:
         """Check everything."""
@@ -74,7 +78,7 @@ class _Graph:
         inputs, outputs = self._ports()
         _check_ports("inputs", file.inputs, inputs)
         _check_ports("outputs", file.outputs, outputs)
-        facts = self._architecture  # the forecast of memory depends on this number
+        facts = self._architecture  # the forecast of memory depends on this number and on the widest activation
         cached = 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim
         if facts.cache_values_per_token != cached:
             stated = f"bundle.json states {facts.cache_values_per_token}"
@@ -83,6 +87,9 @@ class _Graph:
         self._check_functions()
         values = self._given(inputs)
         self._follow(file.nodes, values, [port.name for port in outputs], self._functions)
+        if facts.widest_activation != self._widest:
+            stated = f"bundle.json states {facts.widest_activation}"
+            raise GraphError(f"its widest activation has {self._widest} numbers for each token, but {stated}")
         for port in outputs:
             value = values.get(port.name)
             if value is None or (value.dtype, value.shape) != (port.dtype, port.shape):
@@ -169,6 +176,8 @@ class _Graph:
                 raise GraphError(f"{_title(node)}: it {error}") from None
             for name, value in zip(node.outputs, made, strict=True):
                 _add(values, name, value)
+                if (node.domain, node.operator) != WIDENED:
+                    self._widest = max(self._widest, _width(value))
             if (node.domain, node.operator) not in LOOKUPS:
                 products.update(name for name in node.inputs if name)
         used = {name for node in nodes for name in node.inputs} | set(outputs)
@@ -243,6 +252,12 @@ def _add(values: dict[str, Value], name: str, value: Value) -> None:
     if not name or name in values:
         raise GraphError(f"two values are called {name!r}" if name else "a value has no name")
     values[name] = value
+
+
+def _width(value: Value) -> int:
+    """How many numbers a value has for each token; 0 for what is stored, for caches and for rows of logits."""
+    axes = 2 if value.shape[:2] == ("batch", "new_tokens") else 1 if value.shape[:1] == ("tokens",) else None
+    return 0 if axes is None else math.prod(size for size in value.shape[axes:] if isinstance(size, int))
 
 
 def _title(node: Node) -> str:

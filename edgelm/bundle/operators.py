@@ -261,7 +261,11 @@ def _gather_blocks(call: Call) -> tuple[Value, ...]:
     _ids_fit(ids, table)
     rows, row_bytes = table.shape
     assert isinstance(row_bytes, int), "sizes of stored tensors are numbers"
-    columns = row_bytes * 8 // call.size("bits")
+    columns, hidden_size = row_bytes * 8 // call.size("bits"), call.architecture.hidden_size
+    _need(
+        columns - hidden_size < call.size("block_size"),
+        f"makes rows of {columns} numbers, a whole block or more beyond the hidden size {hidden_size}",
+    )
     _fits(scales, (rows, -(-columns // call.size("block_size"))), "its scales")
     return (Value(scales.dtype, (*ids.shape, columns)),)
 
@@ -443,3 +447,6 @@ LOOKUPS = frozenset(
     {("", "Gather"), (CONTRIB, "GatherBlockQuantized"), ("", "Reshape"), (CONTRIB, "GroupQueryAttention")}
 )
 """Operators that make no copy of a stored matrix in another order."""
+
+WIDENED = (CONTRIB, "GatherBlockQuantized")
+"""The operator whose rows may be wider than any activation, by less than a block, until a Slice cuts them."""

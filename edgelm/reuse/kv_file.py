@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from edgelm.bundle.small_files import SmallFileError, check_small_file
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
+from edgelm.bundle.whole_file import write_whole_file
 from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError, pass_interrupts_on, shown
 from edgelm.ids import KeysValues
 
@@ -137,25 +137,11 @@ def write_kv_file(
         tensors["text"] = np.frombuffer(text.encode(), np.uint8)
     facts = json.dumps(asdict(replace(metadata, sha256=_sha256(tensors))), ensure_ascii=False)
     content = save(tensors, {"edgelm_kv": facts})
-    target = Path(path)
     try:
-        _replace_file(target, content)
+        write_whole_file(Path(path), content)
     except OSError as error:  # it names the temporary file
         pass_interrupts_on(error)
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-
-
-def _replace_file(target: Path, content: bytes) -> None:
-    """Write `content` to the file `target` in one step."""
-    # A file of the module tempfile could be read by its owner only, whatever the umask says.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvFile:

@@ -25,7 +25,7 @@ from edgelm.text.stream_decoder import StreamDecoder
 from edgelm.text.tokenizer_file import MAX_FILE_BYTES, TokenizerFile, check_tokenizer_json
 
 MAX_TEXT_CHARACTERS = 2**24
-"""The longest text that is encoded at once; Rust takes a hundred bytes for each character and more."""
+"""The longest text that is encoded at once; Rust takes hundreds of bytes for each character (docs/reliability.md)."""
 
 # The clean-up as decoder steps, with which a tokenizer.json alone can carry it.
 _CLEAN_UP_STEPS: list[dict[str, Any]] = [{"type": "Fuse"}]

@@ -30,6 +30,20 @@ def test_reads_facts() -> None:
     assert bundle.size_bytes == sum(path.stat().st_size for path in TINY_BUNDLE.iterdir())
 
 
+def test_each_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is judged is what was hashed, even where somebody replaces the graph meanwhile."""
+    opened, of_path = list[str](), Path.open
+
+    def recorded(path: Path, *args: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return of_path(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", recorded)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: recorded(path, "rb").read())
+    manifest = Bundle.read(TINY_BUNDLE).manifest
+    assert sorted(opened) == sorted({*manifest.files, "bundle.json"} - {manifest.graph.weights_file})
+
+
 def test_digest_is_the_hash_of_canonical_json() -> None:
     content = json.loads((TINY_BUNDLE / "bundle.json").read_text(encoding="utf-8"))
     digest = content.pop("digest")

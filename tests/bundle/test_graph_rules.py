@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,32 @@ def test_a_matrix_is_multiplied_once() -> None:
     )
     with pytest.raises(BundleError, match=r"multiplies \(batch, new_tokens, 96\)"):
         judge(SEEDS["fp32"], graph)
+
+
+@pytest.mark.parametrize("name", sorted(SEEDS))
+@pytest.mark.parametrize("change", [-1, 1])
+def test_the_widest_activation_is_that_of_the_graph(name: str, change: int) -> None:
+    """Memory is forecast from it."""
+    seed = SEEDS[name]
+    widest = seed.architecture.widest_activation
+    stated = replace(seed, architecture=replace(seed.architecture, widest_activation=widest + change))
+    words = f"its widest activation has {widest} numbers for each token, but bundle.json states {widest + change}"
+    with pytest.raises(BundleError, match=words):
+        judge(stated, seed.graph)
+
+
+def test_rows_of_a_table_are_less_than_a_block_wider_than_the_hidden_size() -> None:
+    seed, graph = SEEDS["int8-untied"], SEEDS["int8-untied"].graph
+    for name, columns, row_bytes, offset in (("", 64, 64, 2**20), (".scales", 2, 8, 2**21)):
+        place = {"location": "model.onnx.data", "offset": offset, "length": 300 * row_bytes}
+        wide = split(external("", [300, columns], **place))
+        graph = tensor_edit(f"transformer.wte.weight{name}", partial(_placed_as, wide))(graph)
+    words = "makes rows of 64 numbers, a whole block or more beyond the hidden size 32"
+    with pytest.raises(BundleError, match=words):
+        check_graph(graph, seed.architecture, seed.facts, 2**22)
+
+
+def _placed_as(other: Fields, fields: Fields) -> Fields:
+    """`fields` of a tensor with the shape and the place of another one."""
+    numbers = (1, 13, 14)
+    return [field for field in fields if field[0] not in numbers] + [field for field in other if field[0] in numbers]

@@ -46,7 +46,7 @@ def describe(config: transformers.GPT2Config) -> Architecture:
         source_head_dim=head_dim,
         cache_values_per_token=2 * config.n_layer * heads * padded,
         hidden_size=config.n_embd,
-        widest_activation=max(3 * heads * padded, config.n_inner or 4 * config.n_embd),
+        widest_activation=max(config.n_embd, 3 * heads * padded, config.n_inner or 4 * config.n_embd),
         context_length=config.n_positions,
         vocab_size=config.vocab_size,
     )

@@ -49,7 +49,7 @@ def describe(config: transformers.PretrainedConfig) -> Architecture:
         source_head_dim=head_dim,
         cache_values_per_token=2 * config.num_hidden_layers * kv_heads * padded,
         hidden_size=config.hidden_size,
-        widest_activation=max((heads + 2 * kv_heads) * padded, 2 * config.intermediate_size),
+        widest_activation=max(config.hidden_size, (heads + 2 * kv_heads) * padded, 2 * config.intermediate_size),
         context_length=config.max_position_embeddings,
         vocab_size=config.vocab_size,
     )

@@ -7,16 +7,15 @@ The command line imports this file before it loads torch, so nothing heavy is im
 """
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from edgelm.bundle.folder import file_fact
 from edgelm.bundle.manifest import MANIFEST_NAME, Manifest
+from edgelm.bundle.whole_file import lock as lock_file
 from edgelm.errors import ExportError
 
 _LOCK = "edgelm-export.lock"
@@ -47,7 +46,7 @@ def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
         _remove_abandoned(near)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}.", dir=near))
         lock = (folder / _LOCK).open("wb")
-        _lock(lock)
+        lock_file(lock)
     except OSError as error:
         raise ExportError(f"cannot write into {str(near)!r}: {error.strerror}") from None
     try:
@@ -70,20 +69,8 @@ def _remove_abandoned(near: Path) -> None:
             if folder.is_symlink() or not {path.name for path in folder.iterdir()} <= {_LOCK, "draft", "scratch"}:
                 continue
             with mark.open("r+b") as lock:
-                _lock(lock)
+                lock_file(lock)
             shutil.rmtree(folder)
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Lock an open file until it is closed, or its process ends; raises OSError where another process has the lock."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def seal(draft: Path, manifest: Manifest) -> Manifest:

@@ -44,6 +44,28 @@ def test_recipes_and_sizes(recipe: FixedPrecision, config: dict[str, Any], tmp_p
     write_graph(stored(recipe, **config), tmp_path)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "granite", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("sizes", "widest"),
+    [
+        ({"hidden_size": 96, "head_dim": 16, "intermediate_size": 20}, 96),
+        ({"hidden_size": 48, "head_dim": 20, "intermediate_size": 20}, 128),  # four heads, padded to 32
+        ({"hidden_size": 48, "head_dim": 8, "intermediate_size": 60}, 120),
+    ],
+    ids=["hidden", "heads", "inner"],
+)
+def test_the_widest_activation_is_that_of_the_graph(
+    family: str, sizes: dict[str, int], widest: int, tmp_path: Path
+) -> None:
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=300, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, **sizes
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    weights = collect_weights(model)
+    assert weights.architecture.widest_activation == widest
+    write_graph(store(weights, fixed_recipe("fp32", weights), None), tmp_path)
+
+
 @pytest.mark.parametrize("recipe", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations(name: str, recipe: FixedPrecision, tmp_path: Path) -> None:
