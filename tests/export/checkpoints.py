@@ -58,6 +58,40 @@ class Shape:
         return "-".join(f"{key}={value}" for key, value in facts.items()) or "usual"
 
 
+SMALL_FAMILIES = {
+    "llama": Shape(family="llama", width=48, heads=6, kv_heads=2, tied=False),  # head dim 8, padded to 16
+    "mistral": Shape(family="mistral", width=48, heads=3, config={"sliding_window": 7}),
+    "qwen2": Shape(family="qwen2", width=48, heads=6, kv_heads=3),  # with biases of queries, keys and values
+    "qwen3": Shape(family="qwen3", width=40, heads=4, kv_heads=2, config={"head_dim": 10}),
+    "granite": Shape(
+        family="granite",
+        width=48,
+        heads=3,
+        kv_heads=1,
+        config={
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.3,
+            "attention_bias": True,
+        },
+    ),
+    "gemma3_text": Shape(
+        family="gemma3_text",
+        width=40,
+        heads=2,
+        kv_heads=1,
+        config={
+            "head_dim": 24,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 20,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+}
+"""A small checkpoint of every family beside GPT-2, by its ``model_type``."""
+
+
 def save_checkpoint(folder: Path, shape: Shape | None = None, **changes: Any) -> Path:
     """Write a checkpoint with seeded random weights, large enough that its logits are far from flat.
 
