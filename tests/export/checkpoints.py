@@ -58,11 +58,16 @@ class Shape:
         return "-".join(f"{key}={value}" for key, value in facts.items()) or "usual"
 
 
+WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+"""Kinds of three layers, of which two see a window."""
+
 SMALL_FAMILIES = {
     "llama": Shape(family="llama", width=48, heads=6, kv_heads=2, tied=False),  # head dim 8, padded to 16
     "mistral": Shape(family="mistral", width=48, heads=3, config={"sliding_window": 7}),
-    "qwen2": Shape(family="qwen2", width=48, heads=6, kv_heads=3),  # with biases of queries, keys and values
-    "qwen3": Shape(family="qwen3", width=40, heads=4, kv_heads=2, config={"head_dim": 10}),
+    "qwen2": Shape(
+        family="qwen2", width=48, heads=6, kv_heads=3, dtype="float16"
+    ),  # with biases of queries, keys and values
+    "qwen3": Shape(family="qwen3", width=40, heads=4, kv_heads=2, config={"head_dim": 10}),  # norms of padded heads
     "granite": Shape(
         family="granite",
         width=48,
@@ -81,12 +86,8 @@ SMALL_FAMILIES = {
         width=40,
         heads=2,
         kv_heads=1,
-        config={
-            "head_dim": 24,
-            "sliding_window": 6,
-            "query_pre_attn_scalar": 20,
-            "layer_types": ["sliding_attention", "full_attention"],
-        },
+        layers=3,
+        config={"head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 20, "layer_types": WINDOWS},
     ),
 }
 """A small checkpoint of every family beside GPT-2, by its ``model_type``."""
