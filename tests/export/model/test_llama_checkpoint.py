@@ -125,6 +125,16 @@ def test_a_tied_head_with_other_values_is_left_out_with_a_note(tmp_path: Path) -
     assert collect_weights(checkpoint.model).head is None
 
 
+@pytest.mark.parametrize("token", [300, -1, "<pad>"])
+def test_a_padding_token_without_a_row_changes_nothing(token: object, source: Path) -> None:
+    """A tokenizer got a padding token, and the table was not resized; torch builds no such table."""
+    plain = collect_weights(load_checkpoint(str(source)).model)
+    edit_json(source / "config.json", pad_token_id=token)
+    checkpoint = load_checkpoint(str(source))
+    assert (collect_weights(checkpoint.model).token_table.weight == plain.token_table.weight).all()
+    assert checkpoint.notes == ()
+
+
 def test_joined_matrices_have_the_names_of_the_checkpoint() -> None:
     zeros = torch.zeros(1, 1).numpy()
     assert Linear("a.{q,k,v}_proj.weight", zeros, None).source_names == (
