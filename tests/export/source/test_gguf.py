@@ -1,6 +1,7 @@
 """A GGUF file as a source, against the checkpoint that it was made of."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,22 @@ def test_a_gguf_file_is_the_checkpoint_that_it_was_made_of(model: Any, tmp_path:
     assert checkpoint.tokenizer.decode(ids, skip_special_tokens=False) == "ab 12<|end|>"
     assert checkpoint.chat_template is not None
     assert checkpoint.chat_template.templates == {"default": "{{ messages }}"}
+
+
+def test_the_advice_of_transformers_stays_off_the_terminal(model: Any, tmp_path: Path) -> None:
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    said: list[str] = []
+    logger, heard = logging.getLogger("transformers"), Heard()
+    logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]  # transformers says it once a process
+    logger.addHandler(heard)
+    try:
+        load_checkpoint(str(write(tmp_path / "tiny.gguf", model)))
+    finally:
+        logger.removeHandler(heard)
+    assert said == []
 
 
 def test_a_bos_token_is_added_where_the_file_says_so(model: Any, tmp_path: Path) -> None:
