@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import tokenizers
 import torch
 import transformers
@@ -17,7 +18,9 @@ from edgelm.bundle.certificate import Certificate, Footprint
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
+from edgelm.errors import ExportError
 from edgelm_export.pipeline import Exported, export
+from edgelm_export.source.checkpoint import load_checkpoint
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -202,6 +205,15 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Set fields of a JSON file; None removes a field."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+
+
+def refusal(source: Path) -> str:
+    """The one sentence with which a checkpoint is refused."""
+    with pytest.raises(ExportError) as caught:
+        load_checkpoint(str(source))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 class TorchModel:

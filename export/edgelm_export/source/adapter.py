@@ -220,7 +220,8 @@ def _stored_rows(weights: _Weights, path: str) -> list[int]:
 
 def _path(model: torch.nn.Module, part: torch.nn.Module) -> str:
     """The path of the module `part` inside `model`."""
-    return next(path for path, module in model.named_modules() if module is part)
+    path: str = next(path for path, module in model.named_modules() if module is part)
+    return path
 
 
 def _adapted(

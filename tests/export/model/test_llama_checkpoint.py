@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgelm.errors import ExportError
 from edgelm_export.model.decoder import Linear
 from edgelm_export.model.families import FAMILIES, collect_weights
 from edgelm_export.source.checkpoint import load_checkpoint
-from tests.export.checkpoints import Shape, edit_json, save_checkpoint
+from tests.export.checkpoints import Shape, edit_json, refusal, save_checkpoint
 
 pytestmark = pytest.mark.export
 
@@ -27,14 +26,6 @@ def source(tmp_path: Path) -> Path:
 
 def change(source: Path, edit: Callable[[Weights], Weights]) -> None:
     save_file(edit(load_file(source / "model.safetensors")), source / "model.safetensors", metadata={"format": "pt"})
-
-
-def refusal(source: Path) -> str:
-    with pytest.raises(ExportError) as caught:
-        load_checkpoint(str(source))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(

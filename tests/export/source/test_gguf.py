@@ -14,9 +14,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer as Backend
 
-from edgelm.errors import ExportError
 from edgelm_export.source.checkpoint import load_checkpoint
-from tests.export.checkpoints import BYTE_TOKENS, Shape, save_checkpoint
+from tests.export.checkpoints import BYTE_TOKENS, Shape, refusal, save_checkpoint
 
 pytestmark = pytest.mark.export
 
@@ -149,14 +148,6 @@ def test_known_words(name: str, model: Any, tmp_path: Path) -> None:
             "gpt-2": ["a", "Ġ12345"],
         }[name]
     )
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(ExportError) as caught:
-        load_checkpoint(str(path))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_what_transformers_would_leave_out_is_refused(model: Any, tmp_path: Path) -> None:
