@@ -158,8 +158,13 @@ def _with_its_tokens(
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = _path(model, table), _path(model, head)
     stored = {path: _stored_rows(weights, path) for path in paths}
-    low_rank = [value.shape[1] for key, value in weights.items() if key.endswith(f".{paths[0]}.lora_embedding_A")]
-    rows = max([*stored[paths[0]], *stored[paths[1]], *low_rank], default=base_rows)
+    stated = [value.shape[1] for key, value in weights.items() if key.endswith(f".{paths[0]}.lora_embedding_A")]
+    single = _single_rows(options, base_rows)
+    if single:
+        stated.append(single[-1] + 1)
+        if len(single) == single[-1] + 1 - base_rows:
+            stored[paths[0]].append(single[-1] + 1)
+    rows = max([*stored[paths[0]], *stored[paths[1]], *stated], default=base_rows)
     tokenizer, eos_token_id = checkpoint.tokenizer, checkpoint.tokenizer_eos_token_id
     if any((folder / file).is_file() for file in VOCABULARY_FILES):
         try:
@@ -173,8 +178,9 @@ def _with_its_tokens(
             "its folder"
         )
     # A table that training saved whole is no longer the head.
-    saved = {part.rpartition(".")[2] for part in options.get("modules_to_save") or ()}
-    is_one = head.weight is table.weight and paths[0].rpartition(".")[2] not in saved
+    saved = options.get("modules_to_save")
+    saved_names = {str(part).rpartition(".")[2] for part in saved} if isinstance(saved, list) else set()
+    is_one = head.weight is table.weight and paths[0].rpartition(".")[2] not in saved_names
     brought = [path for path in paths if rows in stored[path]]
     if rows > base_rows and len(brought) < (1 if is_one or options.get("ensure_weight_tying") else 2):
         lacking = "head" if brought == [paths[0]] else "token table"
@@ -214,8 +220,17 @@ def _with_its_tokens(
 
 def _stored_rows(weights: _Weights, path: str) -> list[int]:
     """How many rows the whole tables have that an adapter brings for the module at `path`."""
-    ends = f".{path}.weight", f".{path}.modules_to_save.weight"
+    kinds = "", ".modules_to_save", ".token_adapter.base_layer"
+    ends = tuple(f".{path}{kind}.weight" for kind in kinds)
     return [value.shape[0] for key, value in weights.items() if key.endswith(ends)]
+
+
+def _single_rows(options: dict[str, Any], base_rows: int) -> list[int]:
+    """The ids from `base_rows` on, ascending, whose rows an adapter brings one by one."""
+    given = options.get("trainable_token_indices") or []
+    lists = list(given.values()) if isinstance(given, dict) else [given]
+    ids = {i for part in lists if isinstance(part, list) for i in part if type(i) is int}
+    return sorted(i for i in ids if i >= base_rows)
 
 
 def _path(model: torch.nn.Module, part: torch.nn.Module) -> str:

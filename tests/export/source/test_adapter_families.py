@@ -12,7 +12,7 @@ import torch
 from edgelm.engine.graph import Graph
 from edgelm_export.pipeline import export
 from edgelm_export.source.checkpoint import load_checkpoint, quiet_torch
-from tests.export.checkpoints import SMALL_FAMILIES, Logits, TorchModel, save_checkpoint
+from tests.export.checkpoints import SMALL_FAMILIES, Logits, TorchModel, edit_json, save_checkpoint
 from tests.export.source.test_adapter import (
     ADDED,
     BASE,
@@ -126,6 +126,49 @@ def test_the_rows_of_added_tokens_come_for_table_and_head(
     else:
         lacking = "token table" if left == "lm_head.weight" else "head"
         assert f"does not bring their rows of the {lacking}; save it with" in refusal(bases[family], adapter)
+
+
+def save_single_rows(base: Path, folder: Path, trained: list[int], *, with_tables: bool) -> Path:
+    """An adapter that learned the rows of added tokens one by one, with its tokenizer."""
+    torch.manual_seed(1)
+    save_grown_adapter(base, folder, target_modules=MATRICES)
+    with quiet_torch():
+        model = TorchModel(base).model
+        model.resize_token_embeddings(BASE.vocab + ADDED)
+        config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=MATRICES, trainable_token_indices=trained)
+        model = peft.get_peft_model(model, config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += torch.randn_like(parameter) * 0.2
+        model.save_pretrained(folder, save_embedding_layers=with_tables)
+    return folder
+
+
+@pytest.mark.parametrize(("family", "with_tables"), [("gemma3_text", False), ("llama", True)])
+def test_rows_of_added_tokens_that_were_learned_one_by_one(
+    family: str, with_tables: bool, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """A tied table needs nothing else; an untied head comes whole."""
+    rows = BASE.vocab + ADDED
+    adapter = save_single_rows(
+        bases[family], tmp_path / "adapter", [3, *range(BASE.vocab, rows)], with_tables=with_tables
+    )
+    ids = [*IDS[:10].tolist(), BASE.vocab, rows - 1]
+    with torch.no_grad():
+        logits = merged(bases[family], adapter).model(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(logits - resized_logits(bases[family], adapter, rows, ids)).max() <= 1e-3
+
+
+def test_added_rows_that_nobody_learned_are_missed(bases: dict[str, Path], tmp_path: Path) -> None:
+    base, rows = bases["gemma3_text"], BASE.vocab + ADDED
+    adapter = save_single_rows(base, tmp_path / "adapter", [rows - 1], with_tables=False)
+    assert "does not bring their rows of the token table" in refusal(base, adapter)
+    adapter = save_single_rows(bases["llama"], tmp_path / "other", [*range(BASE.vocab, rows)], with_tables=False)
+    assert "does not bring their rows of the head" in refusal(bases["llama"], adapter)
+    edit_json(adapter / "adapter_config.json", trainable_token_indices=[10**15])
+    assert "does not bring their rows of the token table" in refusal(bases["llama"], adapter)
+    edit_json(adapter / "adapter_config.json", trainable_token_indices={"embed_tokens": "all"})
+    assert "does not fit" in refusal(bases["llama"], adapter)
 
 
 def test_an_exported_bundle_computes_what_peft_computes(bases: dict[str, Path], tmp_path: Path) -> None:
