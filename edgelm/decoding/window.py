@@ -16,8 +16,8 @@ ENDLESS = 2**31 - 1
 class WindowSession:
     """A session that forgets its oldest tokens, except the first `pinned_tokens`, whenever its context is full.
 
-    It then computes the tokens it keeps again, because their positions change (GPT-2 has learned positions). These
-    tokens fill half of the context behind the pinned ones, so a new token costs about one token that is computed again.
+    It then computes the tokens it keeps again, because their positions change, learned or rotary. These tokens
+    fill half of the context behind the pinned ones, so a new token costs about one token that is computed again.
     Where the window begins depends only on the length of the text, not on the calls that made it.
 
     `session` has computed exactly the tokens `held`; its context is longer than `pinned_tokens`.

@@ -194,9 +194,7 @@ def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
         file = read_kv_file(path, "prefix file", "text", "learned")
         _check_fit(file, bundle.manifest)
         divisors = _value_divisors(bundle) if file.metadata.kind == "learned" else None
-    content = file.keys_values
-    if padding := facts.head_dim - content.shape[3]:
-        content = np.pad(content, [(0, 0)] * 3 + [(0, padding)])
+    content = _padded_heads(file.keys_values, facts.head_dim, turns=bundle.manifest.graph.position_ids is None)
     if divisors is not None:
         content = content.astype(np.float32)
         with np.errstate(over="ignore"):
@@ -266,6 +264,27 @@ def _check_fit(file: KvFile, manifest: Manifest) -> None:
         check_length(tokens if is_text else max(LEAST_TOKENS, tokens), facts.context_length)
     except PrefixError as error:
         raise KvFileError(str(error)) from None
+
+
+def _padded_heads(content: KeysValues, head_dim: int, *, turns: bool) -> KeysValues:
+    """The keys and values (2·layers, H, T, h) with heads of `head_dim` numbers; the new ones are zeros.
+
+    Args:
+        content: of the file.
+        head_dim: of the cache.
+        turns: whether the graph turns its keys by their positions. Number i of a head turns with the number half a
+            head later, so the zeros of keys stand behind each half.
+    """
+    source_dim = content.shape[3]
+    if source_dim == head_dim:
+        return content
+    padded = np.zeros((*content.shape[:3], head_dim), content.dtype)
+    padded[..., :source_dim] = content
+    if turns:
+        half, second = source_dim // 2, head_dim // 2
+        padded[0::2, ..., half:] = 0
+        padded[0::2, ..., second : second + source_dim - half] = content[0::2, ..., half:]
+    return padded
 
 
 def _value_divisors(bundle: Bundle) -> KeysValues | None:

@@ -96,11 +96,11 @@ def pretrain_command(data: tuple[Path, ...], more: tuple[Path, ...], out: Path, 
     files = [*data, *more]
     with _prepared("pretrain", out, *files, chosen.tokenizer, chosen.start_from):
         read_corpus(files, separator=chosen.separator, held_out=chosen.held_out)
+        size = chosen.size or "6M" if chosen.start_from is None else str(chosen.start_from / "config.json")
+        chosen.least_batch_tokens(read_shape(size)["n_positions"])
         folder = chosen.tokenizer or chosen.start_from
         if folder is not None:
             load_bpe(folder)
-        size = chosen.size or "6M" if chosen.start_from is None else str(chosen.start_from / "config.json")
-        chosen.least_batch_tokens(read_shape(size)["n_positions"])
         _say_loading()
         from edgelm_train.pretrain import pretrain
 

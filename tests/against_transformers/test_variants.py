@@ -7,7 +7,7 @@ from transformers.activations import ACT2FN
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm_export.model.activations import ACTIVATIONS
 from tests.build_side import Report
-from tests.export.checkpoints import Logits, Shape, Tiny, TinyExport, greedy
+from tests.export.checkpoints import SMALL_FAMILIES, WINDOWS, Logits, Shape, Tiny, TinyExport, greedy
 
 pytestmark = pytest.mark.export
 
@@ -59,9 +59,8 @@ LLAMA3_ROTARY = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILY_SHAPES = [
-    Shape(family="llama", width=48, heads=6, kv_heads=2, tied=False),  # head dim 8, padded to 16
+    *SMALL_FAMILIES.values(),
     Shape(family="llama", width=36, heads=3, kv_heads=1, inner=50, config={"rope_theta": 500.0}),  # 12, padded to 16
     Shape(
         family="llama",
@@ -81,9 +80,7 @@ FAMILY_SHAPES = [
         stored="bin",
         config={"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
     ),
-    Shape(family="mistral", width=48, heads=3, config={"sliding_window": 7}),
     Shape(family="mistral", width=40, heads=2, kv_heads=1, tied=False, config={"sliding_window": None, "head_dim": 32}),
-    Shape(family="qwen2", width=48, heads=6, kv_heads=3, dtype="float16"),
     Shape(
         family="qwen2",
         width=48,
@@ -92,29 +89,7 @@ FAMILY_SHAPES = [
         tied=False,
         config={"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
-    Shape(family="qwen3", width=40, heads=4, kv_heads=2, config={"head_dim": 10}),  # norms of padded heads
     Shape(family="qwen3", width=64, heads=2, kv_heads=1, tied=False, config={"head_dim": 128, "attention_bias": True}),
-    Shape(
-        family="granite",
-        width=48,
-        heads=3,
-        kv_heads=1,
-        config={
-            "embedding_multiplier": 6.0,
-            "logits_scaling": 4.0,
-            "residual_multiplier": 0.7,
-            "attention_multiplier": 0.3,
-            "attention_bias": True,
-        },
-    ),
-    Shape(
-        family="gemma3_text",
-        width=40,
-        heads=2,
-        kv_heads=1,
-        layers=3,
-        config={"head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 20, "layer_types": WINDOWS},
-    ),
     Shape(family="gemma3_text", width=32, heads=2, layers=2, tied=False, config={"head_dim": 16, "sliding_window": 64}),
 ]
 

@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import tokenizers
 import torch
 import transformers
@@ -17,7 +18,9 @@ from edgelm.bundle.certificate import Certificate, Footprint
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
+from edgelm.errors import ExportError
 from edgelm_export.pipeline import Exported, export
+from edgelm_export.source.checkpoint import load_checkpoint
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -56,6 +59,41 @@ class Shape:
         facts = {key: value for key, value in vars(self).items() if value != getattr(usual, key)}
         facts |= facts.pop("config", {})
         return "-".join(f"{key}={value}" for key, value in facts.items()) or "usual"
+
+
+WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+"""Kinds of three layers, of which two see a window."""
+
+SMALL_FAMILIES = {
+    "llama": Shape(family="llama", width=48, heads=6, kv_heads=2, tied=False),  # head dim 8, padded to 16
+    "mistral": Shape(family="mistral", width=48, heads=3, config={"sliding_window": 7}),
+    "qwen2": Shape(
+        family="qwen2", width=48, heads=6, kv_heads=3, dtype="float16"
+    ),  # with biases of queries, keys and values
+    "qwen3": Shape(family="qwen3", width=40, heads=4, kv_heads=2, config={"head_dim": 10}),  # norms of padded heads
+    "granite": Shape(
+        family="granite",
+        width=48,
+        heads=3,
+        kv_heads=1,
+        config={
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.3,
+            "attention_bias": True,
+        },
+    ),
+    "gemma3_text": Shape(
+        family="gemma3_text",
+        width=40,
+        heads=2,
+        kv_heads=1,
+        layers=3,
+        config={"head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 20, "layer_types": WINDOWS},
+    ),
+}
+"""A small checkpoint of every family beside GPT-2, by its ``model_type``."""
 
 
 def save_checkpoint(folder: Path, shape: Shape | None = None, **changes: Any) -> Path:
@@ -167,6 +205,15 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Set fields of a JSON file; None removes a field."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+
+
+def refusal(source: Path) -> str:
+    """The one sentence with which a checkpoint is refused."""
+    with pytest.raises(ExportError) as caught:
+        load_checkpoint(str(source))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 class TorchModel:

@@ -69,6 +69,8 @@ def read_config(
             f"alone: {', '.join(_ROTARY_KINDS)}"
         )
     _check_windows(config, what)
+    if type(config.pad_token_id) is not int or not 0 <= config.pad_token_id < config.vocab_size:
+        config.pad_token_id = None  # training alone asks for it, and torch builds no table whose padding is outside it
     return config
 
 

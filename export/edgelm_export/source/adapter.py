@@ -42,8 +42,6 @@ _WITHOUT_EFFECT = {  # on a trained adapter
     *("lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
-_TABLES = ("wte.weight", "wte.modules_to_save.weight", "lm_head.weight", "lm_head.modules_to_save.weight")
-_LOW_RANK_TABLE = "wte.lora_embedding_A"
 _STARTS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _Weights: TypeAlias = dict[str, torch.Tensor]
@@ -69,7 +67,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     weights = _read_weights(folder, name)
     base_rows = checkpoint.model.config.vocab_size
     with quiet_torch():
-        checkpoint, token_notes = _with_its_tokens(checkpoint, folder, name, weights)
+        checkpoint, token_notes = _with_its_tokens(checkpoint, folder, name, options, weights)
         model = _merged(checkpoint, name, options, weights)
     config_json, changes = checkpoint.config_json, {}
     if not model.config.tie_word_embeddings:
@@ -141,7 +139,7 @@ def _read_weights(folder: Path, name: str) -> _Weights:
 
 
 def _with_its_tokens(
-    checkpoint: Checkpoint, folder: Path, name: str, weights: _Weights
+    checkpoint: Checkpoint, folder: Path, name: str, options: dict[str, Any], weights: _Weights
 ) -> tuple[Checkpoint, tuple[str, ...]]:
     """The base with the adapter's tokenizer, and with as many rows of its token table as the adapter was trained with.
 
@@ -152,13 +150,21 @@ def _with_its_tokens(
         checkpoint: the base of the adapter.
         folder: of the adapter.
         name: of the adapter, for messages.
+        options: of the adapter.
         weights: of the adapter.
     """
     model = checkpoint.model
     base_rows = model.config.vocab_size
-    stored = [value.shape[0] for key, value in weights.items() if key.endswith(_TABLES)]
-    low_rank = [value.shape[1] for key, value in weights.items() if key.endswith(_LOW_RANK_TABLE)]
-    rows = max([*stored, *low_rank], default=base_rows)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    paths = _path(model, table), _path(model, head)
+    stored = {path: _stored_rows(weights, path) for path in paths}
+    stated = [value.shape[1] for key, value in weights.items() if key.endswith(f".{paths[0]}.lora_embedding_A")]
+    single = _single_rows(options, base_rows)
+    if single:
+        stated.append(single[-1] + 1)
+        if len(single) == single[-1] + 1 - base_rows:
+            stored[paths[0]].append(single[-1] + 1)
+    rows = max([*stored[paths[0]], *stored[paths[1]], *stated], default=base_rows)
     tokenizer, eos_token_id = checkpoint.tokenizer, checkpoint.tokenizer_eos_token_id
     if any((folder / file).is_file() for file in VOCABULARY_FILES):
         try:
@@ -171,10 +177,16 @@ def _with_its_tokens(
             f"tokens ({rows} instead of {base_rows}), and does not bring their tokenizer; put its tokenizer files into "
             "its folder"
         )
-    if rows > base_rows and rows not in stored:
+    # A table that training saved whole is no longer the head.
+    saved = options.get("modules_to_save")
+    saved_names = {str(part).rpartition(".")[2] for part in saved} if isinstance(saved, list) else set()
+    is_one = head.weight is table.weight and paths[0].rpartition(".")[2] not in saved_names
+    brought = [path for path in paths if rows in stored[path]]
+    if rows > base_rows and len(brought) < (1 if is_one or options.get("ensure_weight_tying") else 2):
+        lacking = "head" if brought == [paths[0]] else "token table"
         raise ExportError(
             f"the adapter {name!r} does not fit {checkpoint.name!r}: it was trained with {rows - base_rows} added "
-            f"tokens ({rows} instead of {base_rows}), and does not bring their rows of the token table; save it with "
+            f"tokens ({rows} instead of {base_rows}), and does not bring their rows of the {lacking}; save it with "
             "save_embedding_layers=True"
         )
     notes: tuple[str, ...] = ()
@@ -199,11 +211,32 @@ def _with_its_tokens(
     if rows != base_rows:
         model.resize_token_embeddings(rows, mean_resizing=False)
         with torch.no_grad():
-            for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-                table[base_rows:] = 0
+            for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+                weight[base_rows:] = 0
         model.requires_grad_(False)
     source = replace(checkpoint.source, parameters=sum(parameter.numel() for parameter in model.parameters()))
     return replace(checkpoint, source=source, tokenizer=tokenizer, tokenizer_eos_token_id=eos_token_id), notes
+
+
+def _stored_rows(weights: _Weights, path: str) -> list[int]:
+    """How many rows the whole tables have that an adapter brings for the module at `path`."""
+    kinds = "", ".modules_to_save", ".token_adapter.base_layer"
+    ends = tuple(f".{path}{kind}.weight" for kind in kinds)
+    return [value.shape[0] for key, value in weights.items() if key.endswith(ends)]
+
+
+def _single_rows(options: dict[str, Any], base_rows: int) -> list[int]:
+    """The ids from `base_rows` on, ascending, whose rows an adapter brings one by one."""
+    given = options.get("trainable_token_indices") or []
+    lists = list(given.values()) if isinstance(given, dict) else [given]
+    ids = {i for part in lists if isinstance(part, list) for i in part if type(i) is int}
+    return sorted(i for i in ids if i >= base_rows)
+
+
+def _path(model: torch.nn.Module, part: torch.nn.Module) -> str:
+    """The path of the module `part` inside `model`."""
+    path: str = next(path for path, module in model.named_modules() if module is part)
+    return path
 
 
 def _adapted(
@@ -234,7 +267,7 @@ def _merged(
     model, sizes = checkpoint.model, checkpoint.architecture
     head, table = model.get_output_embeddings(), model.get_input_embeddings().weight
     was_tied = head.weight is table
-    head_name = next(path for path, module in model.named_modules() if module is head)
+    head_name = _path(model, head)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     ids = torch.arange(min(sizes.context_length, 64))[None] * 7 % sizes.vocab_size  # (1, T)
     adapted = _adapted(checkpoint, name, options, weights)

@@ -1,7 +1,8 @@
 """Reads the chat template of a checkpoint, in each of the places where transformers looks for it."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ from edgelm.errors import ExportError
 from edgelm_export.source.hub import read_json, read_text
 
 JINJA_FILE = "chat_template.jinja"
-CHAT_FILES = frozenset({JINJA_FILE, "tokenizer_config.json", "special_tokens_map.json"})
+_CHAT_FILES = frozenset({JINJA_FILE, "tokenizer_config.json", "special_tokens_map.json"})
 _FURTHER = "additional_chat_templates"
 _DEFAULT = "default"
+
+
+def chat_files(names: Iterable[str]) -> set[str]:
+    """Those of the files `names` of a checkpoint that `read_source_template` reads."""
+    return {name for name in names if name in _CHAT_FILES or re.fullmatch(rf"{_FURTHER}/[^/]+\.jinja", name)}
 
 
 def read_source_template(folder: Path) -> ChatTemplate | None:

@@ -18,7 +18,7 @@ from edgelm.bundle.manifest import Architecture, Source
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.families import FAMILIES, describe
-from edgelm_export.source.chat_template import CHAT_FILES, read_source_template
+from edgelm_export.source.chat_template import chat_files, read_source_template
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
 from edgelm_export.source.gguf import SUFFIX, unpacked
 from edgelm_export.source.hub import first_line, locate, read_json
@@ -79,7 +79,7 @@ def load_checkpoint(
     if source.endswith(SUFFIX) and Path(source).is_file():
         if revision is not None:
             raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a file")
-        with unpacked(Path(source), with_tokenizer=tokenizer is None) as folder:
+        with quiet_torch(), unpacked(Path(source), with_tokenizer=tokenizer is None) as folder:
             return _load_folder(folder, Path(source).stem, None, tokenizer, generation_config)
     folder, name, commit = locate(source, revision, _files_to_fetch, "checkpoint")
     return _load_folder(folder, name, commit, tokenizer, generation_config)
@@ -156,7 +156,7 @@ def _files_to_fetch(names: set[str]) -> set[str]:
         return {name for name in names if re.fullmatch(rf"{pattern}(\.index\.json)?", name)}
 
     weights = matching(r"model(-\d+-of-\d+)?\.safetensors") or matching(r"pytorch_model(-\d+-of-\d+)?\.bin")
-    return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | CHAT_FILES | weights
+    return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | chat_files(names) | weights
 
 
 def _config_json(folder: Path, fields: dict[str, Any], model: transformers.PreTrainedModel) -> str:

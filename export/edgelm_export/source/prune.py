@@ -83,3 +83,4 @@ def _keep_rows(model: transformers.PreTrainedModel, kept: list[int]) -> None:
     table.weight = torch.nn.Parameter(table.weight.detach()[kept])
     head.weight = table.weight if is_tied else torch.nn.Parameter(head.weight.detach()[kept])
     table.num_embeddings = head.out_features = model.config.vocab_size = len(kept)
+    table.padding_idx = None  # training alone asks for it, and torch refuses one beyond the table

@@ -46,7 +46,7 @@ class Base:
         checkpoint = load_checkpoint(self.source, self.revision)
         kind = checkpoint.model.config.model_type
         if kind != "gpt2":
-            raise TrainingError(f"{self.source!r} is a model of the type {kind!r}, and edgelm trains GPT-2 only")
+            raise _other_type(self.source, kind)
         if self.adapter is None or not merged:
             return checkpoint
         return merge_adapter(checkpoint, str(self.adapter))
@@ -64,7 +64,7 @@ def find_base(base: str, revision: str | None) -> Base:
 
     Raises:
         ExportError: `base` is no folder of a checkpoint and no hub id.
-        TrainingError: it is an adapter whose base is not here.
+        TrainingError: it is an adapter whose base is not here, or its config.json is that of no GPT-2.
     """
     folder = folder_of(base, revision, "checkpoint")
     if folder is None:
@@ -72,7 +72,10 @@ def find_base(base: str, revision: str | None) -> Base:
     if (folder / "bundle.json").exists():
         raise TrainingError(f"{base!r} is a bundle; training needs the checkpoint that it was made of")
     if (folder / "config.json").exists() or not (folder / _ADAPTER_CONFIG).exists():
-        read_json(folder / "config.json")
+        fields = read_json(folder / "config.json")
+        # Old GPT-2 checkpoints state many types, or none; but a GPT-2 calls its inner width n_inner.
+        if fields.get("model_type") not in (None, "gpt2") and "intermediate_size" in fields:
+            raise _other_type(base, fields["model_type"])
         return Base(base, revision)
     config = read_json(folder / _ADAPTER_CONFIG)
     named = config.get("base_model_name_or_path")
@@ -91,3 +94,7 @@ def find_base(base: str, revision: str | None) -> Base:
     if found.adapter is not None:
         raise TrainingError(f"{base!r} is an adapter of the adapter {named!r}; merge that one into a checkpoint first")
     return replace(found, adapter=folder)
+
+
+def _other_type(source: str, kind: object) -> TrainingError:
+    return TrainingError(f"training takes GPT-2 only, and {source!r} is a model of the type {kind!r:.40}")

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgelm.errors import ExportError
 from edgelm_export.model.decoder import Linear
 from edgelm_export.model.families import FAMILIES, collect_weights
 from edgelm_export.source.checkpoint import load_checkpoint
-from tests.export.checkpoints import Shape, edit_json, save_checkpoint
+from tests.export.checkpoints import Shape, edit_json, refusal, save_checkpoint
 
 pytestmark = pytest.mark.export
 
@@ -27,14 +26,6 @@ def source(tmp_path: Path) -> Path:
 
 def change(source: Path, edit: Callable[[Weights], Weights]) -> None:
     save_file(edit(load_file(source / "model.safetensors")), source / "model.safetensors", metadata={"format": "pt"})
-
-
-def refusal(source: Path) -> str:
-    with pytest.raises(ExportError) as caught:
-        load_checkpoint(str(source))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(
@@ -123,6 +114,16 @@ def test_a_tied_head_with_other_values_is_left_out_with_a_note(tmp_path: Path) -
     checkpoint = load_checkpoint(str(source))
     assert any("'lm_head.weight'" in note for note in checkpoint.notes)
     assert collect_weights(checkpoint.model).head is None
+
+
+@pytest.mark.parametrize("token", [300, -1, "<pad>"])
+def test_a_padding_token_without_a_row_changes_nothing(token: object, source: Path) -> None:
+    """A tokenizer got a padding token, and the table was not resized; torch builds no such table."""
+    plain = collect_weights(load_checkpoint(str(source)).model)
+    edit_json(source / "config.json", pad_token_id=token)
+    checkpoint = load_checkpoint(str(source))
+    assert (collect_weights(checkpoint.model).token_table.weight == plain.token_table.weight).all()
+    assert checkpoint.notes == ()
 
 
 def test_joined_matrices_have_the_names_of_the_checkpoint() -> None:

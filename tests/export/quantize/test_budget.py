@@ -18,6 +18,7 @@ from edgelm_export.quantize.budget import (
     Budget,
     Option,
     _option,
+    check_budget,
     given_up,
     measure_options,
     mixed_recipe,
@@ -188,6 +189,15 @@ def test_what_cannot_fit_is_refused_before_anything_is_measured(
     with pytest.raises(ExportError, match="need at least"):
         export(str(source), tmp_path / "out", budget)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_a_finished_bundle_beyond_its_limits_is_refused_with_both_numbers() -> None:
+    budget = Budget(max_disk_bytes=100_000_000, max_ram_bytes=200_000_000)
+    check_budget(budget, 100_000_000, 200_000_000)
+    with pytest.raises(ExportError, match=r"takes 101\.0 MB, more than the 100\.0 MB .* set the limit to 98\.9 MB"):
+        check_budget(budget, 101_000_000, 200_000_000)
+    with pytest.raises(ExportError, match=r"need a memory of 210\.0 MB, more than the 200\.0 MB"):
+        check_budget(budget, 100_000_000, 210_000_000)
 
 
 def test_limits_and_a_precision_exclude_each_other(edgelm_command: RunCommand) -> None:

@@ -175,6 +175,7 @@ def refusal(base: Path, adapter: Path) -> str:
         ({"target_modules": ["c_attn", "c_fc"]}, ["lacks 4 weights", "lora_A"]),
         ({"r": 2}, ["shape", "(4, 20)", "(2, 20)"]),
         ({"r": "many"}, ["does not fit"]),
+        ({"modules_to_save": 5}, ["does not fit"]),
         ({"rank_pattern": {"c_attn": 3}}, ["shape"]),
     ],
     ids=str,

@@ -12,11 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from edgelm.errors import ExportError, TrainingError
+from edgelm.errors import TrainingError
 from edgelm_export.model.families import collect_weights
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint, quiet_torch
 from edgelm_train.models.sizes import load_weights
-from tests.export.checkpoints import Shape, TorchModel, edit_json, save_checkpoint, save_tokenizer
+from tests.export.checkpoints import Shape, TorchModel, edit_json, refusal, save_checkpoint, save_tokenizer
 
 pytestmark = pytest.mark.export
 
@@ -52,14 +52,6 @@ def computed(checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
     with torch.no_grad():
         logits: npt.NDArray[np.float32] = checkpoint.model(torch.from_numpy(IDS)[None]).logits[0].numpy()
     return logits
-
-
-def refusal(source: Path) -> str:
-    with pytest.raises(ExportError) as caught:
-        load_checkpoint(str(source))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def prefixed(prefix: str, body: str = "transformer.") -> Callable[[Weights], Weights]:

@@ -32,7 +32,12 @@ tags: [test]
 
 It says nothing sensible.
 """
+CHAT_TEMPLATES = {
+    "chat_template.jinja": b"{{ messages }}",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+}
 NEVER_FETCHED = ["onnx/model.onnx", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "pytorch_model.bin", "run.py"]
+NEVER_FETCHED += ["additional_chat_templates/readme.md", "additional_chat_templates/old/tool_use.jinja"]
 
 
 @dataclass
@@ -106,12 +111,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A hub with one model under two names, and with files that export does not need."""
+    """A hub with one model under two names, one with chat templates, and with files that export does not need."""
     source = save_checkpoint(tmp_path / "upload", Shape(layers=1, context=16, vocab=256))
     content = {path.name: path.read_bytes() for path in source.iterdir()}
     content["README.md"] = CARD.encode()
     content |= dict.fromkeys(NEVER_FETCHED, b"never to be fetched")
-    hub = Hub({"owner/tiny": content, "tiny2": content})
+    hub = Hub({"owner/tiny": content | CHAT_TEMPLATES, "tiny2": content})
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -160,7 +165,10 @@ def test_export_from_the_hub(hub: Hub, hub_env: dict[str, str], tmp_path: Path, 
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        *CHAT_TEMPLATES,
     }
+    templates = json.loads((tmp_path / "out" / "chat_template.json").read_text(encoding="utf-8"))["templates"]
+    assert templates == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     front = card.split("---\n")[1].splitlines()
     assert 'license: "mit"' in front

@@ -25,13 +25,14 @@ from edgelm_export.source.prune import FEATURE, prune_vocabulary
 from edgelm_export.source.tokenizer import load_tokenizer
 from edgelm_export.source.vocabulary import Vocabulary, prune_tokenizer
 from tests.conftest import RunCommand
-from tests.export.checkpoints import Shape, TorchModel, edit_json, greedy, save_checkpoint
+from tests.export.checkpoints import SMALL_FAMILIES, Shape, TorchModel, edit_json, greedy, save_checkpoint
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("few_tokens")]
 
 WORDS = (
     "the cat sat on a mat and then another catalogue of matters was sitting there; théâtre, straße, 東京都 東北 🐈‍⬛"
 )
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 DOMAIN = "the cat sat on the mat\nand then another cat sat there\n\nat the end 🐈\n"
 STRINGS = [
     "",
@@ -55,6 +56,13 @@ def trained(kind: str) -> Tokenizer:
         backend.decoder = decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet)
+    elif kind == "byte-fallback":  # as in Llama 2, Mistral and Gemma 3
+        special += BYTES
+        backend = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]", fuse_unk=True, byte_fallback=True))
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        trainer = trainers.BpeTrainer(vocab_size=440, special_tokens=special)
     elif kind == "letters":
         backend = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -82,10 +90,13 @@ def trained(kind: str) -> Tokenizer:
         backend.enable_padding(pad_id=cls[1], pad_token="[CLS]")
         backend.no_padding()
     backend.add_tokens([AddedToken("<user>", special=True), "another one"])
-    return Tokenizer.from_json(backend.to_str())
+    state = json.loads(backend.to_str())
+    # The trainer takes tokens beside the text's only as special tokens, and those of bytes are none.
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in BYTES]
+    return Tokenizer.from_json(json.dumps(state))
 
 
-KINDS = ["bytes", "bytes-bos", "letters", "wordpiece", "unigram"]
+KINDS = ["bytes", "bytes-bos", "byte-fallback", "letters", "wordpiece", "unigram"]
 
 
 @cache
@@ -185,12 +196,11 @@ def test_a_word_level_tokenizer_is_refused() -> None:
 SHAPE = Shape(width=20, heads=4, context=32, vocab=430)
 
 
-def checkpoint_with_words(folder: Path, **changes: Any) -> Path:
-    """A checkpoint with the trained byte-level tokenizer and 4 rows too many in its table."""
-    tokenizer = trained("bytes")
+def checkpoint_with_words(folder: Path, kind: str = "bytes", shape: Shape = SHAPE, **changes: Any) -> Path:
+    """A checkpoint with a trained tokenizer and 4 rows too many in its table."""
+    tokenizer = trained(kind)
     size = tokenizer.vocab_size + 4
-    shape = Shape(**{**vars(SHAPE), "vocab": size, **changes})
-    source = save_checkpoint(folder, shape)
+    source = save_checkpoint(folder, Shape(**{**vars(shape), "vocab": size, **changes}))
     (source / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     end = tokenizer.token_id("<|end|>")
     edit_json(source / "config.json", bos_token_id=end, eos_token_id=end, pad_token_id=size - 1)
@@ -234,6 +244,46 @@ def test_logits_of_what_stays_are_those_of_the_whole_model(tied: bool, tmp_path:
     for _ in range(20):  # the whole model, which must not choose a pruned token
         chosen.append(tokens[int(whole.logits(chosen)[-1, tokens].argmax())])
     assert [tokens[i] for i in greedy(session, prompt, 20)] == chosen[4:]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "tied"),
+    [
+        ("llama", "byte-fallback", False),
+        ("mistral", "byte-fallback", True),
+        ("qwen2", "bytes", True),
+        ("granite", "bytes", False),
+        ("gemma3_text", "byte-fallback", True),
+    ],
+)
+def test_logits_of_what_stays_in_other_families(
+    family: str, kind: str, tied: bool, tmp_path: Path, domain: Path
+) -> None:
+    source = checkpoint_with_words(tmp_path / "checkpoint", kind, SMALL_FAMILIES[family], tied=tied)
+    kept, old = prune_vocabulary(load_checkpoint(str(source)), domain), load_tokenizer(source)
+    new_ids = prune_tokenizer(old, DOMAIN, {old.vocab_size + 3}).new_ids
+    ids = old.encode("the cat sat on the mat then another cat")
+    renumbered = [new_ids[i] for i in ids]
+    assert kept.tokenizer.encode("the cat sat on the mat then another cat") == renumbered
+    assert kept.architecture.vocab_size == len(new_ids) < old.vocab_size - 10
+    wanted = TorchModel(source).logits(ids)[:, list(new_ids)]
+    with torch.no_grad():
+        exact = kept.model(torch.tensor([renumbered])).logits[0].numpy()
+    assert np.abs(exact - wanted).max() <= 1e-5
+    assert (kept.model.lm_head.weight is kept.model.model.embed_tokens.weight) == tied
+
+
+def test_a_pruned_bundle_of_another_family(tmp_path: Path, domain: Path) -> None:
+    source = checkpoint_with_words(tmp_path / "checkpoint", "byte-fallback", SMALL_FAMILIES["llama"])
+    exported = export(str(source), tmp_path / "out", "fp32", vocabulary=domain)
+    old = load_tokenizer(source)
+    new_ids = prune_tokenizer(old, DOMAIN, {old.vocab_size + 3}).new_ids
+    ids = old.encode("the cat sat on the mat then another cat")
+    wanted = TorchModel(source).logits(ids)[:, list(new_ids)]
+    session = Graph.open(exported.bundle, device="cpu", threads=1).session()
+    assert np.abs(session.score(np.array([new_ids[i] for i in ids])) - wanted).max() <= 1e-3
+    assert exported.bundle.manifest.required_features == (FEATURE,)
+    assert load(tmp_path / "out").tokenizer.decode(load(tmp_path / "out").tokenizer.encode("zebra 🦓")) == "zebra 🦓"
 
 
 def test_the_bundle_says_it(tmp_path: Path, domain: Path, edgelm_command: RunCommand) -> None:
