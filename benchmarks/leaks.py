@@ -3,10 +3,11 @@
     python -m benchmarks.leaks [BUNDLE] [--generations N] [--loads N]
 
 The slope is that of a straight line through the second half of the samples, because the first texts fill pools and
-caches that stay. Needs Linux.
+caches that stay. Ctrl-C ends a row early, and reports what there is. Needs Linux.
 """
 
 import argparse
+import contextlib
 import gc
 import time
 from collections.abc import Callable
@@ -24,12 +25,13 @@ def samples(count: int, use: Callable[[int], object]) -> tuple[list[float], list
     """Seconds and resident MB (10^6 bytes) at SAMPLES moments of `count` uses."""
     seconds, memory_mb, started = list[float](), list[float](), time.perf_counter()
     every = max(1, count // SAMPLES)
-    for number in range(count):
-        use(number)
-        if number % every == 0:
-            gc.collect()
-            seconds.append(time.perf_counter() - started)
-            memory_mb.append(resident_bytes() / 1e6)
+    with contextlib.suppress(KeyboardInterrupt):
+        for number in range(count):
+            use(number)
+            if number % every == 0:
+                gc.collect()
+                seconds.append(time.perf_counter() - started)
+                memory_mb.append(resident_bytes() / 1e6)
     return seconds, memory_mb
 
 
@@ -37,7 +39,8 @@ def report(name: str, count: int, seconds: list[float], memory_mb: list[float]) 
     half = len(seconds) // 2
     slope = np.polyfit(np.array(seconds[half:]) / 3600, memory_mb[half:], 1)[0]
     grown = memory_mb[-1] - memory_mb[len(memory_mb) // 10]
-    print(f"{count} {name} in {seconds[-1]:.0f} s: {memory_mb[0]:.1f} MB at first, {memory_mb[-1]:.1f} MB at last")
+    done = (len(seconds) - 1) * max(1, count // SAMPLES) + 1
+    print(f"{done} {name} in {seconds[-1]:.0f} s: {memory_mb[0]:.1f} MB at first, {memory_mb[-1]:.1f} MB at last")
     print(f"  {grown:+.2f} MB after the first tenth, {slope:+.2f} MB an hour in the second half")
 
 
