@@ -52,7 +52,7 @@ def write_gguf(checkpoint: Path, file: Path) -> None:
         raise SystemExit(f"no converter to GGUF for model_type {config['model_type']!r}: give a gpt2 or a llama")
     writer = gguf.GGUFWriter(file, config["model_type"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    _add_tokenizer(writer, checkpoint, config["vocab_size"])
+    _add_tokenizer(writer, checkpoint, config)
     write(writer, config, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -113,15 +113,19 @@ def _neighbouring_pairs(weight: npt.NDArray[np.float32], heads: int) -> npt.NDAr
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def _add_tokenizer(writer: Any, checkpoint: Path, vocabulary: int) -> None:
+def _add_tokenizer(writer: Any, checkpoint: Path, config: dict[str, Any]) -> None:
     import gguf
 
+    vocabulary = config["vocab_size"]
     model = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     words = [word for word, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
     words += [f"<unused {index}>" for index in range(len(words), vocabulary)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
+    for name, add in (("bos_token_id", writer.add_bos_token_id), ("eos_token_id", writer.add_eos_token_id)):
+        if isinstance(config.get(name), int) and 0 <= config[name] < vocabulary:
+            add(config[name])
     writer.add_token_list(words)
     writer.add_token_types([int(gguf.TokenType.NORMAL)] * len(words))
     # llama.cpp needs merges, and GGUF has no empty lists. The byte tokenizer gets one merge, of its first two bytes.
