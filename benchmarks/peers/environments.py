@@ -57,7 +57,7 @@ CTRANSLATE2 = Environment("ctranslate2", ("ctranslate2==4.8.5",))
 ONNXRUNTIME_GENAI = Environment("onnxruntime-genai", ("onnxruntime-genai==0.18.0", "onnxruntime==1.32.0"))
 ONNXRUNTIME_GENAI_BUILDER = Environment(
     "onnxruntime-genai-builder",
-    (*ONNXRUNTIME_GENAI.requirements, "onnx==1.23.2", "onnx-ir==1.1.0", "transformers==4.57.6", TORCH),
+    (*ONNXRUNTIME_GENAI.requirements, "onnx==1.23.2", "onnx-ir==1.1.0", "transformers==5.5.4", TORCH),
 )
 """onnxruntime-genai with what its own model builder needs."""
 CONVERTERS = Environment(

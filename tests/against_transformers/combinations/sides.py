@@ -239,6 +239,10 @@ def differences(combination: Combination, output: Path) -> tuple[str, list[str]]
         return "failed", [f"export raised {type(error).__name__}: {error}"[:500]]
     with ours.model:
         if theirs is None:
+            # Settings that rule out every token end in a sentence when a text begins, not at the export.
+            outcome = ours.generate([0], {"max_new_tokens": NEW_TOKENS})
+            if isinstance(outcome, Failed) and not complaint(outcome.reason):
+                return f"refused: {outcome.reason}", []
             return "failed", [f"exported, but transformers cannot use it: {cause}"]
         return "equal", list(_generation_faults(combination.prompts(), theirs, ours))
 
