@@ -177,9 +177,7 @@ def _with_smoothed_head(weights: DecoderWeights, recipe: StorageRecipe, inputs: 
         return weights
     sample = inputs.reshape(-1, inputs.shape[-1])
     some_rows = table.weight[:: max(1, len(table.weight) // SAMPLE_ROWS)]
-    factors = best_factors(
-        np.ascontiguousarray(some_rows.T), sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage
-    )
+    factors = best_factors(np.ascontiguousarray(some_rows.T), sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage)
     smoothed = replace(table, weight=table.weight * factors)
     if weights.head is None:
         return replace(weights, token_table=smoothed, head_divisors=factors)

@@ -1,4 +1,4 @@
-"""Matrices that lie on a 4-bit grid already: files of 4-bit weights are sources too, and rounding them again would lose.
+"""Matrices that lie on a 4-bit grid already: files of 4-bit weights are sources, and rounding them again would lose.
 
 In GGUF files of the types Q4_0, Q4_1 and Q4_K, and in some other formats, 32 neighbours of a row are
 ``offset + step * q`` with whole numbers q from 0 to 15. Such a matrix keeps its grid, so it loses nothing but the last
@@ -65,21 +65,24 @@ def _on_grid(blocks: Array) -> tuple[npt.NDArray[np.uint8], Array, Array] | None
         steps[left[fits]] = span[left[fits]] / np.float32(levels) * divisor
     if (steps == 0).any():
         return None
+    # A block of one value is once its step.
     constant = (span == 0) & (lowest != 0)
+    base = np.where(span == 0, np.float32(0), lowest)  # the value of code 0
     steps = np.where(constant, lowest, steps).astype(np.float32)
-    codes += constant  # a block of one value is once its step
-    # Where zero is on the grid and the codes reach from it in either direction, nothing has to be added.
-    zero = np.where(constant, 0, -lowest / steps)  # (M, 1)
-    whole = np.rint(zero).astype(np.int64)
-    signed = codes - whole
-    low, high = signed.min(axis=1, keepdims=True), signed.max(axis=1, keepdims=True)
-    has_zero = np.abs(zero - whole) < _TOLERANCE
-    upwards, downwards = has_zero & (low >= -8) & (high <= 7), has_zero & (low >= -7) & (high <= 8)
-    downwards &= ~upwards
-    offsets = np.where(upwards | downwards, np.float32(0), lowest + 8 * steps)
-    unsigned = np.where(upwards, signed + 8, np.where(downwards, 8 - signed, codes))
-    steps = np.where(downwards, -steps, steps)
-    return unsigned.astype(np.uint8), steps[:, 0], offsets[:, 0]
+    codes += constant
+    # Codes may move up together, so that less has to be added to them: nothing where zero is on the grid within reach.
+    highest = codes.max(axis=1, keepdims=True)
+    shift = np.clip(np.rint(8 + base / steps), 0, 15 - highest).astype(np.int16)
+    offsets = base + (8 - shift) * steps
+    offsets = np.where(np.abs(offsets) < _TOLERANCE * np.abs(steps), np.float32(0), offsets).astype(np.float32)
+    unsigned = codes + shift
+    # A grid that reaches up to 8 steps, which Q4_0 has too, reaches down to 8 negative steps.
+    zero = np.rint(-base / steps).astype(np.int64)  # the code of 0
+    mirrored = (highest - zero == 8) & (zero >= 0) & (zero < 8) & (np.abs(base + zero * steps) < _TOLERANCE * steps)
+    offsets = np.where(mirrored, np.float32(0), offsets)
+    unsigned = np.where(mirrored, 8 + zero - codes, unsigned)
+    steps = np.where(mirrored, -steps, steps)
+    return unsigned.astype(np.uint8), steps[:, 0].astype(np.float32), offsets[:, 0].astype(np.float32)
 
 
 def _narrow(steps: Array) -> npt.NDArray[np.floating]:
