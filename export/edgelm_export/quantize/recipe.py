@@ -14,9 +14,11 @@ from edgelm_export.quantize.storage import FLOAT16, FLOAT32, GRID4, INT8_ROW, St
 BLOCK4 = Storage("block", 4, 256)
 BLOCK4_FINE = Storage("block", 4, 32)
 BLOCK8 = Storage("block", 8, 256)
-GATED_BLOCK = 64
-"""The largest block of the product behind a gate. A gate multiplies two activations, and so makes the largest outliers
-of all, and a block of activations has one scale."""
+GATED_BLOCKS = {4: 64, 8: 32}
+"""By its bits, the largest block of the product behind a gate. A gate multiplies two activations, and so makes the
+largest outliers of all, and a block of activations has one scale. At 4 bits rounding of the weights costs more."""
+GATED_HEAD = Storage("block", 8, 32)
+"""The tables of int8 where the MLPs are gated."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ def fixed_recipe(name: FixedPrecision, weights: DecoderWeights) -> StorageRecipe
     }[name]
     dtype: Literal["float32", "float16"] = "float16" if name == "fp16" else "float32"
     storage = uniform_storage(weights, products, tables)
-    if products.format == "block":
-        for layer in weights.layers:
-            if layer.is_gated:
-                storage[layer.mlp_out.name] = replace(products, block_size=GATED_BLOCK)
+    for layer in weights.layers:
+        if layer.is_gated and products.format == "block":
+            storage[layer.mlp_out.name] = replace(products, block_size=GATED_BLOCKS[products.bits])
+    if name == "int8" and any(layer.is_gated for layer in weights.layers):
+        storage |= {table.name: GATED_HEAD for table in weights.tables}
     if name == "int4":
         for linear in weights.products:
             if find_grid(np.ascontiguousarray(linear.weight.T)) is not None:
