@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgelm.bundle.folder import Bundle
-from edgelm.bundle.manifest import FORMAT_VERSION, Manifest, Recipe, Source
+from edgelm.bundle.folder import Bundle, file_fact
+from edgelm.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Recipe, Source
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.scoring.comparison import Comparison, compare_texts
@@ -168,7 +168,9 @@ def open_session(stored: StoredDecoder, folder: Path) -> tuple[Session, int]:
         recipe=Recipe(stored.recipe.name, None, matrices),
         source=Source("benchmark", None, None, "GPT2LMHeadModel", 1),
         certificate=None,
-    )
+        files={name: file_fact(folder / name) for name in (graph.file, graph.weights_file)},
+    ).sealed()
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     size = sum((folder / name).stat().st_size for name in (graph.file, graph.weights_file))
     return Graph.open(Bundle(folder, manifest), device="cpu").session(), size
 

@@ -168,8 +168,10 @@ def _prelu(call: Call) -> tuple[Value, ...]:
 
 
 def _cast(call: Call) -> tuple[Value, ...]:
-    _need(call.input(0).dtype == "float16", f"takes float16, not {call.input(0).dtype}")
-    return (Value("float32", call.input(0).shape),)
+    """Narrow logits, or the stored scales of a product."""
+    x = call.input(0)
+    _need(x.dtype == "float16", f"takes float16, not {x.dtype}")
+    return (Value("float32", x.shape, is_constant=x.is_constant),)
 
 
 # Norms, shapes, rows of tables
@@ -197,6 +199,13 @@ def _reduce_max(call: Call) -> tuple[Value, ...]:
     x = call.input(0)
     _need(len(x.shape) >= 1 and _whole_numbers(call.input(1)) == (-1,), "takes the last axis only")
     return (Value(x.dtype, (*x.shape[:-1], 1)),)
+
+
+def _reduce_sum(call: Call) -> tuple[Value, ...]:
+    _floats(call, 0)
+    x = call.input(0)
+    _need(len(x.shape) >= 1 and _whole_numbers(call.input(1)) == (-1,), "takes the last axis only")
+    return (Value(x.dtype, x.shape[:-1]),)
 
 
 def _reshape(call: Call) -> tuple[Value, ...]:
@@ -413,6 +422,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "PRelu"): Operator(_prelu, ("xx",)),
     ("", "QuantizeLinear"): Operator(_quantize, ("xxx",)),
     ("", "ReduceMax"): Operator(_reduce_max, ("xx",), {"keepdims": (1,)}),
+    ("", "ReduceSum"): Operator(_reduce_sum, ("xx",), {"keepdims": (0,)}),
     ("", "Relu"): Operator(_unary, ("x",)),
     ("", "Reshape"): Operator(_reshape, ("xx",)),
     ("", "Sigmoid"): Operator(_unary, ("x",)),
@@ -440,7 +450,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
 }
 """By domain and name."""
 
-STORES = frozenset({("", "Constant"), ("", "Reshape")})
+STORES = frozenset({("", "Cast"), ("", "Constant"), ("", "Reshape")})
 """Operators whose inputs may all be stored. ONNX Runtime computes such a node when it loads the graph."""
 
 LOOKUPS = frozenset(

@@ -78,7 +78,7 @@ class _Body:
         """Write all nodes."""
         weights, names, node, products = self.weights, self.facts, self.writer.node, self.products
         tokens = products.lookup(names.input_ids, weights.token_table, "tokens")  # (B, T, D)
-        residual = self._scaled(tokens, weights.token_scale, "scaled_tokens")
+        residual = self._scaled(tokens, weights.token_factors, "scaled_tokens")
         if weights.position_table is not None:
             assert names.position_ids is not None
             positions = products.lookup(names.position_ids, weights.position_table, "positions")  # (B, T, D)
@@ -93,7 +93,7 @@ class _Body:
         flat_shape = self.writer.weight("flat_shape", np.array([-1, weights.architecture.hidden_size], np.int64))
         flat = node("Reshape", [normed, flat_shape], "final_rows")  # (B·T, D)
         requested = node("Gather", [flat, names.logits_index], "wanted_rows")  # (N, D)
-        requested = self._scaled(requested, weights.logits_scale, "scaled_rows")
+        requested = self._scaled(requested, weights.head_factors, "scaled_rows")
         if products.dtype is np.float32:
             products.head(requested, weights.output_table, names.logits)  # (N, V)
         else:
@@ -179,11 +179,11 @@ class _Body:
         self.writer.node("Split", [x, sizes], names, {"axis": -1})
         return list(names)
 
-    def _scaled(self, x: str, factor: float, name: str) -> str:
-        """Multiply `x` by `factor`; without a node where the factor is 1."""
-        if factor == 1:
+    def _scaled(self, x: str, factors: float | Array, name: str) -> str:
+        """Multiply `x` by `factors`, one number or (D,); without a node where the number is 1."""
+        if isinstance(factors, float) and factors == 1:
             return x
-        return self.writer.node("Mul", [x, self._vector(f"{name}.factor", np.array(factor, np.float32))], name)
+        return self.writer.node("Mul", [x, self._vector(f"{name}.factor", np.asarray(factors, np.float32))], name)
 
     def _vector(self, name: str, array: Array) -> str:
         return self.writer.weight(name, array.astype(self.products.dtype))

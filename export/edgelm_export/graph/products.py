@@ -16,7 +16,15 @@ from edgelm.bundle.manifest import Matrix
 from edgelm.bundle.operators import CONTRIB, CONTRIB_OPSET, LOCAL, OPSET
 from edgelm_export.graph.writer import GraphWriter, constant_node
 from edgelm_export.model.decoder import Array, Linear, Table
-from edgelm_export.quantize.storage import BlockQuantized, FloatStored, RowQuantized, Stored, relative_error
+from edgelm_export.quantize.storage import (
+    GRID_BLOCK,
+    BlockQuantized,
+    FloatStored,
+    GridQuantized,
+    RowQuantized,
+    Stored,
+    relative_error,
+)
 
 
 @dataclass
@@ -41,6 +49,8 @@ class Products:
         self._account(name, shape, stored, linear.weight if is_float else linear.weight.T)
         if isinstance(stored, BlockQuantized):
             return self._blocks(x, stored, self._add_blocks(name, stored, stored.packed), out, linear.bias)
+        if isinstance(stored, GridQuantized):
+            return self._grid(x, stored, name, out, linear.bias)
         values = self.writer.weight(name, stored.values)
         result = out if linear.bias is None else f"{out}.product"
         if isinstance(stored, RowQuantized):
@@ -110,8 +120,26 @@ class Products:
         }
         return self.writer.node("MatMulNBits", inputs, out, attributes, domain=CONTRIB)
 
+    def _grid(self, x: str, stored: GridQuantized, name: str, out: str, bias: Array | None) -> str:
+        """Write a product on a kept grid: the product with the codes, and the offsets times the blocks' sums of `x`."""
+        codes, offsets = stored.codes, stored.offsets
+        names = self._add_blocks(name, codes, codes.packed)
+        if offsets is None:
+            return self._blocks(x, codes, names, out, bias)
+        product = self._blocks(x, codes, names, f"{out}.codes", bias)
+        shape = self.writer.weight(f"{out}.blocks", np.array([0, 0, codes.columns // GRID_BLOCK, -1], np.int64))
+        axis = self.writer.weight(f"{out}.in_block", np.array([-1], np.int64))
+        blocks = self.writer.node("Reshape", [x, shape], f"{out}.in_blocks")  # (B, T, K / 32, 32)
+        sums = self.writer.node("ReduceSum", [blocks, axis], f"{out}.sums", {"keepdims": 0})  # (B, T, K / 32)
+        names = self._add_blocks(f"{name}.offsets", offsets, offsets.packed)
+        return self.writer.node("Add", [product, self._blocks(sums, offsets, names, f"{out}.offsets", None)], out)
+
     def _add_blocks(self, name: str, stored: BlockQuantized, packed: npt.NDArray[np.uint8]) -> tuple[str, str]:
-        return self.writer.weight(name, packed), self.writer.weight(f"{name}.scales", stored.scales)
+        names = self.writer.weight(name, packed), self.writer.weight(f"{name}.scales", stored.scales)
+        if stored.scales.dtype == np.float32:
+            return names
+        # The product takes scales of the type of its input. ONNX Runtime widens them once, when it loads the graph.
+        return names[0], self.writer.node("Cast", [names[1]], f"{names[1]}.wide", {"to": onnx.TensorProto.FLOAT})
 
     def _account(self, name: str, shape: tuple[int, ...], stored: Stored, source: Array) -> None:
         storage = stored.storage

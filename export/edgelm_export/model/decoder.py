@@ -154,6 +154,20 @@ class DecoderWeights:
     """By which the rows of the token table are multiplied where they enter the residual stream."""
     logits_scale: float = 1.0
     """By which the logits are multiplied."""
+    head_divisors: Array | None = None
+    """By which what enters the head is divided, (D,), where smoothing multiplied the columns of its table by them."""
+
+    @property
+    def token_factors(self) -> float | Array:
+        """By which the looked-up rows are multiplied, one number or (D,)."""
+        if self.head_divisors is None or self.head is not None:
+            return self.token_scale
+        return np.float32(self.token_scale) / self.head_divisors
+
+    @property
+    def head_factors(self) -> float | Array:
+        """By which what enters the head is multiplied, one number or (D,)."""
+        return self.logits_scale if self.head_divisors is None else np.float32(self.logits_scale) / self.head_divisors
 
     @property
     def output_table(self) -> Table:

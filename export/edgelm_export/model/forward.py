@@ -30,7 +30,7 @@ class DecoderForward:
 
     def embed(self, rows: IdArray) -> Tensor:
         """The residual stream (R, T, D) that enters the first layer: token plus position of `rows` (R, T)."""
-        x = self.weights.token_table.weight[rows] * np.float32(self.weights.token_scale)  # (R, T, D)
+        x = self.weights.token_table.weight[rows] * np.asarray(self.weights.token_factors, np.float32)  # (R, T, D)
         if self.weights.position_table is not None:
             x = x + self.weights.position_table.weight[: rows.shape[1]]
         return torch.from_numpy(x)
@@ -71,13 +71,16 @@ class DecoderForward:
         return part.unflatten(-1, (-1, self.weights.architecture.head_dim)).transpose(1, 2)
 
     def final(self, x: Tensor) -> Tensor:
-        """The input of the head: the final norm of `x` (R, T, D)."""
+        """The final norm of `x` (R, T, D)."""
         return _norm(self.weights.final_norm, x)
 
+    def into_head(self, x: Tensor) -> Tensor:
+        """What the head multiplies where the final norm is `x` (R, T, D)."""
+        return x * torch.from_numpy(np.asarray(self.weights.head_factors, np.float32))
+
     def log_probabilities(self, x: Tensor) -> Tensor:
-        """Log-probabilities (R, T, V) of the next token, where `x` (R, T, D) enters the head."""
-        logits = x @ torch.from_numpy(self.weights.output_table.weight).T
-        return torch.log_softmax(logits * self.weights.logits_scale, dim=-1)
+        """Log-probabilities (R, T, V) of the next token, where the final norm is `x` (R, T, D)."""
+        return torch.log_softmax(self.into_head(x) @ torch.from_numpy(self.weights.output_table.weight).T, dim=-1)
 
 
 def _norm(norm: Norm, x: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def measure_options(weights: DecoderWeights, calibration: IdArray, judged: IdArr
     calibrated = forward.embed(calibration)
     for layer in weights.layers:
         calibrated = forward.layer(layer, calibrated)
-    head_inputs = forward.final(calibrated)  # (R, T, D)
+    head_inputs = forward.into_head(forward.final(calibrated))  # (R, T, D)
     tokens, head = weights.token_table, weights.head
     for storage in OPTIONS:
         rows = store_table(tokens.weight, storage, head_inputs if head is None else None).restored()

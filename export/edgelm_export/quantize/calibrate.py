@@ -10,6 +10,7 @@ from edgelm.ids import IdArray
 from edgelm_export.model.decoder import PRODUCTS, Array, DecoderWeights, Layer, Linear, Table
 from edgelm_export.model.forward import DecoderForward, Watch
 from edgelm_export.quantize.gptq import gptq_blocks
+from edgelm_export.quantize.grid import find_grid
 from edgelm_export.quantize.recipe import StorageRecipe
 from edgelm_export.quantize.smooth import best_factors, fold_columns, fold_norm
 from edgelm_export.quantize.storage import (
@@ -23,6 +24,8 @@ from edgelm_export.quantize.storage import (
 
 SAMPLE_TOKENS = 512
 """Tokens on which smoothing factors are compared."""
+SAMPLE_ROWS = 4096
+"""Rows of the head on which its factors are compared."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray) -> Dec
         x = forward.layer(layer, x, _collect(seen))
         inputs = {name: torch.cat(parts) for name, parts in seen.items()}
         layers.append(_smoothed(layer, weights, recipe, inputs))
-    return replace(weights, layers=tuple(layers))
+    return _with_smoothed_head(replace(weights, layers=tuple(layers)), recipe, forward.final(x))
 
 
 def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) -> StoredDecoder:
@@ -76,12 +79,12 @@ def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) 
         for field in PRODUCTS:
             linear = layer.product(field)
             storage = recipe.storage[linear.name]
-            hessian = _hessian(forward, layer, x, linear.name) if storage.bits == 4 else None
+            hessian = _hessian(forward, layer, x, linear.name) if storage.uses_gptq else None
             stored[linear.name] = _store_product(linear.weight, storage, hessian)
             layer = layer.with_weight(field, as_product(stored[linear.name]))
         layers.append(layer)
         x = None if x is None else forward.layer(layer, x)
-    head_inputs = None if x is None else forward.final(x)  # (R, T, D)
+    head_inputs = None if x is None else forward.into_head(forward.final(x))  # (R, T, D)
     for table in weights.tables:
         inputs = head_inputs if table is weights.output_table else None
         stored[table.name] = store_table(table.weight, recipe.storage[table.name], inputs)
@@ -95,6 +98,10 @@ def as_product(stored: Stored) -> Array:
 
 
 def _store_product(weight: Array, storage: Storage, hessian: Array | None) -> Stored:
+    if storage.keeps_grid:
+        grid = find_grid(np.ascontiguousarray(weight.T))
+        assert grid is not None, "only a matrix on a grid can keep it"
+        return grid
     if storage.format == "block":
         return _in_blocks(np.ascontiguousarray(weight.T), storage, hessian)
     return quantize_columns(weight) if storage.format == "int8_row" else _in_float(weight, storage)
@@ -110,7 +117,7 @@ def store_table(table: Array, storage: Storage, head_inputs: Tensor | None = Non
     """
     if storage.format != "block":
         return _in_float(table, storage)
-    hessian = _squared(head_inputs).numpy() if storage.bits == 4 and head_inputs is not None else None
+    hessian = _squared(head_inputs).numpy() if storage.uses_gptq and head_inputs is not None else None
     return _in_blocks(table, storage, hessian)
 
 
@@ -157,12 +164,32 @@ def _collect(seen: dict[str, list[Tensor]]) -> Watch:
     return watch
 
 
+def _with_smoothed_head(weights: DecoderWeights, recipe: StorageRecipe, inputs: Tensor) -> DecoderWeights:
+    """Smooth the head of `weights`; `inputs` (R, T, D) are what enters it.
+
+    The final norm is an output of the graph and stays as it is. So one node divides what enters the head, and another
+    one the looked-up rows, where the head is the token table. A model with learned positions, GPT-2, goes without:
+    its head loses next to nothing.
+    """
+    table = weights.output_table
+    storage = recipe.storage[table.name]
+    if weights.position_table is not None or storage.format != "block":
+        return weights
+    sample = inputs.reshape(-1, inputs.shape[-1])
+    some_rows = table.weight[:: max(1, len(table.weight) // SAMPLE_ROWS)]
+    factors = best_factors(np.ascontiguousarray(some_rows.T), sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage)
+    smoothed = replace(table, weight=table.weight * factors)
+    if weights.head is None:
+        return replace(weights, token_table=smoothed, head_divisors=factors)
+    return replace(weights, head=smoothed, head_divisors=factors)
+
+
 def _smoothed(layer: Layer, weights: DecoderWeights, recipe: StorageRecipe, inputs: dict[str, Tensor]) -> Layer:
     """Smooth one layer of `weights`; `inputs` are samples (tokens, K) of what enters each product, by its name."""
 
     def factors(linear: Linear, shared: tuple[int, int] = (1, 1)) -> Array | None:
         storage, sample = recipe.storage[linear.name], inputs[linear.name]
-        if storage.format not in ("int8_row", "block"):
+        if storage.format not in ("int8_row", "block") or storage.keeps_grid:
             return None
         return best_factors(linear.weight, sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage, shared)
 
@@ -178,6 +205,8 @@ def _smoothed(layer: Layer, weights: DecoderWeights, recipe: StorageRecipe, inpu
         of_heads = for_values.reshape(value_heads, shared_by, -1)[:, 0]  # (G, p)
         qkv, attention_out = fold_columns(layer.qkv, layer.attention_out, of_heads, shared_by)
         layer = replace(layer, qkv=qkv, attention_out=attention_out, value_divisors=of_heads.reshape(-1))
+    elif recipe.storage[layer.attention_out.name].keeps_grid:
+        layer = replace(layer, value_divisors=np.ones(value_heads * sizes.head_dim, np.float32))
     if for_mlp is not None:
         norm, mlp_in = fold_norm(layer.mlp_norm, layer.mlp_in, for_mlp)
         layer = replace(layer, mlp_norm=norm, mlp_in=mlp_in)

@@ -1,16 +1,24 @@
 """Recipes: how each matrix is to be stored, and the fixed recipes that have a name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from edgelm.bundle.manifest import FixedPrecision, Precision
 from edgelm_export.model.decoder import DecoderWeights
-from edgelm_export.quantize.storage import FLOAT16, FLOAT32, INT8_ROW, Storage
+from edgelm_export.quantize.grid import find_grid
+from edgelm_export.quantize.storage import FLOAT16, FLOAT32, GRID4, INT8_ROW, Storage
 
 BLOCK4 = Storage("block", 4, 256)
 BLOCK4_FINE = Storage("block", 4, 32)
 BLOCK8 = Storage("block", 8, 256)
+GATED_BLOCKS = {4: 64, 8: 32}
+"""By its bits, the largest block of the product behind a gate. A gate multiplies two activations, and so makes the
+largest outliers of all, and a block of activations has one scale. At 4 bits rounding of the weights costs more."""
+GATED_HEAD = Storage("block", 8, 32)
+"""The tables of int8 where the MLPs are gated."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,8 @@ class StorageRecipe:
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether GPTQ rounds a matrix. It needs the products' inputs; 8 bits and floats do not."""
-        return any(storage.bits == 4 for storage in self.storage.values())
+        """Whether GPTQ rounds a matrix."""
+        return any(storage.uses_gptq for storage in self.storage.values())
 
     @property
     def float_storage(self) -> Storage:
@@ -56,4 +64,14 @@ def fixed_recipe(name: FixedPrecision, weights: DecoderWeights) -> StorageRecipe
         "int4-small": (BLOCK4, BLOCK4),
     }[name]
     dtype: Literal["float32", "float16"] = "float16" if name == "fp16" else "float32"
-    return StorageRecipe(name, uniform_storage(weights, products, tables), dtype)
+    storage = uniform_storage(weights, products, tables)
+    for layer in weights.layers:
+        if layer.is_gated and products.format == "block":
+            storage[layer.mlp_out.name] = replace(products, block_size=GATED_BLOCKS[products.bits])
+    if name == "int8" and any(layer.is_gated for layer in weights.layers):
+        storage |= {table.name: GATED_HEAD for table in weights.tables}
+    if name == "int4":
+        for linear in weights.products:
+            if find_grid(np.ascontiguousarray(linear.weight.T)) is not None:
+                storage[linear.name] = GRID4
+    return StorageRecipe(name, storage, dtype)

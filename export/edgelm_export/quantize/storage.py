@@ -31,12 +31,22 @@ class Storage:
     bits: int
     block_size: int | None = None
     """The largest allowed block. `block_size_for` chooses a smaller one where this size does not divide the rows."""
+    keeps_grid: bool = False
+    """Whether the source's own 4-bit grid is kept, with an offset for each block, and nothing is rounded."""
+
+    @property
+    def uses_gptq(self) -> bool:
+        """Whether GPTQ rounds the matrix. It needs the product's inputs; 8 bits, floats and a kept grid do not."""
+        return self.format == "block" and self.bits == 4 and not self.keeps_grid
 
 
 FLOAT32 = Storage("float32", 32)
 FLOAT16 = Storage("float16", 16)
 INT8_ROW = Storage("int8_row", 8)
 """int8 weights with one scale per output column; the activations they meet have one scale per token (W8A8)."""
+GRID_BLOCK = 32
+"""Weights that share a step and an offset of a kept grid."""
+GRID4 = Storage("block", 4, GRID_BLOCK, keeps_grid=True)
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,8 @@ class BlockQuantized:
 
     packed: npt.NDArray[np.uint8]
     """(N, blocks, block_size · bits / 8); a byte holds two 4-bit codes, the first in its low half."""
-    scales: Array
-    """(N, blocks); a scale may be negative."""
+    scales: npt.NDArray[np.floating]
+    """(N, blocks), float32, or float16 where a kept grid has steps that float16 holds; a scale may be negative."""
     bits: int
     block_size: int
     columns: int
@@ -94,7 +104,26 @@ class BlockQuantized:
         return np.ascontiguousarray((centred * self.scales[:, :, None]).reshape(len(codes), -1)[:, : self.columns])
 
 
-Stored = FloatStored | RowQuantized | BlockQuantized
+@dataclass(frozen=True)
+class GridQuantized:
+    """Rows on the 4-bit grid that their source has: ``offset + step * q`` in every block of 32."""
+
+    codes: BlockQuantized
+    """The steps and the codes ``q - 8``."""
+    offsets: BlockQuantized | None
+    """(N, K / 32) in 8 bits: what is added to all weights of a block; None where nothing is."""
+
+    @property
+    def storage(self) -> Storage:
+        return self.codes.storage
+
+    def restored(self) -> Array:
+        """The floats that codes and offsets stand for, (N, K)."""
+        rows = self.codes.restored()
+        return rows if self.offsets is None else rows + np.repeat(self.offsets.restored(), GRID_BLOCK, axis=1)
+
+
+Stored = FloatStored | RowQuantized | BlockQuantized | GridQuantized
 
 
 def stored_bytes(tensor_bytes: int) -> int:
@@ -152,7 +181,9 @@ def cut_blocks(rows: npt.NDArray[np.floating], block_size: int) -> Array:
     return padded.reshape(len(rows), -1, block_size)
 
 
-def pack_blocks(codes: npt.NDArray[np.uint8], scales: Array, bits: int, columns: int) -> BlockQuantized:
+def pack_blocks(
+    codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.floating], bits: int, columns: int
+) -> BlockQuantized:
     """Pack codes (N, blocks, block_size) from 0 to 2^bits - 1 for the operators; `columns` is K without padding."""
     packed = codes[:, :, 0::2] | (codes[:, :, 1::2] << np.uint8(4)) if bits == 4 else codes
     return BlockQuantized(packed, scales, bits, codes.shape[2], columns)

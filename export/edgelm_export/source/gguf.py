@@ -47,16 +47,18 @@ def unpacked(file: Path, *, with_tokenizer: bool) -> Iterator[Path]:
     """
     if find_spec("gguf") is None:
         raise ExportError(f"reading {str(file)!r} needs the package gguf: pip install 'edgelm[export]'")
-    license_name, tokenizer_facts = _check(file)
+    reader = _open(file)
+    license_name, tokenizer_facts = _check(file, reader)
     load = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         try:
-            with redirect_stderr(io.StringIO()):  # a progress bar that nothing else silences
+            # The stream takes a progress bar that nothing else silences.
+            with _parsed_once(file, reader), redirect_stderr(io.StringIO()):
                 model, facts = transformers.AutoModelForCausalLM.from_pretrained(
                     **load, dtype=torch.float32, output_loading_info=True
                 )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**load) if with_tokenizer else None
+                tokenizer = transformers.AutoTokenizer.from_pretrained(**load) if with_tokenizer else None
         except Exception as error:  # gguf, torch and transformers each raise their own kinds
             raise ExportError(f"transformers cannot read {str(file)!r}: {first_line(error)}") from None
         if missing := [key for key in facts["missing_keys"] if key != "lm_head.weight" or not _is_tied(model)]:
@@ -73,18 +75,41 @@ def unpacked(file: Path, *, with_tokenizer: bool) -> Iterator[Path]:
         yield folder
 
 
-def _check(file: Path) -> tuple[str | None, dict[str, Any]]:
-    """Refuse a file whose facts or weights transformers would not read, because it would compute something else.
-
-    Returns the license that the file states, and its facts about its tokenizer.
-    """
+def _open(file: Path) -> Any:
+    """The reader of the package gguf. It parses every token of the vocabulary, which takes seconds."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(file)
-        architecture = str(reader.fields["general.architecture"].contents())
+        reader.fields["general.architecture"].contents()
     except Exception as error:  # numpy and gguf each raise their own kinds for damaged files
         raise ExportError(f"{str(file)!r} is no whole GGUF file: {first_line(error)}") from None
+    return reader
+
+
+@contextmanager
+def _parsed_once(file: Path, reader: Any) -> Iterator[None]:
+    """Gives `reader` to transformers, which opens `file` four times: for the config, the weights and the tokenizer."""
+    import gguf
+
+    original = gguf.GGUFReader
+
+    def opened(path: Any, *rest: Any) -> Any:
+        return reader if not rest and Path(path).samefile(file) else original(path, *rest)
+
+    gguf.GGUFReader = opened
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original
+
+
+def _check(file: Path, reader: Any) -> tuple[str | None, dict[str, Any]]:
+    """Refuse a file whose facts or weights transformers would not read, because it would compute something else.
+
+    Returns the license that the file states, and its facts about its tokenizer.
+    """
+    architecture = str(reader.fields["general.architecture"].contents())
     if architecture not in _ARCHITECTURES:
         raise ExportError(
             f"{str(file)!r} has the architecture {architecture!r}; edgelm exports GGUF files of "
