@@ -171,10 +171,13 @@ def digest_of(content: dict[str, Any]) -> str:
 def read_manifest(text: bytes) -> Manifest:
     """Read and check the text of ``bundle.json``.
 
-    Raises BundleError if the format or a feature is newer than this version; a field is unknown, missing, mistyped or
-    out of range; a file name is not a plain name; or the digest does not match.
+    Raises BundleError if the text is longer than MAX_MANIFEST_BYTES; the format or a feature is newer than this
+    version; a field is unknown, missing, mistyped or out of range; a file name is not a plain name; or the digest does
+    not match.
     """
     try:
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise StrictJsonError(f"has {len(text):,} bytes, more than {MAX_MANIFEST_BYTES:,}")
         content = parse_json(text)
         if not isinstance(content, dict):
             raise StrictJsonError("must be an object")

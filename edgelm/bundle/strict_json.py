@@ -93,7 +93,7 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
         return tuple(_convert(inner, item, f"{where}[{i}]", None) for i, item in enumerate(_list(value, where)))
     if get_origin(kind) is dict:
         inner, items = get_args(kind)[1], _object(value, where).items()
-        return {_string(key, where): _convert(inner, item, f"{where}.{key}", None) for key, item in items}
+        return {_string(key, where): _convert(inner, item, f"{where}.{_plain(key)}", None) for key, item in items}
     if is_dataclass(kind):
         return _dataclass(cast(type, kind), value, where)
     if kind is str:
@@ -112,12 +112,17 @@ def _dataclass(cls: type, value: object, where: str) -> object:
     prefix = f"{where}." if where else ""
     for name in given:
         if name not in names:
-            raise StrictJsonError(f"has the unknown field {prefix + name!r}")
+            raise StrictJsonError(f"has the unknown field {shown(prefix + name)}")
     optional = {field.name for field in fields(cls) if field.default is None}  # an absent field means null
     for name in names:
         if name not in given and name not in optional:
             raise StrictJsonError(f"lacks the field {prefix + name!r}")
     return cls(**{name: _convert(hints[name], given.get(name), prefix + name, None) for name in names})
+
+
+def _plain(key: str) -> str:
+    """A key in a message: as it is, or quoted where it is long or has characters that a terminal does not show."""
+    return key if key.isprintable() and len(key) <= 60 else shown(key)
 
 
 def _object(value: object, where: str) -> dict[str, object]:

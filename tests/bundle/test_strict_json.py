@@ -73,6 +73,9 @@ def test_a_field_whose_default_is_none_may_be_absent() -> None:
         ({"items": [{"size": 10**30}]}, "items[0].size must be between 1 and 9"),
         ({"items": [{}]}, "lacks the field 'items[0].size'"),
         ({"table": {"k": 4}}, "table.k must be an object, got 4"),
+        ({"table": {"a\nb\x1b": 4}}, r"table.'a\nb\x1b' must be an object, got 4"),
+        ({"table": {"k" * 100: 4}}, "...kkkkkkkkkkkkkkkkkkkkkkkkkkkk' must be an object"),
+        ({"a\nb": 1}, r"unknown field 'a\nb'"),
     ],
 )
 def test_refuses_by_name(change: dict[str, object], message: str) -> None:
