@@ -120,7 +120,7 @@ def test_an_error_of_writing_names_the_user_s_file(edgelm_command: RunCommand, t
         "import pathlib, sys\n"
         "open_file = pathlib.Path.open\n"
         "def refuse(path, *args, **options):\n"
-        "    if path.name.startswith('.x.state'): raise OSError(28, 'No space left on device', str(path))\n"
+        "    if path.name.startswith('.edgelm-'): raise OSError(28, 'No space left on device', str(path))\n"
         "    return open_file(path, *args, **options)\n"
         "pathlib.Path.open = refuse\n"
         f"sys.argv = ['edgelm', 'run', 'x', '-n', '1', '-m', {str(TINY_BUNDLE)!r}, '--state', {str(target)!r}]\n"
