@@ -15,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgelm.bundle.folder import Bundle, file_fact
-from edgelm.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Recipe, Source
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.scoring.comparison import Comparison, compare_texts
-from edgelm_export.graph.decoder import write_graph
+from edgelm_export.graph.bare_bundle import write_bare_bundle
 from edgelm_export.model.decoder import DecoderWeights
 from edgelm_export.model.families import collect_weights
 from edgelm_export.quantize.budget import base_recipe, measure_options, mixed_recipe, plan
@@ -158,21 +156,9 @@ ROWS: dict[str, Make] = {
 
 def open_session(stored: StoredDecoder, folder: Path) -> tuple[Session, int]:
     """A session of the shipped runtime on the stored model, and the bytes of its graph and weights."""
-    graph, matrices = write_graph(stored, folder)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        required_features=(),
-        created_by="benchmarks.quality",
-        architecture=stored.source.architecture,
-        graph=graph,
-        recipe=Recipe(stored.recipe.name, None, matrices),
-        source=Source("benchmark", None, None, "GPT2LMHeadModel", 1),
-        certificate=None,
-        files={name: file_fact(folder / name) for name in (graph.file, graph.weights_file)},
-    ).sealed()
-    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    size = sum((folder / name).stat().st_size for name in (graph.file, graph.weights_file))
-    return Graph.open(Bundle(folder, manifest), device="cpu").session(), size
+    bundle = write_bare_bundle(stored, folder)
+    size = sum(fact.size_bytes for fact in bundle.manifest.files.values())
+    return Graph.open(bundle, device="cpu").session(), size
 
 
 def windows(path: Path, separator: str, encode: Callable[[str], list[int]], parts: int | None) -> list[Ids]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
+# Names of a layer's parts, from transformers to GGUF.
 GPT2_NAMES = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -37,7 +38,6 @@ LLAMA_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""Names of a layer's parts, from transformers to GGUF."""
 
 
 def write_gguf(checkpoint: Path, file: Path) -> None:

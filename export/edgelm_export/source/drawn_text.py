@@ -1,5 +1,6 @@
 """Text drawn from the source model itself: every language and domain has such text for measuring and calibrating."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,10 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from edgelm import __version__
-from edgelm.bundle.folder import Bundle, file_fact
-from edgelm.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Recipe, Source
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
 from edgelm.ids import IdArray, Logits
-from edgelm_export.graph.decoder import write_graph
+from edgelm_export.graph.bare_bundle import write_bare_bundle
 from edgelm_export.model.families import collect_weights
 from edgelm_export.quantize.calibrate import store
 from edgelm_export.quantize.recipe import fixed_recipe
@@ -37,20 +35,7 @@ class TextDrawer:
         """Write the graph of `model` into `folder`, a new one, which must stay as long as text is drawn."""
         folder.mkdir()
         weights = collect_weights(model)
-        facts, matrices = write_graph(store(weights, fixed_recipe("fp32", weights), None), folder)
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            required_features=(),
-            created_by=f"edgelm {__version__}",
-            architecture=weights.architecture,
-            graph=facts,
-            recipe=Recipe("fp32", None, matrices),
-            source=Source("", None, None, weights.model_type, model.num_parameters()),
-            certificate=None,
-            files={name: file_fact(folder / name) for name in (facts.file, facts.weights_file)},
-        ).sealed()
-        (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        self._bundle = Bundle(folder, manifest)
+        self._bundle = write_bare_bundle(store(weights, fixed_recipe("fp32", weights), None), folder)
         self._bos_token_id: int | None = model.config.bos_token_id
 
     def draw(self, tokens: int, seed: int) -> list[IdArray]:
@@ -68,11 +53,10 @@ class TextDrawer:
         length = min(self._bundle.manifest.architecture.context_length, MAX_ROW_TOKENS)
         rows = -(-tokens // (length - 1))
         generator = torch.Generator().manual_seed(seed)
-        graph = Graph.open(self._bundle, device="cpu")
         texts: list[IdArray] = []
-        for start in range(0, rows, _BATCH_ROWS):
-            texts += self._draw_batch(graph, min(_BATCH_ROWS, rows - start), length, generator)
-        graph.close()
+        with closing(Graph.open(self._bundle, device="cpu")) as graph:
+            for start in range(0, rows, _BATCH_ROWS):
+                texts += self._draw_batch(graph, min(_BATCH_ROWS, rows - start), length, generator)
         return texts
 
     def _draw_batch(self, graph: Graph, rows: int, length: int, generator: torch.Generator) -> list[IdArray]:

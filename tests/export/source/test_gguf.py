@@ -14,23 +14,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer as Backend
 
+from benchmarks.peers.convert_llama_cpp import LLAMA_NAMES
 from edgelm_export.source.checkpoint import load_checkpoint
 from tests.export.checkpoints import BYTE_TOKENS, Shape, refusal, save_checkpoint
 
 pytestmark = pytest.mark.export
 
 SHAPE = Shape(family="llama", width=64, heads=4, kv_heads=2, vocab=BYTE_TOKENS + 3, tied=False)
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 Edit = Callable[[gguf.GGUFWriter], Any]
 
 
@@ -68,7 +58,7 @@ def write(
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     tensors = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     for layer in range(config.num_hidden_layers):
-        tensors |= {f"blk.{layer}.{short}": f"model.layers.{layer}.{name}" for name, short in NAMES.items()}
+        tensors |= {f"blk.{layer}.{short}": f"model.layers.{layer}.{name}" for name, short in LLAMA_NAMES.items()}
     for short, name in tensors.items():
         value: npt.NDArray[np.float32] = state[f"{name}.weight"]
         if short.endswith(("attn_q", "attn_k")):

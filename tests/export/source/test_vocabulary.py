@@ -91,7 +91,7 @@ def trained(kind: str) -> Tokenizer:
         backend.no_padding()
     backend.add_tokens([AddedToken("<user>", special=True), "another one"])
     state = json.loads(backend.to_str())
-    # The trainer takes tokens beside the text's only as special tokens, and those of bytes are none.
+    # The trainer adds tokens of our own as special tokens only. The tokens of bytes must not be special.
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in BYTES]
     return Tokenizer.from_json(json.dumps(state))
 
