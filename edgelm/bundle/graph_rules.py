@@ -176,7 +176,7 @@ class _Graph:
                 raise GraphError(f"{_title(node)}: it {error}") from None
             for name, value in zip(node.outputs, made, strict=True):
                 _add(values, name, value)
-                if (node.domain, node.operator) != WIDENED:
+                if (node.domain, node.operator) not in WIDENED:
                     self._widest = max(self._widest, _width(value))
             if (node.domain, node.operator) not in LOOKUPS:
                 products.update(name for name in node.inputs if name)

@@ -22,6 +22,8 @@ LOCAL = "edgelm"
 LOCAL_OPSET = 1
 
 FLOATS = ("float32", "float16")
+SUMMED = 32
+"""How many numbers of a row make a sum that `Concat` may put behind the row."""
 PADDING_TOKENS = 2
 """A call of several tokens may be padded to a whole row group (`edgelm.engine.cache.ROW_GROUP`), behind the context."""
 
@@ -208,6 +210,16 @@ def _reduce_sum(call: Call) -> tuple[Value, ...]:
     return (Value(x.dtype, x.shape[:-1]),)
 
 
+def _concat(call: Call) -> tuple[Value, ...]:
+    """A row with the sums of its blocks behind it."""
+    x, sums = call.input(0), call.input(1)
+    _floats(call, 0, 1)
+    width, blocks = (value.shape[-1] if len(value.shape) == 3 else None for value in (x, sums))
+    fits = isinstance(width, int) and isinstance(blocks, int) and blocks * SUMMED == width
+    _need(fits and x.shape[:2] == sums.shape[:2], f"cannot join {shown(x.shape)} and {shown(sums.shape)}")
+    return (Value(x.dtype, (*x.shape[:2], width + blocks)),)
+
+
 def _reshape(call: Call) -> tuple[Value, ...]:
     """All rows' tokens in one axis; heads apart or joined again; or a stored table in the blocks of a product."""
     x, sizes = call.input(0), _whole_numbers(call.input(1))
@@ -318,7 +330,11 @@ def _matmul_blocks(call: Call) -> tuple[Value, ...]:
     _need(weight.dtype == "uint8" and weight.is_constant and scales.is_constant, "takes a stored matrix of uint8")
     _fits(weight, (n, blocks, block_size * call.size("bits") // 8), "its matrix")
     _fits(scales, (n, blocks), "its scales")
-    if len(call.values) > 3:
+    if len(call.values) > 3 and call.values[3] is not None:
+        zero_points = call.input(3)
+        _need(zero_points.dtype == "uint8" and zero_points.is_constant, "takes stored zero points of uint8")
+        _fits(zero_points, (n, -(-blocks * call.size("bits") // 8)), "its table of zero points")
+    if len(call.values) > 5:
         _floats(call, 0, 5)
         _fits(call.input(5), (n,), "its bias")
     return (Value(x.dtype, (*x.shape[:-1], n)),)
@@ -403,6 +419,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "Add"): Operator(_elementwise, ("xx",)),
     ("", "Cast"): Operator(_cast, ("x",), {"to": (1,)}),
     ("", "Clip"): Operator(_clip, ("xxx",)),
+    ("", "Concat"): Operator(_concat, ("xx",), {"axis": (-1,)}),
     ("", "Constant"): Operator(_constant, ("",), {"value": Tensor}),
     ("", "Div"): Operator(_elementwise, ("xx",)),
     ("", "Erf"): Operator(_unary, ("x",)),
@@ -444,7 +461,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ),
     (CONTRIB, "MatMulIntegerToFloat"): Operator(_matmul_integers, ("xxxxx",)),
     (CONTRIB, "MatMulNBits"): Operator(
-        _matmul_blocks, ("xxx", "xxx..x"), {**_BITS, "K": _COUNT, "N": _COUNT, "accuracy_level": (4,)}
+        _matmul_blocks, ("xxx", "xxx..x", "xxxx", "xxxx.x"), {**_BITS, "K": _COUNT, "N": _COUNT, "accuracy_level": (4,)}
     ),
     (CONTRIB, "QuickGelu"): Operator(_unary, ("x",), {"alpha": float}),
 }
@@ -458,5 +475,5 @@ LOOKUPS = frozenset(
 )
 """Operators that make no copy of a stored matrix in another order."""
 
-WIDENED = (CONTRIB, "GatherBlockQuantized")
-"""The operator whose rows may be wider than any activation, by less than a block, until a Slice cuts them."""
+WIDENED = frozenset({(CONTRIB, "GatherBlockQuantized"), ("", "Concat")})
+"""Operators whose rows may be wider than any activation: by less than a block until a Slice cuts them, or by sums."""

@@ -259,6 +259,44 @@ def test_refuses_by_name(edit: Edit, words: str) -> None:
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
+QKV = "model.layers.0.self_attn.{q,k,v}_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            node_edit("h.0.qkv.with_sums", inputs("h.0.attn_norm", "h.0.attn_norm")),
+            r"cannot join \(batch, new_tokens, 64\) and \(batch, new_tokens, 64\)",
+        ),
+        (node_edit("h.0.qkv.with_sums", attributes(("axis", 3, 1))), "an attribute 'axis' that no bundle has"),
+        (tensor_edit(f"{QKV}.zero_points", put(1, 191)), "has 384 bytes, but its shape needs 191"),
+        (
+            node_edit("h.0.qkv", inputs("h.0.qkv.with_sums", QKV, f"{QKV}.scales.wide", f"{QKV}.scales.wide")),
+            "takes stored zero points of uint8",
+        ),
+        (
+            node_edit(
+                "h.0.attn_out",
+                inputs(
+                    "h.0.attn_out.with_sums",
+                    "model.layers.0.self_attn.o_proj.weight",
+                    "model.layers.0.self_attn.o_proj.weight.scales.wide",
+                    f"{QKV}.zero_points",
+                ),
+            ),
+            r"its table of zero points has the shape \(192, 2\) instead of \(64, 2\)",
+        ),
+    ],
+)
+def test_refuses_another_grid_by_name(edit: Edit, words: str) -> None:
+    graph = SEEDS["int4-grid"].graph
+    changed = edit(graph)
+    assert changed != graph
+    with pytest.raises(BundleError, match=words):
+        judge(SEEDS["int4-grid"], changed)
+
+
 def swapped_outputs(fields: Fields) -> Fields:
     """A node's second output where its third one was."""
     outputs = [payload for number, _, payload in fields if number == 2]

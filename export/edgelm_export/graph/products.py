@@ -108,9 +108,19 @@ class Products:
         packed = self.writer.node("Reshape", [name, shape], f"{out}.table")
         return self._blocks(x, stored, (packed, f"{name}.scales"), out, None)
 
-    def _blocks(self, x: str, stored: BlockQuantized, names: tuple[str, str], out: str, bias: Array | None) -> str:
-        # Inputs 3 and 4 are zero points, which symmetric codes lack, and a group index.
-        inputs = [x, *names] if bias is None else [x, *names, "", "", self.writer.weight(f"{out}.bias", bias)]
+    def _blocks(
+        self,
+        x: str,
+        stored: BlockQuantized,
+        names: tuple[str, str],
+        out: str,
+        bias: Array | None,
+        zero_points: str = "",
+    ) -> str:
+        # Input 4 is a group index. Codes without zero points are symmetric.
+        inputs = [x, *names, zero_points, "", "" if bias is None else self.writer.weight(f"{out}.bias", bias)]
+        while not inputs[-1]:
+            inputs.pop()
         attributes: dict[str, int | float] = {
             "K": stored.columns,
             "N": len(stored.packed),
@@ -121,18 +131,17 @@ class Products:
         return self.writer.node("MatMulNBits", inputs, out, attributes, domain=CONTRIB)
 
     def _grid(self, x: str, stored: GridQuantized, name: str, out: str, bias: Array | None) -> str:
-        """Write a product on a kept grid: the product with the codes, and the offsets times the blocks' sums of `x`."""
-        codes, offsets = stored.codes, stored.offsets
-        names = self._add_blocks(name, codes, codes.packed)
-        if offsets is None:
-            return self._blocks(x, codes, names, out, bias)
-        product = self._blocks(x, codes, names, f"{out}.codes", bias)
-        shape = self.writer.weight(f"{out}.blocks", np.array([0, 0, codes.columns // GRID_BLOCK, -1], np.int64))
-        axis = self.writer.weight(f"{out}.in_block", np.array([-1], np.int64))
-        blocks = self.writer.node("Reshape", [x, shape], f"{out}.in_blocks")  # (B, T, K / 32, 32)
-        sums = self.writer.node("ReduceSum", [blocks, axis], f"{out}.sums", {"keepdims": 0})  # (B, T, K / 32)
-        names = self._add_blocks(f"{name}.offsets", offsets, offsets.packed)
-        return self.writer.node("Add", [product, self._blocks(sums, offsets, names, f"{out}.offsets", None)], out)
+        """Write a product on a kept grid. Remainders of the grid take the sums of the blocks of `x`, behind `x`."""
+        if stored.has_remainders:
+            shape = self.writer.weight(f"{out}.blocks", np.array([0, 0, stored.columns // GRID_BLOCK, -1], np.int64))
+            axis = self.writer.weight(f"{out}.in_block", np.array([-1], np.int64))
+            blocks = self.writer.node("Reshape", [x, shape], f"{out}.in_blocks")  # (B, T, K / 32, 32)
+            sums = self.writer.node("ReduceSum", [blocks, axis], f"{out}.sums", {"keepdims": 0})  # (B, T, K / 32)
+            x = self.writer.node("Concat", [x, sums], f"{out}.with_sums", {"axis": -1})  # (B, T, K + K / 32)
+        packed = stored.packed_zero_points()
+        zero_points = "" if packed is None else self.writer.weight(f"{name}.zero_points", packed)
+        names = self._add_blocks(name, stored.codes, stored.codes.packed)
+        return self._blocks(x, stored.codes, names, out, bias, zero_points)
 
     def _add_blocks(self, name: str, stored: BlockQuantized, packed: npt.NDArray[np.uint8]) -> tuple[str, str]:
         names = self.writer.weight(name, packed), self.writer.weight(f"{name}.scales", stored.scales)

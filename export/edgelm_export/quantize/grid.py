@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm_export.model.decoder import Array
-from edgelm_export.quantize.storage import GRID_BLOCK, GridQuantized, block_size_for, pack_blocks, quantize_blocks
+from edgelm_export.quantize.storage import GRID_BLOCK, GridQuantized, pack_blocks, quantize_blocks
 
 _TOLERANCE = 1e-3
 """How far a weight may lie from the grid, in steps. Floats that were never rounded miss it by up to half a step."""
@@ -40,10 +40,27 @@ def find_grid(rows: Array) -> GridQuantized | None:
     codes, steps, offsets = (np.concatenate(kind) for kind in zip(*parts, strict=True))
     if np.mean(codes.min(axis=1) == codes.max(axis=1)) > 0.5:
         return None
-    per_row = offsets.reshape(n, -1)
+    return _around_zero(codes.reshape(n, -1, GRID_BLOCK), steps.reshape(n, -1), offsets.reshape(n, -1))
+
+
+def _around_zero(codes: npt.NDArray[np.uint8], steps: Array, offsets: Array) -> GridQuantized:
+    """Put offsets (N, B) into zero points, and what is left of them into columns behind `codes` (N, B, 32)."""
+    n, blocks, _ = codes.shape
+    zero_points = np.clip(np.rint(8 - offsets / steps), 0, 15)  # (N, B)
+    remainders = offsets - (8 - zero_points) * steps
+    remainders[np.abs(remainders) < _TOLERANCE * np.abs(steps)] = 0
+    columns = blocks * GRID_BLOCK
+    width = columns
+    if remainders.any():
+        width += blocks
+        added = quantize_blocks(remainders, 4, GRID_BLOCK)
+        low_and_high = np.stack([added.packed & 15, added.packed >> 4], axis=-1).reshape(n, -1, GRID_BLOCK)
+        codes = np.concatenate([codes, low_and_high], axis=1)
+        steps = np.concatenate([steps, added.scales.astype(np.float32)], axis=1)
+        zero_points = np.concatenate([zero_points, np.full(added.scales.shape, 8)], axis=1)
+    is_symmetric = (zero_points == 8).all()
     return GridQuantized(
-        pack_blocks(codes.reshape(n, -1, GRID_BLOCK), _narrow(steps.reshape(n, -1)), 4, k),
-        quantize_blocks(per_row, 8, block_size_for(per_row.shape[1], GRID_BLOCK)) if per_row.any() else None,
+        pack_blocks(codes, _narrow(steps), 4, width), None if is_symmetric else zero_points.astype(np.uint8), columns
     )
 
 

@@ -32,7 +32,7 @@ class Storage:
     block_size: int | None = None
     """The largest allowed block. `block_size_for` chooses a smaller one where this size does not divide the rows."""
     keeps_grid: bool = False
-    """Whether the source's own 4-bit grid is kept, with an offset for each block, and nothing is rounded."""
+    """Whether the source's own 4-bit grid is kept, and no weight is rounded again."""
 
     @property
     def uses_gptq(self) -> bool:
@@ -45,7 +45,7 @@ FLOAT16 = Storage("float16", 16)
 INT8_ROW = Storage("int8_row", 8)
 """int8 weights with one scale per output column; the activations they meet have one scale per token (W8A8)."""
 GRID_BLOCK = 32
-"""Weights that share a step and an offset of a kept grid."""
+"""Weights that share a step, a zero point and a remainder of a kept grid."""
 GRID4 = Storage("block", 4, GRID_BLOCK, keeps_grid=True)
 
 
@@ -106,21 +106,48 @@ class BlockQuantized:
 
 @dataclass(frozen=True)
 class GridQuantized:
-    """Rows on the 4-bit grid that their source has: ``offset + step * q`` in every block of 32."""
+    """Rows on the 4-bit grid that their source has: ``step * (code - zero point)`` in every block of 32.
+
+    A grid that does not pass through zero leaves a remainder of at most half a step, one number for each block. It is
+    added to all weights of the block, so it is a weight of the sum of the block's inputs. The remainders follow the
+    codes of their row, as further columns.
+    """
 
     codes: BlockQuantized
-    """The steps and the codes ``q - 8``."""
-    offsets: BlockQuantized | None
-    """(N, K / 32) in 8 bits: what is added to all weights of a block; None where nothing is."""
+    """(N, K), or (N, K + K / 32) with the remainders; its own `restored` knows no zero points."""
+    zero_points: npt.NDArray[np.uint8] | None
+    """(N, blocks) from 0 to 15; None where all of them are 8."""
+    columns: int
+    """K."""
 
     @property
     def storage(self) -> Storage:
         return self.codes.storage
 
+    @property
+    def has_remainders(self) -> bool:
+        """Whether the product takes the sums of its input's blocks too."""
+        return self.codes.columns > self.columns
+
+    def packed_zero_points(self) -> npt.NDArray[np.uint8] | None:
+        """The zero points as MatMulNBits takes them, (N, blocks / 2 rounded up), the first in the low half."""
+        if self.zero_points is None:
+            return None
+        even = np.pad(self.zero_points, [(0, 0), (0, self.zero_points.shape[1] % 2)])
+        return even[:, 0::2] | (even[:, 1::2] << np.uint8(4))
+
     def restored(self) -> Array:
-        """The floats that codes and offsets stand for, (N, K)."""
-        rows = self.codes.restored()
-        return rows if self.offsets is None else rows + np.repeat(self.offsets.restored(), GRID_BLOCK, axis=1)
+        """The floats that codes, zero points and remainders stand for, (N, K)."""
+        rows = self.codes.restored()  # (N, codes.columns)
+        if self.zero_points is not None:
+            moved = (8 - self.zero_points.astype(np.float32)) * self.codes.scales.astype(np.float32)  # (N, blocks)
+            rows += np.repeat(moved, self.codes.block_size, axis=1)[:, : rows.shape[1]]
+        weights, remainders = rows[:, : self.columns], rows[:, self.columns :]
+        return (
+            np.ascontiguousarray(weights + np.repeat(remainders, GRID_BLOCK, axis=1))
+            if self.has_remainders
+            else weights
+        )
 
 
 Stored = FloatStored | RowQuantized | BlockQuantized | GridQuantized

@@ -36,25 +36,46 @@ def nibbles(rows: Array, kind: Type, header_bytes: int) -> Array:
 
 
 def unpacked(grid: GridQuantized) -> Array:
+    """The codes (N, K), without remainders."""
     packed = grid.codes.packed
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, : grid.columns]
 
 
 def test_a_grid_around_zero_is_kept_to_the_last_bit() -> None:
     source = rounded(gaussian(70, 96), Type.Q4_0)
     grid = find_grid(source)
     assert grid is not None
-    assert grid.offsets is None
+    assert grid.zero_points is None
+    assert not grid.has_remainders
     assert grid.codes.scales.dtype == np.float16
     assert np.array_equal(grid.restored(), source)
     assert np.array_equal(unpacked(grid), nibbles(gaussian(70, 96), Type.Q4_0, 2))
+
+
+def test_whole_zero_points_are_kept_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    codes, zeros = rng.integers(0, 16, (6, 3, 32)), rng.integers(0, 16, (6, 3, 1))
+    zeros[zeros == 7] = 8  # 7 becomes 8 with a negative step
+    codes[..., 0], codes[..., 1] = 0, 15  # so that a block shows its whole grid
+    steps = rng.uniform(0.01, 0.02, (6, 3, 1)).astype(np.float16).astype(np.float32)
+    source = (steps * (codes - zeros)).astype(np.float32).reshape(6, 96)
+    grid = find_grid(source)
+    assert grid is not None
+    assert not grid.has_remainders
+    assert grid.zero_points is not None
+    assert np.array_equal(grid.zero_points, zeros[..., 0])
+    packed = grid.packed_zero_points()
+    assert packed is not None
+    assert packed.tolist() == [[a | b << 4, c] for a, b, c in zeros[..., 0].tolist()]
+    assert relative_error(grid.restored(), source) < 1e-6
 
 
 def test_a_grid_with_offsets_keeps_its_codes() -> None:
     source = rounded(gaussian(70, 96), Type.Q4_1)
     grid = find_grid(source)
     assert grid is not None
-    assert grid.offsets is not None
+    assert grid.has_remainders
+    assert grid.codes.columns == 96 + 3
     assert np.array_equal(unpacked(grid), nibbles(gaussian(70, 96), Type.Q4_1, 4))
     assert relative_error(grid.restored(), source) < 0.005  # rounding to 4 bits again makes 0.08
 
