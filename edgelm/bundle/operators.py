@@ -214,10 +214,10 @@ def _concat(call: Call) -> tuple[Value, ...]:
     """A row with the sums of its blocks behind it."""
     x, sums = call.input(0), call.input(1)
     _floats(call, 0, 1)
-    width, blocks = (value.shape[-1] if len(value.shape) == 3 else None for value in (x, sums))
-    fits = isinstance(width, int) and isinstance(blocks, int) and blocks * SUMMED == width
-    _need(fits and x.shape[:2] == sums.shape[:2], f"cannot join {shown(x.shape)} and {shown(sums.shape)}")
-    return (Value(x.dtype, (*x.shape[:2], width + blocks)),)
+    width, blocks = (value.shape[2] if len(value.shape) == 3 else "" for value in (x, sums))
+    if not isinstance(width, int) or x.shape[:2] != sums.shape[:2] or blocks != width / SUMMED:
+        raise GraphError(f"cannot join {shown(x.shape)} and {shown(sums.shape)}")
+    return (Value(x.dtype, (*x.shape[:2], width + width // SUMMED)),)
 
 
 def _reshape(call: Call) -> tuple[Value, ...]:

@@ -70,7 +70,7 @@ def fixed_recipe(name: FixedPrecision, weights: DecoderWeights) -> StorageRecipe
             storage[layer.mlp_out.name] = replace(products, block_size=GATED_BLOCKS[products.bits])
     if name == "int8" and any(layer.is_gated for layer in weights.layers):
         storage |= {table.name: GATED_HEAD for table in weights.tables}
-    if name == "int4":
+    if products is BLOCK4:
         for linear in weights.products:
             if find_grid(np.ascontiguousarray(linear.weight.T)) is not None:
                 storage[linear.name] = GRID4

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
 from benchmarks.quality_rows import open_session
+from edgelm.bundle.manifest import FixedPrecision
 from edgelm_export.model.decoder import Array
 from edgelm_export.model.families import collect_weights
 from edgelm_export.quantize.calibrate import smooth, store
@@ -126,7 +127,9 @@ def test_int4_of_a_model_on_a_grid_computes_what_the_model_does(kind: Type, tmp_
     rows = np.random.default_rng(0).integers(0, 300, (4, 64))
     weights = collect_weights(model)
     recipe = fixed_recipe("int4", weights)
-    assert {recipe.storage[linear.name] for linear in weights.products} == {GRID4}
+    both: list[FixedPrecision] = ["int4", "int4-small"]
+    for each in both:
+        assert {fixed_recipe(each, weights).storage[linear.name] for linear in weights.products} == {GRID4}
     assert not recipe.needs_inputs
     wanted = model(torch.from_numpy(rows[:1])).logits[0].numpy()
 
