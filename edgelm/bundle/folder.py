@@ -10,6 +10,7 @@ from pathlib import Path
 from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
 from edgelm.bundle.onnx_file import MAX_GRAPH_BYTES
+from edgelm.bundle.small_files import is_folder, status_of
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import BundleError, ConfigError, pass_interrupts_on, shown
 
@@ -47,7 +48,7 @@ class Bundle:
         """
         try:
             folder = Path(path).absolute()
-            if not folder.is_dir():
+            if not is_folder(folder):
                 raise BundleError(_no_folder(folder))
             bundle = cls(folder, read_manifest(_read_manifest_file(folder)))
             bundle._check_listing()
@@ -239,6 +240,6 @@ def _is_embedded(folder: Path) -> bool:
 
 
 def _no_folder(folder: Path) -> str:
-    if folder.exists():
+    if status_of(folder) is not None:
         return "it is a file, not a bundle folder"
     return "there is no such folder; make one with `edgelm export`, or leave the model out to use the embedded one"

@@ -3,7 +3,7 @@
 import os
 import stat
 
-from edgelm.errors import ConfigError, shown
+from edgelm.errors import ConfigError, pass_interrupts_on, shown
 
 MAX_TEXT_BYTES = 2**28
 """Of a file of text that a command reads whole."""
@@ -35,6 +35,24 @@ def read_small_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise SmallFileError(f"has more than {max_bytes:,} bytes")
     return content
+
+
+def status_of(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """The status of what `path` leads to; None where nothing is there, or nothing that this process may see.
+
+    `Path.exists` and its siblings take an exception of a signal handler that interrupts them for a "no".
+    """
+    try:
+        return os.stat(path)  # noqa: PTH116 (a path may be a text)
+    except (OSError, ValueError) as error:  # a NUL character is a ValueError
+        pass_interrupts_on(error)
+        return None
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` leads to a folder."""
+    status = status_of(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def check_path(name: str, value: object) -> None:

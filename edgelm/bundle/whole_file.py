@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from edgelm.bundle.small_files import status_of
 from edgelm.errors import pass_interrupts_on
 
 _TEMPORARY = re.compile(r"\.edgelm-[0-9a-f]{16}\.tmp")
@@ -77,7 +78,7 @@ def _is_ours(stream: IO[bytes], path: Path) -> bool:
         return False
     except OSError as error:  # a file system without locks, where nobody removes the files of others
         pass_interrupts_on(error)
-    return path.exists()
+    return status_of(path) is not None
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgelm.bundle.small_files import is_folder
 from edgelm.errors import pass_interrupts_on
 
 Controller = Literal["cpu", "memory", "pids"]
@@ -107,7 +108,7 @@ def _upwards(mounts: list[_Mount], path: str) -> list[Path]:
     else:  # the path is that of the host, or of another cgroup namespace
         mount, inside = mounts[0], path
     parts = [part for part in inside.split("/") if part]
-    if ".." in parts or not mount.point.joinpath(*parts).is_dir():
+    if ".." in parts or not is_folder(mount.point.joinpath(*parts)):
         parts = []
     return [mount.point.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
 

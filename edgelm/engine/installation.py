@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from edgelm.bundle.small_files import status_of
 from edgelm.engine import ort_probe
 from edgelm.errors import pass_interrupts_on
 
@@ -72,7 +73,7 @@ def needed_packages() -> list[Package]:
 def ask_onnxruntime() -> OnnxRuntimeFacts:
     """Import ONNX Runtime in a child process and ask it; in this process where there can be no child."""
     program = Path(ort_probe.__file__)
-    if getattr(sys, "frozen", False) or not program.is_file():  # the interpreter is the program itself
+    if getattr(sys, "frozen", False) or status_of(program) is None:  # the interpreter is the program itself
         return _read(ort_probe.facts())
     path = os.pathsep.join(folder for folder in sys.path if folder)
     try:

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
+from edgelm.bundle.small_files import status_of
 from edgelm.engine.machine import default_threads
 from edgelm.engine.memory import ModelMemory
 from edgelm.errors import pass_interrupts_on
@@ -71,7 +71,7 @@ def _wait_until_gone(native_ids: list[int | None]) -> None:
     for native_id in native_ids:
         if native_id == threading.get_native_id():  # gevent's threads are not threads of the system
             continue
-        while Path(f"/proc/self/task/{native_id}").exists() and time.monotonic() < deadline:
+        while status_of(f"/proc/self/task/{native_id}") is not None and time.monotonic() < deadline:
             time.sleep(0.0001)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import edgelm
 from benchmarks.interrupts import Interrupter
+from edgelm.bundle.small_files import is_folder
 from edgelm.decoding.scheduler import Scheduler
 from edgelm.errors import TokenizerError, pass_interrupts_on
 from edgelm.text.rust import rust_errors
@@ -100,6 +101,32 @@ def test_every_broad_except_lets_interrupts_pass() -> None:
             if caught & BROAD and last != "raise" and not first.startswith("pass_interrupts_on("):
                 wrong.append(f"{path.name}:{node.lineno}")
     assert wrong == []
+
+
+def test_files_are_asked_for_in_a_way_that_lets_interrupts_pass() -> None:
+    """`Path.exists`, `is_dir` and `is_file` answer False for some exceptions of a handler: `small_files.status_of`."""
+    wrong = []
+    for path in sorted((ROOT / "edgelm").rglob("*.py")):
+        if {"cli", "serve"} & set(path.relative_to(ROOT / "edgelm").parts):  # programs
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in ("exists", "is_dir", "is_file"):
+                wrong.append(f"{path.name}:{node.lineno}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("interrupt", [ValueError("late"), FileNotFoundError(2, "late")], ids=repr)
+def test_an_interrupt_in_the_middle_of_asking_for_a_file(
+    interrupt: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: object) -> None:
+        raised_by_handler(interrupt)
+
+    assert not is_folder(tmp_path / "none") and is_folder(tmp_path) and not is_folder("\0")
+    monkeypatch.setattr("os.stat", interrupted)
+    with pytest.raises(type(interrupt)) as passed:
+        is_folder(tmp_path)
+    assert passed.value is interrupt
 
 
 def test_close_from_a_handler_while_another_thread_generates() -> None:
