@@ -80,6 +80,7 @@ class SchedulerThread:
         """A request for each row of `run`; raises as `Scheduler.request`, and ClosedError if the thread has ended."""
         together = self._together
         if together is None:
+            check_program_goes_on()
             raise _closed()
         return together.requests(run)
 
