@@ -77,11 +77,23 @@ class DeviceError(EdgelmError):
 
 
 class ClosedError(EdgelmError):
-    """A model, or a session of it, was used after the model was closed; or a scheduler after it was interrupted."""
+    """A model, a session of it or a scheduler was used after it was closed; or a scheduler after it was interrupted."""
+
+
+class QueueFullError(EdgelmError):
+    """A scheduler refuses a generation because too many wait already.
+
+    Attributes:
+        retry_after_seconds: when to try again: about how long half of the waiting ones take at the recent speed.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ForkError(EdgelmError):
-    """A forked child process used a session that its parent had opened."""
+    """A forked child process used a session, a stream or a submission of its parent."""
 
 
 class InsufficientMemoryError(EdgelmError, MemoryError):
