@@ -80,6 +80,14 @@ class ClosedError(EdgelmError):
     """A model, or a session of it, was used after the model was closed; or a scheduler after it was interrupted."""
 
 
+class QueueFullError(EdgelmError):
+    """As many generations wait as may wait; `retry_after_seconds` says when to try again."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class ForkError(EdgelmError):
     """A forked child process used a session that its parent had opened."""
 

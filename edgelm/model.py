@@ -25,7 +25,7 @@ from edgelm.reuse.pool import SessionPool
 from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learned_sha256, read_prefix
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import text_scores
-from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection
+from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring.token_scores import Progress, Vector
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
@@ -228,6 +228,11 @@ class Model:
         """How likely `continuation` is after `prompt`, in all and token by token; see `text_scores.score`."""
         with self._sessions.borrowed() as (session, _):
             return text_scores.score(session, self._encoder, prompt, continuation)
+
+    def token_logprobs(self, text: Prompt, *, top: int = 0) -> tuple[TokenLogprobs, ...]:
+        """How likely each token of `text` but the first is, and the `top` likeliest tokens there; see `text_scores`."""
+        with self._sessions.borrowed() as (session, _):
+            return text_scores.token_logprobs(session, self._encoder, text, top)
 
     def choose(
         self,
