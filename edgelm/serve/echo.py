@@ -1,4 +1,4 @@
-"""Echoed prompts: a prompt's text, and the log-probabilities of its tokens, which lm-eval's loglikelihoods are made of."""
+"""Echoed prompts: their text, and the log-probabilities of their tokens, of which lm-eval makes its loglikelihoods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ class Place:
     """Read and checked; nothing of it is loaded."""
 
     def memory_bytes(self, settings: ServeSettings) -> int:
-        """Forecast of what the loaded model takes: as many texts as it decodes side by side, one more, and its cache."""
+        """Forecast of the loaded model: for as many texts as it decodes side by side, one more, and the prefix cache."""
         memory = ModelMemory.of(self.bundle)
         return memory.forecast_bytes + settings.max_rows * memory.cache_bytes + settings.prefix_cache_bytes
 
@@ -117,6 +117,7 @@ class Shelf:
             self._slots[place.name] = _Slot(place, needed)
         self._turn = asyncio.Lock()  # one model loads at a time, because loading decides which others have to go
         self._closing = False
+        self._loaded_one = False
 
     @property
     def places(self) -> list[Place]:
@@ -136,7 +137,12 @@ class Shelf:
     @property
     def ready(self) -> bool:
         """Whether a model can be lent: one was loaded at least once."""
-        return not self._closing and any(slot.served or slot.used for slot in self._slots.values())
+        return not self._closing and self._loaded_one
+
+    @property
+    def first_failure(self) -> str:
+        """Why the default model did not load when the server started; empty if it did, or is loading."""
+        return "" if self._loaded_one else self._slots[self.default_name].failure
 
     def states(self) -> Iterator[ModelState]:
         """The state of each place, for the metrics."""
@@ -164,6 +170,8 @@ class Shelf:
                 param="model",
                 code="model_not_found",
             )
+        if self._closing:
+            raise unavailable("the server is stopping", "stopping")
         slot.users += 1
         try:
             yield slot.served or await self._loaded(slot)
@@ -173,8 +181,6 @@ class Shelf:
 
     async def _loaded(self, slot: _Slot) -> ServedModel:
         """The model of `slot`, once it is loaded; several requests wait for one load, which no leaving client stops."""
-        if self._closing:
-            raise unavailable("the server is stopping", "stopping")
         if slot.loading is None or slot.loading.done():
             slot.loading = asyncio.create_task(self._load_in_turn(slot))
             slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # it is told to users
@@ -195,7 +201,7 @@ class Shelf:
             if self._closing:
                 await asyncio.to_thread(served.close)
                 raise unavailable("the server is stopping", "stopping")
-            slot.served, slot.failure, slot.used = served, "", self._clock()
+            slot.served, slot.failure, slot.used, self._loaded_one = served, "", self._clock(), True
             log.info("loaded %r in %.2f s", slot.place.name, self._clock() - started)
             return served
 
@@ -233,9 +239,12 @@ class Shelf:
             if limit is not None and slot.served and not slot.users and self._clock() - slot.used >= limit:
                 await self._unload(slot)
 
-    async def end_texts(self) -> None:
-        """End all texts within a token; their answers say how far they came. Nothing new is lent."""
+    def stop_lending(self) -> None:
+        """Refuse further requests; those that have a model keep it."""
         self._closing = True
+
+    async def end_texts(self) -> None:
+        """End all texts within a token; their answers say how far they came."""
         served = [slot.served for slot in self._slots.values() if slot.served is not None]
         await asyncio.gather(*(asyncio.to_thread(one.scheduler.close) for one in served))
 
