@@ -81,9 +81,13 @@ class ClosedError(EdgelmError):
 
 
 class QueueFullError(EdgelmError):
-    """As many generations wait as may wait; `retry_after_seconds` says when to try again."""
+    """A scheduler refuses a generation because too many wait already.
 
-    def __init__(self, message: str, retry_after_seconds: float) -> None:
+    Attributes:
+        retry_after_seconds: when to try again: about how long half of the waiting ones take at the recent speed.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
