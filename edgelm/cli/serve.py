@@ -183,7 +183,7 @@ def _start_screen(settings: "ServeSettings", places: "list[Place]", url: str) ->
 
 
 def _stopping(settings: "ServeSettings") -> str:
-    return f"\nedgelm: stopping; running texts may go on for {settings.drain_seconds:g} s (again: stop at once)"
+    return f"edgelm: stopping; running texts may go on for {settings.drain_seconds:g} s (again: stop at once)"
 
 
 def _log_to_stderr(verbose: bool) -> None:

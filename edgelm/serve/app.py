@@ -12,34 +12,43 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgelm.serve import pages
 from edgelm.serve.call import Operation, Site
 from edgelm.serve.completions import COMPLETIONS
+from edgelm.serve.embeddings import EMBEDDINGS
 from edgelm.serve.errors import ApiError
 from edgelm.serve.guard import Guard
 from edgelm.serve.metrics import Metrics
+from edgelm.serve.openapi import openapi
+from edgelm.serve.scores import CHOOSE, SCORE
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Shelf
+from edgelm.serve.tokens import DETOKENIZE, TOKENIZE
 
 log = logging.getLogger(__name__)
 
-OPERATIONS: tuple[Operation[Any], ...] = (COMPLETIONS,)
+OPERATIONS: tuple[Operation[Any], ...] = (COMPLETIONS, EMBEDDINGS, SCORE, CHOOSE, TOKENIZE, DETOKENIZE)
 """Every route that answers with a model."""
 
 
 def create_app(settings: ServeSettings, shelf: Shelf, operations: Sequence[Operation[Any]] = OPERATIONS) -> Starlette:
     """The server's app. Its lifespan loads the shelf's first model in the background, and frees all models."""
-    home = pages.page()
 
     async def index(request: Request) -> Response:
-        return home
+        return pages.page()
+
+    document = openapi(operations, needs_key=bool(settings.keys))
+
+    async def described(request: Request) -> Response:
+        return JSONResponse(document)
 
     routes = [
         Route("/", index),
+        Route("/openapi.json", described),
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
         Route("/v1/models", pages.models),

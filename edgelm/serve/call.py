@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from edgelm.decoding.generation_config import GenerationOptions
-from edgelm.errors import EdgelmError, QueueFullError, pass_interrupts_on, shown
+from edgelm.errors import EdgelmError, pass_interrupts_on, shown
 from edgelm.generation.results import Chunk, Completion, Stats
 from edgelm.serve.errors import ApiError, api_error
 from edgelm.serve.fields import UNSUPPORTED, Body
@@ -28,12 +28,16 @@ from edgelm.serve.shelf import ServedModel, Shelf
 from edgelm.text.prompts import Prompt
 
 if TYPE_CHECKING:
-    from edgelm.generation.text_scheduler import Submission
+    from edgelm.generation.submission import Submission
     from edgelm.model import Model
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+_GRACE_SECONDS = 5.0
+"""Texts end by themselves at the server's limit, and then say what they have; scores and vectors are given up."""
 
 
 class PromptTokensDetails(BaseModel):
@@ -153,11 +157,11 @@ class Call:
             raise ApiError(400, f"{field} is {count}, but this model's context holds {context} tokens", param=field)
 
     async def submit(self, prompt: Prompt, options: GenerationOptions, *, max_time: float | None = None) -> Generation:
-        """Queue a text, for at most `max_time` seconds and the server's limit. Raises as `TextScheduler.submit`."""
+        """Queue a text, for at most `max_time` seconds and the server's limit. Raises as `TextScheduler.submit`.
+
+        The prompt is tokenized in a thread.
+        """
         scheduler, started = self.served.scheduler, time.monotonic()
-        load = scheduler.load()
-        if load.waiting >= load.max_waiting:  # before the prompt is tokenized, which may take a while
-            raise QueueFullError(f"{load.waiting} texts wait for {self.name!r}: try again later", 1.0)
         deadline = min(self.settings.max_seconds, max_time or self.settings.max_seconds)
 
         def submit() -> "Submission":
@@ -228,13 +232,24 @@ class Operation(Generic[Body]):
             async with site.shelf.lend(getattr(body, "model", None)) as served:
                 caller: str = scope["state"]["caller"]
                 call = Call(site.settings, served, site.metrics, caller, int(time.time()))
-                response = await self.handle(call, body)
+                response = await self._handled(call, body)
                 await response(scope, receive, send)
         except ApiError as error:
             await error.response()(scope, receive, send)
         except EdgelmError as error:
             pass_interrupts_on(error)
             await api_error(error, self.prompt_field).response()(scope, receive, send)
+
+    async def _handled(self, call: Call, body: Body) -> Response:
+        seconds = call.settings.max_seconds
+        try:
+            async with asyncio.timeout(seconds + _GRACE_SECONDS):
+                return await self.handle(call, body)
+        except TimeoutError as error:
+            pass_interrupts_on(error)
+            raise ApiError(
+                503, f"no answer within {seconds:g} seconds: ask for less", "server_error", code="timeout"
+            ) from None
 
 
 async def _gone(receive: Receive) -> None:

@@ -16,7 +16,7 @@ from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call, Generation, Operation, Usage, json_answer
 from edgelm.serve.echo import NO_ECHO, CompletionLogprobs, offsets_of, read_echo
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import GenerationFields, Text, TokenIds, in_words, unsupported
+from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds, in_words, unsupported
 from edgelm.serve.limits import MAX_CHOICES, MAX_PROMPTS, MAX_TOP_LOGPROBS
 from edgelm.serve.merging import merged
 from edgelm.serve.sse import Event, EventStream
@@ -29,7 +29,7 @@ Prompts = Annotated[
     | TokenIds
     | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
-    in_words(f"a text, a list of texts, a list of token ids, or a list of such lists; at most {MAX_PROMPTS} prompts"),
+    in_words(f"{PLAIN_TEXTS}; at most {MAX_PROMPTS} prompts"),
 ]
 
 

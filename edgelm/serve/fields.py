@@ -75,6 +75,8 @@ OnePrompt = Annotated[
 ]
 """One text or the token ids of one."""
 
+PLAIN_TEXTS = "a text, a list of texts, a list of token ids, or a list of such lists"
+
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[
     StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None,
@@ -87,6 +89,14 @@ OwnSequence = Annotated[list[TokenId], Field(min_length=1, max_length=64)]
 OwnSequences = Annotated[list[OwnSequence], Field(max_length=MAX_LIST_ITEMS)]
 
 
+class ModelField(StrictBody):
+    """A request to one of the server's models."""
+
+    model: str | None = Field(
+        default=None, max_length=256, description="A name that /v1/models lists; the first of them by default."
+    )
+
+
 class StreamOptions(StrictBody):
     """Options of a streamed answer."""
 
@@ -94,12 +104,9 @@ class StreamOptions(StrictBody):
     include_obfuscation: bool | None = Field(default=None, description=NO_EFFECT + "chunks are never padded.")
 
 
-class SamplingFields(StrictBody):
+class SamplingFields(ModelField):
     """What every request that generates text may have: sampling, length and identity, without the prompt."""
 
-    model: str | None = Field(
-        default=None, max_length=256, description="A name that /v1/models lists; the first of them by default."
-    )
     temperature: float | None = Field(default=None, ge=0, le=2, description="0 takes the likeliest token each time.")
     top_p: float | None = Field(default=None, ge=0, le=1, description=OPTIONS["top_p"].meaning)
     user: str | None = Field(

@@ -3,6 +3,8 @@
 MAX_CHOICES = 8
 MAX_PROMPTS = 64
 """Prompts of one request."""
+MAX_INPUTS = 2048
+"""Texts of one `/v1/embeddings`."""
 MAX_PROMPT_CHARACTERS = 65_536
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256

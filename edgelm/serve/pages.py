@@ -1,6 +1,7 @@
 """Routes that only read: the list of models, health, metrics, the OpenAPI document and the page at ``/``."""
 
 from importlib import resources
+from typing import Literal
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -32,6 +33,12 @@ class ModelCard(BaseModel):
     precision: str
     """The bundle's recipe, such as "int8"."""
     has_chat_template: bool
+
+
+class HealthAnswer(BaseModel):
+    """Whether the server works."""
+
+    status: Literal["ok", "loading", "stopping"]
 
 
 class ModelList(BaseModel):

@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Starlette, settings: ServeSettings, told_to_stop: Callable[[], None]) -> None:
-        """Make a server of `app`; `told_to_stop` is called, once, in a signal handler."""
+        """Make a server of `app`; `told_to_stop` is called when it begins to stop."""
         config = uvicorn.Config(
             app,
             http=protocol_class(settings),
@@ -81,6 +81,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, drain, cut short."""
+        self._told_to_stop()
         cut = asyncio.create_task(self._cut_short())
         try:
             await super().shutdown(sockets)
@@ -112,4 +113,3 @@ class Server(uvicorn.Server):
                 os.write(2, b"\n")
             os._exit(128 + sig)
         self.should_exit, self.stopped_by = True, sig
-        self._told_to_stop()

@@ -41,7 +41,7 @@ class Place:
     """Read and checked; nothing of it is loaded."""
 
     def memory_bytes(self, settings: ServeSettings) -> int:
-        """Forecast of the loaded model: for as many texts as it decodes side by side, one more, and the prefix cache."""
+        """Forecast of the loaded model: all texts that it decodes side by side, one more, and the prefix cache."""
         memory = ModelMemory.of(self.bundle)
         return memory.forecast_bytes + settings.max_rows * memory.cache_bytes + settings.prefix_cache_bytes
 
@@ -57,7 +57,7 @@ class ServedModel:
     async def compute(self, function: Callable[[], Result]) -> Result:
         """``function()``, computed in the model's thread after the earlier ones. Raises QueueFullError."""
         if self._computing >= _MAX_COMPUTING:
-            raise QueueFullError(f"{_MAX_COMPUTING} computations wait for {self.name!r}: try again", 1.0)
+            raise QueueFullError(f"{_MAX_COMPUTING} computations wait for {self.name!r}: try again")
         self._computing += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, function)
