@@ -92,25 +92,27 @@ class Generation:
         """The chunks of all texts as they come; closing the generator stops the work within a token."""
         metrics, name = self._metrics, self._name
         last: dict[int, float] = {}
+        open_rows = set(range(self.submission.config.num_return_sequences))
+        metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
         try:
             async for chunk in self.submission:
-                now = time.monotonic()
+                now, count = time.monotonic(), len(chunk.token_ids)
                 if not last:
                     metrics.first_token_seconds.labels(name).observe(now - self._started)
-                elif chunk.index in last and chunk.token_ids:
-                    each = (now - last[chunk.index]) / len(chunk.token_ids)
-                    for _ in chunk.token_ids:
-                        metrics.token_seconds.labels(name).observe(each)
+                elif chunk.index in last:
+                    for _ in range(count):
+                        metrics.token_seconds.labels(name).observe((now - last[chunk.index]) / count)
                 last[chunk.index] = now
+                metrics.new_tokens.labels(name).inc(count)
                 if chunk.finish_reason is not None:
                     metrics.texts.labels(name, chunk.finish_reason).inc()
+                    open_rows.discard(chunk.index)
                 if chunk.stats is not None:
-                    metrics.prompt_tokens.labels(name).inc(chunk.stats.prompt_tokens)
                     metrics.reused_tokens.labels(name).inc(chunk.stats.reused_tokens)
-                    metrics.new_tokens.labels(name).inc(chunk.stats.new_tokens)
                 yield chunk
         finally:
             self.submission.cancel()
+            metrics.texts.labels(name, "abandoned").inc(len(open_rows))
 
     async def completion(self) -> Completion:
         """The whole texts."""
