@@ -90,29 +90,30 @@ class Generation:
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The chunks of all texts as they come; closing the generator stops the work within a token."""
-        metrics, name = self._metrics, self._name
+        name = self._name
+        new_tokens, token_seconds = self._metrics.new_tokens.labels(name), self._metrics.token_seconds.labels(name)
         last: dict[int, float] = {}
         open_rows = set(range(self.submission.config.num_return_sequences))
-        metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
+        self._metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
         try:
             async for chunk in self.submission:
                 now, count = time.monotonic(), len(chunk.token_ids)
                 if not last:
-                    metrics.first_token_seconds.labels(name).observe(now - self._started)
+                    self._metrics.first_token_seconds.labels(name).observe(now - self._started)
                 elif chunk.index in last:
                     for _ in range(count):
-                        metrics.token_seconds.labels(name).observe((now - last[chunk.index]) / count)
+                        token_seconds.observe((now - last[chunk.index]) / count)
                 last[chunk.index] = now
-                metrics.new_tokens.labels(name).inc(count)
+                new_tokens.inc(count)
                 if chunk.finish_reason is not None:
-                    metrics.texts.labels(name, chunk.finish_reason).inc()
+                    self._metrics.texts.labels(name, chunk.finish_reason).inc()
                     open_rows.discard(chunk.index)
                 if chunk.stats is not None:
-                    metrics.reused_tokens.labels(name).inc(chunk.stats.reused_tokens)
+                    self._metrics.reused_tokens.labels(name).inc(chunk.stats.reused_tokens)
                 yield chunk
         finally:
             self.submission.cancel()
-            metrics.texts.labels(name, "abandoned").inc(len(open_rows))
+            self._metrics.texts.labels(name, "abandoned").inc(len(open_rows))
 
     async def completion(self) -> Completion:
         """The whole texts."""

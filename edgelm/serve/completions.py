@@ -141,6 +141,7 @@ class _Completions:
         if self._rows > 1:
             self._options["num_return_sequences"] = self._rows
         self._copies = self._choices if self._rows == 1 else 1
+        self._fingerprint = call.fingerprint
         self._id, self._echoes = f"cmpl-{secrets.token_hex(12)}", [NO_ECHO] * len(self.prompts)
         self._generations: list[Generation] = []
 
@@ -197,8 +198,8 @@ class _Completions:
                 async for number, chunk in chunks:
                     piece = self._piece(chunk, rows[number][chunk.index])
                     for copy in range(self._copies):
-                        index = number * self._choices + chunk.index + copy
-                        yield self._answer([piece.model_copy(update={"index": index})]).model_dump(exclude=without)
+                        piece.index = number * self._choices + chunk.index + copy
+                        yield self._answer([piece]).model_dump(exclude=without)
                     if chunk.stats is not None:
                         stats.append(chunk.stats)
         if counts:
@@ -248,7 +249,7 @@ class _Completions:
             id=self._id,
             created=call.created,
             model=call.name,
-            system_fingerprint=call.fingerprint,
+            system_fingerprint=self._fingerprint,
             choices=choices,
             usage=usage,
         )
