@@ -37,10 +37,13 @@ if TYPE_CHECKING:
         InsufficientMemoryError,
         PrefixError,
         PromptError,
+        QueueFullError,
         StateError,
         TokenizerError,
     )
     from edgelm.generation.results import Choice, Chunk, Completion, Stats
+    from edgelm.generation.submission import Submission
+    from edgelm.generation.text_scheduler import SchedulerLoad, TextScheduler
     from edgelm.model import Model, load
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
     from edgelm.text.stream_decoder import StreamDecoder
@@ -48,14 +51,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "GenerationConfig", "Model", "Session", "StreamDecoder", "Tokenizer", "load"]
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
+__all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
 __all__ += ["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"]
 __all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
-__all__ += ["ForkError", "InsufficientMemoryError", "PrefixError", "PromptError", "StateError", "TokenizerError"]
+__all__ += ["ForkError", "InsufficientMemoryError", "PrefixError", "PromptError"]
+__all__ += ["QueueFullError", "StateError", "TokenizerError"]
 
 _MODULE_OF = {
     "Bundle": "bundle.folder",
     "GenerationConfig": "decoding.generation_config",
     "Session": "engine.session",
+    "Submission": "generation.submission",
+    **dict.fromkeys(["SchedulerLoad", "TextScheduler"], "generation.text_scheduler"),
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(["Model", "load"], "model"),

@@ -80,6 +80,18 @@ class ClosedError(EdgelmError):
     """A model, or a session of it, was used after the model was closed; or a scheduler after it was interrupted."""
 
 
+class QueueFullError(EdgelmError):
+    """A scheduler refuses a generation because too many wait already.
+
+    Attributes:
+        retry_after_seconds: when to try again: about how long half of the waiting ones take at the recent speed.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class ForkError(EdgelmError):
     """A forked child process used a session that its parent had opened."""
 

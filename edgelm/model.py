@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from contextvars import copy_context
@@ -17,17 +18,18 @@ from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
-from edgelm.errors import BundleError, ConfigError, PromptError, shown
+from edgelm.errors import BundleError, PromptError
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
 from edgelm.generation.text_generation import TextGeneration
+from edgelm.generation.text_scheduler import DEFAULT_MAX_WAITING, TextScheduler
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
-from edgelm.reuse.pool import SessionPool
+from edgelm.reuse.pool import SessionPool, check_limit_bytes
 from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learned_sha256, read_prefix
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import text_scores
-from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection
+from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring.token_scores import Progress, Vector
 from edgelm.text.chat import ChatFormat, ChatMessage
 from edgelm.text.prompts import Prompt
@@ -78,6 +80,7 @@ class Model:
         context_length = self.bundle.manifest.architecture.context_length - self._encoder.learned_tokens
         self._texts = TextGeneration(self._encoder, self._sessions, context_length, load_seconds)
         self._workers = Workers()
+        self._schedulers: list[weakref.ref[TextScheduler]] = []
 
     @cached_property
     def session(self) -> Session:
@@ -111,6 +114,8 @@ class Model:
         Waits for the token, or the piece of a prompt, that another thread is computing. Closing twice is allowed.
         """
         self._workers.release()
+        for scheduler in self._open_schedulers():
+            scheduler.release()
         self._sessions.close()
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
@@ -148,6 +153,34 @@ class Model:
         Raises: as `generate`.
         """
         return self._texts.batch(prompts, self.generation_config.updated(dict(options)), each, max_rows)
+
+    def scheduler(
+        self,
+        *,
+        max_rows: int = DEFAULT_MAX_ROWS,
+        max_waiting: int = DEFAULT_MAX_WAITING,
+        prefix_cache_bytes: int = 0,
+    ) -> TextScheduler:
+        """A scheduler that decodes the texts of many callers side by side, for servers; see `TextScheduler`.
+
+        Args:
+            max_rows: maximum number of texts that decode at a time; each takes the memory of one more context.
+            max_waiting: how many generations may wait for a row; further ones are refused with QueueFullError.
+            prefix_cache_bytes: memory for the keys and values of earlier prompts, as in `load`. They are the
+                scheduler's own, and a prompt of one `key` never continues from one of another.
+
+        Raises ConfigError if an argument is out of range.
+        """
+        scheduler = TextScheduler(
+            self._texts,
+            self._sessions,
+            self.generation_config,
+            max_rows=max_rows,
+            max_waiting=max_waiting,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+        self._schedulers = [*map(weakref.ref, self._open_schedulers()), weakref.ref(scheduler)]
+        return scheduler
 
     def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: KvDtype = "float32") -> None:
         """Write the keys and values of `prompt` to the file `path`, for `load_state`.
@@ -187,6 +220,8 @@ class Model:
     def forget(self) -> None:
         """Forget prompts of earlier calls and loaded states: the next prompt is computed from its first token."""
         self._sessions.forget()
+        for scheduler in self._open_schedulers():
+            scheduler.forget()
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
         """Continue `prompt` piece by piece; the last chunk has the finish reason and the stats.
@@ -258,6 +293,11 @@ class Model:
         with self._sessions.borrowed() as (session, _):
             return text_scores.score(session, self._encoder, prompt, continuation)
 
+    def token_logprobs(self, text: Prompt, *, top: int = 0) -> tuple[TokenLogprobs, ...]:
+        """How likely each token of `text` but the first is, and the `top` likeliest tokens there; see `text_scores`."""
+        with self._sessions.borrowed() as (session, _):
+            return text_scores.token_logprobs(session, self._encoder, text, top)
+
     def choose(
         self,
         prompt: Prompt,
@@ -294,6 +334,10 @@ class Model:
 
     def _run(self, prompt: Prompt, options: GenerationOptions) -> TextRun:
         return self._texts.run(prompt, self.generation_config.updated(dict(options)))
+
+    def _open_schedulers(self) -> list[TextScheduler]:
+        alive = (reference() for reference in self._schedulers)
+        return [scheduler for scheduler in alive if scheduler is not None]
 
     def _either_cancel(self, options: GenerationOptions) -> EitherCancel:
         return EitherCancel(self.generation_config.updated(dict(options)).cancel)
@@ -337,8 +381,7 @@ def load(
         ConfigError: `prefix_cache_bytes` is not a number of bytes, `path` or `prefix` is no path, or `context`
             is longer than the bundle's own.
     """
-    if isinstance(prefix_cache_bytes, bool) or not (isinstance(prefix_cache_bytes, int) and prefix_cache_bytes >= 0):
-        raise ConfigError(f"prefix_cache_bytes must be a whole number from 0, got {shown(prefix_cache_bytes)}")
+    check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
     for name, place in (("path", path), ("prefix", prefix)):
         if place is not None:
             check_path(name, place)

@@ -4,8 +4,10 @@ Source: iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import DecodingRow, Request, Step, fitted
@@ -37,6 +39,37 @@ class _Waiting:
     handle: Handle
     text: DecodingRow
     prompt: IdArray
+    key: str
+
+
+class PromptSessions(Protocol):
+    """Lends the session that computes a prompt; `edgelm.reuse.pool.SessionPool` does, and keeps prompts for later."""
+
+    def borrowed(self, prompt: Sequence[int], *, key: str) -> AbstractContextManager[tuple[Session, int]]:
+        """Lend a session that holds the first n tokens of `prompt`, and n. Prompts of different keys share nothing."""
+
+
+class _OneSession:
+    """One session for all prompts. It remembers the last one."""
+
+    def __init__(self, session: Session, states: Sequence[PromptState]) -> None:
+        session.reset()
+        self._session, self._states = session, states
+        self._held: TokenIds = ()  # the prompt whose first tokens the session holds
+        self._key = ""
+
+    @contextmanager
+    def borrowed(self, prompt: Sequence[int], *, key: str) -> Iterator[tuple[Session, int]]:
+        session = self._session
+        kept = shared_tokens(self._held[: session.position], prompt) if key == self._key else 0
+        content, stored = most_shared(self._states, prompt)
+        if content is not None and stored > kept:
+            session.restore(content)
+            kept = stored
+        else:
+            session.rewind(session.position - kept)
+        self._held, self._key = prompt, key
+        yield session, kept
 
 
 class Scheduler:
@@ -48,17 +81,23 @@ class Scheduler:
     not be used by several threads at the same time.
 
     `session`, which is emptied first, computes the prompts. Prompts that begin like one of the saved `states` continue
-    from it. Raises ConfigError if `max_rows` is out of range.
+    from it. With `sessions` given, these compute the prompts instead. Raises ConfigError if `max_rows` is out of range.
     """
 
     def __init__(
-        self, session: Session, *, max_rows: int = DEFAULT_MAX_ROWS, states: Sequence[PromptState] = ()
+        self,
+        session: Session,
+        *,
+        max_rows: int = DEFAULT_MAX_ROWS,
+        states: Sequence[PromptState] = (),
+        sessions: PromptSessions | None = None,
     ) -> None:
         check_max_rows(max_rows)
-        session.reset()
-        self._session = session
-        self._states = states
-        self._held: TokenIds = ()  # the prompt whose first tokens the session holds
+        self._model = session
+        self._max_rows = max_rows
+        self._sessions = _OneSession(session, states) if sessions is None else sessions
+        self._lent = ExitStack()  # the session of the first waiting prompt
+        self._session = session  # that session, once it is lent
         self._batch = session.empty_batch(max_rows)
         self._waiting: deque[_Waiting] = deque()
         self._pieces: deque[IdArray] = deque()  # the part of the first waiting prompt that is left to compute
@@ -76,10 +115,30 @@ class Scheduler:
         """Number of texts that wait, decode or have a turn to come; 0 when there is nothing to do."""
         return len(self._waiting) + len(self._texts.keys() | {turn.handle for turn in self._turns})
 
+    @property
+    def free_rows(self) -> int:
+        """How many further texts would find a row, beside those that wait."""
+        return max(0, self._max_rows - len(self._texts) - len(self._waiting))
+
+    @property
+    def first_waiting(self) -> Handle | None:
+        """The text whose prompt is computed next, or is being computed."""
+        return self._waiting[0].handle if self._waiting else None
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of the prompts that wait or are being computed."""
+        return sum(len(waiting.prompt) for waiting in self._waiting)
+
     def submit(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int, *, row: int = 0) -> Handle:
         """Queue a text, row `row` of a prompt's `num_return_sequences`; the following steps return its turns.
 
-        Each row of a `seed` has random numbers of its own.
+        Each row of a `seed` has random numbers of its own. Raises as `request`.
+        """
+        return self.add(self.request(prompt_ids, config, seed), row=row)
+
+    def request(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int) -> Request:
+        """Check a prompt and its options, for `add`. Any thread may call this, also during a step.
 
         Raises:
             PromptError: there are no ids, or an id is not in the vocabulary.
@@ -87,11 +146,17 @@ class Scheduler:
             ConfigError: an option cannot be used with this model, or not in a batch.
         """
         config.check_batch()
-        ids = as_ids(prompt_ids, self._session.vocab_size).tolist()
-        kept, config = fitted(ids, config, self._session.context_length)
-        request = Request.of(self._session, kept, config, seed)
+        ids = as_ids(prompt_ids, self._model.vocab_size).tolist()
+        kept, config = fitted(ids, config, self._model.context_length)
+        return Request.of(self._model, kept, config, seed)
+
+    def add(self, request: Request, *, row: int = 0, key: str = "") -> Handle:
+        """Queue row `row` of a request that this scheduler checked; see `submit`.
+
+        Its prompt continues from earlier prompts of the same `key` only, or from the saved states.
+        """
         self._handles += 1
-        self._waiting.append(_Waiting(self._handles, DecodingRow(request, row), request.prompt))
+        self._waiting.append(_Waiting(self._handles, DecodingRow(request, row), request.prompt, key))
         return self._handles
 
     def cancel(self, handle: Handle) -> None:
@@ -106,7 +171,7 @@ class Scheduler:
 
     def _forget(self, handle: Handle) -> None:
         if self._waiting and self._waiting[0].handle == handle:
-            self._pieces.clear()
+            self._next_waits()
         self._waiting = deque(waiting for waiting in self._waiting if waiting.handle != handle)
         self._turns = [turn for turn in self._turns if turn.handle != handle]
         self._leave(handle)
@@ -146,7 +211,7 @@ class Scheduler:
                 self._turns.append(ending)
                 continue
             if not self._pieces:
-                self._begin(first.prompt)
+                self._begin(first)
             piece = self._pieces[0]
             logits = self._session.step(piece)
             self._pieces.popleft()
@@ -186,21 +251,16 @@ class Scheduler:
         if turn.step is None or turn.step.finish_reason is not None:
             self._leave(handle)
 
-    def _begin(self, prompt: IdArray) -> None:
-        """Keep the longest computed beginning of `prompt`, and queue the rest in pieces."""
-        kept = shared_tokens(self._held[: self._session.position], prompt)
-        content, stored = most_shared(self._states, prompt.tolist())
-        if content is not None and stored > kept:
-            self._session.restore(content)
-            kept = stored
-        else:
-            self._session.rewind(self._session.position - kept)
-        self._held, self._reused = prompt, kept
-        self._pieces.extend(prompt_chunks(prompt[kept:]))
+    def _begin(self, first: _Waiting) -> None:
+        """Take a session that holds the longest computed beginning of the prompt, and queue the rest in pieces."""
+        lent = self._sessions.borrowed(first.prompt.tolist(), key=first.key)
+        self._session, self._reused = self._lent.enter_context(lent)
+        self._pieces.extend(prompt_chunks(first.prompt[self._reused :]))
 
     def _next_waits(self) -> None:
         self._waiting.popleft()
         self._pieces.clear()
+        self._lent.close()
 
     def _leave(self, handle: Handle) -> None:
         if handle in self._rows:

@@ -59,7 +59,7 @@ class Workers:
 
 async def call_in_thread(pool: ThreadPoolExecutor, context: Context, function: Callable[[], Result]) -> Result:
     """Compute ``function()`` in `pool`, where the context variables of `context` are seen."""
-    return await _running_loop().run_in_executor(pool, context.run, function)
+    return await _loop_of_call().run_in_executor(pool, context.run, function)
 
 
 async def stream_in_thread(
@@ -72,7 +72,7 @@ async def stream_in_thread(
     """
     import asyncio  # takes 30 ms, and only asynchronous callers need it
 
-    loop = _running_loop()
+    loop = _loop_of_call()
     chunks = await loop.run_in_executor(pool, context.run, begin)
     turn: asyncio.Future[Chunk | None] | None = None
     try:
@@ -95,17 +95,19 @@ def _next_chunk(chunks: Iterator[Chunk]) -> Chunk | None:
     return next(chunks, None)
 
 
-def _running_loop() -> "asyncio.AbstractEventLoop":
+def running_loop(needing: str, instead: str) -> "asyncio.AbstractEventLoop":
+    """The event loop of this task. Without one, an EdgelmError says what is `needing` it, and what to do `instead`."""
     import asyncio
 
     try:
         return asyncio.get_running_loop()
     except RuntimeError as error:
         pass_interrupts_on(error)
-        raise EdgelmError(
-            "agenerate and astream need a running asyncio event loop, and there is none: in trio, give `generate` to "
-            "trio.to_thread.run_sync"
-        ) from None
+        raise EdgelmError(f"{needing} a running asyncio event loop, and there is none: in trio, {instead}") from None
+
+
+def _loop_of_call() -> "asyncio.AbstractEventLoop":
+    return running_loop("agenerate and astream need", "give `generate` to trio.to_thread.run_sync")
 
 
 def _close_after(chunks: Iterator[Chunk], turn: "asyncio.Future[Chunk | None]") -> None:

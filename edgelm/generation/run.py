@@ -131,6 +131,11 @@ class TextRun:
         self._open_rows = len(rows)
         self.begin()
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt, without a prefix and without dropped tokens."""
+        return len(self.ids) - self._prefix_tokens
+
     def begin(self) -> None:
         """Start the clock. Call it when decoding starts."""
         self.meter = Meter(searching=self.config.num_beams > 1)
@@ -172,7 +177,7 @@ class TextRun:
         meter, window = self.meter, self.window
         prefill_seconds, decode_seconds, tokens_per_second = meter.rates()
         return Stats(
-            prompt_tokens=len(self.ids) - self._prefix_tokens,
+            prompt_tokens=self.prompt_tokens,
             prefill_seconds=prefill_seconds,
             new_tokens=meter.new_tokens,
             decode_seconds=decode_seconds,

@@ -7,11 +7,12 @@ from typing import TypeVar
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import behind_prefix, fitted
-from edgelm.decoding.scheduler import Handle, Scheduler, check_max_rows
+from edgelm.decoding.scheduler import Scheduler, check_max_rows
 from edgelm.decoding.window import WindowSession
 from edgelm.errors import ConfigError, ContextError, PromptError
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
+from edgelm.generation.runs_together import RunsTogether
 from edgelm.reuse.pool import SessionPool
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.text.prompts import Prompt
@@ -111,7 +112,7 @@ class TextGeneration:
         rows = sum(run.config.num_return_sequences for run in runs)
         with self._sessions.borrowed() as (session, _):
             scheduler = Scheduler(session, max_rows=min(max_rows, max(1, rows)), states=self._sessions.states)
-            chunks = _decode_together(scheduler, runs)
+            chunks = _decode_together(RunsTogether(scheduler), runs)
         return [run.completion(of_run) for run, of_run in zip(runs, chunks, strict=True)]
 
     def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
@@ -126,32 +127,23 @@ class TextGeneration:
         return self._breaker_ids[breakers]
 
 
-def _decode_together(scheduler: Scheduler, runs: Sequence[TextRun]) -> list[list[Chunk]]:
+def _decode_together(together: RunsTogether, runs: Sequence[TextRun]) -> list[list[Chunk]]:
     """Decode all rows of all `runs` to their ends; returns the chunks of each run.
 
-    Raises the errors of `Scheduler.submit` before anything is computed, those of `Scheduler.step`, and any exception of
-    the first text that fails.
+    Raises the errors of `Scheduler.request` before anything is computed, those of `Scheduler.step`, and any exception
+    of the first text that fails.
     """
-    owners: dict[Handle, tuple[int, int]] = {}
-    for index, run in enumerate(runs):
+    for run in runs:
         run.begin()
-        for row in range(run.config.num_return_sequences):
-            owners[scheduler.submit(run.ids, run.config, run.seed, row=row)] = index, row
-    chunks: list[list[Chunk]] = [[] for _ in runs]
-    while scheduler.pending:
-        for turn in scheduler.step():
-            index, row = owners[turn.handle]
-            if turn.step is None:
-                assert turn.error is not None  # a turn has a step or an error
-                raise turn.error
-            if turn.step.token_id is not None and not runs[index].meter.new_tokens:
-                runs[index].reused_tokens = turn.reused_tokens
-            chunk = runs[index].push(row, turn.step)
-            if chunk is not None:
-                chunks[index].append(chunk)
-                if chunk.finish_reason is not None:
-                    scheduler.cancel(turn.handle)
-    return chunks
+        for row, request in enumerate(together.requests(run)):
+            together.add(run, row, request)
+    chunks: dict[TextRun, list[Chunk]] = {run: [] for run in runs}
+    while together.scheduler.pending:
+        for run, result in together.step():
+            if isinstance(result, Exception):
+                raise result
+            chunks[run].append(result)
+    return list(chunks.values())
 
 
 def _listed(values: Iterable[Item], expected: str) -> list[Item]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgelm.engine.fork import notice_fork, watch_forks
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
-from edgelm.errors import ClosedError
+from edgelm.errors import ClosedError, ConfigError, shown
 from edgelm.ids import LEAST_TOKENS, KeysValues, shared_tokens
 from edgelm.reuse.state import PromptState, most_shared
 
@@ -19,6 +19,8 @@ class _Idle:
 
     session: Session
     prompt: tuple[int, ...] = ()
+    key: str = ""
+    """Whose prompt it is."""
 
 
 class SessionPool:
@@ -49,6 +51,7 @@ class SessionPool:
         self._lock = threading.RLock()  # a signal handler may close the model while its own thread holds the lock
         self._idle: list[_Idle] = []  # the session used last stands at the end
         self._states: list[PromptState] = []
+        self._states_of = self  # a sibling begins from the states of the pool that made it
         self._forks = 0  # how many forks lie between this process and the one that made the pool
         watch_forks(self)
 
@@ -63,8 +66,14 @@ class SessionPool:
     def states(self) -> list[PromptState]:
         """The permanent state, and the states that were added and not forgotten."""
         notice_fork()
-        with self._lock:
-            return [*self._permanent, *self._states]
+        with self._states_of._lock:
+            return [*self._states_of._permanent, *self._states_of._states]
+
+    def sibling(self, limit_bytes: int) -> "SessionPool":
+        """A pool of the same graph, prefix and states, whose idle sessions are its own. Only this pool is closed."""
+        pool = SessionPool(self._graph, self._prefix, limit_bytes=limit_bytes)
+        pool._states_of = self._states_of
+        return pool
 
     def add(self, state: PromptState) -> None:
         """Keep `state` for every prompt that begins with its tokens, and drop states that it extends.
@@ -98,11 +107,13 @@ class SessionPool:
             raise ClosedError("the model is closed: load it again")
 
     @contextmanager
-    def borrowed(self, prompt: Sequence[int] = (), *, keep: bool = True) -> Iterator[tuple[Session, int]]:
+    def borrowed(
+        self, prompt: Sequence[int] = (), *, keep: bool = True, key: str = ""
+    ) -> Iterator[tuple[Session, int]]:
         """Lend a session that holds exactly the first n tokens of `prompt`; yields the session and n.
 
         Feed the rest of the prompt first, at least two tokens per call. `keep` says that the session will still begin
-        with `prompt` when it comes back.
+        with `prompt` when it comes back. Prompts of one `key` are never continued for another one; states are.
 
         Raises:
             ClosedError: the pool is closed.
@@ -113,7 +124,7 @@ class SessionPool:
         notice_fork()
         self._graph.require_intact_files()
         forks = self._forks
-        idle, content, reused = self._take(prompt)
+        idle, content, reused = self._take(prompt, key)
         if idle is None:
             idle = _Idle(self._graph.session(self._prefix))
         session = idle.session
@@ -125,18 +136,19 @@ class SessionPool:
             yield session, reused
         finally:
             if self._forks == forks:  # a session from before a fork is of no use
-                self._take_back(idle, prompt if keep else ())
+                self._take_back(idle, prompt if keep else (), key)
 
-    def _take(self, prompt: Sequence[int]) -> tuple[_Idle | None, KeysValues | None, int]:
+    def _take(self, prompt: Sequence[int], key: str) -> tuple[_Idle | None, KeysValues | None, int]:
         """Choose a session for `prompt`: an idle one, or None for a new one.
 
         Also returns keys and values to restore in it first, if any, and how many tokens of the prompt it then holds.
         """
+        states = self.states
         with self._lock:
             kept = self._idle  # `close` replaces this list and does not change it
-            best = max(kept, key=lambda idle: shared_tokens(idle.prompt, prompt), default=None)
+            own = (idle for idle in kept if idle.key == key)
+            best = max(own, key=lambda idle: shared_tokens(idle.prompt, prompt), default=None)
             reused = 0 if best is None else shared_tokens(best.prompt, prompt)
-            states = [*self._permanent, *self._states]
             content, stored = most_shared(states, prompt) if states else (None, 0)
             if stored <= reused and best is not None and reused:
                 kept.remove(best)
@@ -150,12 +162,12 @@ class SessionPool:
                 return kept.pop(0), content, stored
             return None, content, stored
 
-    def _take_back(self, idle: _Idle, prompt: Sequence[int]) -> None:
+    def _take_back(self, idle: _Idle, prompt: Sequence[int], key: str) -> None:
         session, held = idle.session, idle.session.position
         if session.prefix is not self._prefix:
             session.begin_after(self._prefix)
             held = 0
-        idle.prompt = tuple(prompt[:held]) if len(prompt) >= LEAST_TOKENS else ()
+        idle.prompt, idle.key = tuple(prompt[:held]) if len(prompt) >= LEAST_TOKENS else (), key
         with self._lock:
             kept = self._idle
             kept.append(idle)
@@ -172,3 +184,9 @@ class SessionPool:
         self._forks += 1
         self._lock = threading.RLock()
         self._idle = []
+
+
+def check_limit_bytes(name: str, limit: object) -> None:
+    """Raise ConfigError if the argument `name` is no number of bytes."""
+    if isinstance(limit, bool) or not (isinstance(limit, int) and limit >= 0):
+        raise ConfigError(f"{name} must be a whole number from 0, got {shown(limit)}")

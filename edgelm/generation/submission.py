@@ -1,0 +1,207 @@
+"""A generation that a scheduler's thread computes, and its two readers: a thread or a task of an event loop."""
+
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.decoding.request import Request
+from edgelm.engine.fork import notice_fork, watch_forks
+from edgelm.errors import ClosedError, EdgelmError, ForkError, pass_interrupts_on
+from edgelm.generation.asynchronous import running_loop
+from edgelm.generation.results import Chunk, Completion
+from edgelm.generation.run import TextRun
+
+if TYPE_CHECKING:
+    import asyncio
+
+    Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]
+
+
+class ScheduledRun:
+    """A run between the thread that computes it and the one that reads it.
+
+    Attributes:
+        run: the run, which only the computing thread touches until its last chunk.
+        requests: a request for each of its rows.
+        key: who asks.
+        deadline: when to end it, on the clock of `time.monotonic`; None for never.
+        rows_given: how many rows the id-level scheduler was given.
+        done: whether the last chunk, or an error, was delivered.
+        abandoned: whether the program ends, so that nothing more is delivered.
+    """
+
+    def __init__(
+        self,
+        run: TextRun,
+        requests: list[Request],
+        key: str,
+        deadline: float | None,
+        cancelled: "deque[ScheduledRun]",
+    ) -> None:
+        """`cancelled` is where `cancel` leaves this run for the computing thread."""
+        self.run, self.requests, self.key, self.deadline = run, requests, key, deadline
+        self.rows_given = 0
+        self.done = self.abandoned = False
+        self._cancelled = cancelled
+        self._results: SimpleQueue[Chunk | Exception] = SimpleQueue()
+        self._waiter: Waiter | None = None  # a task that found no result
+        watch_forks(self)
+
+    def cancel(self) -> None:
+        """Ask for the end; any thread may, also a signal handler or the garbage collector."""
+        if not self.done:
+            self._cancelled.append(self)
+
+    def deliver(self, result: Chunk | Exception) -> "Waiter | None":
+        """Hand a result to the reader; returns the task to wake, if one waits."""
+        self.done = isinstance(result, Exception) or result.stats is not None
+        self._results.put(result)
+        waiter, self._waiter = self._waiter, None
+        return waiter
+
+    def next_result(self) -> Chunk | Exception:
+        """Wait for the next result."""
+        result = self._present_result()
+        return self._results.get() if result is None else result
+
+    async def next_result_in_loop(self) -> Chunk | Exception:
+        """Wait for the next result without holding up the event loop."""
+        loop = running_loop("`async for` over a submission needs", "give its `completion` to trio.to_thread.run_sync")
+        while True:
+            result = self._present_result()
+            if result is not None:
+                return result
+            future = loop.create_future()
+            self._waiter = loop, future
+            result = self._present_result()  # it may have come before the thread could see who waits
+            if result is not None:
+                return result
+            await future
+
+    def _present_result(self) -> Chunk | Exception | None:
+        """The next result, or None if it is still to come."""
+        notice_fork()
+        try:
+            return self._results.get_nowait()
+        except Empty:
+            # When Python ends, daemon threads wait in silence; a handler of `atexit` must not wait with them.
+            if self.abandoned and threading.current_thread() is threading.main_thread():
+                raise ClosedError("the program ends, so this text gets no more tokens") from None
+            return None
+
+    def after_fork(self) -> None:
+        """In a forked child: the thread that computes stayed behind."""
+        if not self.done:
+            self._results, self._waiter = SimpleQueue(), None
+            self.deliver(ForkError("this text is computed in the parent process: submit it again in the child"))
+
+
+class Submission:
+    """A generation that a `TextScheduler` computes. Read it once: with ``for``, ``async for`` or as a completion.
+
+    Leaving the loop early, or dropping the submission, cancels it.
+
+    Attributes:
+        prompt_tokens: length of the prompt, without a prefix.
+        seed: seed of the random numbers.
+        config: the options, over the defaults of the bundle.
+    """
+
+    def __init__(self, scheduled: ScheduledRun, config: GenerationConfig) -> None:
+        self.prompt_tokens, self.seed, self.config = scheduled.run.prompt_tokens, scheduled.run.seed, config
+        self._scheduled = scheduled
+        self._is_read = False
+
+    def cancel(self) -> None:
+        """End the text within one token. Its last chunk has the finish reason "cancelled". Any thread may call this."""
+        self._scheduled.cancel()
+
+    def __del__(self) -> None:
+        self._scheduled.cancel()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """The chunks of all rows as they come; `Chunk.index` is the row, and the last chunk has the stats.
+
+        Raises what ended the text: an exception of a `logits_processor`, or an EdgelmError.
+        """
+        self._begin_reading()
+        return self._chunks()
+
+    def __aiter__(self) -> AsyncGenerator[Chunk, None]:
+        """As ``for``, for ``async for``."""
+        self._begin_reading()
+        return self._chunks_in_loop()
+
+    def completion(self) -> Completion:
+        """Wait for the whole text. Raises as ``for``."""
+        return self._joined(self)
+
+    async def acompletion(self) -> Completion:
+        """As `completion`; cancelling the task cancels the text."""
+        async with aclosing(aiter(self)) as chunks:
+            return self._joined([chunk async for chunk in chunks])
+
+    def _joined(self, chunks: Iterable[Chunk]) -> Completion:
+        return self._scheduled.run.completion(chunks)
+
+    def _begin_reading(self) -> None:
+        if self._is_read:
+            raise EdgelmError("a submission can be read only once: keep its chunks")
+        self._is_read = True
+
+    def _chunks(self) -> Iterator[Chunk]:
+        try:
+            is_last = False
+            while not is_last:
+                chunk = _raised(self._scheduled.next_result())
+                is_last = chunk.stats is not None
+                yield chunk
+        finally:
+            self.cancel()
+
+    async def _chunks_in_loop(self) -> AsyncGenerator[Chunk, None]:
+        try:
+            is_last = False
+            while not is_last:
+                chunk = _raised(await self._scheduled.next_result_in_loop())
+                is_last = chunk.stats is not None
+                yield chunk
+        finally:
+            self.cancel()
+
+
+class LoopWaker:
+    """Wakes tasks that wait for results: one call into each event loop, however many of its tasks wait."""
+
+    def __init__(self) -> None:
+        self._futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+
+    def add(self, waiter: "Waiter") -> None:
+        """Have a task woken by the next `wake`."""
+        loop, future = waiter
+        self._futures.setdefault(loop, []).append(future)
+
+    def wake(self) -> None:
+        """Wake all tasks that were added."""
+        for loop, futures in self._futures.items():
+            try:
+                loop.call_soon_threadsafe(_wake, futures)
+            except RuntimeError as error:  # the loop is closed, and its tasks with it
+                pass_interrupts_on(error)
+        self._futures.clear()
+
+
+def _wake(futures: "list[asyncio.Future[None]]") -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+def _raised(result: Chunk | Exception) -> Chunk:
+    if isinstance(result, Exception):
+        raise result
+    return result

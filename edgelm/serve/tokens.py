@@ -1,0 +1,67 @@
+"""``POST /tokenize`` and ``POST /detokenize``, with the fields of vLLM's routes of these names."""
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from edgelm.serve.call import Call, Operation, json_answer
+from edgelm.serve.fields import ModelField, Text, TokenIds
+
+
+class TokenizeRequest(ModelField):
+    """A text to cut into tokens."""
+
+    prompt: Text
+    add_special_tokens: bool | None = Field(
+        default=None, description="Add the tokens that the model expects before a text (default)."
+    )
+    return_token_strs: bool | None = Field(default=None, description="Return the tokens' texts too.")
+
+
+class TokenizeAnswer(BaseModel):
+    """A text's tokens."""
+
+    count: int
+    max_model_len: int
+    """The model's context, in tokens."""
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeRequest(ModelField):
+    """Tokens to join."""
+
+    tokens: TokenIds
+
+
+class DetokenizeAnswer(BaseModel):
+    """The tokens' text."""
+
+    prompt: str
+
+
+async def tokenize(call: Call, body: TokenizeRequest) -> Response:
+    """Answer a request for tokens."""
+    tokenizer = call.model.tokenizer
+
+    def cut() -> TokenizeAnswer:
+        whole = body.add_special_tokens is not False
+        ids = tokenizer.encode_prompt(body.prompt) if whole else tokenizer.encode(body.prompt, add_special_tokens=False)
+        return TokenizeAnswer(
+            count=len(ids),
+            max_model_len=call.model.bundle.manifest.architecture.context_length,
+            tokens=ids,
+            token_strs=[tokenizer.decode([token]) for token in ids] if body.return_token_strs else None,
+        )
+
+    return json_answer(await call.compute(cut))
+
+
+async def detokenize(call: Call, body: DetokenizeRequest) -> Response:
+    """Answer a request for a text."""
+    return json_answer(DetokenizeAnswer(prompt=await call.compute(lambda: call.model.tokenizer.decode(body.tokens))))
+
+
+TOKENIZE = Operation("/tokenize", TokenizeRequest, TokenizeAnswer, tokenize, "Cut a text into tokens.")
+DETOKENIZE = Operation(
+    "/detokenize", DetokenizeRequest, DetokenizeAnswer, detokenize, "Join tokens to a text.", prompt_field="tokens"
+)
