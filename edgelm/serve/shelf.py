@@ -264,8 +264,8 @@ def read_place(text: str) -> Place:
     """
     name, separator, folder = text.partition("=")
     if not separator or Path(text).is_dir():
-        name, folder = "", text
-    return place_of(Bundle.read(folder), name or None)
+        return place_of(Bundle.read(text))
+    return place_of(Bundle.read(folder), name)
 
 
 def place_of(bundle: Bundle, name: str | None = None) -> Place:

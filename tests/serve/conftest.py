@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +88,8 @@ class Running:
 
     port: int
     process_id: int
+    server: Server | None = None
+    """Where it runs in a thread of this process."""
 
     @property
     def url(self) -> str:
@@ -150,7 +151,7 @@ def running_server(settings: ServeSettings) -> Iterator[Running]:
         server = Server(create_app(settings, tiny_shelf(settings)), settings, lambda: None)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        running = Running(listener.getsockname()[1], os.getpid())
+        running = Running(listener.getsockname()[1], os.getpid(), server)
         try:
             wait_until(lambda: server.started and httpx.get(f"{running.url}/health").status_code == 200)
             yield running
@@ -163,12 +164,12 @@ def running_server(settings: ServeSettings) -> Iterator[Running]:
 class ServerProcess(Running):
     """A server in a process of its own."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str]" = field(kw_only=True)
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal; returns the exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(WAIT_SECONDS)
+    def read_stderr(self) -> str:
+        """What is left of the standard error."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
 
 
 @contextmanager
@@ -184,7 +185,7 @@ def server_process(*arguments: str, model: str | Path = TINY_BUNDLE) -> Iterator
         first = process.stderr.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)", first)
         assert found, first + process.stderr.read()
-        running = ServerProcess(int(found[1]), process.pid, process)
+        running = ServerProcess(int(found[1]), process.pid, process=process)
         wait_until(lambda: httpx.get(f"{running.url}/health").status_code == 200)
         yield running
     finally:
