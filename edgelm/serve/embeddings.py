@@ -9,14 +9,14 @@ from starlette.responses import Response
 
 from edgelm.scoring.results import Pooling
 from edgelm.serve.call import Call, Operation, json_answer
-from edgelm.serve.fields import NO_EFFECT, PLAIN_TEXTS, ModelField, Text, TokenIds, in_words, unsupported
+from edgelm.serve.fields import NO_EFFECT, PLAIN_TEXTS, FilledText, ModelField, TokenIds, in_words, unsupported
 from edgelm.serve.limits import MAX_INPUTS
 from edgelm.text.prompts import Prompt
 
 Inputs = Annotated[
-    Text
+    FilledText
     | TokenIds
-    | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    | Annotated[list[FilledText], Field(min_length=1, max_length=MAX_INPUTS)]
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS)],
     in_words(f"{PLAIN_TEXTS}; at most {MAX_INPUTS:,} texts"),
 ]

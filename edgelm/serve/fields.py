@@ -68,10 +68,11 @@ def in_words(words: str) -> WrapValidator:
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Text = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
+FilledText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS)]
 OnePrompt = Annotated[
-    Text | TokenIds,
-    in_words(f"a text of at most {MAX_PROMPT_CHARACTERS:,} characters, or a list of 1 to {MAX_IDS:,} token ids"),
+    FilledText | TokenIds,
+    in_words(f"a text of 1 to {MAX_PROMPT_CHARACTERS:,} characters, or a list of 1 to {MAX_IDS:,} token ids"),
 ]
 """One text or the token ids of one."""
 
