@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from edgelm.errors import BundleError
 from edgelm.scoring.results import TokenLogprob, TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.errors import ApiError
@@ -75,4 +76,7 @@ async def prompt_of(call: Call, messages: Sequence[ChatMessage], field: str) -> 
     characters = sum(len(str(message["content"])) for message in messages)
     if characters > MAX_PROMPT_CHARACTERS:
         raise ApiError(400, f"{field} has {characters:,} characters, more than {MAX_PROMPT_CHARACTERS:,}", param=field)
-    return await asyncio.to_thread(call.model.chat_prompt, messages)
+    try:
+        return await asyncio.to_thread(call.model.chat_prompt, messages)
+    except BundleError as error:  # its template cannot be used, but everything else can
+        raise ApiError(400, str(error), param=field, code="unusable_chat_template") from None

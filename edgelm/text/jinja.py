@@ -78,7 +78,7 @@ _MEASURED, _JOINED, _PAID = ":measured", ":joined", ":paid"
 
 
 class JinjaTemplate:
-    """One compiled template. Several threads may render it; they take turns."""
+    """One compiled template. Several threads may render it at the same time."""
 
     def __init__(self, source: str, name: str) -> None:
         """Compile `source`.
@@ -92,8 +92,8 @@ class JinjaTemplate:
         """
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise BundleError(f"{name} has {len(source):,} characters, more than {MAX_TEMPLATE_CHARACTERS:,}")
-        self._name, self._lock, self._environment = name, threading.Lock(), _Environment()
-        self._environment.budget = LEAST_BUDGET_UNITS
+        self._name, self._environment = name, _Environment()
+        self._environment.work.budget = LEAST_BUDGET_UNITS
         try:
             self._template = self._environment.from_string(source)
         except Exception as error:
@@ -113,20 +113,19 @@ class JinjaTemplate:
             PromptError: the template refuses the variables, fails, or does more work.
         """
         budget = LEAST_BUDGET_UNITS + more_units
-        with self._lock:
-            self._environment.budget, self._environment.now = budget, now
-            try:
-                return self._template.render(variables)
-            except _Refusal as error:
-                raise PromptError(f"{self._name} refuses these messages: {_one_line(str(error))}") from None
-            except _Exhausted:
-                raise PromptError(
-                    f"{self._name} was stopped, because it does more work than {budget:,} units: shorten the messages, "
-                    "or use a bundle with another template"
-                ) from None
-            except Exception as error:
-                pass_interrupts_on(error)
-                raise PromptError(f"{self._name} cannot render these messages: {_reason(error)}") from None
+        self._environment.work.budget, self._environment.work.now = budget, now
+        try:
+            return self._template.render(variables)
+        except _Refusal as error:
+            raise PromptError(f"{self._name} refuses these messages: {_one_line(str(error))}") from None
+        except _Exhausted:
+            raise PromptError(
+                f"{self._name} was stopped, because it does more work than {budget:,} units: shorten the messages, "
+                "or use a bundle with another template"
+            ) from None
+        except Exception as error:
+            pass_interrupts_on(error)
+            raise PromptError(f"{self._name} cannot render these messages: {_reason(error)}") from None
 
 
 class _Refusal(TemplateError):
@@ -171,7 +170,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             optimized=False,  # constants would be computed while compiling
             cache_size=0,
         )
-        self.budget, self.now = 0, datetime.min
+        self.work = threading.local()  # `budget` and `now` of the rendering in this thread
         shallow = _SHALLOW_FILTERS.split()
         filters: dict[str, Callable[..., Any]] = {
             name: self._paid_function(FILTERS[name], shallow=name in shallow) for name in _FILTERS.split()
@@ -190,8 +189,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def spend(self, units: int) -> None:
         """Take `units` out of the budget; raises _Exhausted where it does not hold them."""
-        self.budget -= abs(units)
-        if self.budget < 0:
+        self.work.budget -= abs(units)
+        if self.work.budget < 0:
             raise _Exhausted
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -401,7 +400,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _strftime_now(self, format: str) -> str:
         if len(format) > _MAX_TIME_FORMAT:
             raise SecurityError(f"the format of strftime_now is longer than {_MAX_TIME_FORMAT} characters")
-        return self.now.strftime(re.sub(r"%[0-9_^#-]+", "%", format))  # widths: some systems write "%9999d" in full
+        now: datetime = self.work.now
+        return now.strftime(re.sub(r"%[0-9_^#-]+", "%", format))  # widths: some systems write "%9999d" in full
 
     def _raise_exception(self, message: Any) -> None:
         raise _Refusal(self.text(message))

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from edgelm import Model
+from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
 from edgelm.serve.chat import ChatRequest
 from edgelm.serve.settings import ServeSettings
 from edgelm.text.chat import ChatMessage
+from tests.conftest import replace_file
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
 from tests.serve.conftest import app_client, running_server
 
@@ -202,6 +205,17 @@ def test_a_model_without_a_template_says_so() -> None:
         error = refused(client)
     assert error["message"].startswith("this bundle has no chat template")
     assert error["param"] == "messages"
+
+
+def test_a_template_that_cannot_be_used_is_no_failure_of_the_server(chat_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(chat_bundle, tmp_path / "broken"))
+    content = {"templates": {"default": "{% include 'a' %}"}, "special_tokens": {}}
+    replace_file(bundle, CHAT_TEMPLATE_FILE, json.dumps(content).encode())
+    with app_client(bundle=bundle) as client:
+        error = refused(client)
+        assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+    assert error["code"] == "unusable_chat_template"
+    assert error["message"].endswith("cannot be used: include is not offered to chat templates")
 
 
 # OpenAI's client.

@@ -1,5 +1,6 @@
 """Hostile templates are refused or stopped, and reach nothing but the messages."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
@@ -187,3 +188,17 @@ def test_a_stopped_template_works_again() -> None:
     with pytest.raises(EdgelmError):
         template.render({"n": 10**7}, NOW)
     assert template.render({"n": 3}, NOW) == "012"
+
+
+def test_threads_have_budgets_and_times_of_their_own() -> None:
+    template = JinjaTemplate("{{ strftime_now('%Y') }}{% for i in range(n) %}{{ i }}{% endfor %}", "the template")
+
+    def rendered(number: int) -> str:
+        try:
+            return template.render({"n": 10**6 if number % 2 else 3}, datetime(2000 + number, 1, 1))
+        except PromptError:
+            return "stopped"
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(rendered, range(40)))
+    assert found == ["stopped" if number % 2 else f"{2000 + number}012" for number in range(40)]
