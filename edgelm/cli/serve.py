@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,50 +17,77 @@ from edgelm.cli.interrupt import EXIT_INTERRUPTED, ends_at_once
 from edgelm.cli.shared import Size, device_options, read_text_file
 from edgelm.cli.streams import note
 from edgelm.errors import ConfigError, DeviceError, install_hint
+from edgelm.serve.settings import ServeSettings, read_keys
 
 if TYPE_CHECKING:
-    from edgelm.serve.settings import ServeSettings
     from edgelm.serve.shelf import Place, ServedModel
 
 _NEEDED = ("starlette", "uvicorn", "h11", "pydantic", "prometheus_client", "minijinja")
-_MODEL = "Bundle folder, or NAME=FOLDER. Repeatable: the first is the default.  [default: the embedded model]"
+_DEFAULTS = ServeSettings()
 _SECONDS = click.FloatRange(0, min_open=True)
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def _texts(flag: str, name: str, metavar: str, meaning: str) -> Decorator:
+    return click.option(flag, name, multiple=True, metavar=metavar, help=f"{meaning} Repeatable.")
+
+
+def _count(flag: str, low: int, high: int | None, default: int, meaning: str) -> Decorator:
+    kind = click.IntRange(low, high)
+    return click.option(flag, type=kind, default=default, show_default=True, metavar="N", help=meaning)
+
+
+def _seconds(flag: str, default: float | None, meaning: str) -> Decorator:
+    shown = None if default is None else f"{default:g}"
+    return click.option(flag, type=_SECONDS, default=shown, show_default=True, metavar="SECONDS", help=meaning)
 
 
 @click.command(name="serve")
 @click.option(
-    "-m", "--model", "models", type=click.Path(), multiple=True, metavar="FOLDER", envvar="EDGELM_MODEL", help=_MODEL
-)
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Any but this needs a key.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="0: a free one."
-)
-@click.option("--api-key-file", metavar="FILE", help="File of API keys, one a line. EDGELM_API_KEYS may hold them too.")
-@click.option(
-    "--api-key", "keys", multiple=True, metavar="KEY", help="Repeatable. Other users of the machine can see it here."
-)
-@click.option(
-    "--allowed-host", "hosts", multiple=True, metavar="NAME", help="A name this server is called. Repeatable."
-)
-@click.option("--cors-origin", "origins", multiple=True, metavar="URL", help="Web pages that may call it. Repeatable.")
-@click.option(
-    "--max-rows", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N", help="Texts at once."
+    "-m",
+    "--model",
+    "models",
+    type=click.Path(),  # so that the environment variable is split like PATH
+    multiple=True,
+    metavar="FOLDER",
+    envvar="EDGELM_MODEL",
+    show_envvar=True,
+    help="Bundle folder, or NAME=FOLDER; by default the embedded model. Repeatable; the first one is the default.",
 )
 @click.option(
-    "--max-waiting", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Texts that wait."
+    "--host",
+    default=_DEFAULTS.host,
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on. One that other machines reach needs an API key.",
 )
-@click.option("--max-seconds", type=_SECONDS, default=300, show_default=True, metavar="SECONDS", help="Time of a text.")
+@_count("--port", 0, 65535, _DEFAULTS.port, "Port to listen on; 0 takes a free one.")
 @click.option(
-    "--prefix-cache", type=Size(), default="64M", show_default=True, help="Memory of a model for earlier prompts."
+    "--api-key-file",
+    metavar="FILE",
+    help="File with an API key on each line. EDGELM_API_KEYS may hold keys too, between commas.",
 )
-@click.option("--memory", type=Size(), help="Memory for all models: idle ones make room.  [default: no limit]")
-@click.option("--idle-unload", type=_SECONDS, metavar="SECONDS", help="Unload models nobody used for so long.")
+@_texts("--api-key", "keys", "KEY", "An API key; other users of this machine can see it here.")
+@_texts("--allowed-host", "hosts", "NAME", "A name by which clients call this server, such as its public one.")
+@_texts("--cors-origin", "origins", "URL", "Origin of web pages that may call this server.")
+@_count("--max-rows", 1, 1024, _DEFAULTS.max_rows, "Maximum number of texts that a model decodes side by side.")
+@_count("--max-waiting", 1, 100_000, _DEFAULTS.max_waiting, "Maximum number of texts that wait for a model.")
+@_seconds("--max-seconds", _DEFAULTS.max_seconds, "Maximum time of a text, waiting included.")
 @click.option(
-    "--drain", type=_SECONDS, default=30, show_default=True, metavar="SECONDS", help="Time to finish at the end."
+    "--prefix-cache",
+    type=Size(zero=True),
+    default=f"{_DEFAULTS.prefix_cache_bytes // 10**6}M",
+    show_default=True,
+    help="Memory of each model for earlier prompts, which are not computed again.",
 )
+@click.option(
+    "--memory", type=Size(), help="Memory of all models together: idle ones make room for others.  [default: no limit]"
+)
+@_seconds("--idle-unload", None, "Unload a model that nobody used for this time.  [default: never]")
+@_seconds("--drain", _DEFAULTS.drain_seconds, "How long running texts may go on when the server is stopped.")
 @device_options
-@click.option("--check", is_flag=True, help="Say whether it would start, and do not.")
-@click.option("--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("--check", is_flag=True, help="Load every model once, and say whether the server would start.")
+@click.option("--verbose", is_flag=True, help="Report loads, unloads and bad requests on stderr.")
 def command(
     models: tuple[str, ...],
     host: str,
@@ -91,11 +119,10 @@ def command(
         raise DeviceError(f"serve needs {', '.join(missing)}; {install_hint('cpu,serve')}")
     with ends_at_once():
         from edgelm.bundle.folder import Bundle, default_bundle_path
-        from edgelm.model import load as load_model
         from edgelm.serve.app import create_app
+        from edgelm.serve.loading import load_place
         from edgelm.serve.server import Server, listen
-        from edgelm.serve.settings import ServeSettings, read_keys
-        from edgelm.serve.shelf import ServedModel, Shelf, place_of, read_place
+        from edgelm.serve.shelf import Shelf, place_of, read_place
 
         settings = ServeSettings(
             host=host,
@@ -114,12 +141,7 @@ def command(
         places = [read_place(text) for text in models] or [place_of(Bundle.read(default_bundle_path()))]
 
         def load(place: "Place") -> "ServedModel":
-            model = load_model(place.bundle.path, device=device, threads=threads)
-            model.warmup()
-            scheduler = model.scheduler(
-                max_rows=max_rows, max_waiting=max_waiting, prefix_cache_bytes=settings.prefix_cache_bytes
-            )
-            return ServedModel(place.name, model, scheduler)
+            return load_place(place, settings, device=device, threads=threads)
 
         shelf = Shelf(places, settings, load)
     _log_to_stderr(verbose)
@@ -157,7 +179,7 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _start_screen(settings: "ServeSettings", places: "list[Place]", url: str) -> list[str]:
+def _start_screen(settings: ServeSettings, places: "list[Place]", url: str) -> list[str]:
     """What the server says when it starts."""
     rows = []
     for number, place in enumerate(places):
@@ -182,7 +204,7 @@ def _start_screen(settings: "ServeSettings", places: "list[Place]", url: str) ->
     return [f"edgelm {__version__} serves on {url}", *(f"  {name:<8}{words}" for name, words in rows)]
 
 
-def _stopping(settings: "ServeSettings") -> str:
+def _stopping(settings: ServeSettings) -> str:
     return f"edgelm: stopping; running texts may go on for {settings.drain_seconds:g} s (again: stop at once)"
 
 

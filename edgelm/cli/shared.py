@@ -36,10 +36,14 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in new version
 
     name = "SIZE"
 
+    def __init__(self, *, zero: bool = False) -> None:
+        """`zero` allows 0 too."""
+        self._zero = zero
+
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes, at least 1."""
+        """The number of bytes."""
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMG]?)B?", value.strip().upper())
-        if not match or not float(match[1]):
+        if not match or not (float(match[1]) or self._zero):
             self.fail(f"{value!r} is not a size like 80M or 1.5G", param, ctx)
         return int(float(match[1]) * _UNITS[match[2]])
 

@@ -26,6 +26,7 @@ from starlette.testclient import TestClient
 from edgelm import Model, load
 from edgelm.bundle.folder import Bundle
 from edgelm.serve.app import create_app
+from edgelm.serve.loading import load_place
 from edgelm.serve.server import Server, listen
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Place, ServedModel, Shelf, place_of
@@ -37,12 +38,8 @@ WAIT_SECONDS = 60.0
 
 
 def loaded(place: Place, settings: ServeSettings) -> ServedModel:
-    """As the command line loads a model."""
-    model = load(place.bundle.path, device="cpu", threads=1)
-    scheduler = model.scheduler(
-        max_rows=settings.max_rows, max_waiting=settings.max_waiting, prefix_cache_bytes=settings.prefix_cache_bytes
-    )
-    return ServedModel(place.name, model, scheduler)
+    """A place's model on one CPU thread."""
+    return load_place(place, settings, device="cpu", threads=1)
 
 
 def tiny_shelf(settings: ServeSettings, names: Sequence[str] = (NAME,), bundle: Path = TINY_BUNDLE) -> Shelf:

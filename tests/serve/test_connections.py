@@ -15,7 +15,7 @@ from tests.serve.conftest import Running, post, read_all, running_server, wait_u
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 PROMPT = {"prompt": "Hello", "max_tokens": 4, "temperature": 0}
-LONG = {"prompt": "H", "max_tokens": 60, "n": 8, "temperature": 1.0}
+LONG = {"prompt": "H", "max_tokens": 60, "n": 8, "temperature": 1.0, "eos_token_id": []}
 MEMORY_BYTES = 20 * 2**20
 
 

@@ -14,7 +14,7 @@ from tests.serve.conftest import post, read_all, server_process, wait_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
-LONG = {"prompt": "H", "max_tokens": 60, "n": 8, "temperature": 1.0, "stream": True}
+LONG = {"prompt": "H", "max_tokens": 60, "n": 8, "temperature": 1.0, "stream": True, "eos_token_id": []}
 
 
 def test_sigterm_lets_running_texts_finish() -> None:

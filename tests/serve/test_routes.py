@@ -31,7 +31,8 @@ def test_embeddings(client: TestClient, model: Model) -> None:
     first, second = answer["data"]
     assert first["embedding"] == pytest.approx(own.tolist(), abs=1e-6)
     assert (first["index"], second["index"]) == (0, 1)
-    assert answer["usage"] == {"prompt_tokens": 2, "total_tokens": 2} or answer["usage"]["prompt_tokens"] > 2
+    tokens = sum(len(model.tokenizer.encode(text)) for text in ("Hello", "there"))
+    assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     encoded = post(client, "/v1/embeddings", input="Hello", encoding_format="base64")["data"][0]["embedding"]
     assert np.frombuffer(base64.b64decode(encoded), "<f4").tolist() == pytest.approx(own.tolist(), abs=1e-6)
     raw = post(client, "/v1/embeddings", input=model.tokenizer.encode("Hello"), normalize=False, pooling="last")
@@ -63,7 +64,9 @@ def test_score_and_choose(client: TestClient, model: Model) -> None:
 
 
 def test_score_and_choose_refuse(client: TestClient) -> None:
-    assert refused(client, "/v1/score", prompt="a", continuation="")["param"] == "prompt"
+    assert refused(client, "/v1/score", prompt="a", continuation="")["param"] == "continuation"
+    error = refused(client, "/v1/score", prompt="word " * 100, continuation="b")
+    assert error["code"] == "context_length_exceeded"
     assert refused(client, "/v1/choose", prompt="a", options=["x"])["param"] == "options"
     assert "given twice" in refused(client, "/v1/choose", prompt="a", options=["x", "x"])["message"]
     error = refused(client, "/v1/choose", prompt="a", options=["x", "y"], length_normalization="words")

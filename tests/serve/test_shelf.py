@@ -1,6 +1,7 @@
 """Models by name: loaded when asked for, unloaded when idle or when another one needs the memory."""
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from edgelm.bundle.folder import Bundle
 from edgelm.serve.errors import ApiError
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Place, ServedModel, Shelf, place_of, read_place
-from tests.conftest import TINY_BUNDLE
+from tests.conftest import TINY_BUNDLE, replace_file
 from tests.serve.conftest import loaded, tiny_shelf
 
 PLACE = place_of(Bundle.read(TINY_BUNDLE), "one")
@@ -150,6 +151,27 @@ def test_a_load_that_failed_is_tried_again() -> None:
         await shelf.close()
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"prompt_lookup_num_tokens": 4},
+        {"context_overflow": "window", "pinned_tokens": 2},
+        {"do_sample": True, "num_return_sequences": 3},
+    ],
+)
+def test_defaults_that_work_on_one_text_are_changed(tiny_copy: Path, defaults: dict[str, object]) -> None:
+    content = json.dumps({**defaults, "max_new_tokens": 5}).encode()
+    replace_file(tiny_copy, "generation_config.json", content)
+    served = loaded(place_of(Bundle.read(tiny_copy)), ServeSettings())
+    with served.scheduler:
+        completion = served.scheduler.submit("Hello").completion()
+    assert len(completion.choices) == 1
+    assert completion.stats.new_tokens == 5
+    served.close()
 
 
 def test_an_unknown_name() -> None:
