@@ -6,9 +6,11 @@ import weakref
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from contextvars import copy_context
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
+from edgelm.bundle.chat_template import read_chat_template
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions, bos_token_id
@@ -16,7 +18,7 @@ from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
-from edgelm.errors import BundleError
+from edgelm.errors import BundleError, PromptError
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
@@ -29,6 +31,7 @@ from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring.token_scores import Progress, Vector
+from edgelm.text.chat import ChatFormat, ChatMessage
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
 
@@ -228,6 +231,32 @@ class Model:
         """
         return self._texts.stream(self._run(prompt, options))
 
+    def chat_prompt(self, messages: Sequence[ChatMessage], *, now: datetime | None = None) -> list[int]:
+        """The token ids of a conversation, up to where the assistant's answer begins, for any method that continues.
+
+        The bundle's chat template writes them, as transformers' ``apply_chat_template(add_generation_prompt=True)``
+        does. Special tokens come from the template alone: a message that says "<|im_end|>" stays text.
+
+        Args:
+            messages: who said what, such as ``[{"role": "user", "content": "Hello"}]``.
+            now: the date and time for templates that write the date; None for the present.
+
+        Raises:
+            PromptError: the bundle has no chat template, the messages are no conversation, or the template refuses
+                them.
+            BundleError: the template cannot be read.
+            EdgelmError: jinja2 is missing, the extra `chat`.
+        """
+        return self._chat_format.ids(messages, now=now)
+
+    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerationOptions]) -> Completion:
+        """The assistant's answer to a conversation. Raises as `chat_prompt` and `generate`."""
+        return self.generate(self.chat_prompt(messages), **options)
+
+    def chat_stream(self, messages: Sequence[ChatMessage], **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
+        """The assistant's answer piece by piece, as `stream`. Raises as `chat_prompt` and `generate`."""
+        return self.stream(self.chat_prompt(messages), **options)
+
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """As `generate`, without holding up the event loop; cancelling the task stops it within one token."""
         cancel = self._either_cancel(options)
@@ -292,6 +321,16 @@ class Model:
         """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.token_scores.embed`."""
         with self._sessions.borrowed() as (session, _):
             return text_scores.embed(session, self._encoder, text, pooling, normalize=normalize)
+
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        template = read_chat_template(self.bundle)
+        if template is None:
+            raise PromptError(
+                "this bundle has no chat template, so it knows no conversations: give generate a text, or export a "
+                "chat model"
+            )
+        return ChatFormat(template, self.tokenizer)
 
     def _run(self, prompt: Prompt, options: GenerationOptions) -> TextRun:
         return self._texts.run(prompt, self.generation_config.updated(dict(options)))

@@ -18,12 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgelm.serve import pages
 from edgelm.serve.call import Operation, Site
+from edgelm.serve.chat import CHAT
 from edgelm.serve.completions import COMPLETIONS
 from edgelm.serve.embeddings import EMBEDDINGS
 from edgelm.serve.errors import ApiError
 from edgelm.serve.guard import Guard
 from edgelm.serve.metrics import Metrics
 from edgelm.serve.openapi import openapi
+from edgelm.serve.responses import RESPONSES
 from edgelm.serve.scores import CHOOSE, SCORE
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Shelf
@@ -31,7 +33,7 @@ from edgelm.serve.tokens import DETOKENIZE, TOKENIZE
 
 log = logging.getLogger(__name__)
 
-OPERATIONS: tuple[Operation[Any], ...] = (COMPLETIONS, EMBEDDINGS, SCORE, CHOOSE, TOKENIZE, DETOKENIZE)
+OPERATIONS: tuple[Operation[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS, SCORE, CHOOSE, TOKENIZE, DETOKENIZE)
 """Every route that answers with a model."""
 
 

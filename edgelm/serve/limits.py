@@ -16,3 +16,8 @@ MAX_LIST_ITEMS = 1024
 """Items of any other list."""
 MAX_IDS = 65_536
 """Token ids of a prompt."""
+MAX_MESSAGES = 1024
+"""Messages of one conversation, whose texts have `MAX_PROMPT_CHARACTERS` together."""
+MAX_PARTS = 64
+"""Parts of one message."""
+MAX_METADATA = 16

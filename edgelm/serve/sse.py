@@ -53,7 +53,7 @@ class EventStream(Response):
 
     def _error(self, error: ApiError) -> bytes:
         body = error.body()
-        return self._line({"type": "error", **body["error"]} if self._named else body)  # type: ignore[dict-item]
+        return self._line({**body["error"], "type": "error"} if self._named else body)  # type: ignore[dict-item]
 
     def _line(self, event: Event) -> bytes:
         content = event.model_dump(mode="json") if isinstance(event, BaseModel) else event

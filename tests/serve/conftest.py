@@ -42,17 +42,19 @@ def loaded(place: Place, settings: ServeSettings) -> ServedModel:
     return load_place(place, settings, device="cpu", threads=1)
 
 
-def tiny_shelf(settings: ServeSettings, names: Sequence[str] = (NAME,)) -> Shelf:
-    """A shelf with the tiny bundle under each name."""
-    places = [place_of(Bundle.read(TINY_BUNDLE), name) for name in names]
+def tiny_shelf(settings: ServeSettings, names: Sequence[str] = (NAME,), bundle: Path = TINY_BUNDLE) -> Shelf:
+    """A shelf with `bundle` under each name."""
+    places = [place_of(Bundle.read(bundle), name) for name in names]
     return Shelf(places, settings, lambda place: loaded(place, settings))
 
 
 @contextmanager
-def app_client(settings: ServeSettings | None = None, names: Sequence[str] = (NAME,)) -> Iterator[TestClient]:
+def app_client(
+    settings: ServeSettings | None = None, names: Sequence[str] = (NAME,), bundle: Path = TINY_BUNDLE
+) -> Iterator[TestClient]:
     """A client of an app without sockets, whose first model is loaded."""
     settings = settings or ServeSettings()
-    with TestClient(create_app(settings, tiny_shelf(settings, names)), base_url="http://localhost") as client:
+    with TestClient(create_app(settings, tiny_shelf(settings, names, bundle)), base_url="http://localhost") as client:
         wait_until(lambda: client.get("/health").status_code == 200)
         yield client
 
@@ -142,10 +144,10 @@ def post(path: str, body: object, *, host: str = "localhost", headers: str = "")
 
 
 @contextmanager
-def running_server(settings: ServeSettings) -> Iterator[Running]:
+def running_server(settings: ServeSettings, bundle: Path = TINY_BUNDLE) -> Iterator[Running]:
     """A server in a thread, whose model is loaded."""
     with listen(settings) as listener:
-        server = Server(create_app(settings, tiny_shelf(settings)), settings, lambda: None)
+        server = Server(create_app(settings, tiny_shelf(settings, bundle=bundle)), settings, lambda: None)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running = Running(listener.getsockname()[1], os.getpid(), server)
