@@ -6,9 +6,11 @@ import weakref
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from contextvars import copy_context
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
+from edgelm.bundle.chat_template import read_chat_template
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions, bos_token_id
@@ -16,7 +18,7 @@ from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
-from edgelm.errors import BundleError
+from edgelm.errors import BundleError, PromptError
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
@@ -27,8 +29,9 @@ from edgelm.reuse.pool import SessionPool, check_limit_bytes
 from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learned_sha256, read_prefix
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import text_scores
-from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection
+from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring.token_scores import Progress, Vector
+from edgelm.text.chat import ChatFormat, ChatMessage
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
 
@@ -41,7 +44,7 @@ class Model:
 
     Attributes:
         bundle: the bundle that was loaded.
-        graph: the loaded graph, which the model closes.
+        graph: the loaded graph, which `close` closes too, unless `with_prefix` made the model.
         tokenizer: the bundle's tokenizer.
         prefix: keys and values that stand before every prompt; None for no prefix.
         generation_config: defaults of every generation, from the bundle's ``generation_config.json``.
@@ -58,10 +61,12 @@ class Model:
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
         loaded_as: "LoadArguments | None" = None,
+        owns_graph: bool = True,
     ) -> None:
         """Join finished parts; `load` builds them, and explains `prefix_cache_bytes` and `prefix`.
 
         `loaded_as` are the arguments of `load` that make an equal model; without them the model is not pickled.
+        `owns_graph` says whether `close` closes the graph too.
         """
         self._loaded_as = loaded_as
         self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
@@ -73,7 +78,9 @@ class Model:
             learned = prefix.content
         elif prefix is not None:  # prompts begin with the prefix's own ids, so sessions begin with nothing
             text_state = PromptState(prefix.ids, prefix.content)
-        self._sessions = SessionPool(graph, learned, limit_bytes=prefix_cache_bytes, permanent=text_state)
+        self._sessions = SessionPool(
+            graph, learned, limit_bytes=prefix_cache_bytes, permanent=text_state, owns_graph=owns_graph
+        )
         context_length = self.bundle.manifest.architecture.context_length - self._encoder.learned_tokens
         self._texts = TextGeneration(self._encoder, self._sessions, context_length, load_seconds)
         self._workers = Workers()
@@ -214,6 +221,35 @@ class Model:
         with self._sessions.borrowed() as (session, _):
             bake(session, self.tokenizer, text, path, dtype)
 
+    def with_prefix(self, path: str | os.PathLike[str], *, prefix_cache_bytes: int = 0) -> "Model":
+        """This model with another prefix before every prompt, in place of its own; both share the weights in memory.
+
+        The new model works as long as this one is open, and closing it frees its own caches only. `load` explains the
+        arguments.
+
+        Raises:
+            PrefixError: the prefix cannot be read, or was made for another model.
+            ConfigError: an argument is out of range.
+            ClosedError: this model is closed.
+        """
+        self._sessions.check_open()
+        check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
+        check_path("path", path)
+        kept = read_prefix(path, self.bundle)
+        loaded_as = self._loaded_as
+        if loaded_as is not None:
+            loaded_as = {**loaded_as, "prefix": os.fspath(kept.path), "prefix_cache_bytes": prefix_cache_bytes}
+        return Model(
+            self.graph,
+            self.tokenizer,
+            self.generation_config,
+            load_seconds=self.load_seconds,
+            prefix_cache_bytes=prefix_cache_bytes,
+            prefix=kept,
+            loaded_as=loaded_as,
+            owns_graph=False,
+        )
+
     def forget(self) -> None:
         """Forget prompts of earlier calls and loaded states: the next prompt is computed from its first token."""
         self._sessions.forget()
@@ -227,6 +263,32 @@ class Model:
         `generate` before the first chunk.
         """
         return self._texts.stream(self._run(prompt, options))
+
+    def chat_prompt(self, messages: Sequence[ChatMessage], *, now: datetime | None = None) -> list[int]:
+        """The token ids of a conversation, up to where the assistant's answer begins, for any method that continues.
+
+        The bundle's chat template writes them, as transformers' ``apply_chat_template(add_generation_prompt=True)``
+        does. Special tokens come from the template alone: a message that says "<|im_end|>" stays text.
+
+        Args:
+            messages: who said what, such as ``[{"role": "user", "content": "Hello"}]``.
+            now: the date and time for templates that write the date; None for the present.
+
+        Raises:
+            PromptError: the bundle has no chat template, the messages are no conversation, or the template refuses
+                them.
+            BundleError: the template cannot be read.
+            EdgelmError: jinja2 is missing, the extra `chat`.
+        """
+        return self._chat_format.ids(messages, now=now)
+
+    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerationOptions]) -> Completion:
+        """The assistant's answer to a conversation. Raises as `chat_prompt` and `generate`."""
+        return self.generate(self.chat_prompt(messages), **options)
+
+    def chat_stream(self, messages: Sequence[ChatMessage], **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
+        """The assistant's answer piece by piece, as `stream`. Raises as `chat_prompt` and `generate`."""
+        return self.stream(self.chat_prompt(messages), **options)
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """As `generate`, without holding up the event loop; cancelling the task stops it within one token."""
@@ -264,6 +326,11 @@ class Model:
         with self._sessions.borrowed() as (session, _):
             return text_scores.score(session, self._encoder, prompt, continuation)
 
+    def token_logprobs(self, text: Prompt, *, top: int = 0) -> tuple[TokenLogprobs, ...]:
+        """How likely each token of `text` but the first is, and the `top` likeliest tokens there; see `text_scores`."""
+        with self._sessions.borrowed() as (session, _):
+            return text_scores.token_logprobs(session, self._encoder, text, top)
+
     def choose(
         self,
         prompt: Prompt,
@@ -287,6 +354,16 @@ class Model:
         """`text` as a vector, float32 (D,), its last hidden states pooled; see `edgelm.scoring.token_scores.embed`."""
         with self._sessions.borrowed() as (session, _):
             return text_scores.embed(session, self._encoder, text, pooling, normalize=normalize)
+
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        template = read_chat_template(self.bundle)
+        if template is None:
+            raise PromptError(
+                "this bundle has no chat template, so it knows no conversations: give generate a text, or export a "
+                "chat model"
+            )
+        return ChatFormat(template, self.tokenizer)
 
     def _run(self, prompt: Prompt, options: GenerationOptions) -> TextRun:
         return self._texts.run(prompt, self.generation_config.updated(dict(options)))

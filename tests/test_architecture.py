@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 
 RUNTIME_ROOMS = (
     ("cli", "pyinstaller"),
+    "serve",
     "model",
     "generation",
     "scoring",

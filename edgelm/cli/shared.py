@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -25,6 +26,26 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., object])
 OpenModel = Callable[[], "Model"]
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """A number of bytes like 80M: K, M and G are powers of 1000."""
+
+    name = "SIZE"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        """`zero` allows 0 too."""
+        self._zero = zero
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMG]?)B?", value.strip().upper())
+        if not match or not (float(match[1]) or self._zero):
+            self.fail(f"{value!r} is not a size like 80M or 1.5G", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
 
 
 class TextCommand(click.Command):

@@ -12,7 +12,7 @@ from typing import get_args
 
 from edgelm.decoding.logprobs import IdLogprob
 from edgelm.engine.session import Session
-from edgelm.errors import PromptError
+from edgelm.errors import ConfigError, PromptError, shown
 from edgelm.ids import Logprobs, common_prefix
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.scoring import token_scores
@@ -29,6 +29,9 @@ from edgelm.scoring.results import (
 from edgelm.scoring.token_scores import Progress, Vector, check_name, continuation_logprobs, option_scores
 from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
+
+MAX_TOP = 1024
+"""Maximum number of likeliest tokens at a place."""
 
 
 def split(encoder: PromptEncoder, prompt: Prompt, continuations: Sequence[Prompt]) -> tuple[list[int], list[list[int]]]:
@@ -115,6 +118,24 @@ def perplexity(
 ) -> Perplexity:
     """The perplexity of `text`, of any length; see `token_scores.perplexity`. The prefix precedes each window."""
     return token_scores.perplexity(session, encoder.begin(session, encoder.ids(text, "text")), stride, progress)
+
+
+def token_logprobs(session: Session, encoder: PromptEncoder, text: Prompt, top: int = 0) -> tuple[TokenLogprobs, ...]:
+    """The log-probability of each token of `text` after those before it, with the `top` likeliest tokens at its place.
+
+    Nothing precedes a text's first token, so it has none. Behind a prefix that is a text every token has one.
+
+    Raises:
+        PromptError: the text is empty.
+        ContextError: the text does not fit into the context.
+        ConfigError: `top` is not a whole number from 0 to 1024.
+    """
+    if isinstance(top, bool) or not (isinstance(top, int) and 0 <= top <= MAX_TOP):
+        raise ConfigError(f"top must be a whole number from 0 to {MAX_TOP}, got {shown(top)}")
+    ids = encoder.ids(text, "text")
+    own = len(ids) - encoder.prefix_tokens(ids)
+    found = token_scores.text_logprobs(session, encoder.begin(session, ids), top)
+    return tuple(named_with_alternatives(encoder.tokenizer, pairs) for pairs in found[-own:])
 
 
 def embed(

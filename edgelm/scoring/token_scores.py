@@ -11,10 +11,10 @@ from typing import Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgelm.decoding.logprobs import BROKEN_LOGITS, log_softmax, logprobs_of
+from edgelm.decoding.logprobs import BROKEN_LOGITS, IdLogprob, log_softmax, logprobs_of, with_alternatives
 from edgelm.decoding.request import DecodingSession
 from edgelm.errors import ConfigError, ContextError, DeviceError, PromptError, shown
-from edgelm.ids import IdArray, Logits, Logprobs
+from edgelm.ids import IdArray, Logits, Logprobs, prompt_chunks
 from edgelm.scoring.results import Perplexity, Pooling
 
 Ids = Sequence[int] | IdArray
@@ -71,6 +71,26 @@ def _logprobs_after(session: ScoringSession, logits: Logits, ids: IdArray) -> Lo
         stop = min(start + _LOGITS_ROWS, len(ids) - 1)
         parts.append(logprobs_of(session.score(ids[start:stop]), ids[start + 1 : stop + 1]))
     return np.concatenate(parts)
+
+
+def text_logprobs(session: ScoringSession, ids: Ids, count: int) -> list[tuple[IdLogprob, ...]]:
+    """For each token of `ids` but the first: the token, then the `count` likeliest tokens at its place.
+
+    The `session` is empty, or holds what precedes the text. Raises ContextError if the text has more than one token
+    more than the context, and DeviceError if a log-probability is NaN or infinite.
+    """
+    if len(ids) > session.context_length + 1:
+        raise ContextError(
+            f"the text has {len(ids)} tokens, but this model, with a context of {session.context_length}, scores "
+            f"{session.context_length + 1} at most: shorten it"
+        )
+    array = np.asarray(ids, np.int64)
+    found, place = [], 1
+    for piece in prompt_chunks(array[:-1], _LOGITS_ROWS) if len(array) > 1 else ():
+        for row, token in zip(session.score(piece), array[place : place + len(piece)].tolist(), strict=True):
+            found.append(with_alternatives(row, token, count))
+        place += len(piece)
+    return found
 
 
 def option_scores(

@@ -130,6 +130,19 @@ class Tokenizer:
         """The highest token id plus one, added tokens included; or the size that `limit_vocabulary` was given."""
         return self._size
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The added tokens that are marked as special, such as the end of a text, with their ids."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.content in self._special}
+
+    def normalized(self, text: str) -> str:
+        """`text` as the tokenizer's normalizer leaves it, in which some added tokens are looked for."""
+        _check_text(text)
+        normalizer = self._backend.normalizer
+        with rust_errors(PromptError, "the tokenizer cannot normalize this text", "shorten it or change it"):
+            return text if normalizer is None else str(normalizer.normalize_str(text))
+
     def limit_vocabulary(self, size: int) -> list[str]:
         """Accept the ids from 0 to `size` - 1 only, which a graph knows, and return the tokens with higher ids.
 

@@ -1,6 +1,5 @@
 """``edgelm export``: a checkpoint becomes a bundle."""
 
-import re
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,27 +11,13 @@ import click
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.cli.interrupt import unwinds
+from edgelm.cli.shared import Size
 from edgelm.cli.streams import escaped, note
 from edgelm.errors import ExportError, install_hint
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.publish.folder import check_output
 
 _FILE = click.Path(path_type=Path)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-
-class _Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    """A size like 80M: K, M and G are powers of 1000."""
-
-    name = "SIZE"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMG]?)B?", value.strip().upper())
-        if not match or not float(match[1]):
-            self.fail(f"{value!r} is not a size like 80M or 1.5G", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
-
-
 _NEEDED = ("torch", "transformers", "optimum", "onnx")
 _CHOOSE = "Choose the bits of every matrix so that"
 
@@ -46,8 +31,8 @@ _CHOOSE = "Choose the bits of every matrix so that"
     help="fp32 is exact, fp16 is for CUDA, int8 and int4 are small. w8a8 is an int8 that reads long prompts faster and "
     "writes more slowly. int4-small has 4 bits in the token table too.  [default: int8]",
 )
-@click.option("--max-disk", type=_Bytes(), help=f"{_CHOOSE} the bundle takes at most SIZE on disk, like 80M or 1.5G.")
-@click.option("--max-ram", type=_Bytes(), help=f"{_CHOOSE} a process with a full context takes at most SIZE of memory.")
+@click.option("--max-disk", type=Size(), help=f"{_CHOOSE} the bundle takes at most SIZE on disk, like 80M or 1.5G.")
+@click.option("--max-ram", type=Size(), help=f"{_CHOOSE} a process with a full context takes at most SIZE of memory.")
 @click.option(
     "--max-ppl", type=float, metavar="RATIO", help=f"{_CHOOSE} the perplexity is at most RATIO times the source's."
 )

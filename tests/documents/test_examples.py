@@ -20,7 +20,7 @@ import pytest
 
 import edgelm
 from edgelm.bundle.folder import default_bundle_path
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RunCommand
 
 EXAMPLES = ROOT / "examples"
 
@@ -53,6 +53,23 @@ def test_every_example_has_a_test() -> None:
     for path in EXAMPLES.iterdir():
         if path.name not in ("__pycache__", "README.md"):
             assert path.stem in page and path.name in index, path
+
+
+def test_edgelm_serve_service_and_dockerfile(edgelm_command: RunCommand, tmp_path: Path) -> None:
+    """Their commands start: systemd's and Docker's own words stand for nothing here."""
+    pytest.importorskip("uvicorn")
+    keys = tmp_path / "keys"
+    keys.write_text("a-long-key-of-your-own\n")
+    unit = (EXAMPLES / "edgelm-serve.service").read_text(encoding="utf-8")
+    started = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    words = started.replace("%d/keys", str(keys)).replace("/opt/edgelm/model", str(default_bundle_path())).split()[1:]
+    dockerfile = (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
+    entry = json.loads(dockerfile.rpartition("ENTRYPOINT ")[2])[1:]
+    for command in (words, entry):
+        command[command.index("--port") + 1] = "0"
+        done = edgelm_command(*command, "--check", env={"EDGELM_API_KEYS": "a-long-key-of-your-own"})
+        assert done.status == 0, done.stderr
+        assert "would start" in done.stderr
 
 
 @pytest.mark.usefixtures("examples")

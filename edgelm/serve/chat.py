@@ -1,0 +1,317 @@
+"""``POST /v1/chat/completions``: answers to conversations, by the bundle's chat template."""
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
+from starlette.responses import Response
+
+from edgelm.decoding.request import FinishReason
+from edgelm.generation.results import Choice, Chunk
+from edgelm.scoring.results import TokenLogprobs
+from edgelm.serve.call import Call
+from edgelm.serve.completions import OpenAiReason, openai_reason
+from edgelm.serve.conversation import (
+    NO_EFFORT,
+    NO_MODERATION,
+    NO_TOOLS,
+    TEXT_ONLY,
+    Metadata,
+    NoAnnotations,
+    ShortText,
+    TokenWithTop,
+    message_of,
+    prompt_of,
+    token_logprobs,
+)
+from edgelm.serve.errors import ApiError
+from edgelm.serve.fields import NO_EFFECT, GenerationFields, StrictBody, Text, in_words, unsupported
+from edgelm.serve.generating import Generation, Usage
+from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
+from edgelm.serve.operation import Operation, json_answer
+from edgelm.serve.sse import Event, EventStream
+
+
+class MessagePart(StrictBody):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Text
+    prompt_cache_breakpoint: None = unsupported("every prompt is reused as far as it is the same")
+
+
+MessageContent = Annotated[
+    Text | Annotated[list[MessagePart], Field(min_length=1, max_length=MAX_PARTS)],
+    in_words(f"a text of at most {MAX_PROMPT_CHARACTERS:,} characters, or a list of 1 to {MAX_PARTS} text parts"),
+]
+
+
+class RequestMessage(StrictBody):
+    """A message of the conversation."""
+
+    role: Literal["developer", "system", "user", "assistant"]
+    content: MessageContent = Field(description="A text, or parts of text, which are joined by line breaks.")
+    name: ShortText | None = Field(default=None, description="The speaker's name, for templates that write it.")
+    refusal: None = unsupported("a refusal is a text")
+    annotations: NoAnnotations = Field(default=None, description=NO_EFFECT + "only an empty list is taken.")
+    audio: None = unsupported(TEXT_ONLY)
+    function_call: None = unsupported(NO_TOOLS)
+    tool_calls: None = unsupported(NO_TOOLS)
+
+
+class TextFormat(StrictBody):
+    """The format of an answer."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(GenerationFields):
+    """A conversation to answer."""
+
+    messages: list[RequestMessage] = Field(min_length=1, max_length=MAX_MESSAGES, description="Who said what.")
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, lt=2**31, description="Maximum number of new tokens; by default the model's, or 128."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, lt=2**31, description="The older name of `max_completion_tokens`."
+    )
+    logprobs: bool | None = Field(default=None, description="Return the log-probability of each token.")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_TOP_LOGPROBS, description="Return so many of the likeliest tokens; with `logprobs`."
+    )
+    response_format: Annotated[
+        TextFormat | None, in_words('{"type": "text"}: JSON modes and schemas are not supported')
+    ] = Field(default=None, description="Only text.")
+    modalities: list[Literal["text"]] | None = Field(default=None, max_length=1, description="Only text.")
+    tool_choice: Literal["none", "auto"] | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
+    parallel_tool_calls: bool | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
+    metadata: Metadata | None = Field(default=None, description=NO_EFFECT + "nothing is stored.")
+    store: Literal[False] | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
+    prompt_cache_key: ShortText | None = Field(
+        default=None, description=NO_EFFECT + "prompts of one API key are reused as far as they are the same."
+    )
+    prompt_cache_retention: Literal["in_memory"] | None = Field(
+        default=None, description=NO_EFFECT + "prompts are kept in memory only."
+    )
+    safety_identifier: ShortText | None = Field(default=None, description=NO_EFFECT + "nothing is counted by user.")
+    service_tier: Literal["auto", "default"] | None = Field(default=None, description=NO_EFFECT + "there is one tier.")
+    tools: None = unsupported(NO_TOOLS)
+    functions: None = unsupported(NO_TOOLS)
+    function_call: None = unsupported(NO_TOOLS)
+    web_search_options: None = unsupported(NO_TOOLS)
+    audio: None = unsupported(TEXT_ONLY)
+    prediction: None = unsupported("no text is predicted")
+    reasoning_effort: None = unsupported(NO_EFFORT)
+    verbosity: None = unsupported(NO_EFFORT)
+    moderation: None = unsupported(NO_MODERATION)
+    prompt_cache_options: None = unsupported("every prompt is reused as far as it is the same")
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens, in nats."""
+
+    content: list[TokenWithTop]
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: OpenAiReason
+    edgelm_finish_reason: FinishReason
+    """The reason in edgelm's own words."""
+
+
+class ChatAnswer(BaseModel):
+    """The answers."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What is new in an answer; the first one has the role, the last one nothing."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without nulls: clients put the deltas together."""
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class ChatPiece(BaseModel):
+    """A piece of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: OpenAiReason | None = None
+    edgelm_finish_reason: FinishReason | None = None
+
+
+class ChatEvent(BaseModel):
+    """One event of a stream of answers."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatPiece]
+    usage: Usage | None = None
+
+
+async def chat(call: Call, body: ChatRequest) -> Response:
+    """Answer a request for chat completions."""
+    work = _Chat(call, body)
+    generation = await work.submit()
+    if body.stream:
+        return EventStream(work.events(generation))
+    return json_answer(await work.whole(generation))
+
+
+@dataclass
+class _Chat:
+    """One request, carried out."""
+
+    call: Call
+    body: ChatRequest
+    _id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+
+    def __post_init__(self) -> None:
+        call, body = self.call, self.body
+        if body.max_tokens is not None and body.max_completion_tokens is not None:
+            raise ApiError(
+                400, "max_tokens is the older name of max_completion_tokens: give one of them", param="max_tokens"
+            )
+        limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        most = body.max_completion_tokens or body.max_tokens
+        if most is not None:
+            call.check_max_tokens(most, limit)
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        self._options = body.generation_options(most)
+        if body.logprobs:
+            self._options["logprobs"] = body.top_logprobs or 0
+        count = body.n or 1
+        # Greedy answers would all be the same: one is computed, and copied.
+        self._rows = count if call.draws(self._options) else 1
+        if self._rows > 1:
+            self._options["num_return_sequences"] = self._rows
+        self._copies = count // self._rows
+
+    async def submit(self) -> Generation:
+        """Render the messages and queue the answer. Raises what the status shall tell."""
+        said = []
+        for message in self.body.messages:
+            content = message.content
+            texts = [content] if isinstance(content, str) else [part.text for part in content]
+            said.append(message_of(message.role, texts, message.name))
+        ids = await prompt_of(self.call, said, "messages")
+        return await self.call.submit(ids, self._options, max_time=self.body.max_time)
+
+    async def whole(self, generation: Generation) -> ChatAnswer:
+        """The answer in one piece."""
+        call, completion = self.call, await generation.completion()
+        choices = [self._choice(choice) for choice in completion.choices for _ in range(self._copies)]
+        return ChatAnswer(
+            id=self._id,
+            created=call.created,
+            model=call.name,
+            system_fingerprint=call.fingerprint,
+            choices=[choice.model_copy(update={"index": index}) for index, choice in enumerate(choices)],
+            usage=Usage.of([completion.stats], self._copies),
+        )
+
+    async def events(self, generation: Generation) -> AsyncGenerator[Event, None]:
+        """The answer as a stream."""
+        options, usage = self.body.stream_options, None
+        counts = options is not None and bool(options.include_usage)
+        without = set() if counts else {"usage"}
+        async with aclosing(generation.chunks()) as chunks:
+            for index in range(self._rows * self._copies):
+                first = ChatPiece(index=index, delta=Delta(role="assistant", content=""))
+                yield self._event([first]).model_dump(exclude=without)
+            async for chunk in chunks:
+                for piece in self._pieces(chunk):
+                    for copy in range(self._copies):
+                        event = self._event([piece.model_copy(update={"index": chunk.index + copy})])
+                        yield event.model_dump(exclude=without)
+                if chunk.stats is not None:
+                    usage = Usage.of([chunk.stats], self._copies)
+        if counts:
+            yield self._event([], usage)
+
+    def _event(self, choices: list[ChatPiece], usage: Usage | None = None) -> ChatEvent:
+        call = self.call
+        return ChatEvent(
+            id=self._id,
+            created=call.created,
+            model=call.name,
+            system_fingerprint=call.fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+    def _choice(self, choice: Choice) -> ChatChoice:
+        reason = openai_reason(choice.finish_reason)
+        assert reason is not None
+        return ChatChoice(
+            index=0,
+            message=AnswerMessage(content=choice.text),
+            logprobs=self._logprobs(choice.logprobs),
+            finish_reason=reason,
+            edgelm_finish_reason=choice.finish_reason,
+        )
+
+    def _pieces(self, chunk: Chunk) -> list[ChatPiece]:
+        """The text of a chunk, and the end of its answer, which is a piece of its own."""
+        pieces = []
+        if chunk.text or chunk.token_ids:
+            logprobs = self._logprobs(chunk.logprobs)
+            pieces.append(ChatPiece(index=0, delta=Delta(content=chunk.text), logprobs=logprobs))
+        if chunk.finish_reason is not None:
+            pieces.append(
+                ChatPiece(
+                    index=0,
+                    delta=Delta(),
+                    finish_reason=openai_reason(chunk.finish_reason),
+                    edgelm_finish_reason=chunk.finish_reason,
+                )
+            )
+        return pieces
+
+    def _logprobs(self, tokens: tuple[TokenLogprobs, ...] | None) -> ChatLogprobs | None:
+        return None if tokens is None else ChatLogprobs(content=token_logprobs(tokens))
+
+
+CHAT = Operation(
+    "/v1/chat/completions",
+    ChatRequest,
+    ChatAnswer,
+    chat,
+    "Answer conversations.",
+    event=ChatEvent,
+    prompt_field="messages",
+)
