@@ -123,14 +123,7 @@ class Guard:
                     held.size_bytes += len(piece)
                     self._bodies_bytes += len(piece)
                     if self._bodies_bytes > self._settings.max_bodies_bytes:
-                        raise ApiError(
-                            503,
-                            "too many large requests at once",
-                            "server_error",
-                            code="busy",
-                            retry_seconds=1.0,
-                            close=True,
-                        )
+                        raise busy
                     if len(body) > limit:
                         await _drain(receive)
                         raise too_large
