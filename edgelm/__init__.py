@@ -46,10 +46,11 @@ if TYPE_CHECKING:
     from edgelm.generation.text_scheduler import SchedulerLoad, TextScheduler
     from edgelm.model import Model, load
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
+    from edgelm.text.chat import ChatMessage
     from edgelm.text.stream_decoder import StreamDecoder
     from edgelm.text.tokenizer import Tokenizer
 
-__all__ = ["Bundle", "GenerationConfig", "Model", "Session", "StreamDecoder", "Tokenizer", "load"]
+__all__ = ["Bundle", "ChatMessage", "GenerationConfig", "Model", "Session", "StreamDecoder", "Tokenizer", "load"]
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
 __all__ += ["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"]
@@ -63,6 +64,7 @@ _MODULE_OF = {
     "Session": "engine.session",
     "Submission": "generation.submission",
     **dict.fromkeys(["SchedulerLoad", "TextScheduler"], "generation.text_scheduler"),
+    "ChatMessage": "text.chat",
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(["Model", "load"], "model"),

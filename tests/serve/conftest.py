@@ -37,15 +37,15 @@ WAIT_SECONDS = 60.0
 """Long enough for a busy machine."""
 
 
-def loaded(place: Place, settings: ServeSettings) -> ServedModel:
+def loaded(place: Place, base: ServedModel | None, settings: ServeSettings) -> ServedModel:
     """A place's model on one CPU thread."""
-    return load_place(place, settings, device="cpu", threads=1)
+    return load_place(place, base, settings, device="cpu", threads=1)
 
 
 def tiny_shelf(settings: ServeSettings, names: Sequence[str] = (NAME,), bundle: Path = TINY_BUNDLE) -> Shelf:
     """A shelf with `bundle` under each name."""
     places = [place_of(Bundle.read(bundle), name) for name in names]
-    return Shelf(places, settings, lambda place: loaded(place, settings))
+    return Shelf(places, settings, lambda place, base: loaded(place, base, settings))
 
 
 @contextmanager
