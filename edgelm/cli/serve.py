@@ -160,7 +160,7 @@ def command(
             return
         for line in _start_screen(settings, places, _url(host, port)):
             note(line)
-        server = Server(create_app(settings, shelf), settings, lambda: note(_stopping(settings)))
+        server = Server(create_app(settings, shelf), settings, lambda words: note(f"edgelm: {words}"))
         server.run([listener])
     if server.failure:
         raise DeviceError(server.failure)
@@ -215,10 +215,6 @@ def _start_screen(settings: ServeSettings, places: "list[Place]", url: str) -> l
         ("stop", "Ctrl-C; twice to stop at once"),
     ]  # fmt: skip
     return [f"edgelm {__version__} serves on {url}", *(f"  {name:<8}{words}" for name, words in rows)]
-
-
-def _stopping(settings: ServeSettings) -> str:
-    return f"edgelm: stopping; running texts may go on for {settings.drain_seconds:g} s (again: stop at once)"
 
 
 def _log_to_stderr(verbose: bool) -> None:

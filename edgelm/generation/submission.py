@@ -51,7 +51,8 @@ class ScheduledRun:
         self.done = False
         self._mailbox = mailbox
         self._results: SimpleQueue[Chunk | Exception] = SimpleQueue()
-        self._waiter: Waiter | None = None  # a task that found no result
+        # Of a task that found no result. A deque, because taking what is there and removing it must be one step.
+        self._waiters: deque[Waiter] = deque()
         watch_forks(self)
 
     def cancel(self) -> None:
@@ -63,9 +64,8 @@ class ScheduledRun:
         """Hand a result to the reader; if a task waits for it, `waker` is to wake it."""
         self.done = isinstance(result, Exception) or result.stats is not None
         self._results.put(result)
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waker.add(self, *waiter)
+        while self._waiters:
+            waker.add(self, *self._waiters.popleft())
 
     def next_result(self) -> Chunk | Exception:
         """Wait for the next result."""
@@ -76,7 +76,7 @@ class ScheduledRun:
         """Wait for the next result without holding up the event loop, which is this task's."""
         while (result := self._present_result()) is None:
             future = loop.create_future()
-            self._waiter = loop, future
+            self._waiters.append((loop, future))
             if self._results.empty():  # otherwise one came before the thread could see who waits
                 await future
         return result
@@ -94,7 +94,7 @@ class ScheduledRun:
     def after_fork(self) -> None:
         """In a forked child: the thread that computes stayed behind."""
         if not self.done:
-            self._results, self._waiter, self.done = SimpleQueue(), None, True
+            self._results, self.done = SimpleQueue(), True
             self._results.put(ForkError("this text is computed in the parent process: submit it again in the child"))
 
 

@@ -72,7 +72,7 @@ async def model(request: Request) -> Response:
     for place in site.shelf.places:
         if place.name == name:
             return json_answer(_card(site, place))
-    return ApiError(404, "there is no such model here: /v1/models lists them", code="model_not_found").response()
+    raise ApiError(404, "there is no such model here: /v1/models lists them", code="model_not_found")
 
 
 async def health(request: Request) -> Response:
@@ -95,5 +95,5 @@ def page() -> Response:
     """The static page at ``/``; 404 where this installation has none."""
     file = resources.files("edgelm.serve") / "playground" / "index.html"
     if not file.is_file():
-        return ApiError(404, "this installation has no page here; /openapi.json describes the routes").response()
+        raise ApiError(404, "this installation has no page here: /openapi.json describes the routes")
     return Response(file.read_bytes(), media_type="text/html; charset=utf-8", headers=_NO_FRAMES)
