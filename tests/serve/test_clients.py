@@ -25,6 +25,8 @@ pytestmark = INSTALLS
 
 STORY = "Once upon a time"
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
+END = 0
+"""The end token of the embedded model."""
 ON_THE_PAGE = "http://127.0.0.1:8000"
 
 
@@ -243,7 +245,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, examples: list[tuple[str, li
         ("", 1),
         (",num_concurrent=3", 4),
         (",tokenized_requests=False", 1),
-        (f",tokenizer_backend=huggingface,tokenizer={default_bundle_path()}", 2),
+        (f",tokenizer_backend=huggingface,tokenizer={default_bundle_path()},custom_prefix_token_id={END}", 2),
     ],
     ids=["ids", "batches of ids", "texts", "a tokenizer of its own"],
 )
@@ -278,5 +280,5 @@ def test_local_completions(
     for (beginning, _), found in zip(examples, answers("own_texts"), strict=True):
         assert found == [[story.generate(beginning, stop_strings=["."], **GREEDY).text]]
     for (beginning, _), found in zip(examples, answers("own_rolling"), strict=True):
-        expected = story.score(list(story.generation_config.eos_token_id), encode(beginning)).logprob
-        assert float(found[0][0]) == pytest.approx(expected, abs=1e-4)
+        tokens = story.token_logprobs([END, *encode(beginning)])
+        assert float(found[0][0]) == pytest.approx(sum(token.logprob for token in tokens), abs=1e-4)
