@@ -133,6 +133,25 @@ def test_logprobs_stop_where_the_text_stops(story: Model) -> None:
         assert tuple(token.token_id for token in choice.logprobs) == choice.token_ids
 
 
+def test_the_end_token_has_its_logprobs_too(story: Model) -> None:
+    options: dict[str, Any] = {"do_sample": False, "logprobs": 2}
+    (choice,) = story.generate("Once upon a time", max_new_tokens=300, **options).choices
+    assert choice.finish_reason == "eos" and choice.end_logprobs is not None
+    ids = [*story.tokenizer.encode_prompt("Once upon a time"), *choice.token_ids, choice.end_logprobs.token_id]
+    expected = story.token_logprobs(ids, top=2)[-1]
+    assert choice.end_logprobs.token_id == 0 and choice.end_logprobs.text == expected.text
+    assert choice.end_logprobs.logprob == pytest.approx(expected.logprob, abs=1e-4)
+    assert [token.token_id for token in choice.end_logprobs.top] == [token.token_id for token in expected.top]
+    *chunks, last = story.stream("Once upon a time", max_new_tokens=300, **options)
+    assert last.end_logprobs == choice.end_logprobs and all(chunk.end_logprobs is None for chunk in chunks)
+    drafted = story.generate("Once upon a time", max_new_tokens=300, prompt_lookup_num_tokens=4, **options).choices[0]
+    assert drafted.end_logprobs is not None and drafted.end_logprobs.token_id == 0
+    assert story.generate("Once upon a time", max_new_tokens=9, **options).choices[0].end_logprobs is None
+    assert story.generate("Once upon a time", stop_strings=["."], **options).choices[0].end_logprobs is None
+    without = story.generate("Once upon a time", max_new_tokens=300, do_sample=False).choices[0]
+    assert without.finish_reason == "eos" and without.end_logprobs is None
+
+
 def test_a_stop_string_inside_tokens_cuts_the_text_exactly(story: Model) -> None:
     full = story.generate("Once upon a time", max_new_tokens=30, do_sample=False)
     stop = full.text[11:17]

@@ -22,7 +22,7 @@ from edgelm.serve.settings import ServeSettings, read_keys
 if TYPE_CHECKING:
     from edgelm.serve.shelf import Place, ServedModel
 
-_NEEDED = ("starlette", "uvicorn", "h11", "pydantic", "prometheus_client", "minijinja")
+_NEEDED = ("starlette", "uvicorn", "h11", "pydantic", "prometheus_client", "jinja2")
 _DEFAULTS = ServeSettings()
 _SECONDS = click.FloatRange(0, min_open=True)
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]

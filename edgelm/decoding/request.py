@@ -74,7 +74,10 @@ class Step:
     token_id: int | None
     finish_reason: FinishReason | None
     logprobs: tuple[IdLogprob, ...] | None = None
-    """Of the token and, after it, of the likeliest tokens, if `GenerationConfig.logprobs` asks for them."""
+    """Of the token and, after it, of the likeliest tokens, if `GenerationConfig.logprobs` asks for them.
+
+    The last step of a row that ends with "eos" has those of the end token.
+    """
     drafted: int = 0
     """Number of drafted tokens that were computed together with the logits of this step."""
     was_drafted: bool = False
@@ -217,15 +220,16 @@ class DecodingRow:
         """Choose the next token, given the logits (V,) after `ids`. Raises as `Request.processed`."""
         request = self._request
         token = self._choose(request.processed(self.ids, logits), self.new_tokens)
+        count = request.config.logprobs
+        logprobs = None if count is None else with_alternatives(logits, token, count)
         if token in request.config.eos_token_id:
-            return Step(None, "eos")
+            return Step(None, "eos", logprobs)
         if self._end == len(self._buffer):
             self._buffer = np.concatenate([self._buffer, np.empty_like(self._buffer)])
         self._buffer[self._end] = token
         self._end += 1
         self.new_tokens += 1
-        count = request.config.logprobs
-        return Step(token, None, None if count is None else with_alternatives(logits, token, count))
+        return Step(token, None, logprobs)
 
 
 def fitted(prompt: list[int], config: GenerationConfig, context_length: int) -> tuple[list[int], GenerationConfig]:

@@ -54,6 +54,8 @@ class Chunk:
     """Only the very last chunk has stats."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Log-probabilities of `token_ids`, where the option `logprobs` is given."""
+    end_logprobs: TokenLogprobs | None = None
+    """Those of the end token, which `token_ids` leaves out, where the finish reason is "eos"."""
 
     def __str__(self) -> str:
         return self.text
@@ -68,6 +70,8 @@ class Choice:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Log-probabilities of `token_ids`, where the option `logprobs` is given."""
+    end_logprobs: TokenLogprobs | None = None
+    """Those of the end token, which `token_ids` leaves out, where the finish reason is "eos"."""
 
     @classmethod
     def of_chunks(cls, chunks: Sequence[Chunk]) -> "Choice":
@@ -77,7 +81,7 @@ class Choice:
         text = "".join(chunk.text for chunk in chunks)
         ids = tuple(token for chunk in chunks for token in chunk.token_ids)
         logprobs = tuple(entry for chunk in chunks for entry in chunk.logprobs or ())
-        return cls(text, ids, reason, None if chunks[-1].logprobs is None else logprobs)
+        return cls(text, ids, reason, None if chunks[-1].logprobs is None else logprobs, chunks[-1].end_logprobs)
 
 
 @dataclass(frozen=True, slots=True)

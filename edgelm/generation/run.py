@@ -148,8 +148,9 @@ class TextRun:
         """
         self.meter.count(row, step)
         text, logprobs = self._texts[row], self._logprobs[row]
-        if step.logprobs is not None:
-            logprobs.append(text_scores.named_with_alternatives(self._tokenizer, step.logprobs))
+        named = None if step.logprobs is None else text_scores.named_with_alternatives(self._tokenizer, step.logprobs)
+        if named is not None and step.token_id is not None:
+            logprobs.append(named)
         piece = text.finish() if step.token_id is None else text.push(step.token_id)
         ready = None if self.config.logprobs is None else tuple(logprobs.popleft() for _ in piece.token_ids)
         reason = "stop" if text.stopped else step.finish_reason
@@ -158,7 +159,7 @@ class TextRun:
         elif not piece.text:
             return None
         stats = None if self._open_rows else self._stats()
-        return Chunk(piece.text, piece.token_ids, row, reason, stats, ready)
+        return Chunk(piece.text, piece.token_ids, row, reason, stats, ready, named if reason == "eos" else None)
 
     def completion(self, chunks: Iterable[Chunk]) -> Completion:
         """Join all chunks of this run."""

@@ -28,7 +28,7 @@ from edgelm.serve.conversation import (
     token_logprobs,
 )
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import NO_EFFECT, GenerationFields, StrictBody, Text, in_words, unsupported
+from edgelm.serve.fields import NO_EFFECT, GenerationFields, OnlyFalse, StrictBody, Text, in_words, unsupported
 from edgelm.serve.generating import Generation, Usage
 from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
 from edgelm.serve.operation import Operation, json_answer
@@ -89,7 +89,7 @@ class ChatRequest(GenerationFields):
     tool_choice: Literal["none", "auto"] | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
     parallel_tool_calls: bool | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
     metadata: Metadata | None = Field(default=None, description=NO_EFFECT + "nothing is stored.")
-    store: Literal[False] | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
+    store: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
     prompt_cache_key: ShortText | None = Field(
         default=None, description=NO_EFFECT + "prompts of one API key are reused as far as they are the same."
     )

@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from edgelm.decoding.request import FinishReason
 from edgelm.generation.results import Choice, Chunk, Completion, Stats
-from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.echo import NO_ECHO, CompletionLogprobs, offsets_of, read_echo
 from edgelm.serve.errors import ApiError
@@ -99,13 +98,20 @@ class _Row:
     decoder: StreamDecoder
     offset: int
 
-    def logprobs(self, tokens: tuple[TokenLogprobs, ...] | None, text: str) -> CompletionLogprobs | None:
-        """Those of `tokens`, which become `text`, the row's next piece."""
-        start, self.offset = self.offset, self.offset + len(text)
-        if tokens is None:
+    def logprobs(self, piece: Choice | Chunk) -> CompletionLogprobs | None:
+        """Those of the tokens of `piece`, the row's next one, if it has any.
+
+        The end token is among them, as OpenAI's is: lm-eval takes the last token for the generated one, and would
+        leave out the prompt's last token where the model has nothing to add.
+        """
+        start, self.offset = self.offset, self.offset + len(piece.text)
+        if piece.logprobs is None:
             return None
-        offsets = offsets_of(self.decoder, [token.token_id for token in tokens], start=start)
-        return CompletionLogprobs.of(tokens, [min(offset, self.offset) for offset in offsets])
+        offsets = offsets_of(self.decoder, piece.token_ids, start=start)
+        tokens = CompletionLogprobs.of(piece.logprobs, [min(offset, self.offset) for offset in offsets])
+        if piece.end_logprobs is None:
+            return tokens
+        return tokens.followed_by(CompletionLogprobs.of([piece.end_logprobs], [self.offset]))
 
 
 @dataclass
@@ -211,11 +217,10 @@ class _Completions:
         return _Row(self.call.model.tokenizer.stream(skip_special_tokens=True), len(self._echoes[number].text))
 
     def _piece(self, chunk: Chunk, row: _Row) -> CompletionChoice:
-        asked = self.body.logprobs is not None
         return CompletionChoice(
             text=chunk.text,
             index=0,
-            logprobs=row.logprobs(chunk.logprobs if asked else None, chunk.text),
+            logprobs=row.logprobs(chunk),
             finish_reason=openai_reason(chunk.finish_reason),
             edgelm_finish_reason=chunk.finish_reason,
         )
@@ -234,7 +239,7 @@ class _Completions:
 
     def _choice(self, number: int, place: int, choice: Choice) -> CompletionChoice:
         echo, row = self._echoes[number], self._row(number)
-        logprobs = row.logprobs(choice.logprobs if self.body.logprobs is not None else None, choice.text)
+        logprobs = row.logprobs(choice) if self.body.logprobs is not None else None  # best_of has them for itself
         if logprobs is not None and echo.logprobs is not None:
             logprobs = echo.logprobs.followed_by(logprobs)
         return CompletionChoice(

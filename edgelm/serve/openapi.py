@@ -49,7 +49,7 @@ def openapi(operations: Sequence[Operation[Any]], *, needs_key: bool) -> dict[st
     for operation in operations:
         done = _answer("The answer.", reply(operation.answer))
         if operation.event is not None:
-            done["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            done["content"]["text/event-stream"] = {"schema": _event([reply(operation.event), reply(ErrorBody)])}
         paths[operation.path] = {
             "post": {
                 "summary": operation.summary,
@@ -98,6 +98,17 @@ def openapi(operations: Sequence[Operation[Any]], *, needs_key: bool) -> dict[st
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     return document
+
+
+def _event(contents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The schema of one server-sent event, whose data is JSON of one of `contents`."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": contents},
+        "description": "JSON, or [DONE] at the end of a stream whose events have no names.",
+    }
+    return {"type": "object", "properties": {"data": data, "event": {"type": "string"}}, "required": ["data"]}
 
 
 def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:

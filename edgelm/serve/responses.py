@@ -35,6 +35,7 @@ from edgelm.serve.conversation import (
 from edgelm.serve.errors import ApiError, api_error
 from edgelm.serve.fields import (
     NO_EFFECT,
+    OnlyFalse,
     SamplingFields,
     StrictBody,
     Text,
@@ -131,8 +132,8 @@ class ResponseRequest(SamplingFields):
     )
     text: TextOptions | None = Field(default=None, description="Only plain text.")
     metadata: Metadata | None = Field(default=None, description="Repeated in the answer.")
-    store: Literal[False] | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
-    background: Literal[False] | None = Field(default=None, description=NO_EFFECT + "the answer is waited for.")
+    store: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
+    background: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "the answer is waited for.")
     truncation: Literal["disabled"] | None = Field(
         default=None, description=NO_EFFECT + "a conversation that does not fit is an error."
     )

@@ -40,7 +40,8 @@ class ChooseRequest(ModelField):
 
     prompt: OnePrompt = Field(description="A text or token ids.")
     options: Annotated[list[OnePrompt], Field(min_length=2, max_length=MAX_OPTIONS)] = Field(
-        description="The texts, or the token ids, to compare; no two of them equal."
+        description="The texts, or the token ids, to compare; no two of them equal.",
+        json_schema_extra={"uniqueItems": True},
     )
     length_normalization: LengthNormalization | None = Field(
         default=None, description="What log-probabilities are divided by; nothing by default."

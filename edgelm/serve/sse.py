@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 Event = BaseModel | Mapping[str, Any]
 DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Characters that end no line of an event, but that some clients take for line ends, such as httpx's iter_lines."""
 
 
 class EventStream(Response):
@@ -57,6 +59,6 @@ class EventStream(Response):
 
     def _line(self, event: Event) -> bytes:
         content = event.model_dump(mode="json") if isinstance(event, BaseModel) else event
-        line = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        line = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_LINE_ENDS)
         name = f"event: {content['type']}\n" if self._named else ""
         return f"{name}data: {line}\n\n".encode()

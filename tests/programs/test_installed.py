@@ -17,31 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY_BUNDLE
+from tests.environments import INSTALLS, Environment
 
-pytestmark = [
-    pytest.mark.network,
-    pytest.mark.skipif(not os.environ.get("EDGELM_TEST_NETWORK"), reason="installs packages: EDGELM_TEST_NETWORK=1"),
-]
+pytestmark = INSTALLS
 
 GENERATE = 'model.generate("Once upon a time", max_new_tokens=8, seed=1, do_sample=True).text'
-
-
-class Environment:
-    """A virtual environment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.bin = folder / ("Scripts" if os.name == "nt" else "bin")
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
-
-    def install(self, *packages: str) -> None:
-        command = [str(self.bin / "python"), "-m", "pip", "install", "-q", *packages]
-        subprocess.run(command, check=True, capture_output=True, timeout=600)
-
-    def run(self, code: str) -> str:
-        """What a program prints."""
-        done = subprocess.run([str(self.bin / "python"), "-c", code], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -178,6 +178,7 @@ def test_a_message_cannot_write_a_control_token(chat_client: TestClient, chat_mo
         ({"prediction": {}}, "prediction", "not supported"),
         ({"web_search_options": {}}, "web_search_options", "not supported"),
         ({"store": True}, "store", "False"),
+        ({"store": 0}, "store", "boolean"),
         ({"service_tier": "priority"}, "service_tier", "'auto' or 'default'"),
         ({"n": 9}, "n", "less than or equal to 8"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -179,6 +180,25 @@ def test_an_echo_is_scored_like_score(client: TestClient, model: Model) -> None:
             assert max(top.values()) >= logprob
         assert choice["text"].startswith("Hello there my friend")
         assert choice["finish_reason"] == "length"
+
+
+def test_an_echo_has_one_more_token_where_the_text_ends_too(client: TestClient, model: Model) -> None:
+    """lm-eval takes the last token for the generated one: without it, it would leave out the last one of the prompt."""
+    random = np.random.default_rng(0)
+    for _ in range(30):  # tokens that are parts of characters, and special ones, are among them
+        ids = random.integers(0, 300, int(random.integers(2, 20))).tolist()
+        likeliest = model.generate(ids, max_new_tokens=1, do_sample=False, eos_token_id=()).choices[0].token_ids[0]
+        body = {"prompt": ids, "echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 1}
+        for ends in ([], [likeliest]):
+            choice = complete(client, **body, eos_token_id=ends)["choices"][0]
+            assert choice["edgelm_finish_reason"] == ("eos" if ends else "length")
+            logprobs = choice["logprobs"]
+            assert {len(values) for values in logprobs.values()} == {len(ids) + 1}
+            expected = model.token_logprobs([*ids, likeliest])[-1].logprob
+            assert logprobs["token_logprobs"][-1] == pytest.approx(expected, abs=1e-4)
+            assert list(logprobs["top_logprobs"][-1].values()) == [logprobs["token_logprobs"][-1]]
+    (part,) = events(client, **body, eos_token_id=[likeliest])[1:]
+    assert part["choices"][0]["logprobs"]["tokens"] == logprobs["tokens"][-1:]
 
 
 def test_an_echo_keeps_the_text_of_its_prompt(client: TestClient) -> None:

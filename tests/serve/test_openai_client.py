@@ -1,5 +1,7 @@
 """The official client of OpenAI's API, against a server on loopback."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +11,9 @@ pytest.importorskip("openai")
 import openai
 
 from edgelm import Model
+from edgelm.bundle.folder import default_bundle_path
 from edgelm.serve.settings import ServeSettings
+from tests.documents.pages import page
 from tests.serve.conftest import running_server
 
 KEY = "a-key-for-these-tests"
@@ -66,3 +70,12 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     assert refused.value.param == "suffix"
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong-key-0123456789").models.list()
+
+
+def test_the_program_of_the_page() -> None:
+    (program,) = (block.body for block in page("docs/serve.md").blocks if "from openai import" in block.body)
+    with running_server(ServeSettings(port=0), default_bundle_path(), "stories-6m-int8") as server:
+        code = program.replace("http://127.0.0.1:8000", server.url)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()

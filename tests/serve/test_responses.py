@@ -158,6 +158,8 @@ def test_a_failure_in_the_middle_ends_the_stream(chat_client: TestClient, monkey
         ({"conversation": "conv_1"}, "conversation", "stores nothing"),
         ({"prompt": {"id": "p"}}, "prompt", "stores nothing"),
         ({"store": True}, "store", "False"),
+        ({"store": 0}, "store", "boolean"),
+        ({"background": 0.0}, "background", "boolean"),
         ({"background": True}, "background", "False"),
         ({"reasoning": {"effort": "low"}}, "reasoning", "not supported"),
         ({"text": {"format": {"type": "json_object"}}}, "text.format", "JSON modes and schemas are not supported"),
