@@ -38,13 +38,12 @@ class FairQueue(Generic[Item]):
         self._size -= 1
         return item
 
-    def remove(self, key: str, item: Item) -> bool:
-        """Remove an item; returns whether it was there."""
+    def discard(self, key: str, item: Item) -> None:
+        """Remove an item, if it is there."""
         items = self._items.get(key)
         if items is None or item not in items:
-            return False
+            return
         items.remove(item)
         if not items:
             del self._items[key]
         self._size -= 1
-        return True

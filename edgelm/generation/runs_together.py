@@ -1,5 +1,7 @@
 """Runs whose rows decode side by side: the turns of a scheduler become chunks of text."""
 
+from collections.abc import Iterable
+
 from edgelm.decoding.request import FinishReason, Request, Step
 from edgelm.decoding.scheduler import Handle, Scheduler, Turn
 from edgelm.errors import pass_interrupts_on
@@ -55,19 +57,24 @@ class RunsTogether:
         handle = self.scheduler.first_waiting
         return None if handle is None else self._rows[handle][0]
 
+    def end(self, run: TextRun, further_rows: Iterable[int], reason: FinishReason) -> list[Chunk | Exception]:
+        """End the rows of `run` that are not finished, and `further_rows`, which were not added; returns what is left.
+
+        This is a last chunk for each row, or an exception.
+        """
+        try:
+            rows = [*self.remove(run), *further_rows]
+            return [chunk for row in rows if (chunk := run.push(row, Step(None, reason))) is not None]
+        except Exception as error:
+            pass_interrupts_on(error)
+            return [error]
+
     def remove(self, run: TextRun) -> list[int]:
         """Free the rows of `run`; returns those that were not finished."""
         handles = [handle for handle, (other, _) in self._rows.items() if other is run]
         for handle in handles:
             self.scheduler.cancel(handle)
         return [self._rows.pop(handle)[1] for handle in handles]
-
-
-def last_chunk(run: TextRun, row: int, reason: FinishReason) -> Chunk:
-    """End a row of `run` that the scheduler does not decode, or no longer."""
-    chunk = run.push(row, Step(None, reason))
-    assert chunk is not None  # a step with a reason always gives a chunk
-    return chunk
 
 
 def _pushed(run: TextRun, row: int, turn: Turn) -> Chunk | None:

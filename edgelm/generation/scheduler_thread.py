@@ -1,14 +1,13 @@
 """The thread that computes for a `TextScheduler`: it takes submissions in turn, decodes them, and delivers chunks."""
 
 import atexit
-import heapq
-import itertools
 import logging
+import math
 import threading
 import time
 import weakref
 from collections import deque
-from queue import Empty, SimpleQueue
+from queue import Empty
 
 from edgelm.decoding.request import FinishReason, Request
 from edgelm.engine.fork import notice_fork, watch_forks
@@ -16,8 +15,8 @@ from edgelm.errors import ClosedError, EdgelmError, ForkError, pass_interrupts_o
 from edgelm.generation.fair_queue import FairQueue
 from edgelm.generation.results import Chunk
 from edgelm.generation.run import TextRun
-from edgelm.generation.runs_together import RunsTogether, last_chunk
-from edgelm.generation.submission import LoopWaker, ScheduledRun
+from edgelm.generation.runs_together import RunsTogether
+from edgelm.generation.submission import LoopWaker, Mailbox, ScheduledRun
 from edgelm.ids import PREFILL_CHUNK_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -41,19 +40,14 @@ class SchedulerThread:
     """
 
     def __init__(self, together: RunsTogether) -> None:
-        """Start the thread. Raises EdgelmError if the system refuses one, and ClosedError when the program ends."""
-        if _program_ends:
-            raise ClosedError("the program ends, so no scheduler can be started")
+        """Start the thread. Raises EdgelmError if the system refuses one."""
         self.ended = False
         """Whether the thread takes no more submissions."""
-        self.cancelled: deque[ScheduledRun] = deque()
-        """Submissions to end, for the thread to find before its next step."""
-        self._together = together
-        self._inbox: SimpleQueue[ScheduledRun | None] = SimpleQueue()  # None only wakes the thread
+        self.mailbox = Mailbox()
+        self._together: RunsTogether | None = together  # None once the thread has ended, which frees the batch
         self._waiting: FairQueue[ScheduledRun] = FairQueue()  # runs with rows that the id-level scheduler has not
         self._open: dict[TextRun, ScheduledRun] = {}  # all that came and are not done
-        self._deadlines: list[tuple[float, int, weakref.ref[ScheduledRun]]] = []  # a heap
-        self._numbers = itertools.count()
+        self._next_deadline = math.inf  # of those that are open
         # When the latest generations ended, after the time at which there was something to do again.
         self._times: deque[float] = deque(maxlen=RECENT_ENDS + 1)
         self._waker = LoopWaker()
@@ -74,16 +68,21 @@ class SchedulerThread:
     @property
     def waiting(self) -> int:
         """Number of submissions that have not begun, or not with all their rows."""
-        return self._inbox.qsize() + len(self._waiting)
+        return self.mailbox.arrived.qsize() + len(self._waiting)
 
     @property
     def free_rows(self) -> int:
         """Rows for further texts."""
-        return self._together.scheduler.free_rows
+        together = self._together
+        return 0 if together is None else together.scheduler.free_rows
 
     def requests(self, run: TextRun) -> list[Request]:
-        """A request for each row of `run`; raises as `Scheduler.request`."""
-        return self._together.requests(run)
+        """A request for each row of `run`; raises as `Scheduler.request`, and ClosedError if the thread has ended."""
+        together = self._together
+        if together is None:
+            check_program_goes_on()
+            raise _closed()
+        return together.requests(run)
 
     def seconds_until(self, ends: int) -> float:
         """How long `ends` generations take to end, at the speed of the latest ones."""
@@ -95,14 +94,14 @@ class SchedulerThread:
 
     def submit(self, scheduled: ScheduledRun) -> None:
         """Queue a run. If the thread has ended meanwhile, the run gets a ClosedError."""
-        self._inbox.put(scheduled)
-        if self.ended:
-            self._refuse(_closed())
+        self.mailbox.arrived.put(scheduled)
+        if self.ended and not _program_ends:
+            self._refuse_arrived(_closed())
 
     def retire(self) -> None:
         """End once nothing is left to do, without waiting here."""
         self._is_retired = True
-        self._inbox.put(None)
+        self.mailbox.arrived.put(None)
 
     def close(self, drain_seconds: float) -> None:
         """Cancel everything after `drain_seconds`, end, and wait for that, unless this thread itself calls."""
@@ -115,9 +114,8 @@ class SchedulerThread:
 
     def stop_for_the_end(self) -> None:
         """When the program ends: end after this step, and deliver nothing more."""
-        for scheduled in [*self._open.values()]:
-            scheduled.abandoned = True
-        self._inbox.put(None)
+        self.mailbox.is_abandoned = True
+        self.mailbox.arrived.put(None)
 
     def wait_for_the_end(self, seconds: float) -> None:
         """Wait until the thread has ended, but only so long."""
@@ -129,36 +127,42 @@ class SchedulerThread:
         _threads.discard(self)
 
     def _run(self) -> None:
-        failure: BaseException = _closed()
+        together, failure = self._together, _closed()
+        assert together is not None
         try:
-            self._serve()
+            self._serve(together)
         except EdgelmError as error:
             failure = error
         except BaseException as error:
             pass_interrupts_on(error)
-            logger.error("the scheduler's thread ended by an error", exc_info=error)
-            failure = error
+            logger.error("a step of the scheduler failed, and all its texts with it", exc_info=error)
+            failure = EdgelmError(f"a step of the scheduler failed, and all its texts with it: {shown(error)}")
         finally:
             self.ended = True
+            self._together = None
             if not _program_ends:
-                self._refuse(failure)
+                for scheduled in self._open.values():
+                    scheduled.deliver(_for_one_reader(failure), self._waker)
+                self._open.clear()
+                self._waker.wake()
+                self._refuse_arrived(failure)
 
-    def _serve(self) -> None:
+    def _serve(self, together: RunsTogether) -> None:
         while not _program_ends:
             self._receive()
-            if self._is_retired and not self._open and self._inbox.empty():
+            if self._is_retired and not self._open and self.mailbox.arrived.empty():
                 return
-            self._end_what_is_due()
-            self._start_waiting()
-            self._step()
+            self._end_what_is_due(together)
+            self._start_waiting(together)
+            self._step(together)
             self._waker.wake()
 
     def _receive(self) -> None:
         """Take what was submitted; wait for it if there is nothing else to do."""
-        idle = not self._open
+        idle = not self._open and not self._is_retired
         while True:
             try:
-                scheduled = self._inbox.get(block=idle)
+                scheduled = self.mailbox.arrived.get(block=idle)
             except Empty:
                 return
             if idle:
@@ -169,106 +173,91 @@ class SchedulerThread:
                 continue
             self._open[scheduled.run] = scheduled
             self._waiting.put(scheduled.key, scheduled)
-            if scheduled.deadline is not None:
-                entry = scheduled.deadline, next(self._numbers), weakref.ref(scheduled)
-                heapq.heappush(self._deadlines, entry)
+            self._next_deadline = min(self._next_deadline, scheduled.deadline)
 
-    def _end_what_is_due(self) -> None:
-        while self.cancelled:
-            self._end(self.cancelled.popleft(), "cancelled")
+    def _end_what_is_due(self, together: RunsTogether) -> None:
+        while self.mailbox.cancelled:
+            self._end(together, self.mailbox.cancelled.popleft(), "cancelled")
         now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            late = heapq.heappop(self._deadlines)[2]()
-            if late is not None:
-                self._end(late, "time")
+        if now >= self._next_deadline:
+            for scheduled in [each for each in self._open.values() if now >= each.deadline]:
+                self._end(together, scheduled, "time")
+            self._next_deadline = min((each.deadline for each in self._open.values()), default=math.inf)
         if self._cancel_at is not None and now >= self._cancel_at:
             for scheduled in [*self._open.values()]:
-                self._end(scheduled, "cancelled")
+                self._end(together, scheduled, "cancelled")
 
-    def _end(self, scheduled: ScheduledRun, reason: FinishReason) -> None:
+    def _end(self, together: RunsTogether, scheduled: ScheduledRun, reason: FinishReason) -> None:
         """End all rows of a run that are not finished."""
         if scheduled.done:
             return
-        run = scheduled.run
-        rows = [*self._together.remove(run), *range(scheduled.rows_given, len(scheduled.requests))]
-        self._waiting.remove(scheduled.key, scheduled)
-        for row in rows:
-            self._deliver(scheduled, last_chunk(run, row, reason))
+        rows_left = range(scheduled.rows_given, len(scheduled.requests))
+        for result in together.end(scheduled.run, rows_left, reason):
+            self._deliver(scheduled, result)
 
-    def _start_waiting(self) -> None:
+    def _start_waiting(self, together: RunsTogether) -> None:
         """Give the id-level scheduler what it can use in the next step; it has no order of its own but this one."""
-        scheduler = self._together.scheduler
+        scheduler = together.scheduler
         while self._waiting and scheduler.free_rows and scheduler.waiting_tokens < PREFILL_CHUNK_TOKENS:
             scheduled = self._waiting.take()
             first = scheduled.rows_given
             scheduled.rows_given = min(len(scheduled.requests), first + scheduler.free_rows)
             for row in range(first, scheduled.rows_given):
-                self._together.add(scheduled.run, row, scheduled.requests[row], key=scheduled.key)
+                together.add(scheduled.run, row, scheduled.requests[row], key=scheduled.key)
             if scheduled.rows_given < len(scheduled.requests):
                 self._waiting.put_first(scheduled.key, scheduled)
 
-    def _step(self) -> None:
+    def _step(self, together: RunsTogether) -> None:
         try:
-            results = self._together.step()
+            results = together.step()
         except (ClosedError, ForkError):
             raise
         except EdgelmError as error:
             # The prompt that is being computed is the likeliest cause. Without one, no text can go on.
-            run = self._together.run_of_prompt()
+            run = together.run_of_prompt()
             for scheduled in [*self._open.values()] if run is None else [self._open[run]]:
                 if scheduled.rows_given:
-                    self._fail(scheduled, error)
+                    together.remove(scheduled.run)
+                    self._deliver(scheduled, _for_one_reader(error))
             return
         for run, result in results:
-            if isinstance(result, Exception):
-                self._waiting.remove(self._open[run].key, self._open[run])
             self._deliver(self._open[run], result)
 
-    def _fail(self, scheduled: ScheduledRun, failure: BaseException) -> None:
-        self._together.remove(scheduled.run)
-        self._waiting.remove(scheduled.key, scheduled)
-        self._deliver(scheduled, _for_one_reader(failure))
-
     def _deliver(self, scheduled: ScheduledRun, result: Chunk | Exception) -> None:
-        waiter = scheduled.deliver(result)
-        if waiter is not None:
-            self._waker.add(waiter)
+        scheduled.deliver(result, self._waker)
         if scheduled.done:
+            self._waiting.discard(scheduled.key, scheduled)  # other rows of a run that failed
             self._open.pop(scheduled.run, None)
             self._times.append(time.monotonic())
 
-    def _refuse(self, failure: BaseException) -> None:
-        """Give an error to everything that is open or was submitted and not seen."""
-        waker = LoopWaker()  # a submitting thread may be here at the same time as this one
+    def _refuse_arrived(self, failure: EdgelmError) -> None:
+        """Give an error to what arrived too late; the ended thread does this, and whoever submits after that."""
+        waker = LoopWaker()
         while True:
             try:
-                scheduled = self._inbox.get_nowait()
+                scheduled = self.mailbox.arrived.get_nowait()
             except Empty:
                 break
-            if scheduled is not None:
-                self._open[scheduled.run] = scheduled
-        while self._open:
-            try:
-                scheduled = self._open.popitem()[1]
-            except KeyError:
-                break
-            waiter = scheduled.deliver(_for_one_reader(failure))
-            if waiter is not None:
-                waker.add(waiter)
+            if scheduled is not None and not scheduled.done:
+                scheduled.deliver(_for_one_reader(failure), waker)
         waker.wake()
 
 
-def _closed() -> ClosedError:
+def check_program_goes_on() -> None:
+    """When the program ends, raise ClosedError in its main thread, and stop daemon threads in silence."""
+    if _program_ends:
+        if threading.current_thread() is threading.main_thread():
+            raise ClosedError("the program ends, so a scheduler takes nothing more")
+        threading.Event().wait()
+
+
+def _closed() -> EdgelmError:
     return ClosedError("the scheduler is closed: make a new one")
 
 
-def _for_one_reader(failure: BaseException) -> Exception:
-    """An exception that one reader may raise, while other readers raise others of the same failure."""
-    if isinstance(failure, EdgelmError):
-        return type(failure)(*failure.args)
-    error = EdgelmError(f"a step of the scheduler failed, and all its texts with it: {shown(failure)}")
-    error.__cause__ = failure
-    return error
+def _for_one_reader(failure: EdgelmError) -> EdgelmError:
+    """The same error for one of several readers, each of whom raises an object of its own."""
+    return type(failure)(*failure.args)
 
 
 def _stop_at_the_end() -> None:

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]
 
 
+class Mailbox:
+    """What submitters and readers leave for the thread that computes, without a lock that it would wait for."""
+
+    def __init__(self) -> None:
+        self.arrived: SimpleQueue[ScheduledRun | None] = SimpleQueue()
+        """New runs; None only wakes the thread."""
+        self.cancelled: deque[ScheduledRun] = deque()
+        """Runs to end, for the thread to find before its next step."""
+        self.is_abandoned = False
+        """Whether the program ends, so that nothing more is delivered."""
+
+
 class ScheduledRun:
     """A run between the thread that computes it and the one that reads it.
 
@@ -28,25 +40,16 @@ class ScheduledRun:
         run: the run, which only the computing thread touches until its last chunk.
         requests: a request for each of its rows.
         key: who asks.
-        deadline: when to end it, on the clock of `time.monotonic`; None for never.
+        deadline: when to end it, on the clock of `time.monotonic`; infinity for never.
         rows_given: how many rows the id-level scheduler was given.
         done: whether the last chunk, or an error, was delivered.
-        abandoned: whether the program ends, so that nothing more is delivered.
     """
 
-    def __init__(
-        self,
-        run: TextRun,
-        requests: list[Request],
-        key: str,
-        deadline: float | None,
-        cancelled: "deque[ScheduledRun]",
-    ) -> None:
-        """`cancelled` is where `cancel` leaves this run for the computing thread."""
+    def __init__(self, run: TextRun, requests: list[Request], key: str, deadline: float, mailbox: Mailbox) -> None:
         self.run, self.requests, self.key, self.deadline = run, requests, key, deadline
         self.rows_given = 0
-        self.done = self.abandoned = False
-        self._cancelled = cancelled
+        self.done = False
+        self._mailbox = mailbox
         self._results: SimpleQueue[Chunk | Exception] = SimpleQueue()
         self._waiter: Waiter | None = None  # a task that found no result
         watch_forks(self)
@@ -54,14 +57,15 @@ class ScheduledRun:
     def cancel(self) -> None:
         """Ask for the end; any thread may, also a signal handler or the garbage collector."""
         if not self.done:
-            self._cancelled.append(self)
+            self._mailbox.cancelled.append(self)
 
-    def deliver(self, result: Chunk | Exception) -> "Waiter | None":
-        """Hand a result to the reader; returns the task to wake, if one waits."""
+    def deliver(self, result: Chunk | Exception, waker: "LoopWaker") -> None:
+        """Hand a result to the reader; if a task waits for it, `waker` is to wake it."""
         self.done = isinstance(result, Exception) or result.stats is not None
         self._results.put(result)
         waiter, self._waiter = self._waiter, None
-        return waiter
+        if waiter is not None:
+            waker.add(self, *waiter)
 
     def next_result(self) -> Chunk | Exception:
         """Wait for the next result."""
@@ -89,15 +93,15 @@ class ScheduledRun:
             return self._results.get_nowait()
         except Empty:
             # When Python ends, daemon threads wait in silence; a handler of `atexit` must not wait with them.
-            if self.abandoned and threading.current_thread() is threading.main_thread():
+            if self._mailbox.is_abandoned and threading.current_thread() is threading.main_thread():
                 raise ClosedError("the program ends, so this text gets no more tokens") from None
             return None
 
     def after_fork(self) -> None:
         """In a forked child: the thread that computes stayed behind."""
         if not self.done:
-            self._results, self._waiter = SimpleQueue(), None
-            self.deliver(ForkError("this text is computed in the parent process: submit it again in the child"))
+            self._results, self._waiter, self.done = SimpleQueue(), None, True
+            self._results.put(ForkError("this text is computed in the parent process: submit it again in the child"))
 
 
 class Submission:
@@ -178,21 +182,22 @@ class LoopWaker:
     """Wakes tasks that wait for results: one call into each event loop, however many of its tasks wait."""
 
     def __init__(self) -> None:
-        self._futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[asyncio.AbstractEventLoop, dict[asyncio.Future[None], ScheduledRun]] = {}
 
-    def add(self, waiter: "Waiter") -> None:
-        """Have a task woken by the next `wake`."""
-        loop, future = waiter
-        self._futures.setdefault(loop, []).append(future)
+    def add(self, scheduled: ScheduledRun, loop: "asyncio.AbstractEventLoop", future: "asyncio.Future[None]") -> None:
+        """Have the task that waits for `scheduled` woken by the next `wake`."""
+        self._waiting.setdefault(loop, {})[future] = scheduled
 
     def wake(self) -> None:
-        """Wake all tasks that were added."""
-        for loop, futures in self._futures.items():
+        """Wake all tasks that were added. What is read in a closed event loop is cancelled."""
+        for loop, waiting in self._waiting.items():
             try:
-                loop.call_soon_threadsafe(_wake, futures)
-            except RuntimeError as error:  # the loop is closed, and its tasks with it
+                loop.call_soon_threadsafe(_wake, list(waiting))
+            except RuntimeError as error:
                 pass_interrupts_on(error)
-        self._futures.clear()
+                for scheduled in waiting.values():
+                    scheduled.cancel()
+        self._waiting.clear()
 
 
 def _wake(futures: "list[asyncio.Future[None]]") -> None:

@@ -13,7 +13,7 @@ from edgelm.decoding.scheduler import Scheduler, check_max_rows
 from edgelm.engine.fork import notice_fork, watch_forks
 from edgelm.errors import ClosedError, ConfigError, QueueFullError, shown
 from edgelm.generation.runs_together import RunsTogether
-from edgelm.generation.scheduler_thread import SchedulerThread
+from edgelm.generation.scheduler_thread import SchedulerThread, check_program_goes_on
 from edgelm.generation.submission import ScheduledRun, Submission
 from edgelm.generation.text_generation import TextGeneration
 from edgelm.reuse.pool import SessionPool, check_limit_bytes
@@ -77,7 +77,8 @@ class TextScheduler:
         self.close()
 
     def __del__(self) -> None:
-        self.release()
+        if self._thread is not None:
+            self._thread.retire()
 
     def submit(
         self,
@@ -104,7 +105,7 @@ class TextScheduler:
         if not isinstance(key, str):
             raise ConfigError(f"key must be a text, got {shown(key)}")
         _DEADLINE.checked("deadline_seconds", deadline_seconds)
-        deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        deadline = math.inf if deadline_seconds is None else time.monotonic() + deadline_seconds
         config = self._defaults.updated(dict(options))
         thread = self._running()
         self._refuse_if_full(thread)  # before the work of encoding the prompt
@@ -113,7 +114,7 @@ class TextScheduler:
         with self._lock:
             thread = self._running()
             self._refuse_if_full(thread)
-            scheduled = ScheduledRun(run, requests, key, deadline, thread.cancelled)
+            scheduled = ScheduledRun(run, requests, key, deadline, thread.mailbox)
             thread.submit(scheduled)
         if self._closed:  # meanwhile, so perhaps nobody else ends the thread
             thread.retire()
@@ -123,8 +124,9 @@ class TextScheduler:
         """How much waits and decodes at this moment."""
         notice_fork()
         thread = self._thread
-        waiting, free = (0, self._max_rows) if thread is None else (thread.waiting, thread.free_rows)
-        return SchedulerLoad(waiting, self._max_rows - free, self._max_rows, self._max_waiting)
+        if thread is None or thread.ended:
+            return SchedulerLoad(0, 0, self._max_rows, self._max_waiting)
+        return SchedulerLoad(thread.waiting, self._max_rows - thread.free_rows, self._max_rows, self._max_waiting)
 
     def forget(self) -> None:
         """Forget the prompts of all keys."""
@@ -143,9 +145,11 @@ class TextScheduler:
         if thread is not None:
             thread.close(drain_seconds)
             self._thread = None
+        self._kept.close()
 
     def release(self) -> None:
-        """Let the thread end once all texts are finished, without waiting for it."""
+        """Free the memory without waiting: for a model that closes, which ends all texts."""
+        self._kept.close()
         if self._thread is not None:
             self._thread.retire()
 
@@ -162,12 +166,15 @@ class TextScheduler:
     def _running(self) -> SchedulerThread:
         """The thread, started if there is none."""
         notice_fork()
+        check_program_goes_on()
         with self._lock:
             self._check_open()
             if self._thread is None or self._thread.ended:
                 with self._kept.borrowed() as (session, _):
                     scheduler = Scheduler(session, max_rows=self._max_rows, sessions=self._kept)
                 self._thread = SchedulerThread(RunsTogether(scheduler))
+                if self._closed:  # by another thread, which saw no thread to end
+                    self._thread.retire()
             return self._thread
 
     def _refuse_if_full(self, thread: SchedulerThread) -> None:

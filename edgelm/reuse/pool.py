@@ -70,7 +70,7 @@ class SessionPool:
             return [*self._states_of._permanent, *self._states_of._states]
 
     def sibling(self, limit_bytes: int) -> "SessionPool":
-        """A pool of the same graph, prefix and states, whose idle sessions are its own. Only this pool is closed."""
+        """A pool of the same graph, prefix and states, whose idle sessions are its own."""
         pool = SessionPool(self._graph, self._prefix, limit_bytes=limit_bytes)
         pool._states_of = self._states_of
         return pool
@@ -96,10 +96,11 @@ class SessionPool:
             del self._idle[1:]
 
     def close(self) -> None:
-        """Forget everything, and close the graph once the calls of other threads are finished."""
+        """Forget everything, and close the graph once the calls of other threads are finished; a sibling leaves it."""
         self.closed = True
         self._idle, self._states = [], []
-        self._graph.close()
+        if self._states_of is self:
+            self._graph.close()
 
     def check_open(self) -> None:
         """Raise ClosedError if `close` was called."""

@@ -17,7 +17,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgelm.serve import pages
-from edgelm.serve.call import Operation, Site
 from edgelm.serve.chat import CHAT
 from edgelm.serve.completions import COMPLETIONS
 from edgelm.serve.embeddings import EMBEDDINGS
@@ -25,6 +24,7 @@ from edgelm.serve.errors import ApiError
 from edgelm.serve.guard import Guard
 from edgelm.serve.metrics import Metrics
 from edgelm.serve.openapi import openapi
+from edgelm.serve.operation import Operation, Site
 from edgelm.serve.responses import RESPONSES
 from edgelm.serve.scores import CHOOSE, SCORE
 from edgelm.serve.settings import ServeSettings

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from edgelm.decoding.request import FinishReason
 from edgelm.generation.results import Choice, Chunk
 from edgelm.scoring.results import TokenLogprobs
-from edgelm.serve.call import Call, Generation, Operation, Usage, json_answer
+from edgelm.serve.call import Call
 from edgelm.serve.completions import OpenAiReason, openai_reason
 from edgelm.serve.conversation import (
     NO_EFFORT,
@@ -29,7 +29,9 @@ from edgelm.serve.conversation import (
 )
 from edgelm.serve.errors import ApiError
 from edgelm.serve.fields import NO_EFFECT, GenerationFields, StrictBody, Text, in_words, unsupported
+from edgelm.serve.generating import Generation, Usage
 from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
+from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
 
 

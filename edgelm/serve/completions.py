@@ -13,12 +13,14 @@ from starlette.responses import Response
 from edgelm.decoding.request import FinishReason
 from edgelm.generation.results import Choice, Chunk, Completion, Stats
 from edgelm.scoring.results import TokenLogprobs
-from edgelm.serve.call import Call, Generation, Operation, Usage, json_answer
+from edgelm.serve.call import Call
 from edgelm.serve.echo import NO_ECHO, CompletionLogprobs, offsets_of, read_echo
 from edgelm.serve.errors import ApiError
 from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds, in_words, unsupported
+from edgelm.serve.generating import Generation, Usage
 from edgelm.serve.limits import MAX_CHOICES, MAX_PROMPTS, MAX_TOP_LOGPROBS
 from edgelm.serve.merging import merged
+from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
 from edgelm.text.prompts import Prompt
 from edgelm.text.stream_decoder import StreamDecoder
@@ -141,6 +143,7 @@ class _Completions:
         if self._rows > 1:
             self._options["num_return_sequences"] = self._rows
         self._copies = self._choices if self._rows == 1 else 1
+        self._fingerprint = call.fingerprint
         self._id, self._echoes = f"cmpl-{secrets.token_hex(12)}", [NO_ECHO] * len(self.prompts)
         self._generations: list[Generation] = []
 
@@ -197,8 +200,8 @@ class _Completions:
                 async for number, chunk in chunks:
                     piece = self._piece(chunk, rows[number][chunk.index])
                     for copy in range(self._copies):
-                        index = number * self._choices + chunk.index + copy
-                        yield self._answer([piece.model_copy(update={"index": index})]).model_dump(exclude=without)
+                        piece.index = number * self._choices + chunk.index + copy
+                        yield self._answer([piece]).model_dump(exclude=without)
                     if chunk.stats is not None:
                         stats.append(chunk.stats)
         if counts:
@@ -248,7 +251,7 @@ class _Completions:
             id=self._id,
             created=call.created,
             model=call.name,
-            system_fingerprint=call.fingerprint,
+            system_fingerprint=self._fingerprint,
             choices=choices,
             usage=usage,
         )

@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from edgelm import __version__
-from edgelm.serve.call import Operation
 from edgelm.serve.errors import ErrorBody
+from edgelm.serve.operation import Operation
 from edgelm.serve.pages import HealthAnswer, ModelCard, ModelList
 
 _ERRORS = {

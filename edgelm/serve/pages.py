@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
-from edgelm.serve.call import Site, json_answer
 from edgelm.serve.errors import ApiError
+from edgelm.serve.operation import Site, json_answer
 from edgelm.serve.shelf import LOADING_SECONDS, Place
 
 _NO_FRAMES = {

@@ -15,7 +15,7 @@ from edgelm.decoding.request import FinishReason
 from edgelm.errors import EdgelmError
 from edgelm.generation.results import Stats
 from edgelm.scoring.results import TokenLogprobs
-from edgelm.serve.call import Call, Generation, Operation, json_answer
+from edgelm.serve.call import Call
 from edgelm.serve.completions import openai_reason
 from edgelm.serve.conversation import (
     NO_EFFORT,
@@ -42,7 +42,9 @@ from edgelm.serve.fields import (
     sampling_options,
     unsupported,
 )
+from edgelm.serve.generating import Generation
 from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
+from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
 from edgelm.text.chat import ChatMessage
 

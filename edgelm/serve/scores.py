@@ -6,9 +6,10 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from edgelm.scoring.results import LengthNormalization, Option, Score
-from edgelm.serve.call import Call, Operation, json_answer
+from edgelm.serve.call import Call
 from edgelm.serve.fields import ModelField, OnePrompt
 from edgelm.serve.limits import MAX_OPTIONS
+from edgelm.serve.operation import Operation, json_answer
 
 
 class ScoreRequest(ModelField):

@@ -14,8 +14,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from edgelm.errors import ConfigError, pass_interrupts_on
-from edgelm.serve.call import Site
 from edgelm.serve.connections import drop_overdue, protocol_class
+from edgelm.serve.operation import Site
 from edgelm.serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,9 @@
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from edgelm.serve.call import Call, Operation, json_answer
+from edgelm.serve.call import Call
 from edgelm.serve.fields import ModelField, Text, TokenIds
+from edgelm.serve.operation import Operation, json_answer
 
 
 class TokenizeRequest(ModelField):

@@ -15,6 +15,8 @@ import asyncio, atexit, ctypes, os, sys, threading, time
 import edgelm
 model = edgelm.load({str(TINY_BUNDLE)!r}, threads=2)
 def ids(): return model.generate("Once upon a time", max_new_tokens=8, seed=0, do_sample=True).choices[0].token_ids
+scheduler = model.scheduler()
+def scheduled(): return scheduler.submit("Once", max_new_tokens=8).completion().text
 def for_ever(work):
     started = threading.Event()
     def loop():
@@ -40,6 +42,10 @@ def ended(code: str, *options: str) -> subprocess.CompletedProcess[str]:
         "for_ever(lambda: model.perplexity('Once upon a time there was'))",
         f"for_ever(lambda: edgelm.load({str(TINY_BUNDLE)!r}, threads=1).close())",
         f"for other in [edgelm.load({str(TINY_BUNDLE)!r}) for _ in range(3)]: for_ever(other.warmup)",
+        "for_ever(scheduled)",
+        "for_ever(lambda: asyncio.run(scheduler.submit('Once', max_new_tokens=8).acompletion()))",
+        "scheduled(); unread = [scheduler.submit('Once', max_new_tokens=60, eos_token_id=[]) for _ in range(20)]",
+        "for_ever(scheduled); atexit.register(scheduled)",
         "for_ever(ids); stream = model.stream('Once'); next(stream); sys.modules['elsewhere'] = stream",
         "once = dict(max_new_tokens=10**6, context_overflow='window', eos_token_id=[])\n"
         "threading.Thread(target=lambda: model.generate('Once', **once), daemon=True).start()",
@@ -56,6 +62,8 @@ def test_daemon_threads_at_the_end(code: str) -> None:
     [
         "for_ever(lambda: asyncio.run(model.agenerate('Once', max_new_tokens=8)))",  # concurrent.futures refuses
         "for_ever(ids); model.close()",  # ClosedError
+        "for_ever(scheduled); model.close()",
+        "for_ever(scheduled); atexit.register(lambda: scheduler.close(drain_seconds=1))",
     ],
 )
 def test_daemon_threads_that_fail_at_the_end(code: str) -> None:
@@ -82,11 +90,40 @@ print("the program ends")
     assert done.stdout == "the program ends\nlast words 8\n"
 
 
+def test_handlers_of_atexit_that_come_too_late_for_a_scheduler() -> None:
+    """Its thread has ended by then. They get an error, and never wait."""
+    early = """
+import atexit, threading
+def last():
+    for use in (scheduler.submit, model.scheduler().submit, lambda prompt: next(chunks)):
+        try: use("Once")
+        except edgelm.ClosedError as error: print(error)
+    scheduler.close()
+atexit.register(last)
+"""
+    code = """
+held, begun = threading.Event(), threading.Event()
+def hold(ids, logits):
+    begun.set()
+    held.wait()
+    return logits
+chunks = iter(scheduler.submit("Once", max_new_tokens=60, eos_token_id=[], logits_processor=hold))
+begun.wait()
+threading.Timer(0.2, held.set).start()
+"""
+    done = subprocess.run([sys.executable, "-c", early + BEGIN + code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    refused = "the program ends, so a scheduler takes nothing more"
+    assert done.stdout.splitlines()[:2] == [refused, refused]
+
+
 @needs_c_fork
 @pytest.mark.parametrize(
     "code",
     [
         "pass",
+        "assert len(scheduled()) > 0",
+        "for_ever(scheduled)",
         "assert ids() == before; again = fork(); assert ids() == before; again or os._exit(0); os.waitpid(again, 0)",
         "again = os.fork(); assert ids() == before; again or sys.exit(0); assert os.waitpid(again, 0)[1] == 0",
         "model.close()",
@@ -129,10 +166,11 @@ sys.exit(status and 1)
 def test_a_child_of_gunicorn_and_celery_with_daemon_threads() -> None:
     """They fork with os.fork, and their workers end by sys.exit."""
     code = """
-before = ids()
+before = ids(), scheduled()
 child = os.fork()
 if child == 0:
     for_ever(ids)
+    for_ever(scheduled)
     sys.exit(3)
 status = os.waitpid(child, 0)[1]
 assert os.waitstatus_to_exitcode(status) == 3, status

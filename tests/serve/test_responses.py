@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from edgelm import Model
 from edgelm.errors import ClosedError
 from edgelm.generation.results import Chunk
-from edgelm.serve.call import Generation
+from edgelm.serve.generating import Generation
 from edgelm.serve.responses import ResponseRequest
 from edgelm.serve.settings import ServeSettings
 from edgelm.text.chat import ChatMessage
