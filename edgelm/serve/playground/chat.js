@@ -1,6 +1,6 @@
 // The tab that holds a conversation, where the bundle has a chat template.
 
-import { announce, byId, copy, element, growing, tell } from "./dom.js";
+import { announce, button, byId, copyButton, element, growing, tell } from "./dom.js";
 import { summary } from "./complete.js";
 import { Result } from "./result.js";
 import { Run } from "./run.js";
@@ -132,25 +132,24 @@ export class Chat {
     // A failed answer is not a part of the conversation: the next message follows what was said before.
     keep("messages", this.said().filter(({ role, content }) => role === "user" || content));
     byId("messages").replaceChildren(...this.messages.map((one, place) => this.drawOne(one, place)));
+    byId("no-messages").hidden = this.messages.length > 0;
     byId("chat-clear").hidden = !this.messages.length;
     byId("chat-stop").hidden = !this.running;
     byId("send").hidden = this.running;
   }
 
   drawOne({ role, content, result }, place) {
-    const name = role === "user" ? "You" : "Model";
-    const last = place === this.messages.length - 1;
-    const buttons = element("div", { class: "actions" });
+    const actions = result?.actions ?? element("div", { class: "actions" });
+    actions.replaceChildren();
     if (role === "assistant" && !this.running) {
-      if (last) buttons.append(element("button", { type: "button", class: "quiet", text: "Retry", click: () => this.retry() }));
-      buttons.append(element("button", { type: "button", class: "quiet", text: "Copy", click: async () => announce((await copy(content)) ? "Copied" : "This browser does not let the page copy") }));
+      if (place === this.messages.length - 1) actions.append(button("Retry", () => this.retry()));
+      if (content) actions.append(copyButton(() => content));
     }
     return element(
       "div",
       { class: `message ${role}` },
-      element("h3", { class: "over", text: name }),
-      result ? result.element : element("div", { class: "text", text: content }),
-      buttons,
+      element("h3", { class: "over", text: role === "user" ? "You" : (result?.run.body.model ?? "Model") }),
+      ...(result ? [result.element] : [element("div", { class: "text", text: content }), actions]),
     );
   }
 }

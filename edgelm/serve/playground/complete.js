@@ -1,6 +1,6 @@
 // The tab that continues a prompt, with one model or with two side by side.
 
-import { announce, byId, copy, element, growing, tell } from "./dom.js";
+import { announce, button, byId, copyButton, growing, tell } from "./dom.js";
 import { Result } from "./result.js";
 import { Run } from "./run.js";
 import { keep, recall } from "./storage.js";
@@ -52,10 +52,12 @@ export class Complete {
     this.fail("");
     this.results = bodies.map((body) => {
       const run = new Run(PATH, body, () => this.changed(result));
-      const again = element("button", { type: "button", class: "quiet", text: "Retry", click: () => this.run(bodies) });
-      const toCopy = element("button", { type: "button", class: "quiet", text: "Copy", click: async () => announce((await copy(run.texts.map((one) => one.text).join("\n\n"))) ? "Copied" : "This browser does not let the page copy") });
-      const append = element("button", { type: "button", class: "quiet", text: "Add to prompt", click: () => this.append(run) });
-      const result = new Result(run, { title: bodies.length > 1 ? body.model : "", view: this.page.view, actions: [again, toCopy, append] });
+      const result = new Result(run, { title: bodies.length > 1 ? body.model : "", view: this.page.view });
+      result.actions.append(
+        button("Retry", () => this.run(bodies)),
+        copyButton(() => run.texts.map((one) => one.text).join("\n\n")),
+      );
+      if (run.texts.length === 1) result.actions.append(button("Add to prompt", () => this.append(run)));
       return result;
     });
     const place = byId("results");

@@ -44,6 +44,22 @@ export function growing(area) {
   return fit;
 }
 
+/** A button of little weight. */
+export function button(text, click) {
+  return element("button", { type: "button", class: "quiet", text, click });
+}
+
+/** A button that copies what `textOf()` gives, and says so. */
+export function copyButton(textOf) {
+  const made = button("Copy", async () => {
+    const words = (await copy(textOf())) ? "Copied" : "Not allowed here";
+    made.textContent = words;
+    announce(words);
+    setTimeout(() => (made.textContent = "Copy"), 1500);
+  });
+  return made;
+}
+
 /** Copy `text`; resolves to whether it worked. */
 export async function copy(text) {
   try {

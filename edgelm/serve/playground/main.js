@@ -76,10 +76,7 @@ class Page {
   drawModels() {
     const cards = this.cards();
     byId("second").hidden = !this.comparing;
-    ["model-facts", "model-b-facts"].forEach((id, place) => {
-      const card = cards[place];
-      byId(id).textContent = card ? `${card.precision} · ${card.context_length.toLocaleString("en")} tokens of context` : "";
-    });
+    byId("model-facts").textContent = this.comparing ? "" : factsOf(cards[0]);
     this.options.describe(cards);
   }
 
@@ -143,6 +140,7 @@ class Page {
   }
 
   showCode(path, body) {
+    hideTip();
     showCode({ path, body, needsKey: this.needsKey, card: this.cards()[0] });
   }
 
@@ -158,6 +156,11 @@ class Page {
     this.options.fail(name, error.message);
     return true;
   }
+}
+
+/** A model's card in a few words. */
+function factsOf(card) {
+  return `${card.precision} · ${card.context_length.toLocaleString("en")} tokens of context`;
 }
 
 const keyDialog = byId("key-dialog");

@@ -88,6 +88,7 @@ export class Options {
     const range = element("span", { class: "range" });
     const error = element("p", { class: "field-error", id: `${id}-error`, hidden: true });
     const words = element("p", { class: "words", id: `${id}-words`, text: field.words });
+    words.hidden = field.words === `${labelOf(name)}.`;
     const described = { id, "aria-describedby": `${id}-words ${id}-range ${id}-error` };
     range.id = `${id}-range`;
     let input;

@@ -4,14 +4,15 @@ import { element, tell } from "./dom.js";
 import { tokenList } from "./tokens.js";
 
 export class Result {
-  /** `title`: the model's name where several are compared, or "". `actions`: buttons below the text. */
-  constructor(run, { title = "", view, actions = [] }) {
+  /** `title`: the model's name where several are compared, or "". */
+  constructor(run, { title = "", view }) {
     this.run = run;
     this.view = view;
     this.texts = element("div", { class: "texts" });
     this.error = element("p", { class: "alert", role: "alert", hidden: true });
     this.numbers = element("dl", { class: "numbers" });
-    this.actions = element("div", { class: "actions" }, ...actions);
+    /** The place of buttons, which show when the run has ended. */
+    this.actions = element("div", { class: "actions" });
     this.element = element(
       "article",
       { class: "result", "aria-label": title ? `Result of ${title}` : "Result" },
@@ -35,7 +36,7 @@ export class Result {
     this.rows = this.run.texts.map((row, number) => {
       const label = many ? `Text ${number + 1}` : "Text";
       const body = this.view === "tokens" && this.run.hasTokens ? tokenBody(row, label) : textBody(row);
-      const end = element("p", { class: "end", hidden: true });
+      const end = element("p", { class: "ending", hidden: true });
       const head = many ? [element("h3", { class: "over", text: label })] : [];
       return { row, body, end, element: element("div", { class: "one" }, ...head, body.element, end) };
     });

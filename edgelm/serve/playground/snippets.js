@@ -24,7 +24,7 @@ export function pythonValue(value) {
 export function curl({ origin, path, body, needsKey }) {
   const lines = [`curl ${origin}${path}`];
   if (needsKey) lines.push(`  -H "Authorization: Bearer $${KEY}"`);
-  lines.push(`  --json ${shellWord(JSON.stringify(body))}`);
+  lines.push(`  --json ${shellWord(JSON.stringify(body, null, 2))}`);
   return lines.join(" \\\n");
 }
 
