@@ -77,7 +77,7 @@ class DeviceError(EdgelmError):
 
 
 class ClosedError(EdgelmError):
-    """A model, or a session of it, was used after the model was closed; or a scheduler after it was interrupted."""
+    """A model, a session of it or a scheduler was used after it was closed; or a scheduler after it was interrupted."""
 
 
 class QueueFullError(EdgelmError):
@@ -93,7 +93,7 @@ class QueueFullError(EdgelmError):
 
 
 class ForkError(EdgelmError):
-    """A forked child process used a session that its parent had opened."""
+    """A forked child process used a session, a stream or a submission of its parent."""
 
 
 class InsufficientMemoryError(EdgelmError, MemoryError):

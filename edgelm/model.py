@@ -44,7 +44,7 @@ class Model:
 
     Attributes:
         bundle: the bundle that was loaded.
-        graph: the loaded graph, which the model closes.
+        graph: the loaded graph, which `close` closes too, unless `with_prefix` made the model.
         tokenizer: the bundle's tokenizer.
         prefix: keys and values that stand before every prompt; None for no prefix.
         generation_config: defaults of every generation, from the bundle's ``generation_config.json``.
@@ -61,10 +61,12 @@ class Model:
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
         loaded_as: "LoadArguments | None" = None,
+        owns_graph: bool = True,
     ) -> None:
         """Join finished parts; `load` builds them, and explains `prefix_cache_bytes` and `prefix`.
 
         `loaded_as` are the arguments of `load` that make an equal model; without them the model is not pickled.
+        `owns_graph` says whether `close` closes the graph too.
         """
         self._loaded_as = loaded_as
         self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
@@ -76,7 +78,9 @@ class Model:
             learned = prefix.content
         elif prefix is not None:  # prompts begin with the prefix's own ids, so sessions begin with nothing
             text_state = PromptState(prefix.ids, prefix.content)
-        self._sessions = SessionPool(graph, learned, limit_bytes=prefix_cache_bytes, permanent=text_state)
+        self._sessions = SessionPool(
+            graph, learned, limit_bytes=prefix_cache_bytes, permanent=text_state, owns_graph=owns_graph
+        )
         context_length = self.bundle.manifest.architecture.context_length - self._encoder.learned_tokens
         self._texts = TextGeneration(self._encoder, self._sessions, context_length, load_seconds)
         self._workers = Workers()
@@ -216,6 +220,35 @@ class Model:
         check_path("path", path)
         with self._sessions.borrowed() as (session, _):
             bake(session, self.tokenizer, text, path, dtype)
+
+    def with_prefix(self, path: str | os.PathLike[str], *, prefix_cache_bytes: int = 0) -> "Model":
+        """This model with another prefix before every prompt, in place of its own; both share the weights in memory.
+
+        The new model works as long as this one is open, and closing it frees its own caches only. `load` explains the
+        arguments.
+
+        Raises:
+            PrefixError: the prefix cannot be read, or was made for another model.
+            ConfigError: an argument is out of range.
+            ClosedError: this model is closed.
+        """
+        self._sessions.check_open()
+        check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
+        check_path("path", path)
+        kept = read_prefix(path, self.bundle)
+        loaded_as = self._loaded_as
+        if loaded_as is not None:
+            loaded_as = {**loaded_as, "prefix": os.fspath(kept.path), "prefix_cache_bytes": prefix_cache_bytes}
+        return Model(
+            self.graph,
+            self.tokenizer,
+            self.generation_config,
+            load_seconds=self.load_seconds,
+            prefix_cache_bytes=prefix_cache_bytes,
+            prefix=kept,
+            loaded_as=loaded_as,
+            owns_graph=False,
+        )
 
     def forget(self) -> None:
         """Forget prompts of earlier calls and loaded states: the next prompt is computed from its first token."""

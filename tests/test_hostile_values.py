@@ -140,6 +140,16 @@ def test_calls_with_strange_values(model: Model, tmp_path: Path) -> None:
         lambda v: model.save_state(tmp_path / "s", "a b", dtype=v),
         lambda v: model.save_prefix(tmp_path / "p", v),
     ]
+    scheduler = model.scheduler()
+    calls += [
+        lambda v: model.scheduler(max_rows=v),
+        lambda v: model.scheduler(max_waiting=v),
+        lambda v: model.scheduler(prefix_cache_bytes=v),
+        lambda v: model.scheduler().close(drain_seconds=v),
+        lambda v: scheduler.submit(v, max_new_tokens=1).completion(),
+        lambda v: scheduler.submit("a", max_new_tokens=1, key=v).completion(),
+        lambda v: scheduler.submit("a", max_new_tokens=1, deadline_seconds=v).completion(),
+    ]
     for number, call in enumerate(calls):
         for value in SPECIAL:
             try:

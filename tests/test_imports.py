@@ -106,6 +106,18 @@ def test_pretrain_without_the_training_side_says_what_to_install(tmp_path: objec
     assert done.stderr == f"edgelm: pretrain needs accelerate; {install_hint('cpu,train')}\n"
 
 
+def test_serve_without_its_extra_says_what_to_install() -> None:
+    code = (
+        "import sys, importlib.util\n"
+        "importlib.util.find_spec = lambda name, package=None: None if name == 'uvicorn' else object()\n"
+        "sys.argv = ['edgelm', 'serve']\n"
+        "from edgelm.cli import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"edgelm: serve needs uvicorn; {install_hint('cpu,serve')}\n"
+
+
 def test_telemetry_of_onnxruntime_is_off() -> None:
     load = f"import edgelm, os; edgelm.load({str(TINY_BUNDLE)!r}); "
     loaded_after(load + "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'")

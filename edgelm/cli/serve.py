@@ -54,6 +54,7 @@ def _seconds(flag: str, default: float | None, meaning: str) -> Decorator:
     show_envvar=True,
     help="Bundle folder, or NAME=FOLDER; by default the embedded model. Repeatable; the first one is the default.",
 )
+@_texts("--task", "tasks", "NAME=FILE", "Model NAME: a prefix file before one of the models, on the same weights.")
 @click.option(
     "--host",
     default=_DEFAULTS.host,
@@ -90,6 +91,7 @@ def _seconds(flag: str, default: float | None, meaning: str) -> Decorator:
 @click.option("--verbose", is_flag=True, help="Report loads, unloads and bad requests on stderr.")
 def command(
     models: tuple[str, ...],
+    tasks: tuple[str, ...],
     host: str,
     port: int,
     api_key_file: str | None,
@@ -122,7 +124,7 @@ def command(
         from edgelm.serve.app import create_app
         from edgelm.serve.loading import load_place
         from edgelm.serve.server import Server, listen
-        from edgelm.serve.shelf import Shelf, place_of, read_place
+        from edgelm.serve.shelf import Shelf, place_of, read_place, read_task
 
         settings = ServeSettings(
             host=host,
@@ -140,8 +142,10 @@ def command(
         )
         places = [read_place(text) for text in models] or [place_of(Bundle.read(default_bundle_path()))]
 
-        def load(place: "Place") -> "ServedModel":
-            return load_place(place, settings, device=device, threads=threads)
+        places += [read_task(text, places) for text in tasks]
+
+        def load(place: "Place", base: "ServedModel | None") -> "ServedModel":
+            return load_place(place, base, settings, device=device, threads=threads)
 
         shelf = Shelf(places, settings, load)
     _log_to_stderr(verbose)
@@ -150,17 +154,25 @@ def command(
         if check:
             for place in places:
                 with ends_at_once():
-                    load(place).close()
+                    _try(place, places, load)
                 note(f"{place.name}: loads, and takes about {place.memory_bytes(settings) / 1e6:,.0f} MB")
             note(f"edgelm serve would start on {_url(host, port)}")
             return
         for line in _start_screen(settings, places, _url(host, port)):
             note(line)
-        server = Server(create_app(settings, shelf), settings, lambda: note(_stopping(settings)))
+        server = Server(create_app(settings, shelf), settings, lambda words: note(f"edgelm: {words}"))
         server.run([listener])
     if server.failure:
         raise DeviceError(server.failure)
     sys.exit(EXIT_INTERRUPTED if server.stopped_by == signal.SIGINT else 0)
+
+
+def _try(place: "Place", places: "list[Place]", load: "Callable[[Place, ServedModel | None], ServedModel]") -> None:
+    """Load the model of `place` and free it again."""
+    base = next((load(other, None) for other in places if other.name == place.base), None)
+    load(place, base).close()
+    if base is not None:
+        base.close()
 
 
 def _key_texts(given: tuple[str, ...], path: str | None) -> list[str]:
@@ -186,10 +198,11 @@ def _start_screen(settings: ServeSettings, places: "list[Place]", url: str) -> l
         architecture, recipe = place.bundle.manifest.architecture, place.bundle.manifest.recipe
         when = "loads now" if number == 0 else "loads when first asked for"
         megabytes = place.memory_bytes(settings) / 1e6
+        on = "" if place.base is None else f" on {place.base}"
         rows.append(
             (
                 "models" if number == 0 else "",
-                f"{place.name}: {recipe.name}, context {architecture.context_length:,}, "
+                f"{place.name}{on}: {recipe.name}, context {architecture.context_length:,}, "
                 f"about {megabytes:,.0f} MB; {when}",
             )
         )
@@ -202,10 +215,6 @@ def _start_screen(settings: ServeSettings, places: "list[Place]", url: str) -> l
         ("stop", "Ctrl-C; twice to stop at once"),
     ]  # fmt: skip
     return [f"edgelm {__version__} serves on {url}", *(f"  {name:<8}{words}" for name, words in rows)]
-
-
-def _stopping(settings: ServeSettings) -> str:
-    return f"edgelm: stopping; running texts may go on for {settings.drain_seconds:g} s (again: stop at once)"
 
 
 def _log_to_stderr(verbose: bool) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from edgelm.decoding.generation_config import GenerationConfig
@@ -51,7 +51,8 @@ class ScheduledRun:
         self.done = False
         self._mailbox = mailbox
         self._results: SimpleQueue[Chunk | Exception] = SimpleQueue()
-        self._waiter: Waiter | None = None  # a task that found no result
+        # Of a task that found no result. A deque, because taking what is there and removing it must be one step.
+        self._waiters: deque[Waiter] = deque()
         watch_forks(self)
 
     def cancel(self) -> None:
@@ -63,44 +64,37 @@ class ScheduledRun:
         """Hand a result to the reader; if a task waits for it, `waker` is to wake it."""
         self.done = isinstance(result, Exception) or result.stats is not None
         self._results.put(result)
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waker.add(self, *waiter)
+        while self._waiters:
+            waker.add(self, *self._waiters.popleft())
 
     def next_result(self) -> Chunk | Exception:
         """Wait for the next result."""
         result = self._present_result()
         return self._results.get() if result is None else result
 
-    async def next_result_in_loop(self) -> Chunk | Exception:
-        """Wait for the next result without holding up the event loop."""
-        loop = running_loop("`async for` over a submission needs", "give its `completion` to trio.to_thread.run_sync")
-        while True:
-            result = self._present_result()
-            if result is not None:
-                return result
+    async def next_result_in(self, loop: "asyncio.AbstractEventLoop") -> Chunk | Exception:
+        """Wait for the next result without holding up the event loop, which is this task's."""
+        while (result := self._present_result()) is None:
             future = loop.create_future()
-            self._waiter = loop, future
-            result = self._present_result()  # it may have come before the thread could see who waits
-            if result is not None:
-                return result
-            await future
+            self._waiters.append((loop, future))
+            if self._results.empty():  # otherwise one came before the thread could see who waits
+                await future
+        return result
 
     def _present_result(self) -> Chunk | Exception | None:
         """The next result, or None if it is still to come."""
         notice_fork()
-        try:
+        if not self._results.empty():  # only one thread reads
             return self._results.get_nowait()
-        except Empty:
-            # When Python ends, daemon threads wait in silence; a handler of `atexit` must not wait with them.
-            if self._mailbox.is_abandoned and threading.current_thread() is threading.main_thread():
-                raise ClosedError("the program ends, so this text gets no more tokens") from None
-            return None
+        # When Python ends, daemon threads wait in silence; a handler of `atexit` must not wait with them.
+        if self._mailbox.is_abandoned and threading.current_thread() is threading.main_thread():
+            raise ClosedError("the program ends, so this text gets no more tokens")
+        return None
 
     def after_fork(self) -> None:
         """In a forked child: the thread that computes stayed behind."""
         if not self.done:
-            self._results, self._waiter, self.done = SimpleQueue(), None, True
+            self._results, self.done = SimpleQueue(), True
             self._results.put(ForkError("this text is computed in the parent process: submit it again in the child"))
 
 
@@ -168,10 +162,11 @@ class Submission:
             self.cancel()
 
     async def _chunks_in_loop(self) -> AsyncGenerator[Chunk, None]:
+        loop = running_loop("`async for` over a submission needs", "give its `completion` to trio.to_thread.run_sync")
         try:
             is_last = False
             while not is_last:
-                chunk = _raised(await self._scheduled.next_result_in_loop())
+                chunk = _raised(await self._scheduled.next_result_in(loop))
                 is_last = chunk.stats is not None
                 yield chunk
         finally:

@@ -30,10 +30,11 @@ class SessionPool:
     a prompt, and results must not depend on earlier calls. A forked child keeps the states and makes new sessions.
 
     Args:
-        graph: the loaded graph, which `close` closes.
+        graph: the loaded graph.
         prefix: keys and values that stand before every text of every session.
         limit_bytes: memory that idle sessions may take. One idle session is kept even if it takes more.
         permanent: a state that `forget` does not forget.
+        owns_graph: whether `close` closes the graph too.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class SessionPool:
         *,
         limit_bytes: int = 0,
         permanent: PromptState | None = None,
+        owns_graph: bool = True,
     ) -> None:
-        self._graph, self._prefix, self.limit_bytes = graph, prefix, limit_bytes
+        self._graph, self._prefix, self.limit_bytes, self._owns_graph = graph, prefix, limit_bytes, owns_graph
         self._permanent = [] if permanent is None else [permanent]
         self.closed = False
         """Whether `close` was called."""
@@ -71,7 +73,7 @@ class SessionPool:
 
     def sibling(self, limit_bytes: int) -> "SessionPool":
         """A pool of the same graph, prefix and states, whose idle sessions are its own."""
-        pool = SessionPool(self._graph, self._prefix, limit_bytes=limit_bytes)
+        pool = SessionPool(self._graph, self._prefix, limit_bytes=limit_bytes, owns_graph=False)
         pool._states_of = self._states_of
         return pool
 
@@ -96,10 +98,10 @@ class SessionPool:
             del self._idle[1:]
 
     def close(self) -> None:
-        """Forget everything, and close the graph once the calls of other threads are finished; a sibling leaves it."""
+        """Forget everything; a pool that owns its graph closes it once the calls of other threads are finished."""
         self.closed = True
         self._idle, self._states = [], []
-        if self._states_of is self:
+        if self._owns_graph:
             self._graph.close()
 
     def check_open(self) -> None:

@@ -30,7 +30,7 @@ from edgelm.serve.responses import RESPONSES
 from edgelm.serve.scores import CHOOSE, SCORE
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Shelf
-from edgelm.serve.tokens import DETOKENIZE, TOKENIZE
+from edgelm.serve.tokens import DETOKENIZE, TOKENIZE, tokenizer_info
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def create_app(settings: ServeSettings, shelf: Shelf, operations: Sequence[Opera
         Route("/openapi.json", described),
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
+        Route("/tokenizer_info", tokenizer_info),
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
         *(Route(operation.path, operation, methods=["POST"]) for operation in operations),
@@ -71,7 +72,7 @@ def create_app(settings: ServeSettings, shelf: Shelf, operations: Sequence[Opera
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers={HTTPException: _http_error, Exception: _unexpected},
+        exception_handlers={ApiError: _told, HTTPException: _http_error, Exception: _unexpected},
         lifespan=_lifespan,
     )
     app.state.site = Site(settings, shelf, metrics, model_cards(shelf, int(time.time())))
@@ -95,6 +96,12 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await shelf.close()
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    """What a route that only reads refuses."""
+    assert isinstance(error, ApiError)
+    return error.response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

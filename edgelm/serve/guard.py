@@ -7,13 +7,14 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgelm.errors import pass_interrupts_on
 from edgelm.serve import playground
-from edgelm.serve.errors import INVALID, ApiError
+from edgelm.serve.errors import INVALID, ApiError, unavailable
 from edgelm.serve.settings import ServeSettings
 
 OPEN_PATHS = ("/health", *playground.PATHS)
@@ -30,21 +31,26 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app, self._settings = app, settings
+        self._bodies_bytes = 0  # of all requests that are not answered yet
         self._keys = [key.encode() for key in settings.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan; uvicorn is told to know no websockets
             await self._app(scope, receive, send)
             return
+        held = _HeldBody()
         try:
-            headers = Headers(scope=scope)
-            self._check_head(scope, headers)
-            scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
-            receive = await self._with_body(scope["method"], headers, receive)
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+            try:
+                headers = Headers(scope=scope)
+                self._check_head(scope, headers)
+                scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
+                receive = await self._with_body(scope["method"], headers, receive, held)
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+            await self._app(scope, receive, send)
+        finally:
+            self._bodies_bytes -= held.size_bytes
 
     def _check_head(self, scope: Scope, headers: Headers) -> None:
         settings = self._settings
@@ -81,8 +87,8 @@ class Guard:
             )
         return hashlib.sha256(found).hexdigest()[:16]
 
-    async def _with_body(self, method: str, headers: Headers, receive: Receive) -> Receive:
-        """A `receive` that gives the whole checked body first."""
+    async def _with_body(self, method: str, headers: Headers, receive: Receive, held: "_HeldBody") -> Receive:
+        """A `receive` that gives the whole checked body first, whose size `held` gets."""
         if method != "POST":  # no other method has a body that means something
             return receive
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -93,13 +99,15 @@ class Guard:
             raise ApiError(400, "the body has a length and comes in chunks: send one of the two headers", close=True)
         if headers.get("content-encoding", "identity") != "identity":
             raise ApiError(415, "send the body uncompressed", close=True)
-        body = await self._read(headers, receive)
+        body = await self._read(headers, receive, held)
         check_depth(body, self._settings.max_json_depth)
         return _body_first(body, receive)
 
-    async def _read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+    async def _read(self, headers: Mapping[str, str], receive: Receive, held: "_HeldBody") -> bytes:
         limit, seconds = self._settings.max_body_bytes, self._settings.body_seconds
         too_large = ApiError(413, f"the body has more than {limit:,} bytes", code="body_too_large", close=True)
+        busy = unavailable("too many large requests at once", "busy")
+        busy.close = True
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > limit:
             await _drain(receive)
@@ -111,7 +119,19 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the client left before its body was complete", close=True)
-                    body += message.get("body", b"")
+                    piece = message.get("body", b"")
+                    body += piece
+                    held.size_bytes += len(piece)
+                    self._bodies_bytes += len(piece)
+                    if self._bodies_bytes > self._settings.max_bodies_bytes:
+                        raise ApiError(
+                            503,
+                            "too many large requests at once",
+                            "server_error",
+                            code="busy",
+                            retry_seconds=1.0,
+                            close=True,
+                        )
                     if len(body) > limit:
                         await _drain(receive)
                         raise too_large
@@ -121,6 +141,13 @@ class Guard:
             pass_interrupts_on(error)
             words = f"the body did not arrive within {seconds:g} seconds"
             raise ApiError(408, words, code="body_too_slow", close=True) from None
+
+
+@dataclass
+class _HeldBody:
+    """How much of a body was read."""
+
+    size_bytes: int = 0
 
 
 def check_depth(body: bytes, limit: int) -> None:
@@ -140,14 +167,14 @@ def check_depth(body: bytes, limit: int) -> None:
 
 
 def _body_first(body: bytes, receive: Receive) -> Receive:
-    given = False
+    left: bytes | None = body
 
     async def receive_body_first() -> Message:
-        nonlocal given
-        if given:
+        nonlocal left
+        if left is None:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        whole, left = left, None
+        return {"type": "http.request", "body": whole, "more_body": False}
 
     return receive_body_first
 

@@ -11,10 +11,18 @@ log = logging.getLogger(__name__)
 
 
 def load_place(
-    place: Place, settings: ServeSettings, *, device: str = "auto", threads: int | None = None
+    place: Place,
+    base: ServedModel | None,
+    settings: ServeSettings,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> ServedModel:
-    """Load and warm up the model of `place`. Raises as `edgelm.load`."""
-    model = load(place.bundle.path, device=device, threads=threads)
+    """Load and warm up the model of `place`, on the weights of `base` where it has one. Raises as `edgelm.load`."""
+    if base is None or place.prefix is None:
+        model = load(place.bundle.path, device=device, threads=threads)
+    else:
+        model = base.model.with_prefix(place.prefix.path)
     changed = batch_options(model.generation_config)
     if changed:
         log.warning("%r decodes many texts at once, so its defaults are changed: %s", place.name, changed)

@@ -11,6 +11,7 @@ from edgelm.serve.cards import ModelCard
 from edgelm.serve.errors import ErrorBody
 from edgelm.serve.operation import Operation
 from edgelm.serve.pages import HealthAnswer, ModelList
+from edgelm.serve.tokens import TokenizerInfo
 
 _ERRORS = {
     400: "A field is wrong; `param` names it.",
@@ -34,7 +35,7 @@ def openapi(operations: Sequence[Operation[Any]], *, needs_key: bool) -> dict[st
     bodies = [operation.body for operation in operations]
     answers = [operation.answer for operation in operations]
     events = [operation.event for operation in operations if operation.event is not None]
-    replies: list[type[BaseModel]] = [*answers, *events, ErrorBody, HealthAnswer, ModelCard, ModelList]
+    replies: list[type[BaseModel]] = [*answers, *events, ErrorBody, HealthAnswer, ModelCard, ModelList, TokenizerInfo]
     kinds: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
     kinds += [(reply, "serialization") for reply in dict.fromkeys(replies)]
     references, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
@@ -77,6 +78,12 @@ def openapi(operations: Sequence[Operation[Any]], *, needs_key: bool) -> dict[st
             "summary": "Describe a model.",
             "parameters": [name],
             "responses": {"200": _answer("The model.", reply(ModelCard))} | errors(*_HEAD_ERRORS, 404),
+        }
+    }
+    paths["/tokenizer_info"] = {
+        "get": {
+            "summary": "Tell the special tokens of the first model.",
+            "responses": {"200": _answer("The tokens.", reply(TokenizerInfo))} | errors(*_HEAD_ERRORS, 503),
         }
     }
     metrics = {"description": "Prometheus metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Generic
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -55,7 +54,11 @@ class Operation(Generic[Body]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the work is cancelled when the client leaves."""
         site: Site = scope["app"].state.site
-        body = await Request(scope, receive).body()
+        try:
+            body = parsed(self.body, (await receive())["body"])  # the guard gives all of it at once
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
         work = asyncio.create_task(self._work(site, scope, body, receive, send))
         watch = asyncio.create_task(_gone(receive))
         try:
@@ -68,9 +71,8 @@ class Operation(Generic[Body]):
         if not work.cancelled():
             work.result()
 
-    async def _work(self, site: Site, scope: Scope, content: bytes, receive: Receive, send: Send) -> None:
+    async def _work(self, site: Site, scope: Scope, body: Body, receive: Receive, send: Send) -> None:
         try:
-            body = parsed(self.body, content)
             async with site.shelf.lend(getattr(body, "model", None)) as served:
                 caller: str = scope["state"]["caller"]
                 call = Call(site.settings, served, site.metrics, caller, int(time.time()))

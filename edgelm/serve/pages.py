@@ -38,7 +38,7 @@ async def model(request: Request) -> Response:
     for card in site.cards:
         if card.id == name:
             return json_answer(card)
-    return ApiError(404, "there is no such model here: /v1/models lists them", code="model_not_found").response()
+    raise ApiError(404, "there is no such model here: /v1/models lists them", code="model_not_found")
 
 
 async def health(request: Request) -> Response:

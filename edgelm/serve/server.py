@@ -50,8 +50,8 @@ class Server(uvicorn.Server):
         failure: why the first model did not load, which ends the server.
     """
 
-    def __init__(self, app: Starlette, settings: ServeSettings, told_to_stop: Callable[[], None]) -> None:
-        """Make a server of `app`; `told_to_stop` is called when it begins to stop."""
+    def __init__(self, app: Starlette, settings: ServeSettings, tell: Callable[[str], None]) -> None:
+        """Make a server of `app`; `tell` is called with a line for the user when it is ready, and when it stops."""
         config = uvicorn.Config(
             app,
             http=protocol_class(settings),
@@ -70,19 +70,23 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.stopped_by: int | None = None
         self.failure = ""
-        self._settings, self._told_to_stop = settings, told_to_stop
+        self._settings, self._tell, self._told_ready = settings, tell, False
         self._site: Site = app.state.site
 
     async def on_tick(self, counter: int) -> bool:
         """As uvicorn, ten times a second."""
         if counter % _TICKS == 0:
             drop_overdue(self.server_state.connections)
+        if self._site.shelf.ready and not self._told_ready:
+            self._told_ready = True
+            self._tell("ready")
         self.failure = self._site.shelf.first_failure
         return await super().on_tick(counter) or bool(self.failure)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, drain, cut short."""
-        self._told_to_stop()
+        seconds = self._settings.drain_seconds
+        self._tell(f"stopping; running texts may go on for {seconds:g} s (Ctrl-C: stop at once)")
         cut = asyncio.create_task(self._cut_short())
         try:
             await super().shutdown(sockets)

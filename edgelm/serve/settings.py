@@ -40,6 +40,8 @@ class ServeSettings:
     """How long running texts may go on after the server was told to stop."""
 
     max_body_bytes: int = 1 << 20
+    max_bodies_bytes: int = 64 << 20
+    """Bodies of all requests together that are not answered yet."""
     max_header_bytes: int = 16 << 10
     max_headers: int = 100
     max_json_depth: int = 32

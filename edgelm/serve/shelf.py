@@ -6,13 +6,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgelm.bundle.folder import Bundle
 from edgelm.engine.memory import ModelMemory
-from edgelm.errors import ConfigError, EdgelmError, InsufficientMemoryError, QueueFullError
+from edgelm.errors import ConfigError, EdgelmError, InsufficientMemoryError, PrefixError, QueueFullError
+from edgelm.reuse.prefix import Prefix, read_prefix
 from edgelm.serve.errors import ApiError, unavailable
 from edgelm.serve.metrics import ModelState
 from edgelm.serve.settings import ServeSettings
@@ -39,11 +40,18 @@ class Place:
     name: str
     bundle: Bundle
     """Read and checked; nothing of it is loaded."""
+    base: str | None = None
+    """The name of the model whose weights this one uses, behind a prefix of its own; None for one with own weights."""
+    prefix: Prefix | None = None
+    """The prefix, where there is a `base`."""
 
     def memory_bytes(self, settings: ServeSettings) -> int:
         """Forecast of the loaded model: all texts that it decodes side by side, one more, and the prefix cache."""
         memory = ModelMemory.of(self.bundle)
-        return memory.forecast_bytes + settings.max_rows * memory.cache_bytes + settings.prefix_cache_bytes
+        texts = settings.max_rows * memory.cache_bytes + settings.prefix_cache_bytes
+        if self.prefix is not None:
+            return memory.cache_bytes + self.prefix.size_bytes + texts
+        return memory.forecast_bytes + texts
 
 
 class ServedModel:
@@ -93,13 +101,13 @@ class Shelf:
         self,
         places: Sequence[Place],
         settings: ServeSettings,
-        load: Callable[[Place], ServedModel],
+        load: Callable[[Place, ServedModel | None], ServedModel],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a shelf of `places`, the first of which is the default.
 
-        `load` loads a place's model, in a thread. Raises ConfigError if there is no place, two have one name, or a
-        model alone needs more than the settings allow.
+        `load` loads a place's model, in a thread; it also gets the loaded base, where the place has one. Raises
+        ConfigError if there is no place, two have one name, or a model alone needs more than the settings allow.
         """
         if not places:
             raise ConfigError("a server needs a model: give -m FOLDER")
@@ -109,9 +117,10 @@ class Shelf:
             if place.name in self._slots:
                 raise ConfigError(f"two models are called {place.name!r}: name one of them, as in -m NAME=FOLDER")
             needed = place.memory_bytes(settings)
-            if settings.memory_bytes is not None and needed > settings.memory_bytes:
+            alone = needed + (0 if place.base is None else self._slots[place.base].memory_bytes)
+            if settings.memory_bytes is not None and alone > settings.memory_bytes:
                 raise ConfigError(
-                    f"{place.name!r} needs about {needed / 1e6:,.0f} MB, but the memory budget is "
+                    f"{place.name!r} needs about {alone / 1e6:,.0f} MB, but the memory budget is "
                     f"{settings.memory_bytes / 1e6:,.0f} MB: raise it, or decode fewer texts side by side"
                 )
             self._slots[place.name] = _Slot(place, needed)
@@ -188,22 +197,33 @@ class Shelf:
 
     async def _load_in_turn(self, slot: _Slot) -> ServedModel:
         async with self._turn:
-            await self._make_room(slot)
-            started = self._clock()
+            if slot.place.base is None:
+                return await self._load_now(slot, None)
+            base = self._slots[slot.place.base]
+            base.users += 1  # as long as the model on its weights is loaded
             try:
-                served = await asyncio.to_thread(self._load, slot.place)
-            except EdgelmError as error:
-                slot.failure = str(error)
-                log.error("the model %r did not load: %s", slot.place.name, error)
-                seconds = 10.0 if isinstance(error, InsufficientMemoryError) else 60.0
-                words = f"the model {slot.place.name!r} did not load; the server's log says why"
-                raise unavailable(words, "model_not_loaded", seconds) from None
-            if self._closing:
-                await asyncio.to_thread(served.close)
-                raise unavailable("the server is stopping", "stopping")
-            slot.served, slot.failure, slot.used, self._loaded_one = served, "", self._clock(), True
-            log.info("loaded %r in %.2f s", slot.place.name, self._clock() - started)
-            return served
+                return await self._load_now(slot, base.served or await self._load_now(base, None))
+            except BaseException:
+                base.users -= 1
+                raise
+
+    async def _load_now(self, slot: _Slot, base: ServedModel | None) -> ServedModel:
+        await self._make_room(slot)
+        started = self._clock()
+        try:
+            served = await asyncio.to_thread(self._load, slot.place, base)
+        except EdgelmError as error:
+            slot.failure = str(error)
+            log.error("the model %r did not load: %s", slot.place.name, error)
+            seconds = 10.0 if isinstance(error, InsufficientMemoryError) else 60.0
+            words = f"the model {slot.place.name!r} did not load; the server's log says why"
+            raise unavailable(words, "model_not_loaded", seconds) from None
+        if self._closing:
+            await asyncio.to_thread(served.close)
+            raise unavailable("the server is stopping", "stopping")
+        slot.served, slot.failure, slot.used, self._loaded_one = served, "", self._clock(), True
+        log.info("loaded %r in %.2f s", slot.place.name, self._clock() - started)
+        return served
 
     async def _make_room(self, slot: _Slot) -> None:
         """Unload idle models, the one unused for longest first, until `slot`'s model fits; raises ApiError."""
@@ -224,6 +244,9 @@ class Shelf:
         if served is not None:
             await asyncio.to_thread(served.close)
             log.info("unloaded %r", slot.place.name)
+            if slot.place.base is not None:
+                base = self._slots[slot.place.base]
+                base.users, base.used = base.users - 1, self._clock()
 
     async def unload_idle(self) -> None:
         """Unload, again and again, what nobody used for `idle_unload_seconds`; never returns."""
@@ -251,7 +274,7 @@ class Shelf:
     async def close(self) -> None:
         """Free all models; running texts end within a token."""
         self._closing = True
-        for slot in self._slots.values():
+        for slot in reversed(self._slots.values()):  # what uses the weights of another one stands after it
             await self._unload(slot)
 
 
@@ -266,6 +289,28 @@ def read_place(text: str) -> Place:
     if not separator or Path(text).is_dir():
         return place_of(Bundle.read(text))
     return place_of(Bundle.read(folder), name)
+
+
+def read_task(text: str, places: Sequence[Place]) -> Place:
+    """The place that ``NAME=FILE`` describes: a prefix file before the first of `places` that it was made for.
+
+    Raises:
+        PrefixError: the file is no prefix, or was made for none of the models.
+        ConfigError: there is no name, or it has characters that a URL would escape.
+    """
+    name, _, path = text.partition("=")
+    if not path:
+        raise ConfigError(f"{text!r} has no name or no prefix file: give NAME=FILE")
+    bases = [place for place in places if place.base is None]
+    for base in bases:
+        try:
+            prefix = read_prefix(path, base.bundle)
+        except PrefixError:
+            if base is bases[-1]:
+                raise
+            continue
+        return replace(place_of(base.bundle, name), base=base.name, prefix=prefix)
+    raise ConfigError("a prefix needs a model: give -m FOLDER")
 
 
 def place_of(bundle: Bundle, name: str | None = None) -> Place:

@@ -1,11 +1,14 @@
-"""``POST /tokenize`` and ``POST /detokenize``, with the fields of vLLM's routes of these names."""
+"""``/tokenize``, ``/detokenize`` and ``/tokenizer_info``, with the fields of vLLM's routes of these names."""
 
 from pydantic import BaseModel, Field
+from starlette.requests import Request
 from starlette.responses import Response
 
+from edgelm.bundle.chat_template import read_chat_template
+from edgelm.decoding.generation_config import bos_token_id
 from edgelm.serve.call import Call
 from edgelm.serve.fields import ModelField, Text, TokenIds
-from edgelm.serve.operation import Operation, json_answer
+from edgelm.serve.operation import Operation, Site, json_answer
 
 
 class TokenizeRequest(ModelField):
@@ -38,6 +41,32 @@ class DetokenizeAnswer(BaseModel):
     """The tokens' text."""
 
     prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """What lm-eval asks of a tokenizer that it does not have."""
+
+    eos_token: str | None
+    """The text of the token that ends a text."""
+    bos_token: str | None
+    """The text of the token that begins one, where the model has one."""
+    pad_token: None = None
+    chat_template: str | None
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """``GET /tokenizer_info``: the special tokens and the chat template of the default model."""
+    site: Site = request.app.state.site
+    async with site.shelf.lend() as served:
+        model = served.model
+        ends, begin = model.generation_config.eos_token_id, bos_token_id(model.bundle)
+        chat = read_chat_template(model.bundle)
+        info = TokenizerInfo(
+            eos_token=model.tokenizer.decode(ends[:1]) if ends else None,
+            bos_token=None if begin is None else model.tokenizer.decode([begin]),
+            chat_template=None if chat is None else chat.templates.get("default"),
+        )
+    return json_answer(info)
 
 
 async def tokenize(call: Call, body: TokenizeRequest) -> Response:

@@ -20,6 +20,7 @@ from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
 from edgelm.decoding.scheduler import Handle, Scheduler
 from edgelm.engine.graph import Graph
+from edgelm.reuse.pool import SessionPool
 from edgelm.reuse.state import PromptState
 from tests.conftest import TINY_BUNDLE
 
@@ -180,6 +181,37 @@ def test_the_longest_computed_beginning_is_used(tiny: Session) -> None:
         for turn in scheduler.step():
             reused.setdefault(turn.handle, []).append(turn.reused_tokens)
     assert reused == {handles[0]: [12, 0, 0, 0], handles[1]: [30, 0, 0, 0]}
+
+
+@pytest.mark.parametrize("limit_tokens, last", [(0, 0), (200, 30)])
+def test_a_pool_may_lend_the_sessions_and_keys_share_nothing(tiny: Session, limit_tokens: int, last: int) -> None:
+    """Without memory for more, the pool keeps the last prompt only."""
+    pool = SessionPool(tiny._graph, limit_bytes=limit_tokens * tiny.bytes_per_token)  # type: ignore[arg-type]
+    text, options = list(range(20, 50)), config(max_new_tokens=3)
+    for sessions in (pool, None):
+        scheduler, reused = Scheduler(tiny.sibling(), max_rows=1, sessions=sessions), list[int]()
+        for key in ("a", "a", "b", "b", "a"):
+            scheduler.add(scheduler.request([*text, 7, 8], options, 0), key=key)
+            turns = []
+            while scheduler.pending:
+                turns += scheduler.step()
+            assert [turn.step for turn in turns] == alone(tiny, [*text, 7, 8], options, 0)
+            reused.append(turns[0].reused_tokens)
+        assert reused == [0, 30, 0, 30, last if sessions else 0]
+
+
+def test_a_prompt_cancelled_halfway_gives_its_session_back(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", 8)
+    monkeypatch.setattr("edgelm.decoding.scheduler.PREFILL_CHUNK_TOKENS", 8)
+    pool, long = SessionPool(tiny._graph), list(range(1, 50))  # type: ignore[arg-type]
+    scheduler = Scheduler(tiny.sibling(), max_rows=2, sessions=pool)
+    cancelled = scheduler.add(scheduler.request(long, config(max_new_tokens=5), 0))
+    assert (scheduler.step(), scheduler.waiting_tokens, scheduler.free_rows) == ([], 49, 1)
+    assert scheduler.first_waiting == cancelled and pool.idle_bytes == 0
+    scheduler.cancel(cancelled)
+    left: tuple[Handle | None, int, int] = (scheduler.first_waiting, scheduler.waiting_tokens, scheduler.free_rows)
+    assert left == (None, 0, 2)
+    assert pool.idle_bytes == 8 * tiny.bytes_per_token
 
 
 def test_an_error_ends_its_own_text_only(tiny: Session) -> None:

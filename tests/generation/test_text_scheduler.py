@@ -269,7 +269,7 @@ def test_without_waiting_there_are_only_rows(model: Model) -> None:
 
 
 def test_when_to_try_again_follows_the_speed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three texts ended in 60 seconds. Half of ten waiting texts take 100 at that speed."""
+    """Four texts ended in 80 seconds. Half of ten waiting texts take 100 at that speed."""
     now = [1000.0]
     monkeypatch.setattr("edgelm.generation.scheduler_thread.time.monotonic", lambda: now[0])
     with model.scheduler(max_rows=1, max_waiting=10) as scheduler:
@@ -300,17 +300,20 @@ def held_behind(scheduler: TextScheduler, holder: Held) -> tuple[Held, Submissio
 # Ends
 
 
-def test_a_deadline_ends_a_text(model: Model) -> None:
+def test_a_deadline_ends_a_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it waits, and while it decodes; other texts go on."""
+    clock, late = time.monotonic, [0.0]
+    monkeypatch.setattr("edgelm.generation.scheduler_thread.time.monotonic", lambda: clock() + late[0])
     with model.scheduler(max_rows=1) as scheduler:
-        holder, first = held(scheduler, **LONG, deadline_seconds=0.05)
-        late = scheduler.submit("a", deadline_seconds=0.05)
-        other = scheduler.submit("a", max_new_tokens=3, eos_token_id=())
-        time.sleep(0.1)
+        holder, first = held(scheduler, **LONG, deadline_seconds=900)
+        waiting = scheduler.submit("a", deadline_seconds=900)
+        others = [scheduler.submit("a", max_new_tokens=3, eos_token_id=(), deadline_seconds=n) for n in (None, 9e6)]
+        late[0] = 1000.0
         holder.released.set()
-        completions = [submission.completion() for submission in (first, late, other)]
-    assert [completion.choices[0].finish_reason for completion in completions] == ["time", "time", "length"]
-    assert [completion.stats.new_tokens for completion in completions] == [AT_MOST, 0, 3]
+        completions = [submission.completion() for submission in (first, waiting, *others)]
+    ends = [completion.choices[0].finish_reason for completion in completions]
+    assert ends == ["time", "time", "length", "length"]
+    assert [completion.stats.new_tokens for completion in completions] == [AT_MOST, 0, 3, 3]
     assert completions[1].text == ""
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,39 @@ def test_a_closed_pool_lends_nothing() -> None:
     assert pool.closed and pool.idle_bytes == 0
     with pytest.raises(edgelm.ClosedError, match="the model is closed"), pool.borrowed(PROMPT):
         pass
+
+
+def test_keys_share_sessions_but_no_prompts(graph: Graph) -> None:
+    pool = SessionPool(graph, limit_bytes=10**9)
+
+    def use(key: str) -> int:
+        with pool.borrowed(PROMPT, key=key) as (lent, reused):
+            lent.step(PROMPT[reused:])
+            return reused
+
+    assert [use(key) for key in ("a", "b", "a", "b", "", "")] == [0, 0, 28, 28, 0, 28]
+    assert len(pool._idle) == 3
+    pool.forget()
+    assert len(pool._idle) == 1 and use("c") == 0 and len(pool._idle) == 1
+
+
+def test_a_sibling_shares_states_and_nothing_else(tmp_path: Path) -> None:
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1) as model:
+        model.save_state(tmp_path / "state", PROMPT[:20])
+        model.generate(PROMPT, max_new_tokens=2)
+        sibling = model._sessions.sibling(0)
+        with sibling.borrowed(PROMPT) as (lent, reused):
+            assert reused == 0
+            lent.step(PROMPT)
+        state = model.load_state(tmp_path / "state")
+        assert sibling.states == [state]
+        with sibling.borrowed([*PROMPT[:20], 1, 2, 3]) as (_, reused):
+            assert reused == 20
+        sibling.close()
+        with pytest.raises(edgelm.ClosedError), sibling.borrowed():
+            pass
+        assert sibling.idle_bytes == 0 and model._sessions.states == [state]
+        assert model.generate(PROMPT, max_new_tokens=2).stats.reused_tokens == 28
 
 
 def test_a_session_is_lent_to_one_at_a_time(graph: Graph) -> None:

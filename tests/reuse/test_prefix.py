@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import edgelm
-from edgelm import Bundle, BundleError, ContextError, Model, PrefixError, PromptError, Session, StateError
+from edgelm import Bundle, BundleError, ClosedError, ContextError, Model, PrefixError, PromptError, Session, StateError
 from edgelm.bundle.folder import default_bundle_path, file_fact
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.scheduler import Scheduler
@@ -268,6 +268,27 @@ def test_threads_pickles_and_streams(kind: str, request: pytest.FixtureRequest) 
     assert generated(pickle.loads(pickle.dumps(model))) == expected
     chunks = list(model.stream("The dog", max_new_tokens=8, do_sample=False))
     assert tuple(token for chunk in chunks for token in chunk.token_ids) == expected
+
+
+def test_several_prefixes_on_one_graph(tiny: Pair, tmp_path: Path) -> None:
+    plain, baked, _ = tiny
+    alone = generated(plain)
+    task = plain.with_prefix(tmp_path / "task.prefix")
+    assert task.graph is plain.graph
+    assert generated(task) == generated(baked)
+    assert generated(pickle.loads(pickle.dumps(task))) == generated(baked)
+    assert generated(plain) == alone
+    task.close()
+    assert task.closed
+    assert generated(plain) == alone
+    other = plain.with_prefix(tmp_path / "task.prefix", prefix_cache_bytes=10**6)
+    plain.close()
+    with pytest.raises(ClosedError):
+        generated(other)
+    with pytest.raises(ClosedError):
+        plain.with_prefix(tmp_path / "task.prefix")
+    with pytest.raises(PrefixError):
+        baked.with_prefix(tmp_path / "missing")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

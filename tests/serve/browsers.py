@@ -17,6 +17,7 @@ pytest.importorskip("playwright", reason='the browser is driven by playwright: p
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
+from edgelm import load
 from edgelm.bundle.folder import Bundle
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Place, ServedModel, Shelf, place_of
@@ -54,10 +55,11 @@ def _slowly(ids: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> npt.
 
 
 def _load(place: Place, settings: ServeSettings) -> ServedModel:
-    served = loaded(place, settings)
-    if place.name == SLOW:
-        served.model.generation_config = served.model.generation_config.updated({"logits_processor": (_slowly,)})
-    return served
+    if place.name != SLOW:
+        return loaded(place, settings)
+    model = load(place.bundle.path, device="cpu", threads=1)
+    model.generation_config = model.generation_config.updated({"logits_processor": (_slowly,)})
+    return ServedModel(place.name, model, model.scheduler())
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +102,15 @@ class Visit:
         self.page.wait_for_selector("body[data-ready]")
 
     def set(self, **options: object) -> None:
-        """Type values into options."""
+        """Give options values."""
         for name, value in options.items():
             control = self.page.locator(f"#option-{name}")
             if not control.is_visible():
                 self.page.locator("details", has=control).locator("summary").click()
-            control.fill(str(value))
+            if control.evaluate("one => one.tagName") == "SELECT":
+                control.select_option(str(value))
+            else:
+                control.fill(str(value))
 
     def run(self, prompt: str, **options: object) -> str:
         """Complete `prompt`; the text."""

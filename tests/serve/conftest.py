@@ -37,15 +37,15 @@ WAIT_SECONDS = 60.0
 """Long enough for a busy machine."""
 
 
-def loaded(place: Place, settings: ServeSettings) -> ServedModel:
+def loaded(place: Place, base: ServedModel | None, settings: ServeSettings) -> ServedModel:
     """A place's model on one CPU thread."""
-    return load_place(place, settings, device="cpu", threads=1)
+    return load_place(place, base, settings, device="cpu", threads=1)
 
 
 def tiny_shelf(settings: ServeSettings, names: Sequence[str] = (NAME,), bundle: Path = TINY_BUNDLE) -> Shelf:
     """A shelf with `bundle` under each name."""
     places = [place_of(Bundle.read(bundle), name) for name in names]
-    return Shelf(places, settings, lambda place: loaded(place, settings))
+    return Shelf(places, settings, lambda place, base: loaded(place, base, settings))
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def running_server(
     """A server in a thread, whose model is loaded: of `bundle`, or of all models of `shelf`."""
     with listen(settings) as listener:
         app = create_app(settings, shelf or tiny_shelf(settings, bundle=bundle))
-        server = Server(app, settings, lambda: None)
+        server = Server(app, settings, lambda words: None)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running = Running(listener.getsockname()[1], os.getpid(), server)

@@ -167,6 +167,20 @@ def test_many_clients_at_once(server: Running) -> None:
     assert len(set(texts)) == 4
 
 
+def test_large_bodies_together_have_a_limit() -> None:
+    with running_server(ServeSettings(port=0, max_bodies_bytes=2**20)) as server:
+        waiting = server.connect()
+        waiting.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n" + b" " * 999_000)
+        wait_until(lambda: status_of_large(server) == 503)
+        waiting.close()
+        wait_until(lambda: status_of_large(server) == 400)
+
+
+def status_of_large(server: Running) -> int:
+    """The status of a request with half a megabyte of nothing."""
+    return status(server.answer(HEAD + b"Content-Length: 500000\r\n\r\n" + b" " * 500_000))
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     with running_server(ServeSettings(port=0, max_rows=1, max_waiting=1)) as server:
         clients = [server.connect() for _ in range(6)]

@@ -11,6 +11,7 @@ PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 SETTINGS = ServeSettings()
 ROWS = {
     "body": f"{SETTINGS.max_body_bytes:,} bytes",
+    "bodies of all requests together": f"{SETTINGS.max_bodies_bytes:,} bytes",
     "headers": f"{SETTINGS.max_header_bytes:,} bytes, {SETTINGS.max_headers} lines",
     "depth of JSON": str(SETTINGS.max_json_depth),
     "a text": f"{limits.MAX_PROMPT_CHARACTERS:,} characters or token ids",

@@ -153,8 +153,7 @@ def test_all_kinds_of_options_reach_the_server(visit: Visit) -> None:
         max_tokens=5, seed=-3, stop="\\n\\n\nEND", logit_bias="11=-2.5, 42=5", bad_words_ids="1 2; 3", min_p="0,05",
         suppress_tokens="4, 5", max_time=9,
     )  # fmt: skip
-    visit.page.select_option("#option-context_overflow", "truncate")
-    visit.page.select_option("#option-do_sample", "yes")
+    visit.set(context_overflow="truncate", do_sample="yes")
     with visit.page.expect_request("**/v1/completions") as sent:
         visit.run("Hello")
     body = json.loads(sent.value.post_data or "")

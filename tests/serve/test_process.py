@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from edgelm import load
 from tests.conftest import TINY_BUNDLE, RunCommand
 from tests.serve.conftest import post, read_all, server_process, wait_until
 
@@ -72,9 +73,13 @@ def test_keys_of_the_environment_and_a_file(tmp_path: Path, edgelm_command: RunC
 
 
 def test_check_says_whether_it_would_start(edgelm_command: RunCommand, tmp_path: Path) -> None:
-    done = edgelm_command("serve", "--check", "--port", "0", "-m", f"small={TINY_BUNDLE}")
-    assert done.status == 0
+    with load(TINY_BUNDLE) as model:
+        model.save_prefix(tmp_path / "greeting.prefix", "Hello there, ")
+    task = f"greeting={tmp_path / 'greeting.prefix'}"
+    done = edgelm_command("serve", "--check", "--port", "0", "-m", f"small={TINY_BUNDLE}", "--task", task)
+    assert done.status == 0, done.stderr
     assert done.stderr.splitlines()[0].startswith("small: loads, and takes about ")
+    assert done.stderr.splitlines()[1].startswith("greeting: loads, and takes about ")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = edgelm_command("serve", "--check", "--port", str(port), "-m", str(TINY_BUNDLE))

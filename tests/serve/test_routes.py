@@ -84,6 +84,12 @@ def test_tokens(client: TestClient, model: Model) -> None:
     assert refused(client, "/detokenize", tokens=[10**6])["param"] == "tokens"
 
 
+def test_special_tokens(client: TestClient, model: Model) -> None:
+    info = client.get("/tokenizer_info").json()
+    assert info["eos_token"] == model.tokenizer.decode(model.generation_config.eos_token_id[:1])
+    assert set(info) == {"eos_token", "bos_token", "pad_token", "chat_template"}
+
+
 def test_models() -> None:
     with app_client(names=["first", "second/one"]) as client:
         listed = client.get("/v1/models").json()

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
-from edgelm import BundleError, ConfigError
+from edgelm import BundleError, ConfigError, PrefixError, load
 from edgelm.bundle.folder import Bundle
 from edgelm.serve.errors import ApiError
 from edgelm.serve.settings import ServeSettings
-from edgelm.serve.shelf import Place, ServedModel, Shelf, place_of, read_place
+from edgelm.serve.shelf import Place, ServedModel, Shelf, place_of, read_place, read_task
 from tests.conftest import TINY_BUNDLE, replace_file
 from tests.serve.conftest import loaded, tiny_shelf
 
 PLACE = place_of(Bundle.read(TINY_BUNDLE), "one")
 NEEDED = PLACE.memory_bytes(ServeSettings())
+
+
+Load = Callable[[Place, ServedModel | None], ServedModel]
 
 
 class Clock:
@@ -30,11 +33,9 @@ class Clock:
         return self.now
 
 
-def shelf_of(
-    settings: ServeSettings, load: Callable[[Place], ServedModel] | None = None, clock: Clock | None = None
-) -> Shelf:
+def shelf_of(settings: ServeSettings, load: Load | None = None, clock: Clock | None = None) -> Shelf:
     places = [PLACE, place_of(PLACE.bundle, "two"), place_of(PLACE.bundle, "three")]
-    return Shelf(places, settings, load or (lambda place: loaded(place, settings)), clock or Clock())
+    return Shelf(places, settings, load or (lambda place, base: loaded(place, base, settings)), clock or Clock())
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -49,9 +50,9 @@ def test_a_model_loads_once_for_all_who_wait() -> None:
     loads: list[str] = []
     settings = ServeSettings()
 
-    def load(place: Place) -> ServedModel:
+    def load(place: Place, base: ServedModel | None) -> ServedModel:
         loads.append(place.name)
-        return loaded(place, settings)
+        return loaded(place, base, settings)
 
     async def test() -> None:
         shelf = shelf_of(settings, load)
@@ -132,10 +133,10 @@ def test_a_load_that_failed_is_tried_again() -> None:
     settings = ServeSettings()
     failures = [BundleError("the folder '/secret/place' was replaced")]
 
-    def load(place: Place) -> ServedModel:
+    def load(place: Place, base: ServedModel | None) -> ServedModel:
         if failures:
             raise failures.pop()
-        return loaded(place, settings)
+        return loaded(place, base, settings)
 
     async def test() -> None:
         shelf = shelf_of(settings, load)
@@ -153,6 +154,50 @@ def test_a_load_that_failed_is_tried_again() -> None:
     run(test())
 
 
+def test_tasks_share_the_weights(tmp_path: Path) -> None:
+    with load(TINY_BUNDLE, device="cpu", threads=1) as model:
+        model.save_prefix(tmp_path / "task.prefix", "Hello there, ")
+    settings = ServeSettings(idle_unload_seconds=5)
+    task = read_task(f"task={tmp_path / 'task.prefix'}", [PLACE])
+    assert (task.name, task.base) == ("task", "one")
+    assert task.memory_bytes(settings) < PLACE.memory_bytes(settings)
+    with pytest.raises(ConfigError, match="give NAME=FILE"):
+        read_task("task", [PLACE])
+    with pytest.raises(PrefixError):
+        read_task(f"task={tmp_path / 'missing'}", [PLACE])
+
+    async def test() -> None:
+        clock = Clock()
+        shelf = Shelf(
+            [PLACE, task],
+            ServeSettings(idle_unload_seconds=5),
+            lambda place, base: loaded(place, base, settings),
+            clock,
+        )
+        async with shelf.lend("task") as served:
+            assert loaded_names(shelf) == ["one", "task"]
+            text = (await served.scheduler.submit("my friend", max_new_tokens=8).acompletion()).text
+            async with shelf.lend("one") as base:
+                assert base.model.graph is served.model.graph
+                whole = await base.scheduler.submit("Hello there, my friend", max_new_tokens=8).acompletion()
+                assert whole.text == text
+        clock.now = 6
+        await shelf.unload_unused()
+        assert loaded_names(shelf) == ["one"]  # the task has used it until now
+        async with shelf.lend("one") as base:
+            assert not base.model.closed
+            assert (await base.scheduler.submit("Hello", max_new_tokens=2).acompletion()).text
+        clock.now = 12
+        await shelf.unload_unused()
+        assert loaded_names(shelf) == []
+        async with shelf.lend("task"):
+            pass
+        await shelf.close()
+        assert loaded_names(shelf) == []
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     "defaults",
     [
@@ -166,7 +211,7 @@ def test_a_load_that_failed_is_tried_again() -> None:
 def test_defaults_that_work_on_one_text_are_changed(tiny_copy: Path, defaults: dict[str, object]) -> None:
     content = json.dumps({**defaults, "max_new_tokens": 5}).encode()
     replace_file(tiny_copy, "generation_config.json", content)
-    served = loaded(place_of(Bundle.read(tiny_copy)), ServeSettings())
+    served = loaded(place_of(Bundle.read(tiny_copy)), None, ServeSettings())
     with served.scheduler:
         completion = served.scheduler.submit("Hello").completion()
     assert len(completion.choices) == 1
@@ -196,6 +241,6 @@ def test_places(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         read_place(str(tmp_path / "missing"))
     with pytest.raises(ConfigError, match="two models are called 'one'"):
-        Shelf([PLACE, PLACE], ServeSettings(), lambda place: loaded(place, ServeSettings()))
+        Shelf([PLACE, PLACE], ServeSettings(), lambda place, base: loaded(place, base, ServeSettings()))
     with pytest.raises(ConfigError, match="memory budget"):
         shelf_of(ServeSettings(memory_bytes=NEEDED - 1))
