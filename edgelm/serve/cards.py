@@ -27,8 +27,10 @@ class ModelCard(BaseModel):
     precision: str
     """The bundle's recipe, such as "int8"."""
     has_chat_template: bool
+    base: str | None
+    """The model whose weights it uses, behind a prefix of its own; null for one with own weights."""
     embedded: bool
-    """Whether it is the model that comes with edgelm, which `edgelm run` uses without `-m`."""
+    """Whether its weights are those that come with edgelm, which `edgelm run` uses without `-m`."""
     generation_defaults: dict[str, JsonValue]
     """What completions take for the fields that a request leaves out; null where nothing is set."""
 
@@ -46,6 +48,7 @@ def _card(place: Place, created: int) -> ModelCard:
         context_length=manifest.architecture.context_length,
         precision=manifest.recipe.name,
         has_chat_template=CHAT_TEMPLATE_FILE in manifest.files,
+        base=place.base,
         embedded=_is_embedded(place),
         generation_defaults=_defaults(place),
     )

@@ -54,9 +54,9 @@ def _slowly(ids: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> npt.
     return logits
 
 
-def _load(place: Place, settings: ServeSettings) -> ServedModel:
+def _load(place: Place, settings: ServeSettings, base: ServedModel | None) -> ServedModel:
     if place.name != SLOW:
-        return loaded(place, settings)
+        return loaded(place, base, settings)
     model = load(place.bundle.path, device="cpu", threads=1)
     model.generation_config = model.generation_config.updated({"logits_processor": (_slowly,)})
     return ServedModel(place.name, model, model.scheduler())
@@ -68,7 +68,7 @@ def server(chat_bundle: Path) -> Iterator[Running]:
     settings = ServeSettings(port=0)
     folders = {PLAIN: TINY_BUNDLE, CHATTY: chat_bundle, SLOW: TINY_BUNDLE}
     places = [place_of(Bundle.read(folder), name) for name, folder in folders.items()]
-    shelf = Shelf(places, settings, lambda place: _load(place, settings))
+    shelf = Shelf(places, settings, lambda place, base: _load(place, settings, base))
     with running_server(settings, shelf=shelf) as running:
         yield running
 

@@ -372,7 +372,7 @@ def test_a_copied_chat_runs(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(page.text_content("#code") or "", encoding="utf-8")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#code-copy")
-    assert page.text_content("#code-copied") == "Copied"
+    page.locator("#code-copied").filter(has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == page.text_content("#code")
     page.keyboard.press("Escape")
     page.click("#send")

@@ -8,7 +8,7 @@ const buttons = [...dialog.querySelectorAll("[data-code]")];
 let request = null;
 let language = "curl";
 
-/** Show {path, body, card, needsKey}; `card` is the model's of /v1/models. */
+/** Show {path, body, needsKey, folder, prefix}: the last two as `commandLine` takes them. */
 export function showCode(shown) {
   request = { ...shown, origin: location.origin };
   draw();
@@ -21,18 +21,19 @@ function draw() {
   cli.hidden = chat;
   if (chat && language === "cli") language = "curl";
   press(buttons, "code", language);
-  const folder = request.card.embedded ? null : request.card.id;
-  byId("code").textContent = { curl, python, cli: () => commandLine({ ...request, folder }) }[language](request);
-  byId("code-note").textContent = noteOf(folder);
+  byId("code").textContent = { curl, python, cli: commandLine }[language](request);
+  byId("code-note").textContent = note();
   byId("code-copied").textContent = "";
 }
 
-function noteOf(folder) {
+function note() {
+  const { folder, prefix } = request;
   const key = request.needsKey ? " Put your key into the variable EDGELM_API_KEY first." : "";
   if (language === "python") return `Needs OpenAI's client: pip install openai.${key}`;
   if (language === "curl") return `For a POSIX shell, and curl 7.82 or later.${key}`;
-  if (folder === null) return "For a POSIX shell. It runs the model in the shell, without this server.";
-  return `For a POSIX shell. Write the bundle's folder for ${folder}: this server does not tell where it is.`;
+  const places = [folder && `the bundle's folder for ${folder}`, prefix && `the prefix file for ${prefix}`].filter(Boolean);
+  if (!places.length) return "For a POSIX shell. It runs the model in the shell, without this server.";
+  return `For a POSIX shell. Write ${places.join(", and ")}: this server does not tell where they are.`;
 }
 
 for (const button of buttons) {

@@ -141,7 +141,15 @@ class Page {
 
   showCode(path, body) {
     hideTip();
-    showCode({ path, body, needsKey: this.needsKey, card: this.cards()[0] });
+    const card = this.cards()[0];
+    const base = this.models.find((other) => other.id === card.base) ?? card;
+    showCode({
+      path,
+      body,
+      needsKey: this.needsKey,
+      folder: card.embedded ? null : base.id,
+      prefix: card.base === null ? null : card.id,
+    });
   }
 
   /** Show an error at the option that it names, or ask for a key; says whether it did. */

@@ -47,10 +47,11 @@ export function python({ origin, body, needsKey }) {
   ].join("\n");
 }
 
-/** `folder`: the bundle's, or null for the embedded model. */
-export function commandLine({ body, folder }) {
+/** `folder`: the bundle's, or null for the embedded model; `prefix`: the file of its prefix, or null for none. */
+export function commandLine({ body, folder, prefix }) {
   const words = ["edgelm run"];
   if (folder !== null) words.push(`-m ${shellWord(folder)}`);
+  if (prefix !== null) words.push(`--prefix ${shellWord(prefix)}`);
   words.push("--no-echo");
   for (const [name, value] of Object.entries(body)) {
     if (name !== "model" && name !== "prompt") words.push(...flagsOf(name, value));
