@@ -71,7 +71,7 @@ def test_a_text_streams(visit: Visit, server: Running) -> None:
     numbers = page.inner_text("#results .numbers")
     assert re.search(r"First token\s+\d+(\.\d+)? m?s", numbers)
     assert re.search(r"Speed\s+\d+(\.\d)? tokens/s", numbers)
-    assert re.search(r"Tokens\s+20 after \d+", numbers)
+    assert re.search(r"Tokens\s+20, prompt \d+", numbers)
     assert re.search(r"Ended\s+token limit", numbers)
     assert (page.text_content("#status") or "").startswith("Done: 20 tokens")
 
@@ -302,7 +302,7 @@ def test_several_texts(visit: Visit) -> None:
     visit.run("Hello", n=3, max_tokens=5, temperature=1.5)
     assert visit.page.locator("#results h3").all_text_contents() == ["Text 1", "Text 2", "Text 3"]
     assert len(set(visit.page.locator("#results .text").all_text_contents())) > 1
-    assert "15 after" in visit.page.inner_text("#results .numbers")
+    assert "15, prompt" in visit.page.inner_text("#results .numbers")
 
 
 def test_a_reload_loses_nothing(visit: Visit) -> None:

@@ -88,16 +88,18 @@ export class Chat {
     const run = new Run(PATH, body, () => this.changed(answer));
     answer.result = new Result(run, { view: this.page.view });
     this.messages = [...messages, answer];
-    this.draw();
     run.finish();
     announce("Running");
+    followed(() => this.draw());
+    // The button that was pressed may have gone with the answer before.
+    if (document.activeElement === document.body) byId("chat-stop").focus();
     return true;
   }
 
   changed(answer) {
     const { run } = answer.result;
     if (run.running) {
-      answer.result.drawSoon();
+      answer.result.drawSoon(followed);
       return;
     }
     answer.content = run.texts[0].text;
@@ -105,7 +107,9 @@ export class Chat {
     answer.result.draw();
     if (!this.messages.includes(answer)) return;
     announce(summary(answer.result));
-    this.draw();
+    const hadFocus = document.activeElement === byId("chat-stop");
+    followed(() => this.draw());
+    if (hadFocus) this.message.focus();
   }
 
   /** Ask for the last answer again. */
@@ -152,4 +156,12 @@ export class Chat {
       ...(result ? [result.element] : [element("div", { class: "text", text: content }), actions]),
     );
   }
+}
+
+/** Draw, and keep the place where one writes in view if it was. */
+function followed(draw) {
+  const place = byId("message").closest(".sheet");
+  const seen = place.getBoundingClientRect().top < innerHeight;
+  draw();
+  if (seen) place.scrollIntoView({ block: "nearest" });
 }

@@ -66,6 +66,8 @@ export class Complete {
     for (const { run } of this.results) run.finish();
     announce("Running");
     this.drawButtons();
+    // The button that was pressed may have gone with the result before.
+    if (document.activeElement === document.body) byId("stop").focus();
   }
 
   changed(result) {

@@ -44,9 +44,9 @@ export class Result {
     this.draw();
   }
 
-  /** Draw before the next frame what is new. */
-  drawSoon() {
-    this.drawn ||= requestAnimationFrame(() => this.draw());
+  /** Draw before the next frame what is new; `around` gets the function that draws. */
+  drawSoon(around = (draw) => draw()) {
+    this.drawn ||= requestAnimationFrame(() => around(() => this.draw()));
   }
 
   draw() {
@@ -73,7 +73,7 @@ export class Result {
     if (run.state === "waiting") facts.push(["", "Waiting for the first token…"]);
     if (run.firstSeconds !== null) facts.push(["First token", inSeconds(run.firstSeconds)]);
     if (run.rate !== null) facts.push(["Speed", `${run.rate < 10 ? run.rate.toFixed(1) : Math.round(run.rate)} tokens/s`]);
-    if (run.first !== null) facts.push(["Tokens", run.usage ? `${run.tokenCount} after ${run.usage.prompt_tokens}` : String(run.tokenCount)]);
+    if (run.first !== null) facts.push(["Tokens", run.usage ? `${run.tokenCount}, prompt ${run.usage.prompt_tokens}` : String(run.tokenCount)]);
     if (run.state === "stopped") facts.push(["Ended", "you stopped it"]);
     else if (run.state === "done" && this.rows.length === 1) facts.push(["Ended", run.texts[0].end]);
     if (missing) facts.push(["", "Run again to see its tokens"]);

@@ -102,7 +102,7 @@ function showTip(node, token) {
   node.setAttribute("aria-describedby", "tip");
   const rows = token.top.some((one) => one.text === token.text) ? token.top : [...token.top, token];
   tip.replaceChildren(
-    element("p", { class: "tip-title", text: "The model's probabilities here" }),
+    element("p", { class: "tip-title", text: "How likely here, before temperature" }),
     ...rows.map((one) => {
       const probability = Math.exp(one.logprob);
       const bar = element("span", { class: "tip-bar" });
