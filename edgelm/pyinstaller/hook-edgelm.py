@@ -1,4 +1,4 @@
-"""PyInstaller's hook of edgelm: modules that are imported by name on first use, the embedded model, and the playground."""
+"""PyInstaller's hook of edgelm: modules imported by name on first use, the embedded model, and the playground."""
 
 from PyInstaller.utils.hooks import collect_data_files, collect_submodules
 

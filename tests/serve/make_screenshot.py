@@ -18,7 +18,7 @@ def main() -> None:
     other = ROOT / "models" / "dialogue-6m-int8"
     with server_process("-m", str(other), model=embedded) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1180, "height": 800}, device_scale_factor=1.25)
+        page = browser.new_page(viewport={"width": 1280, "height": 760}, device_scale_factor=1.25)
         page.goto(server.url)
         page.fill("#prompt", PROMPT)
         page.fill("#option-seed", "7")
@@ -26,7 +26,7 @@ def main() -> None:
         page.click("#complete [data-view=tokens]")
         page.click("#run")
         page.locator("#results .result[aria-busy=false]").wait_for()
-        page.evaluate("document.querySelector('.options').scrollTo(0, 0)")
+        page.evaluate("[document.documentElement, document.querySelector('.options')].map(one => one.scrollTo(0, 0))")
         page.locator("#results .token", has_text="dig").first.hover()
         page.screenshot(path=ROOT / "docs" / "playground.png")
         browser.close()

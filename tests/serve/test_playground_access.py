@@ -42,8 +42,8 @@ def test_dark_and_light(visit: Visit) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
     page.emulate_media(color_scheme="dark")
-    dark = page.evaluate(background)
-    assert dark != light
+    page.locator("html[data-theme=dark]").wait_for()
+    assert page.evaluate(background) != light
     page.click("#theme")
     assert page.evaluate(background) == light
     visit.open()
@@ -103,6 +103,7 @@ UNNAMED = """() => [...document.querySelectorAll("button, select, textarea, inpu
 def test_everything_can_be_read_and_has_a_name(visit: Visit, scheme: Any) -> None:
     page = visit.page
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.locator(f"html[data-theme={scheme}]").wait_for()
     for summary in page.locator("#options summary").all()[1:]:
         summary.click()
     page.click("#complete [data-view=tokens]")
