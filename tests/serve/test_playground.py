@@ -111,6 +111,8 @@ def test_every_option_has_a_control_with_the_servers_limits(visit: Visit, server
         "epsilon_cutoff": "0 to below 1",
         "frequency_penalty": "-2 to 2",
         "repetition_penalty": "above 0 to 1,000",
+        "max_time": "above 0",
+        "seed": "",
         "max_tokens": "0 to 64",  # the context
     }
     for name, words in ranges.items():
@@ -172,6 +174,7 @@ def test_errors_of_the_server_show_where_they_belong(visit: Visit) -> None:
     page.wait_for_selector("#prompt-error:not([hidden])")
     assert "context" in (page.text_content("#prompt-error") or "")
     assert page.get_attribute("#prompt", "aria-invalid") == "true"
+    assert page.locator("#results .result").is_hidden()
     page.fill("#prompt", "Hello")
     assert page.locator("#prompt-error").is_hidden()
     visit.set(suppress_tokens=99999)

@@ -4,7 +4,7 @@ const NOT_OPTIONS = new Set([
   "model", "prompt", "messages", "stream", "stream_options", "echo", "best_of", "logprobs", "top_logprobs",
   "max_completion_tokens", "response_format", "modalities",
 ]);
-const HUGE = 2 ** 31 - 1; // a limit of the number's type, which says nothing to a reader
+const HUGE = 1e9; // limits beyond it only keep numbers in their types, and say nothing to a reader
 
 /** The options of the request `schemaName`, by name, in the document's order. */
 export function fieldsOf(openapi, schemaName) {
@@ -58,7 +58,7 @@ function wordsOf(description = "") {
 export function rangeOf(field, cap = null) {
   const high = Math.min(field.high, cap ?? Infinity);
   const low = field.overLow ? `above ${shown(field.low)}` : shown(field.low);
-  if (Math.abs(field.low) > HUGE && high > HUGE) return "";
+  if (field.low < -HUGE && high > HUGE) return "";
   if (high >= HUGE) return field.overLow ? low : `${low} or more`;
   return field.underHigh ? `${low} to below ${shown(high)}` : `${low} to ${shown(high)}`;
 }

@@ -62,7 +62,9 @@ export class Result {
     const missing = this.view === "tokens" && !run.hasTokens && !run.running && run.texts.some((one) => one.text);
     this.element.classList.toggle("without-tokens", missing);
     tell(this.error, run.error?.message);
-    this.texts.hidden = run.state === "failed" && !run.texts.some((one) => one.text);
+    const empty = run.state === "failed" && !run.texts.some((one) => one.text);
+    this.texts.hidden = empty;
+    this.element.hidden = empty && !run.error; // the error shows at the field that it names
     this.actions.hidden = run.running;
     this.drawNumbers(missing);
   }

@@ -56,10 +56,11 @@ export function commandLine({ body, folder, prefix }) {
   for (const [name, value] of Object.entries(body)) {
     if (name !== "model" && name !== "prompt") words.push(...flagsOf(name, value));
   }
+  const separator = words.length > 4 ? " \\\n  " : " ";
   // A prompt of "-" or of nothing would have the command read its input, so it gets the prompt there.
   const prompt = body.prompt;
-  if (prompt === "-" || prompt === "") return `printf %s ${shellWord(prompt)} | ${words.join(" ")}`;
-  return `${words.join(" ")} ${prompt.startsWith("-") ? "-- " : ""}${shellWord(prompt)}`;
+  if (prompt === "-" || prompt === "") return `printf %s ${shellWord(prompt)} | ${words.join(separator)}`;
+  return [...words, `${prompt.startsWith("-") ? "-- " : ""}${shellWord(prompt)}`].join(separator);
 }
 
 function flagsOf(name, value) {
