@@ -302,7 +302,7 @@ def test_two_models_side_by_side(visit: Visit, server: Running) -> None:
 
 
 def test_several_texts(visit: Visit) -> None:
-    visit.run("Hello", n=3, max_tokens=5, temperature=1.5)
+    visit.run("Hello", n=3, max_tokens=5, min_new_tokens=5, temperature=1.5, seed=7)
     assert visit.page.locator("#results h3").all_text_contents() == ["Text 1", "Text 2", "Text 3"]
     assert len(set(visit.page.locator("#results .text").all_text_contents())) > 1
     assert "15, prompt" in visit.page.inner_text("#results .numbers")

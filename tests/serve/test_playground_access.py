@@ -107,7 +107,7 @@ def test_everything_can_be_read_and_has_a_name(visit: Visit, scheme: Any) -> Non
     for summary in page.locator("#options summary").all()[1:]:
         summary.click()
     page.click("#complete [data-view=tokens]")
-    visit.run("Hello", n=2, max_tokens=30, temperature=2)
+    visit.run("Hello", n=2, max_tokens=30, min_new_tokens=30, temperature=2, seed=7)
     colours = "all => all.forEach((one, place) => { one.dataset.level = place % 6; })"  # each of them
     page.locator("#results .token").evaluate_all(colours)
     visit.set(top_p="7")

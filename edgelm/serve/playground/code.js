@@ -31,7 +31,9 @@ function note() {
   const key = request.needsKey ? " Put your key into the variable EDGELM_API_KEY first." : "";
   if (language === "python") return `Needs OpenAI's client: pip install openai.${key}`;
   if (language === "curl") return `For a POSIX shell, and curl 7.82 or later.${key}`;
-  const places = [folder && `the bundle's folder for ${folder}`, prefix && `the prefix file for ${prefix}`].filter(Boolean);
+  const places = [];
+  if (folder !== null) places.push(`the bundle's folder for ${folder}`);
+  if (prefix !== null) places.push(`the prefix file for ${prefix}`);
   if (!places.length) return "For a POSIX shell. It runs the model in the shell, without this server.";
   return `For a POSIX shell. Write ${places.join(", and ")}: this server does not tell where they are.`;
 }
@@ -46,5 +48,5 @@ byId("code-close").addEventListener("click", () => dialog.close());
 byId("code-copy").addEventListener("click", async () => {
   const worked = await copy(byId("code").textContent);
   if (!worked) getSelection().selectAllChildren(byId("code"));
-  byId("code-copied").textContent = worked ? "Copied" : "This browser does not let the page copy: it is selected, copy it yourself";
+  byId("code-copied").textContent = worked ? "Copied" : "Copying is not allowed here: it is selected, copy it yourself";
 });

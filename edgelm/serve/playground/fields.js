@@ -133,7 +133,9 @@ function inRange(number, field, cap) {
   const high = Math.min(field.high, cap ?? Infinity);
   const under = field.overLow ? number <= field.low : number < field.low;
   const over = field.underHigh ? number >= high : number > high;
-  if (Number.isNaN(number) || under || over) throw new RangeError(`Must be ${rangeOf(field, cap)}, not ${shown(number)}.`);
+  if (Number.isNaN(number) || under || over) {
+    throw new RangeError(`Must be ${rangeOf(field, cap)}, not ${shown(number)}.`);
+  }
   if (Number.isInteger(number) && !Number.isSafeInteger(number)) {
     throw new RangeError(`This page can send whole numbers up to ${shown(Number.MAX_SAFE_INTEGER)}.`);
   }

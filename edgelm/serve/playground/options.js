@@ -37,7 +37,8 @@ const WIDEST_SLIDER = 4;
 export function labelOf(name) {
   if (LABELS[name]) return LABELS[name];
   const words = name.replaceAll("_", " ");
-  return /^(dry|xtc) /.test(words) ? words.slice(0, 3).toUpperCase() + words.slice(3) : words[0].toUpperCase() + words.slice(1);
+  const capitals = /^(dry|xtc) /.test(words) ? 3 : 1;
+  return words.slice(0, capitals).toUpperCase() + words.slice(capitals);
 }
 
 export class Options {
@@ -52,7 +53,8 @@ export class Options {
     const place = byId("options");
     const known = new Set(GROUPS.flatMap(([, names]) => names));
     for (const [title, listed] of GROUPS) {
-      const names = listed.length ? listed.filter((name) => fields.has(name)) : [...fields.keys()].filter((name) => !known.has(name));
+      const others = () => [...fields.keys()].filter((name) => !known.has(name));
+      const names = listed.length ? listed.filter((name) => fields.has(name)) : others();
       if (names.length) place.append(this.group(title, names));
     }
     byId("options-reset").addEventListener("click", () => {
@@ -94,21 +96,29 @@ export class Options {
     let input;
     if (kind === "switch" || kind === "choice") {
       const choices = kind === "switch" ? ["yes", "no"] : field.choices;
-      input = element("select", described, element("option", { value: "" }), ...choices.map((choice) => element("option", { value: choice, text: choice })));
+      const offered = choices.map((choice) => element("option", { value: choice, text: choice }));
+      input = element("select", described, element("option", { value: "" }), ...offered);
     } else if (kind === "texts") {
       input = element("textarea", { ...described, rows: "1", spellcheck: "false" });
     } else {
       const mode = kind === "whole" || kind === "number" ? "decimal" : "text";
-      input = element("input", { ...described, type: "text", inputmode: mode, autocomplete: "off", spellcheck: "false" });
+      const plain = { type: "text", inputmode: mode, autocomplete: "off", spellcheck: "false" };
+      input = element("input", { ...described, ...plain });
     }
-    const reset = element("button", { type: "button", class: "reset", "aria-label": `Reset ${labelOf(name)}`, title: "Reset", text: "×", hidden: true, click: () => { this.set(name, ""); input.focus(); } });
+    const forget = () => {
+      this.set(name, "");
+      input.focus();
+    };
+    const named = { "aria-label": `Reset ${labelOf(name)}`, title: "Reset", text: "×" };
+    const reset = element("button", { type: "button", class: "reset", hidden: true, click: forget, ...named });
     const row = { input, range, error, reset, slider: null };
     input.addEventListener("input", () => this.set(name, input.value));
     if (kind === "whole" || kind === "number") input.addEventListener("keydown", (event) => this.step(name, event));
     const line = element("div", { class: "line" }, input);
     if (this.hasSlider(field)) {
       // For the pointer; the keyboard has the arrow keys in the field beside it, which says the same.
-      row.slider = element("input", { type: "range", tabindex: "-1", "aria-hidden": "true", step: kind === "whole" ? "1" : "0.01" });
+      const step = kind === "whole" ? "1" : "0.01";
+      row.slider = element("input", { type: "range", tabindex: "-1", "aria-hidden": "true", step });
       row.slider.addEventListener("input", () => this.set(name, this.within(name, Number(row.slider.value))));
       line.prepend(row.slider);
     }
@@ -146,7 +156,8 @@ export class Options {
     const from = Number(input.value || this.defaultOf(name) || 0);
     if (!Number.isFinite(from)) return;
     const step = field.kind === "whole" ? 1 : field.high - field.low <= WIDEST_SLIDER ? 0.05 : 0.1;
-    const moved = Math.min(Math.max(from + direction * step, field.low), Math.min(field.high, this.cap(name) ?? Infinity));
+    const high = Math.min(field.high, this.cap(name) ?? Infinity);
+    const moved = Math.min(Math.max(from + direction * step, field.low), high);
     this.set(name, this.within(name, moved));
   }
 

@@ -74,14 +74,20 @@ export class Result {
     const facts = [];
     if (run.state === "waiting") facts.push(["", "Waiting for the first token…"]);
     if (run.firstSeconds !== null) facts.push(["First token", inSeconds(run.firstSeconds)]);
-    if (run.rate !== null) facts.push(["Speed", `${run.rate < 10 ? run.rate.toFixed(1) : Math.round(run.rate)} tokens/s`]);
-    if (run.first !== null) facts.push(["Tokens", run.usage ? `${run.tokenCount}, prompt ${run.usage.prompt_tokens}` : String(run.tokenCount)]);
+    if (run.rate !== null) facts.push(["Speed", `${run.rate.toFixed(run.rate < 10 ? 1 : 0)} tokens/s`]);
+    const prompt = run.usage ? `, prompt ${run.usage.prompt_tokens}` : "";
+    if (run.first !== null) facts.push(["Tokens", `${run.tokenCount}${prompt}`]);
     if (run.state === "stopped") facts.push(["Ended", "you stopped it"]);
     else if (run.state === "done" && this.rows.length === 1) facts.push(["Ended", run.texts[0].end]);
     if (missing) facts.push(["", "Run again to see its tokens"]);
     this.numbers.replaceChildren(
       ...facts.map(([name, value]) =>
-        element("div", {}, ...(name ? [element("dt", { text: name })] : [element("dt", { class: "unseen", text: "State" })]), element("dd", { text: value })),
+        element(
+          "div",
+          {},
+          name ? element("dt", { text: name }) : element("dt", { class: "unseen", text: "State" }),
+          element("dd", { text: value }),
+        ),
       ),
     );
   }

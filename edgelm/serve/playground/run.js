@@ -12,6 +12,9 @@ const ENDS = {
   cancelled: "server stopped",
 };
 
+/** Tokens that come within so short a time came in one packet, and say nothing of a rate. */
+const LEAST_SECONDS = 0.02;
+
 export class Run {
   /** Send `body` to `path`. `changed` is called when something of the run has changed. */
   constructor(path, body, changed) {
@@ -47,7 +50,7 @@ export class Run {
   /** Tokens per second after the first one, of all texts together, or null. */
   get rate() {
     const seconds = (this.last - this.first) / 1000;
-    return this.tokenCount > 1 && seconds > 0 ? (this.tokenCount - 1) / seconds : null;
+    return this.tokenCount > 1 && seconds > LEAST_SECONDS ? (this.tokenCount - 1) / seconds : null;
   }
 
   /** Runs to the end; errors are in `error`. */

@@ -32,7 +32,9 @@ export function python({ origin, body, needsKey }) {
   const chat = body.messages !== undefined;
   const fields = Object.entries(body);
   const own = fields.filter(([name]) => !OPENAI_FIELDS.has(name));
-  const given = fields.filter(([name]) => OPENAI_FIELDS.has(name)).map(([name, value]) => `    ${name}=${pythonValue(value)},`);
+  const given = fields
+    .filter(([name]) => OPENAI_FIELDS.has(name))
+    .map(([name, value]) => `    ${name}=${pythonValue(value)},`);
   if (own.length) given.push(`    extra_body=${pythonValue(Object.fromEntries(own))},`);
   return [
     ...(needsKey ? ["import os", ""] : []),

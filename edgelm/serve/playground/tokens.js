@@ -23,7 +23,8 @@ export const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥"
 
 /** An element that shows tokens; `show(tokens)` adds those that are new. */
 export function tokenList(label) {
-  const list = element("div", { class: "tokens", role: "listbox", "aria-label": label, "aria-orientation": "horizontal" });
+  const roles = { role: "listbox", "aria-label": label, "aria-orientation": "horizontal" };
+  const list = element("div", { class: "tokens", ...roles });
   let shown = [];
   const tokenAt = (node) => shown[[...list.children].indexOf(node)];
 
