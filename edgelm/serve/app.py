@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgelm.serve import pages
+from edgelm.serve import pages, playground
+from edgelm.serve.cards import model_cards
 from edgelm.serve.chat import CHAT
 from edgelm.serve.completions import COMPLETIONS
 from edgelm.serve.embeddings import EMBEDDINGS
@@ -40,16 +41,13 @@ OPERATIONS: tuple[Operation[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDIN
 def create_app(settings: ServeSettings, shelf: Shelf, operations: Sequence[Operation[Any]] = OPERATIONS) -> Starlette:
     """The server's app. Its lifespan loads the shelf's first model in the background, and frees all models."""
 
-    async def index(request: Request) -> Response:
-        return pages.page()
-
     document = openapi(operations, needs_key=bool(settings.keys))
 
     async def described(request: Request) -> Response:
         return JSONResponse(document)
 
     routes = [
-        Route("/", index),
+        *playground.routes(),
         Route("/openapi.json", described),
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
@@ -77,7 +75,7 @@ def create_app(settings: ServeSettings, shelf: Shelf, operations: Sequence[Opera
         exception_handlers={ApiError: _told, HTTPException: _http_error, Exception: _unexpected},
         lifespan=_lifespan,
     )
-    app.state.site = Site(settings, shelf, metrics, int(time.time()))
+    app.state.site = Site(settings, shelf, metrics, model_cards(shelf, int(time.time())))
     return app
 
 

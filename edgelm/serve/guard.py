@@ -13,10 +13,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgelm.errors import pass_interrupts_on
+from edgelm.serve import playground
 from edgelm.serve.errors import INVALID, ApiError, unavailable
 from edgelm.serve.settings import ServeSettings
 
-OPEN_PATHS = ("/", "/health")
+OPEN_PATHS = ("/health", *playground.PATHS)
 """Paths that need no key, because they tell nothing."""
 _DRAIN_BYTES = 8 << 20
 _DRAIN_SECONDS = 2.0

@@ -7,9 +7,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from edgelm import __version__
+from edgelm.serve.cards import ModelCard
 from edgelm.serve.errors import ErrorBody
 from edgelm.serve.operation import Operation
-from edgelm.serve.pages import HealthAnswer, ModelCard, ModelList
+from edgelm.serve.pages import HealthAnswer, ModelList
 from edgelm.serve.tokens import TokenizerInfo
 
 _ERRORS = {

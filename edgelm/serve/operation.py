@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from edgelm.errors import EdgelmError, pass_interrupts_on, shown
 from edgelm.serve.call import Call
+from edgelm.serve.cards import ModelCard
 from edgelm.serve.errors import ApiError, api_error
 from edgelm.serve.fields import UNSUPPORTED, Body
 from edgelm.serve.metrics import Metrics
@@ -32,8 +33,8 @@ class Site:
     settings: ServeSettings
     shelf: Shelf
     metrics: Metrics
-    created: int
-    """When the server started, in seconds since 1970."""
+    cards: tuple[ModelCard, ...]
+    """What clients are told of the models, the default first."""
 
 
 @dataclass(frozen=True)

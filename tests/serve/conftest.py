@@ -144,10 +144,13 @@ def post(path: str, body: object, *, host: str = "localhost", headers: str = "")
 
 
 @contextmanager
-def running_server(settings: ServeSettings, bundle: Path = TINY_BUNDLE, name: str = NAME) -> Iterator[Running]:
-    """A server in a thread, whose model, called `name`, is loaded."""
+def running_server(
+    settings: ServeSettings, bundle: Path = TINY_BUNDLE, name: str = NAME, shelf: Shelf | None = None
+) -> Iterator[Running]:
+    """A server in a thread, whose model is loaded: `bundle`, called `name`, or all models of `shelf`."""
     with listen(settings) as listener:
-        server = Server(create_app(settings, tiny_shelf(settings, [name], bundle)), settings, lambda words: None)
+        app = create_app(settings, shelf or tiny_shelf(settings, [name], bundle))
+        server = Server(app, settings, lambda words: None)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running = Running(listener.getsockname()[1], os.getpid(), server)
