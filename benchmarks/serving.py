@@ -91,7 +91,9 @@ def running(name: str, command: Sequence[str]) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             deadline = time.monotonic() + START_SECONDS
             while not _answers(port):
@@ -209,7 +211,8 @@ def main() -> None:
             many(server, given.requests, given.clients)
         return
     theirs = [given.python, "-m", "llama_cpp.server", "--model", given.gguf, "--n_ctx", "2048"]
-    theirs += ["--n_threads", threads, "--n_threads_batch", threads, "--logits_all", "false"]
+    theirs += ["--n_threads", threads, "--n_threads_batch", threads]
+    theirs += ["--interrupt_requests", "false"]  # by default a new request cuts short the one that is being answered
     with ours() as server, running("llama-cpp-python", theirs) as baseline:
         compare([server, baseline], tokenizer, bundle, given)
 

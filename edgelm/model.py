@@ -360,7 +360,7 @@ class Model:
         template = read_chat_template(self.bundle)
         if template is None:
             raise PromptError(
-                "this bundle has no chat template, so it knows no conversations: give generate a text, or export a "
+                "this bundle has no chat template, so it knows no conversations: let it continue a text, or export a "
                 "chat model"
             )
         return ChatFormat(template, self.tokenizer)

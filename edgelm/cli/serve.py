@@ -209,6 +209,7 @@ def _start_screen(settings: ServeSettings, places: "list[Place]", url: str) -> l
     keys = f"{len(settings.keys)} API key{'s' if len(settings.keys) > 1 else ''}"
     rows += [
         ("texts", f"{settings.max_rows} at once, {settings.max_waiting} waiting, {settings.max_seconds:g} s each"),
+        ("page", f"{url}/ in a browser"),
         ("access", keys if settings.keys else "no key, this machine only"),
         ("try", f"""curl {url}/v1/completions --json '{{"prompt": "Once upon a time"}}'"""
          + (' -H "Authorization: Bearer KEY"' if settings.keys else "")),
