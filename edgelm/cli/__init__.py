@@ -17,6 +17,7 @@ from edgelm.errors import ConfigError, EdgelmError, install_hint
 
 _COMMANDS = {
     "run": ("edgelm.cli.run:command", "Continue a prompt."),
+    "chat": ("edgelm.cli.chat:command", "Talk with a model, at a terminal or over a pipe."),
     "score": ("edgelm.cli.scoring:score", "Measure how likely a text is after a prompt."),
     "choose": ("edgelm.cli.scoring:choose", "Choose the likeliest of several texts after a prompt."),
     "perplexity": ("edgelm.cli.scoring:perplexity", "Measure the perplexity of a text."),

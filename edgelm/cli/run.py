@@ -78,7 +78,7 @@ def command(
     elif state is not None:
         _keep_state(model, state, text, kept)
     if stats:
-        note(_stats_line(final, model))
+        note(stats_line(final, model))
 
 
 def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | None") -> None:
@@ -125,7 +125,8 @@ def _model_facts(model: "Model") -> dict[str, object]:
     }
 
 
-def _stats_line(stats: "Stats", model: "Model") -> str:
+def stats_line(stats: "Stats", model: "Model") -> str:
+    """What `stats` say of a generation, on one line."""
     drafts = f" ({stats.accepted_tokens} of {stats.drafted_tokens} drafted)" if stats.drafted_tokens else ""
     reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
     prefix = f"prefix {stats.prefix_tokens} tok | " if stats.prefix_tokens else ""
