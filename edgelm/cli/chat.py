@@ -12,8 +12,7 @@ from edgelm.cli.chat_session import OWN_OPTIONS, ChatSession
 from edgelm.cli.conversation import Conversation, ConversationFileError
 from edgelm.cli.generation_flags import GroupedCommand, generation_options_without, given_options
 from edgelm.cli.interrupt import sets
-from edgelm.cli.line_reader import LineInterrupted, LineReader, Message, line_reader, read_message
-from edgelm.cli.run import stats_line
+from edgelm.cli.line_reader import LineCleared, LineReader, Message, line_reader, read_message
 from edgelm.cli.shared import OpenModel, json_option, model_options
 from edgelm.cli.streams import note
 from edgelm.errors import ConfigError, PromptError, TokenizerError
@@ -63,12 +62,13 @@ def command(
         given_options(options),
         _plain_format(model, cast("PlainForm | None", plain)),
         as_json=as_json,
+        show_stats=stats,
         interactive=interactive,
     )
     if interactive:
         source, recipe = model.bundle.manifest.source.name, model.bundle.manifest.recipe.name
         note(f"{source}, {recipe}, context {session.context_tokens:,}: /help lists the commands, Ctrl-D ends")
-    if not _talk(session, lines, interactive=interactive, stats=stats):
+    if not _talk(session, lines, interactive=interactive):
         click.get_current_context().exit(1)
 
 
@@ -88,7 +88,7 @@ def _plain_format(model: "Model", form: "PlainForm | None") -> "PlainChatFormat 
     return PlainChatFormat(form, model.tokenizer)
 
 
-def _talk(session: ChatSession, lines: LineReader, *, interactive: bool, stats: bool) -> bool:
+def _talk(session: ChatSession, lines: LineReader, *, interactive: bool) -> bool:
     """Answer messages until the input or the user ends; returns whether all of them were answered.
 
     Raises KeyboardInterrupt at the second Ctrl-C in a row at an empty line, or at the first without a terminal.
@@ -104,22 +104,23 @@ def _talk(session: ChatSession, lines: LineReader, *, interactive: bool, stats: 
             session.cancel.clear()
             if interactive:
                 with sets(session.cancel):
-                    _handle(session, message, stats=stats)
+                    _handle(session, message)
             else:
-                _handle(session, message, stats=stats)
-        except LineInterrupted as interrupted:
-            if about_to_end and interrupted.empty:
-                raise KeyboardInterrupt from None
-            about_to_end = interrupted.empty
-            if about_to_end:
-                note("Ctrl-C again, or Ctrl-D, ends")
+                _handle(session, message)
+        except LineCleared:
+            about_to_end = False
+        except KeyboardInterrupt:
+            if about_to_end or not interactive:
+                raise
+            about_to_end = True
+            note("Ctrl-C again, or Ctrl-D, ends")
         except (PromptError, ConfigError, TokenizerError, ConversationFileError) as error:
             all_answered = False
             session.refuse("" if message is None else message.text, error)
     return all_answered or interactive
 
 
-def _handle(session: ChatSession, message: Message, *, stats: bool) -> None:
+def _handle(session: ChatSession, message: Message) -> None:
     """Answer a message, or do what a command says."""
     text = message.text
     if text.startswith("/") and not text.startswith("//") and not message.fenced:
@@ -130,5 +131,3 @@ def _handle(session: ChatSession, message: Message, *, stats: bool) -> None:
     if not text.strip():
         return
     session.answer(text)
-    if stats and session.stats is not None:
-        note(stats_line(session.stats, session.model))

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,10 @@ def run_command(session: ChatSession, line: str) -> None:
     command.run(session, argument)
 
 
-def completed_words() -> Mapping[str, object]:
+def completed_words() -> Mapping[str, Collection[str]]:
     """The commands, each with the words that may follow it."""
-    names = {name: None for name, option in OPTIONS.items() if option.rule.kind != "python" and name not in OWN_OPTIONS}
-    return {name: names if name == "/set" else None for name in _COMMANDS}
+    names = [name for name, option in OPTIONS.items() if option.rule.kind != "python" and name not in OWN_OPTIONS]
+    return {name: names if name == "/set" else () for name in _COMMANDS}
 
 
 def _reset(session: ChatSession, argument: str) -> None:
@@ -66,14 +66,14 @@ def _retry(session: ChatSession, argument: str) -> None:
     turn = session.conversation.take_back()
     if turn is None:
         raise PromptError("there is no answer to try again")
+    if session.repeats:
+        note("edgelm: nothing is drawn anew, so the answer stays the same: /set do_sample true, or another /set seed")
     kept = False
     try:
         kept = session.answer(turn.user)
     finally:
         if not kept:
             session.conversation.add(turn)
-    if session.repeats:
-        note("edgelm: nothing is drawn anew here, so the answer stays the same: /set do_sample true, or /set seed N")
 
 
 def _save(session: ChatSession, argument: str) -> None:
@@ -126,11 +126,15 @@ def _stats(session: ChatSession, argument: str) -> None:
 
 
 def _help(session: ChatSession, argument: str) -> None:
-    for name, command in _COMMANDS.items():
-        note(f"{f'{name} {command.argument}':<20}{command.meaning}")
-    note('"""                 begins and ends a message of several lines (or Alt-Enter, where lines can be edited)')
-    note("//                  begins a message that begins with a slash")
-    note("Ctrl-C              stops an answer; twice at an empty line, or Ctrl-D, ends")
+    rows = [(f"{name} {command.argument}".rstrip(), command.meaning) for name, command in _COMMANDS.items()]
+    rows += [
+        ('"""', "begins and ends a message of several lines; Alt-Enter begins a line too"),
+        ("//", "begins a message that begins with a slash"),
+        ("Ctrl-C", "stops an answer; twice at an empty line it ends the program"),
+        ("Ctrl-D", "ends the program"),
+    ]
+    for name, meaning in rows:
+        note(f"{name:<23}{meaning}")
 
 
 def _quit(session: ChatSession, argument: str) -> None:
@@ -145,10 +149,10 @@ _COMMANDS = {
     "/retry": _Command("", "answer the last message again", _retry),
     "/reset": _Command("", "begin a new conversation", _reset),
     "/system": _Command("[TEXT]", "change the system message, or remove it", _system),
-    "/set": _Command("[OPTION [VALUE]]", "change a generation option, reset it, or show all that are set", _set),
+    "/set": _Command("[OPTION [VALUE]]", "change an option, reset it, or show what is set", _set),
     "/save": _Command("FILE", "write the conversation to a file", _save),
     "/load": _Command("FILE", "go on with the conversation in a file", _load),
-    "/stats": _Command("", "times and memory of the last answer, and how full the context is", _stats),
+    "/stats": _Command("", "times, memory, and how full the context is", _stats),
     "/help": _Command("", "show this", _help),
     "/quit": _Command("", "end the program", _quit),
 }

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgelm.cli.conversation import Conversation, Turn
+from edgelm.cli.run import stats_line
 from edgelm.cli.shared import print_json
 from edgelm.cli.streams import escaped_text, note
 from edgelm.decoding.generation_config import OPTIONS
@@ -51,6 +52,7 @@ class ChatSession:
         plain: "PlainChatFormat | None" = None,
         *,
         as_json: bool = False,
+        show_stats: bool = False,
         interactive: bool = False,
     ) -> None:
         """Join finished parts.
@@ -61,7 +63,8 @@ class ChatSession:
             options: generation options over the bundle's defaults.
             plain: how a model without a chat template is talked to; None for the bundle's template.
             as_json: whether each answer is printed as a JSON object.
-            interactive: whether a person sits there, who can read advice more than once.
+            show_stats: whether each answer is followed by its times and memory, on standard error.
+            interactive: whether a person types the messages, who can read advice more than once.
 
         Raises ConfigError if an option is out of range, or is none for conversations.
         """
@@ -71,7 +74,7 @@ class ChatSession:
         self.tokens = 0
         self.ended = False
         self._options = options
-        self._plain, self._as_json, self._interactive = plain, as_json, interactive
+        self._plain, self._as_json, self._show_stats, self._interactive = plain, as_json, show_stats, interactive
         self._printed = 0
         self._told: set[str] = set()
         self._config(options)
@@ -144,6 +147,10 @@ class ChatSession:
         if kept:
             self.conversation.add(Turn(user, text))
         self._tell_reason(reason, kept)
+        if self._show_stats:
+            note(stats_line(self.stats, self.model))
+        if self._interactive:
+            note("")
         return kept
 
     def refuse(self, user: str, error: Exception) -> None:
@@ -178,8 +185,8 @@ class ChatSession:
     def _tell_reason(self, reason: "FinishReason", kept: bool) -> None:
         assert self.stats is not None
         if reason == "length":
-            longer = "/set max_new_tokens N" if self._interactive else "-n N"
-            self._tell(f"the answer was cut after {self.stats.new_tokens} tokens: {longer} allows N")
+            option = "/set max_new_tokens" if self._interactive else "-n"
+            self._tell(f"the answer was cut after {self.stats.new_tokens} tokens: {option} allows more")
         elif reason == "context":
             self._tell("the answer was cut, because the context is full", always=True)
         elif reason == "time":
@@ -197,13 +204,12 @@ class ChatSession:
 class _Printer:
     """Writes an answer to standard output as it comes, without the blanks around it, and with controls escaped.
 
-    An empty line stands between two answers; at a terminal it follows each answer, before the next prompt.
+    An empty line stands between two answers, unless a terminal shows the messages between them.
     """
 
     def __init__(self, *, quiet: bool, first: bool) -> None:
         self._quiet = quiet
-        self._at_terminal = not quiet and sys.stdout.isatty()
-        self._before = "" if first or self._at_terminal else "\n"
+        self._before = "" if first or sys.stdout.isatty() else "\n"
         self._blanks = ""
         self._written = False
 
@@ -212,7 +218,7 @@ class _Printer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._write("\n\n" if self._at_terminal else "\n")
+        self._write("\n")
 
     def write(self, text: str) -> None:
         """The next piece of the answer."""

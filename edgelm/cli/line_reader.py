@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import BinaryIO, Protocol
@@ -16,16 +16,8 @@ FENCE = '"""'
 _PROMPT, _NEXT_PROMPT = "> ", ". "
 
 
-class LineInterrupted(Exception):
-    """Ctrl-C while a line was typed.
-
-    Attributes:
-        empty: whether nothing was typed.
-    """
-
-    def __init__(self, *, empty: bool) -> None:
-        super().__init__()
-        self.empty = empty
+class LineCleared(Exception):
+    """Ctrl-C, where a line had been typed."""
 
 
 class LineReader(Protocol):
@@ -35,7 +27,8 @@ class LineReader(Protocol):
         """The next line without its end, after showing `prompt` at a terminal; None at the end of the input.
 
         Raises:
-            LineInterrupted: Ctrl-C at a terminal.
+            KeyboardInterrupt: Ctrl-C.
+            LineCleared: Ctrl-C, where it is known that the line was not empty.
             PromptError: the line is not UTF-8 text, or too long; the next one can be read.
         """
 
@@ -50,14 +43,10 @@ class PlainLines:
 
     def read(self, prompt: str) -> str | None:
         """As `LineReader.read`."""
-        if not self._at_terminal:
-            return self._line()
-        _show(prompt)
-        try:
-            line = self._line()
-        except KeyboardInterrupt:
-            raise LineInterrupted(empty=True) from None
-        if line is None:
+        if self._at_terminal:
+            _show(prompt)
+        line = self._line()
+        if line is None and self._at_terminal:
             _show("\n")
         return line
 
@@ -82,10 +71,11 @@ class EditedLines:
     Enter ends a line, Alt-Enter begins a new one inside it. What is shown goes to standard error.
     """
 
-    def __init__(self, words: Mapping[str, object]) -> None:
-        """`words` are completed: each with the words that may follow it, or None."""
+    def __init__(self, words: Mapping[str, Collection[str]]) -> None:
+        """`words` are completed at the beginning of a line: each with the words that may follow it."""
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import NestedCompleter
+        from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+        from prompt_toolkit.document import Document
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
         from prompt_toolkit.output import create_output
 
@@ -99,11 +89,18 @@ class EditedLines:
         def begin_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        completer = NestedCompleter.from_nested_dict(dict(words))
+        class Words(Completer):
+            def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+                first, space, second = document.text_before_cursor.partition(" ")
+                begun = second if space else first
+                for word in words.get(first, ()) if space else words:
+                    if word.startswith(begun):
+                        yield Completion(word, start_position=-len(begun))
+
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
             key_bindings=keys,
-            completer=completer,
+            completer=Words(),
             complete_while_typing=False,
             prompt_continuation=_NEXT_PROMPT,
             output=create_output(stdout=sys.stderr),
@@ -114,12 +111,14 @@ class EditedLines:
         try:
             return self._session.prompt(prompt)
         except KeyboardInterrupt:
-            raise LineInterrupted(empty=not self._session.default_buffer.text) from None
+            if self._session.default_buffer.text:
+                raise LineCleared from None
+            raise
         except EOFError:
             return None
 
 
-def line_reader(words: Callable[[], Mapping[str, object]]) -> LineReader:
+def line_reader(words: Callable[[], Mapping[str, Collection[str]]]) -> LineReader:
     """A reader of standard input: with editing at a terminal, where prompt_toolkit is installed.
 
     `words` are completed, as in `EditedLines`. Raises PromptError if standard input is closed.
