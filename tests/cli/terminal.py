@@ -54,7 +54,8 @@ class Terminal:
 
     def status(self) -> int:
         """The exit status, once the process has ended."""
-        while self.process.poll() is None:  # its last words have to be read, or it waits
+        end = time.monotonic() + WAIT_SECONDS
+        while self.process.poll() is None and time.monotonic() < end:  # its last words have to be read, or it waits
             if select.select([self.descriptor], [], [], 0.1)[0]:
                 try:
                     self.shown += os.read(self.descriptor, 1 << 16).decode(errors="replace")

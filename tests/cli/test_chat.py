@@ -74,7 +74,7 @@ def test_whole_turns_are_dropped_oldest_first_and_the_system_message_never() -> 
 def test_an_answer_may_ask_for_half_of_the_context_at_most() -> None:
     conversation = Conversation(None, (Turn("a", "b"),))  # 4 tokens, and 2 of the new message
     assert len(conversation.prompt("c", words, context_tokens=12, answer_tokens=1000)) == 6
-    assert len(conversation.prompt("c", words, context_tokens=11, answer_tokens=1000)) == 2
+    assert len(conversation.prompt("c", words, context_tokens=10, answer_tokens=1000)) == 2
 
 
 def test_a_message_that_does_not_fit_drops_nothing() -> None:

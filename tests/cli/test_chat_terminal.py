@@ -74,7 +74,6 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(env: dict[str, str]) -> Non
         stats = terminal.wait_for("1 turn; ")
         new_tokens = int(stats.split(" tok, ")[0].rpartition(" ")[2])
         assert 1 <= new_tokens < 400
-        say(terminal, "")
         wait_for_prompt(terminal)
         terminal.type("\x04")
         assert terminal.status() == 0
@@ -120,6 +119,7 @@ def test_lines_can_be_edited(chat_bundle: Path, tmp_path: Path) -> None:
         terminal.wait_for_match("/sav.*e")
         terminal.type(f" {saved}\r")
         terminal.wait_for("saved 3 turns")
+        wait_for_prompt(terminal)
         terminal.type("\x04")
         assert terminal.status() == 0
     content = saved.read_text(encoding="utf-8")
