@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from edgelm import Model, load
-from edgelm.bundle import whole_file
 from edgelm.cli.chat_commands import run_command
 from edgelm.cli.chat_session import ChatSession
 from edgelm.cli.conversation import MAX_FILE_BYTES, Conversation, ConversationFileError, Turn
@@ -275,7 +274,7 @@ def test_a_conversation_is_written_whole_or_not_at_all(tmp_path: Path, monkeypat
     def full(target: Path, replacement: Path) -> None:
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr(whole_file.Path, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(ConversationFileError, match=r"cannot write '.*talk.json': No space left on device"):
         Conversation("new").save(path)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["talk.json"]
