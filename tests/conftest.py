@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
 from edgelm.bundle.folder import file_fact
 from edgelm.bundle.manifest import digest_of
 from edgelm.engine.call import OTHER_DRAFTS, DraftCost
@@ -148,6 +149,21 @@ def replace_file(bundle: Path, name: str, content: bytes) -> None:
     (bundle / name).write_bytes(content)
     fact = file_fact(bundle / name)
     edit_manifest(bundle, lambda m: m["files"].update({name: {"size_bytes": fact.size_bytes, "sha256": fact.sha256}}))
+
+
+# Short, because the context of the tiny bundle is 64 tokens.
+CHAT_TEMPLATE = """{% for m in messages -%}
+{% if m.content == 'refuse' %}{{ raise_exception('not that') }}{% endif -%}
+{{ m.role[0] }}:{{ m.content }}{{ eos_token }}
+{%- endfor %}a:"""
+
+
+def make_chat_bundle(folder: Path) -> Path:
+    """The tiny bundle with a chat template, in a new folder inside `folder`."""
+    bundle = Path(shutil.copytree(TINY_BUNDLE, folder / "tiny"))
+    content = {"templates": {"default": CHAT_TEMPLATE}, "special_tokens": {"eos_token": "<|endoftext|>"}}
+    replace_file(bundle, CHAT_TEMPLATE_FILE, json.dumps(content).encode())
+    return bundle
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class StrictJsonError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Bounds of a number, both included; metadata as in ``Annotated[int, Between(1, 9)]``."""
+    """Bounds of a number, or of a text's length in characters, both included: ``Annotated[int, Between(1, 9)]``."""
 
     low: float
     high: float
@@ -97,7 +97,7 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
     if is_dataclass(kind):
         return _dataclass(cast(type, kind), value, where)
     if kind is str:
-        return _string(value, where)
+        return _string(value, where, MAX_STRING_CHARACTERS if bounds is None else int(bounds.high))
     if kind is bool:
         if not isinstance(value, bool):
             raise StrictJsonError(f"{where} must be true or false, got {shown(value)}")
@@ -141,11 +141,11 @@ def _list(value: object, where: str) -> list[object]:
     return value
 
 
-def _string(value: object, where: str) -> str:
+def _string(value: object, where: str, max_characters: int = MAX_STRING_CHARACTERS) -> str:
     if not isinstance(value, str):
         raise StrictJsonError(f"{where} must be a text, got {shown(value)}")
-    if len(value) > MAX_STRING_CHARACTERS:
-        raise StrictJsonError(f"{where} is longer than {MAX_STRING_CHARACTERS} characters")
+    if len(value) > max_characters:
+        raise StrictJsonError(f"{where} is longer than {max_characters} characters")
     return value
 
 

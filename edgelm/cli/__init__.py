@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from edgelm import __version__
 from edgelm.cli.interrupt import EXIT_INTERRUPTED, ends_at_once
@@ -17,6 +18,7 @@ from edgelm.errors import ConfigError, EdgelmError, install_hint
 
 _COMMANDS = {
     "run": ("edgelm.cli.run:command", "Continue a prompt."),
+    "chat": ("edgelm.cli.chat:command", "Talk with a model, at a terminal or over a pipe."),
     "score": ("edgelm.cli.scoring:score", "Measure how likely a text is after a prompt."),
     "choose": ("edgelm.cli.scoring:choose", "Choose the likeliest of several texts after a prompt."),
     "perplexity": ("edgelm.cli.scoring:perplexity", "Measure the perplexity of a text."),
@@ -50,7 +52,7 @@ class _StdoutClosed(Exception):
 
 class _LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:  # versions of click differ in what they make of it
+        if not args and not ctx.resilient_parsing:  # versions of click differ in what they make of it
             click.echo(ctx.get_help(), err=True)
             ctx.exit(EXIT_USAGE)
         return super().parse_args(ctx, args)
@@ -75,6 +77,13 @@ class _LazyGroup(click.Group):
             similar = get_close_matches(args[0], _COMMANDS, 1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {similar[0]!r}?" if similar else ""))
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click would import every command to ask whether it is hidden.
+        names = [
+            CompletionItem(name, help=words) for name, (_, words) in _COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return names + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -112,12 +112,20 @@ def generation_flag(name: str) -> Callable[[Function], Function]:
     return click.option(*flags, help=text, cls=GroupedOption, **attributes)
 
 
-def generation_options(function: Function) -> Function:
-    """All flags but those of the group "Output and machine"; the command gets their values as ``**options``."""
-    for name, option in reversed(OPTIONS.items()):
-        if option.rule.kind != "python" and option.group != OUTPUT.heading:
-            function = generation_flag(name)(function)
-    return function
+def generation_options_without(*names: str) -> Callable[[Function], Function]:
+    """All flags but those of `names` and of the group "Output and machine"; the command gets them as ``**options``."""
+
+    def add(function: Function) -> Function:
+        for name, option in reversed(OPTIONS.items()):
+            if option.rule.kind != "python" and option.group != OUTPUT.heading and name not in names:
+                function = generation_flag(name)(function)
+        return function
+
+    return add
+
+
+generation_options = generation_options_without()
+"""All flags but those of the group "Output and machine"; the command gets their values as ``**options``."""
 
 
 def given_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Ctrl-C while modules and models are loading.
+"""Ctrl-C while modules and models are loading, and while a conversation goes on.
 
 A KeyboardInterrupt that rises inside an import is lost, or becomes another error: extension modules turn it into an
 ImportError, and packages catch what they try. Where nothing is half-written, the process just ends. Where something
-is, the interrupt is remembered, and raised again.
+is, the interrupt is remembered, and raised again. In a conversation it ends an answer, and not the program.
 """
 
 import os
@@ -25,6 +25,20 @@ def ends_at_once() -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def sets(event: threading.Event) -> Iterator[None]:
+    """Inside this context Ctrl-C sets `event` and does nothing else. Ignored signals stay ignored."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: event.set())
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -17,6 +18,7 @@ from edgelm.cli.shared import (
     model_options,
     print_json,
     read_prompt,
+    read_prompt_file,
 )
 from edgelm.cli.streams import note
 
@@ -38,6 +40,7 @@ class RunCommand(TextCommand, GroupedCommand):
 @click.argument("prompt", required=False)
 @model_options
 @generation_options
+@click.option("--file", type=click.Path(path_type=Path), metavar="PATH", help="Read the prompt from this UTF-8 file.")
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @json_option("Print one JSON object instead of text.")
 @generation_flag("logprobs")
@@ -46,6 +49,7 @@ class RunCommand(TextCommand, GroupedCommand):
 def command(
     prompt: str | None,
     open_model: OpenModel,
+    file: Path | None,
     no_echo: bool,
     as_json: bool,
     state: str | None,
@@ -61,11 +65,13 @@ def command(
     """
     if options["logprobs"] is not None and not as_json:
         click.get_current_context().fail("--logprobs needs --json, because plain text has no place for them")
-    text = read_prompt() if prompt is None or prompt == "-" else prompt
+    text = _prompt_text(prompt, file)
     given = cast("GenerationOptions", given_options(options))
     if state is not None:
         check_output_file(state)
     model = open_model()
+    if text.endswith(" "):
+        note("edgelm: the prompt ends with a blank, which usually belongs to the next word: leave it out if you can")
     kept = None if state is None or not os.path.lexists(state) else model.load_state(state)
     if as_json:
         completion = model.generate(text, **given)
@@ -78,7 +84,16 @@ def command(
     elif state is not None:
         _keep_state(model, state, text, kept)
     if stats:
-        note(_stats_line(final, model))
+        note(stats_line(final, model))
+
+
+def _prompt_text(prompt: str | None, file: Path | None) -> str:
+    """The prompt, out of the argument `prompt`, of `file` or of standard input."""
+    if file is None:
+        return read_prompt() if prompt is None or prompt == "-" else prompt
+    if prompt is not None:
+        click.get_current_context().fail("a prompt and --file are given; give one of them")
+    return read_prompt_file(file)
 
 
 def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | None") -> None:
@@ -125,7 +140,8 @@ def _model_facts(model: "Model") -> dict[str, object]:
     }
 
 
-def _stats_line(stats: "Stats", model: "Model") -> str:
+def stats_line(stats: "Stats", model: "Model") -> str:
+    """What `stats` say of a generation, on one line."""
     drafts = f" ({stats.accepted_tokens} of {stats.drafted_tokens} drafted)" if stats.drafted_tokens else ""
     reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
     prefix = f"prefix {stats.prefix_tokens} tok | " if stats.prefix_tokens else ""

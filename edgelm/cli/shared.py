@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from edgelm.bundle.small_files import MAX_TEXT_BYTES, SmallFileError, read_small_file
 from edgelm.cli.interrupt import ends_at_once
@@ -65,8 +66,15 @@ class TextCommand(click.Command):
 def model_option(function: Function) -> Function:
     """``-m/--model``: the bundle folder; None stands for the embedded model."""
     meaning = "Bundle folder; by default the embedded model."
-    names = "-m", "--model"
-    return click.option(*names, metavar="FOLDER", envvar="EDGELM_MODEL", show_envvar=True, help=meaning)(function)
+    return click.option(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        envvar="EDGELM_MODEL",
+        show_envvar=True,
+        help=meaning,
+        shell_complete=lambda ctx, param, begun: [CompletionItem(begun, type="dir")],
+    )(function)
 
 
 def threads_option(function: Function) -> Function:
@@ -156,6 +164,11 @@ def read_text_file(path: Path, error: type[EdgelmError]) -> str:
         words = (isinstance(reason, OSError) and reason.strerror) or reason
         raise error(f"cannot read {str(path)!r}: {words}") from None
     return _decoded(content, repr(str(path)), error)
+
+
+def read_prompt_file(path: Path) -> str:
+    """The content of the file `path`, without the last line end; raises PromptError if it cannot be read."""
+    return _without_line_end(read_text_file(path, PromptError))
 
 
 def read_prompt() -> str:

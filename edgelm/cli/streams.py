@@ -14,14 +14,21 @@ from typing import TextIO
 # C1 controls, those of the direction of writing, and halves of characters.
 CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _ALL_CONTROLS = re.compile(f"[\0-\x1f]|{CONTROLS.pattern}")
+_CONTROLS_IN_TEXT = re.compile(f"[\0-\x08\x0b-\x1f]|{CONTROLS.pattern}")  # line ends and tabs are text
 
 
 def escaped(text: str) -> str:
     """`text` for a terminal: characters that would steer it, or turn the text around, as in a Python string.
 
-    Everything that a bundle or a file name says passes here. The texts that a model writes do not.
+    Everything that a bundle or a file name says passes here. The texts that a model writes do not, because they are
+    what a command was asked for; the answers of a conversation pass `escaped_text`.
     """
     return _ALL_CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def escaped_text(text: str) -> str:
+    """As `escaped`, but line ends and tabs stay: a model's answer, which may repeat what a stranger put into it."""
+    return _CONTROLS_IN_TEXT.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def prepare_streams() -> None:

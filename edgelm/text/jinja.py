@@ -23,10 +23,9 @@ from jinja2.tests import TESTS
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from edgelm.bundle.chat_template import MAX_TEMPLATE_CHARACTERS
 from edgelm.errors import BundleError, PromptError, pass_interrupts_on
 
-MAX_TEMPLATE_CHARACTERS = 2**16
-"""The longest template. The templates of Llama 3.2 and Qwen3 have about 4,000 characters."""
 MAX_TEMPLATE_NODES = 10_000
 """The largest template after parsing, which bounds the time that compiling it takes."""
 STEP_UNITS = 16

@@ -8,6 +8,7 @@ import pytest
 from edgelm.bundle.chat_template import (
     CHAT_TEMPLATE_FILE,
     MAX_CHAT_TEMPLATE_BYTES,
+    MAX_TEMPLATE_CHARACTERS,
     ChatTemplate,
     read_chat_template,
 )
@@ -27,6 +28,15 @@ def test_a_template_is_read_as_it_was_written(tiny_copy: Path) -> None:
     assert read_chat_template(Bundle.read(tiny_copy)) is None
     content = {"templates": TEMPLATE.templates, "special_tokens": TEMPLATE.special_tokens}
     assert read_chat_template(with_template(tiny_copy, json.dumps(content).encode())) == TEMPLATE
+
+
+def test_a_template_may_be_as_long_as_the_renderer_takes(tiny_copy: Path) -> None:
+    template = ChatTemplate({"default": "x" * MAX_TEMPLATE_CHARACTERS}, {})
+    content = {"templates": template.templates, "special_tokens": {}}
+    assert read_chat_template(with_template(tiny_copy, json.dumps(content).encode())) == template
+    content["templates"]["default"] += "x"
+    with pytest.raises(BundleError, match=r"templates.default is longer than 65536 characters"):
+        read_chat_template(with_template(tiny_copy, json.dumps(content).encode()))
 
 
 @pytest.mark.parametrize(

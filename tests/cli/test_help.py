@@ -18,7 +18,12 @@ def help_page() -> str:
         return f"## edgelm {' '.join(command)}".rstrip() + f"\n\n```\n{result.output}```\n"
 
     commands = cli.list_commands(click.Context(cli))
-    intro = "# The commands\n\nWritten by `EDGELM_UPDATE_HELP=1 pytest tests/cli/test_help.py`; a test compares it.\n"
+    intro = (
+        "# The commands\n\nWritten by `EDGELM_UPDATE_HELP=1 pytest tests/cli/test_help.py`; a test compares it.\n\n"
+        "Tab completes commands, flags and folders after a line in your shell's start file: "
+        '`eval "$(_EDGELM_COMPLETE=bash_source edgelm)"` for bash, with `zsh_source` for zsh, and '
+        "`_EDGELM_COMPLETE=fish_source edgelm | source` for fish.\n"
+    )
     return "\n".join([intro, shown(), *(shown(command) for command in commands)])
 
 

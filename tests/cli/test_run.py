@@ -24,10 +24,12 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
         assert shown.status == 0
         assert re.findall(r"^  (\w+) ", shown.stdout.split("Commands:")[1], re.MULTILINE) == [
             "run",
+            "chat",
             "score",
             "choose",
             "perplexity",
             "embed",
+            "serve",
             "bake",
             "pretrain",
             "finetune",
@@ -73,6 +75,21 @@ def test_model_comes_from_the_environment_too(edgelm_command: RunCommand) -> Non
     assert "vocabulary 300" in edgelm_command("info", env=env).stdout
     assert "vocabulary 4,096" in edgelm_command("info", env={}).stdout
     assert edgelm_command("info", str(TINY_BUNDLE), env={"EDGELM_MODEL": "/nowhere"}).status == 0
+
+
+def test_prompt_from_a_file(edgelm_command: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("naïve ☕\n", encoding="utf-8")
+    expected = edgelm_command("run", *TINY, "naïve ☕", "-n", "3").stdout
+    assert edgelm_command("run", *TINY, "-n", "3", "--file", "prompt.txt").stdout == expected
+    assert "cannot read 'none.txt'" in edgelm_command("run", *TINY, "--file", "none.txt").one_line()
+    both = edgelm_command("run", *TINY, "x", "--file", "prompt.txt")
+    assert both.status == 2 and "a prompt and --file are given" in both.one_line()
+
+
+def test_a_blank_at_the_end_gets_a_hint(edgelm_command: RunCommand) -> None:
+    result = edgelm_command("run", *TINY, "Hello ", "-n", "1")
+    assert result.status == 0 and len(result.stderr.splitlines()) == 1
+    assert "the prompt ends with a blank, which usually belongs to the next word" in result.stderr
 
 
 def test_prompt_from_stdin(edgelm_command: RunCommand) -> None:

@@ -1,7 +1,5 @@
 """A bundle that can chat, and servers of it."""
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,24 +7,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from edgelm import Model, load
-from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
-from tests.conftest import TINY_BUNDLE, replace_file
+from tests.conftest import make_chat_bundle
 from tests.serve.conftest import app_client
-
-# Short, because the context of the tiny bundle is 64 tokens.
-TEMPLATE = """{% for m in messages -%}
-{% if m.content == 'refuse' %}{{ raise_exception('not that') }}{% endif -%}
-{{ m.role[0] }}:{{ m.content }}{{ eos_token }}
-{%- endfor %}a:"""
 
 
 @pytest.fixture(scope="module")
 def chat_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with a chat template."""
-    bundle = Path(shutil.copytree(TINY_BUNDLE, tmp_path_factory.mktemp("chat") / "tiny"))
-    content = {"templates": {"default": TEMPLATE}, "special_tokens": {"eos_token": "<|endoftext|>"}}
-    replace_file(bundle, CHAT_TEMPLATE_FILE, json.dumps(content).encode())
-    return bundle
+    return make_chat_bundle(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(scope="module")

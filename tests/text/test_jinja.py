@@ -5,8 +5,9 @@ from datetime import datetime
 
 import pytest
 
+from edgelm.bundle.chat_template import MAX_TEMPLATE_CHARACTERS
 from edgelm.errors import BundleError, EdgelmError, PromptError
-from edgelm.text.jinja import MAX_TEMPLATE_CHARACTERS, MAX_TEMPLATE_NODES, JinjaTemplate
+from edgelm.text.jinja import MAX_TEMPLATE_NODES, JinjaTemplate
 
 NOW = datetime(2026, 7, 4, 12, 30)
 MESSAGES = [{"role": "user", "content": "hi <b> " * 100}]
