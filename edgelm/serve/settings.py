@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgelm.errors import ConfigError, shown
+from edgelm.errors import ConfigError, pass_interrupts_on, shown
 
 ANY_HOST = "*"
 
@@ -121,5 +121,6 @@ def _host_name(header: str) -> str:
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(name)
-    except ValueError:
+    except ValueError as error:
+        pass_interrupts_on(error)
         return None
