@@ -235,6 +235,11 @@ class Tokenizer:
             raise TokenizerError("tokenizer.json cannot hold split_special_tokens=true; use save(folder) instead")
         return self._json()
 
+    def backend_json(self) -> str:
+        """The tokenizer of the `tokenizers` library as JSON: its vocabulary and its decoder, for other libraries."""
+        with rust_errors(TokenizerError, "the tokenizer cannot be written", "give another tokenizer"):
+            return str(self._backend.to_str())
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, and a tokenizer_config.json that keeps transformers from looking into a config.json.
 
