@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from edgelm.errors import ConfigError, EdgelmError, install_hint, pass_interrupts_on
+from edgelm.errors import ConfigError, EdgelmError, TokenizerError, install_hint, pass_interrupts_on
 from edgelm.text.constraints import Choices, Constraint, Grammar, JsonSchema, Regex, place_of_key
 from edgelm.text.rust import rust_errors
 from edgelm.text.tokenizer import Tokenizer
@@ -153,8 +153,12 @@ class _Vocabulary:
         end = next(iter([*tokenizer.special_tokens.values(), *eos_token_id]), None)
         if end is None:
             raise ConfigError("constraints need a token that ends a text, and this model has none: give eos_token_id")
+        try:
+            text = tokenizer.backend_json()
+        except TokenizerError as error:
+            raise ConfigError(f"constraints do not work with this model: {error}") from None
         with rust_errors(ConfigError, "constraints do not know this model's kind of tokenizer", "drop the constraint"):
-            self._tokenizer = LLTokenizer(tokenizer.backend_json(), eos_token=[end])
+            self._tokenizer = LLTokenizer(text, eos_token=[end])
         self.ends = np.array([end] if end < tokenizer.vocab_size else [], np.int64)
         self._limits = LLParserLimits(
             initial_lexer_fuel=300_000, max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False

@@ -236,7 +236,12 @@ class Tokenizer:
         return self._json()
 
     def backend_json(self) -> str:
-        """The tokenizer of the `tokenizers` library as JSON: its vocabulary and its decoder, for other libraries."""
+        """The tokenizer of the `tokenizers` library as JSON: its vocabulary and its decoder, for other libraries.
+
+        Raises TokenizerError if decoded text is changed after that (`clean_up_tokenization_spaces`).
+        """
+        if self._clean_up:
+            raise TokenizerError("this tokenizer removes blanks from decoded text (clean_up_tokenization_spaces)")
         with rust_errors(TokenizerError, "the tokenizer cannot be written", "give another tokenizer"):
             return str(self._backend.to_str())
 
