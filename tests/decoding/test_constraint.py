@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ class CountingSession(FakeSession):
 
 
 def texts_of(
-    session: FakeSession, texts: Sequence[Sequence[int]], prompt: Sequence[int] = (0, 1), **options: object
+    session: FakeSession, texts: Sequence[Sequence[int]], prompt: Sequence[int] = (0, 1), **options: Any
 ) -> list[list[Step]]:
     config = GenerationConfig().updated({"eos_token_id": END, "max_new_tokens": 8, **options})
     matcher = OneOf(tuple(map(tuple, texts)))
@@ -117,7 +118,8 @@ def test_the_limit_cuts_off_and_says_so_but_a_text_complete_at_the_limit_is_comp
 
 
 def test_an_empty_text_needs_no_token() -> None:
-    for options in ({}, {"num_beams": 2, "num_return_sequences": 2}):
+    cases: list[dict[str, Any]] = [{}, {"num_beams": 2, "num_return_sequences": 2}]
+    for options in cases:
         for steps in texts_of(FakeSession(counting_rows(VOCAB)), [[]], **options):
             assert steps == [Step(None, "stop")]
 
@@ -137,7 +139,7 @@ def test_batch_invariant_sessions_compute_forced_tokens_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("options", [{"logprobs": 2}, {"prompt_lookup_num_tokens": 3}, {"repetition_penalty": 1.3}])
-def test_forced_tokens_are_the_same_with_other_options(options: dict[str, object]) -> None:
+def test_forced_tokens_are_the_same_with_other_options(options: dict[str, Any]) -> None:
     texts = [[3, 4, 5, 6], [3, 4, 5, 2, 3, 4, 5, 2]]
     plain = texts_of(FakeSession(flat_rows(VOCAB)), texts, do_sample=True)
     other = texts_of(FakeSession(flat_rows(VOCAB)), texts, do_sample=True, **options)
@@ -198,7 +200,7 @@ def test_what_other_options_rule_out_stays_ruled_out() -> None:
         {"suppress_tokens": [6, 3]},
     ],
 )
-def test_when_nothing_is_left_a_sentence_says_so(options: dict[str, object]) -> None:
+def test_when_nothing_is_left_a_sentence_says_so(options: dict[str, Any]) -> None:
     texts = [[2], [2, 3], [2, 4]] if "min_new_tokens" in options else [[2, 3], [5, 6]]
     with pytest.raises(ConfigError, match="no token is left to choose"):
         texts_of(FakeSession(counting_rows(VOCAB)), texts, **options)

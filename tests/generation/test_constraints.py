@@ -247,7 +247,7 @@ def test_contradictions_are_refused_by_name(model: Model) -> None:
         {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
     ):
         with pytest.raises(ConfigError, match="constraint"):
-            model.generate("Hello", constraint=Regex("a"), **options)  # type: ignore[arg-type]
+            model.generate("Hello", constraint=Regex("a"), **options)
     bundles = GenerationConfig(stop_strings=("x",), forced_eos_token_id=(0,), penalty_alpha=0.5, top_k=4)
     assert bundles.updated({"constraint": Regex("a")}).stop_strings == ()
 
