@@ -189,6 +189,8 @@ class _Vocabulary:
         longest = max(map(len, self._spellings), default=1)
         fewest = [0] + [limit] * len(text)
         for start in range(len(text)):
+            if fewest[start] + 1 >= limit:  # no way through here is shorter
+                continue
             for end in range(start + 1, min(len(text), start + longest) + 1):
                 if fewest[start] + 1 < fewest[end] and text[start:end] in self._spellings:
                     fewest[end] = fewest[start] + 1

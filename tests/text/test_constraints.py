@@ -233,3 +233,19 @@ def test_a_tokenizer_that_cleans_text_up_is_refused() -> None:
     tokenizer = Tokenizer(KINDS["gpt2"](), clean_up_tokenization_spaces=True)
     with pytest.raises(ConfigError, match="removes blanks"):
         ConstraintReader(tokenizer).read(Regex("a"), ())
+
+
+def test_the_fewest_tokens_are_found_whatever_the_order(reader: ConstraintReader, model: Model) -> None:
+    """The reference tries every way to cut a text into tokens."""
+    ids = range(model.tokenizer.vocab_size)
+    pieces = {model.tokenizer.decode([i], skip_special_tokens=True) for i in ids} - {""}
+
+    def fewest(text: str) -> int:
+        if not text:
+            return 0
+        return 1 + min(fewest(text[end:]) for end in range(1, len(text) + 1) if text[:end] in pieces)
+
+    texts = ["Hello the", "there", "and then", "zzz", "He said no"]
+    for count in range(1, len(texts) + 1):
+        for chosen in (texts[:count], texts[-count:]):
+            assert reader.read(Choices(chosen), ())[1] == min(map(fewest, chosen))
