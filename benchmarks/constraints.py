@@ -87,7 +87,7 @@ def cost(model: edgelm.Model, constraint: Case) -> Cost:
     logits = np.zeros(model.tokenizer.vocab_size, np.float32)
     for seed, reader in enumerate(readers):
         started = time.perf_counter()
-        matcher, _ = reader.read(constraint, ())
+        matcher = reader.read(constraint, ()).matcher
         reading.append(time.perf_counter() - started)
         done = model.generate("Once upon a time", constraint=constraint, max_new_tokens=400, seed=seed)
         row, skipped = RowConstraint(matcher, model.generation_config), 0

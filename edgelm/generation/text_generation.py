@@ -131,8 +131,9 @@ class TextGeneration:
         """What the text must obey. Raises ConfigError if it needs more tokens than may follow the prompt."""
         if config.constraint is None:
             return None
-        matcher, least = self._constraints.read(config.constraint, config.eos_token_id)
+        constraint = self._constraints.read(config.constraint, config.eos_token_id)
         limit, room = config.new_token_limit(prompt_tokens), self._context_length + 1 - prompt_tokens
+        least = constraint.least_tokens(min(limit, room))
         if least > limit:
             raise ConfigError(
                 f"the constraint needs at least {least} tokens, but max_new_tokens or max_length allows {limit}: "
@@ -143,7 +144,7 @@ class TextGeneration:
                 f"the constraint needs at least {least} tokens, but the context has room for {max(0, room)}: "
                 "shorten the prompt"
             )
-        return matcher
+        return constraint.matcher
 
     def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
         """The token ids at which DRY ends a repetition: the given ids, and every token that holds a given text."""

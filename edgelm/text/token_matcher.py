@@ -10,6 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -92,18 +93,43 @@ class Matcher:
             raise ConfigError(f"{self._name} cannot go on: {_reason(self._reader.get_error())}")
 
 
+@dataclass(frozen=True, slots=True)
+class ReadConstraint:
+    """A constraint for one tokenizer."""
+
+    matcher: Matcher
+    """At the beginning of a text. It never grows: texts get copies."""
+    beginnings: tuple[bytes, ...]
+    """Every text begins with one of these."""
+    are_whole: bool
+    """Whether the beginnings are the whole texts."""
+    words: "_Vocabulary"
+
+    def least_tokens(self, limit: int) -> int:
+        """A number of tokens that every text has at least; at most `limit` where that many may be enough.
+
+        It is exact for choices that need more than `limit`.
+        """
+        shortest = min(map(len, self.beginnings))
+        if shortest <= limit:  # a token has a byte at least
+            return 0
+        longest = max(map(len, self.beginnings))
+        least = longest
+        for text in sorted(self.beginnings, key=len):
+            least = min(least, self.words.least(text, whole=self.are_whole, limit=least))
+        return least
+
+
 class ConstraintReader:
     """Reads constraints for one tokenizer, and keeps the latest ones. Several threads may call it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._words: _Vocabulary | None = None
-        self._kept: OrderedDict[Constraint, tuple[Matcher, int]] = OrderedDict()
+        self._kept: OrderedDict[Constraint, ReadConstraint] = OrderedDict()
 
-    def read(self, constraint: Constraint, eos_token_id: Iterable[int]) -> tuple[Matcher, int]:
-        """A matcher at the beginning of a text, and a number of tokens that every text has at least.
-
-        Do not grow it: give its copies to texts.
+    def read(self, constraint: Constraint, eos_token_id: Iterable[int]) -> ReadConstraint:
+        """Read a constraint, or find what was read of it lately.
 
         Raises:
             ConfigError: the constraint cannot be read, would take too much work, or allows no text; llguidance is
@@ -118,7 +144,7 @@ class ConstraintReader:
                 self._kept.popitem(last=False)
         return kept
 
-    def _read(self, constraint: Constraint, eos_token_id: tuple[int, ...]) -> tuple[Matcher, int]:
+    def _read(self, constraint: Constraint, eos_token_id: tuple[int, ...]) -> ReadConstraint:
         if self._words is None:
             self._words = _Vocabulary(self._tokenizer, eos_token_id)
         words, name = self._words, _NAMES[type(constraint)]
@@ -135,7 +161,9 @@ class ConstraintReader:
         probe = matcher.copy()
         if not probe.is_finished:
             probe.mask()  # an error if there is no text at all
-        return matcher, words.least_tokens(constraint, reader.deep_copy().compute_ff_bytes())
+        if isinstance(constraint, Choices):
+            return ReadConstraint(matcher, tuple(text.encode() for text in constraint.texts), True, words)
+        return ReadConstraint(matcher, (reader.deep_copy().compute_ff_bytes(),), False, words)
 
 
 class _Vocabulary:
@@ -171,17 +199,7 @@ class _Vocabulary:
         """A matcher, which may be in an error state."""
         return self._new_matcher(self._tokenizer, source, log_level=0, limits=self._limits)
 
-    def least_tokens(self, constraint: Constraint, forced: bytes) -> int:
-        """A number of tokens that every text has at least: the exact one for choices."""
-        if not isinstance(constraint, Choices):
-            return self._least(forced, whole=False, limit=len(forced))
-        texts = sorted((text.encode() for text in constraint.texts), key=len)
-        least = len(texts[-1])
-        for text in texts:
-            least = min(least, self._least(text, whole=True, limit=least))
-        return least
-
-    def _least(self, text: bytes, *, whole: bool, limit: int) -> int:
+    def least(self, text: bytes, *, whole: bool, limit: int) -> int:
         """The fewest tokens that spell `text`, or, if not `whole`, a text that begins with it; at most `limit`."""
         if self._spellings is None:
             ids = (i for i in range(self._vocab_size) if not self._tokenizer.is_special_token(i))

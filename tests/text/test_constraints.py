@@ -193,11 +193,11 @@ def test_every_kind_of_tokenizer_obeys_or_is_refused(kind: str) -> None:
         with pytest.raises(ConfigError, match="do not know this model's kind of tokenizer"):
             reader.read(Regex("a"), (0,))
         return
-    matcher, least = reader.read(Choices([" abc", " 今天!"]), (0,))
-    assert 1 <= least <= 8
+    read = reader.read(Choices([" abc", " 今天!"]), (0,))
+    assert 1 <= read.least_tokens(0) <= 8
     before = tokenizer.encode("a", add_special_tokens=False)
     for seed in range(4):
-        one, new = matcher.copy(), list[int]()
+        one, new = read.matcher.copy(), list[int]()
         while not one.is_finished:
             allowed = one.mask().nonzero()[0]
             new.append(int(allowed[seed % len(allowed)]))
@@ -208,9 +208,12 @@ def test_every_kind_of_tokenizer_obeys_or_is_refused(kind: str) -> None:
 
 def test_the_fewest_tokens_of_choices(reader: ConstraintReader, model: Model) -> None:
     for texts in (["Hello there", "a"], ["Hello there"], ["xyzzy", "plugh"]):
-        least = reader.read(Choices(texts), ())[1]
+        least = reader.read(Choices(texts), ()).least_tokens(0)
         assert 1 <= least <= min(len(model.tokenizer.encode(text)) for text in texts)
-    assert reader.read(Choices(["a", "Hello"]), ())[1] == 1
+    assert reader.read(Choices(["a", "Hello"]), ()).least_tokens(0) == 1
+    assert reader.read(Choices(["a", "Hello"]), ()).least_tokens(1) <= 1
+    assert reader.read(Regex("Hello there.*"), ()).least_tokens(1) >= 2
+    assert reader.read(Regex("x?Hello there.*"), ()).least_tokens(0) == 0
 
 
 def test_text_is_text_whatever_it_means_elsewhere(model: Model) -> None:
@@ -248,4 +251,4 @@ def test_the_fewest_tokens_are_found_whatever_the_order(reader: ConstraintReader
     texts = ["Hello the", "there", "and then", "zzz", "He said no"]
     for count in range(1, len(texts) + 1):
         for chosen in (texts[:count], texts[-count:]):
-            assert reader.read(Choices(chosen), ())[1] == min(map(fewest, chosen))
+            assert reader.read(Choices(chosen), ()).least_tokens(0) == min(map(fewest, chosen))
