@@ -47,11 +47,13 @@ if TYPE_CHECKING:
     from edgelm.model import Model, load
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
     from edgelm.text.chat import ChatMessage
+    from edgelm.text.constraints import Choices, Grammar, JsonSchema, Regex
     from edgelm.text.stream_decoder import StreamDecoder
     from edgelm.text.tokenizer import Tokenizer
 
 __all__ = ["Bundle", "ChatMessage", "GenerationConfig", "Model", "Session", "StreamDecoder", "Tokenizer", "load"]
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
+__all__ += ["Choices", "Grammar", "JsonSchema", "Regex"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
 __all__ += ["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"]
 __all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
@@ -65,6 +67,7 @@ _MODULE_OF = {
     "Submission": "generation.submission",
     **dict.fromkeys(["SchedulerLoad", "TextScheduler"], "generation.text_scheduler"),
     "ChatMessage": "text.chat",
+    **dict.fromkeys(["Choices", "Grammar", "JsonSchema", "Regex"], "text.constraints"),
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(["Model", "load"], "model"),

@@ -41,6 +41,7 @@ class FakeSession:
 
     rows: npt.NDArray[np.float32]  # (V, V)
     context_length: int = 1000
+    batch_invariant: bool = False
     fed: list[int] = field(default_factory=list)
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from edgelm.cli.constraint_flags import EXIT_CUT, constraint_options
 from edgelm.cli.generation_flags import GroupedCommand, generation_flag, generation_options, given_options
 from edgelm.cli.shared import (
     OpenModel,
@@ -24,9 +25,11 @@ from edgelm.cli.streams import note
 
 if TYPE_CHECKING:
     from edgelm.decoding.generation_config import GenerationOptions
+    from edgelm.decoding.request import FinishReason
     from edgelm.generation.results import Chunk, Stats
     from edgelm.model import Model
     from edgelm.reuse.state import PromptState
+    from edgelm.text.constraints import Constraint
 
 
 STATE_HELP = "Keep the computed prompt in this file; a prompt that begins with it then starts faster."
@@ -40,6 +43,7 @@ class RunCommand(TextCommand, GroupedCommand):
 @click.argument("prompt", required=False)
 @model_options
 @generation_options
+@constraint_options
 @click.option("--file", type=click.Path(path_type=Path), metavar="PATH", help="Read the prompt from this UTF-8 file.")
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @json_option("Print one JSON object instead of text.")
@@ -54,6 +58,7 @@ def command(
     as_json: bool,
     state: str | None,
     stats: bool,
+    constraint: "Constraint | None",
     **options: object,  # the values of `generation_options`
 ) -> None:
     """Continue PROMPT. Without PROMPT, or with -, read it from standard input.
@@ -67,6 +72,8 @@ def command(
         click.get_current_context().fail("--logprobs needs --json, because plain text has no place for them")
     text = _prompt_text(prompt, file)
     given = cast("GenerationOptions", given_options(options))
+    if constraint is not None:
+        given["constraint"] = constraint
     if state is not None:
         check_output_file(state)
     model = open_model()
@@ -75,16 +82,20 @@ def command(
     kept = None if state is None or not os.path.lexists(state) else model.load_state(state)
     if as_json:
         completion = model.generate(text, **given)
-        final = completion.stats
+        final, reasons = completion.stats, [choice.finish_reason for choice in completion.choices]
         print_json({**_model_facts(model), **asdict(completion)})
     else:
-        final = _print_stream(model.stream(text, **given), None if no_echo else text)
+        final, reasons = _print_stream(model.stream(text, **given), None if no_echo else text)
     if state is not None and final.dropped_tokens:
         note("edgelm: the prompt is longer than the context, so its state is not kept")
     elif state is not None:
         _keep_state(model, state, text, kept)
     if stats:
         note(stats_line(final, model))
+    cut = [reason for reason in reasons if reason not in ("eos", "stop")]
+    if constraint is not None and cut:
+        note(f"edgelm: the text was cut off ({cut[0]}) before it was what it must be: allow more tokens with -n")
+        click.get_current_context().exit(EXIT_CUT)
 
 
 def _prompt_text(prompt: str | None, file: Path | None) -> str:
@@ -111,9 +122,13 @@ def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | Non
         note(f"edgelm: the prompt does not continue the text in {path!r}; the file stays unchanged")
 
 
-def _print_stream(chunks: "Iterator[Chunk]", echo: str | None) -> "Stats":
-    """Print each row as it comes, with a blank line between rows; nothing is printed before the first token."""
+def _print_stream(chunks: "Iterator[Chunk]", echo: str | None) -> "tuple[Stats, list[FinishReason]]":
+    """Print each row as it comes, with a blank line between rows; nothing is printed before the first token.
+
+    Returns the statistics, and why each row ended.
+    """
     final: Stats | None = None
+    reasons: list[FinishReason] = []
     row = -1
     for chunk in chunks:
         if chunk.index != row:
@@ -122,11 +137,12 @@ def _print_stream(chunks: "Iterator[Chunk]", echo: str | None) -> "Stats":
             sys.stdout.write(echo or "")
         sys.stdout.write(chunk.text)
         if chunk.finish_reason is not None:
+            reasons.append(chunk.finish_reason)
             sys.stdout.write("\n")
         sys.stdout.flush()
         final = chunk.stats or final
     assert final is not None  # the last chunk always carries the stats
-    return final
+    return final, reasons
 
 
 def _model_facts(model: "Model") -> dict[str, object]:

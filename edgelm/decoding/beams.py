@@ -6,13 +6,16 @@ beams are rows of one batch, which is computed a step at a time.
 Shapes: B beams, G beams of a group, K candidates of a step, T tokens so far, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from edgelm.decoding.constraint import BeamConstraints
 from edgelm.decoding.generation_config import LogitsProcessor
-from edgelm.decoding.logits_processors import process, processors_of
+from edgelm.decoding.logits_processors import MASKED, process, processors_of
 from edgelm.decoding.logprobs import log_softmax
 from edgelm.decoding.request import DecodingBatch, DecodingSession, FinishReason, Request
 from edgelm.decoding.sampling import beam_uniforms, candidates, draw_without_replacement, filters_of, largest
@@ -62,10 +65,14 @@ def beam_search(session: DecodingSession, request: Request, logits: Logits) -> I
     finished: list[Hypothesis] = []
     logits = np.broadcast_to(logits, (beams, request.vocab_size))
     batch = _batch(session, request)
+    constraints = None if request.matcher is None else BeamConstraints(request.matcher, config)
+    if constraints is not None and constraints.of([]) is None:
+        yield from [Hypothesis(0.0, [], "stop")] * config.num_return_sequences
+        return
     for count in range(request.new_token_limit):
         end = prompt_tokens + count
-        next_tokens = _continuations(request, text[:, :end], logits, scores, count)
-        reasons = _reasons(request, text[:, prompt_tokens:end], next_tokens, count)
+        next_tokens = _continuations(request, constraints, text[:, :end], logits, scores, count)
+        reasons = _reasons(request, constraints, text[:, prompt_tokens:end], next_tokens, count)
         ended = np.array([reason is not None for reason in reasons])
         full = len(finished) == beams and config.early_stopping is True
         for index in np.flatnonzero(ended[:beams] & np.isfinite(next_tokens.scores[:beams])):
@@ -76,7 +83,7 @@ def beam_search(session: DecodingSession, request: Request, logits: Logits) -> I
             new += [] if reason == "eos" else [int(next_tokens.tokens[index])]
             rank = next_tokens.scores[index] / np.float32(float(count + 1) ** config.length_penalty)
             finished.append(Hypothesis(float(rank), new, reason))
-        finished = sorted(finished, key=lambda hypothesis: -hypothesis.rank)[:beams]
+        finished = sorted(finished, key=partial(_place, whole_first=constraints is not None))[:beams]
         running = np.where(ended, next_tokens.scores + NEVER, next_tokens.scores)
         order = np.argsort(-running, kind="stable")[:beams]
         going, scores = next_tokens.at(order), running[order]
@@ -89,6 +96,11 @@ def beam_search(session: DecodingSession, request: Request, logits: Logits) -> I
             batch.reorder(going.beams)
         logits = batch.step(text[:, end])
     yield from _best_of(request, finished)
+
+
+def _place(text: Hypothesis, whole_first: bool) -> tuple[bool, float]:
+    """Sorts finished texts, the best first; with `whole_first`, those that were cut off come last."""
+    return whole_first and text.reason not in ("eos", "stop"), -text.rank
 
 
 def _first_scores(beams: int) -> Logits:
@@ -132,18 +144,30 @@ def _divisor_of_best(request: Request, length: int) -> float:
     return divisor
 
 
-def _continuations(request: Request, texts: IdArray, logits: Logits, scores: Logits, count: int) -> Candidates:
+def _continuations(
+    request: Request,
+    constraints: BeamConstraints | None,
+    texts: IdArray,
+    logits: Logits,
+    scores: Logits,
+    count: int,
+) -> Candidates:
     """The best continuations of `texts` (B, T) by one token, or drawn ones, given logits (B, V) and scores (B,)."""
     config = request.config
     requested = _candidates_per_beam(request) * config.num_beams
     filters = filters_of(config, at_least=1 + max(1, len(config.eos_token_id))) if config.do_sample else ()
     temperature = config.temperature if config.do_sample else 1.0
     parts = []
+    if constraints is not None:
+        constraints.forget_shorter(count)
     for beam, score in enumerate(scores):
         if count == 0 and beam > 0 and not config.do_sample and request.vocab_size >= requested:
             break  # the offspring of these beams cannot be among the best
         row = log_softmax(logits[beam], np.float32)
         row = process(request.processors, texts[beam], row, may_rule_out_all=True)
+        if constraints is not None:
+            constraint = constraints.of(texts[beam, len(request.prompt) :].tolist())
+            row = np.full_like(row, MASKED) if constraint is None else constraint.masked(row, may_rule_out_all=True)
         if np.isfinite(row.max()):
             kept, row = candidates(row, temperature, filters)
             tokens = np.arange(len(row)) if kept is None else kept
@@ -166,17 +190,23 @@ def _continuations(request: Request, texts: IdArray, logits: Logits, scores: Log
     return every.at(largest(every.scores, requested))
 
 
-def _reasons(request: Request, new: IdArray, next_tokens: Candidates, count: int) -> list[FinishReason | None]:
+def _reasons(
+    request: Request, constraints: BeamConstraints | None, new: IdArray, next_tokens: Candidates, count: int
+) -> list[FinishReason | None]:
     """Why each candidate ends its text, None if it goes on; `new` holds the beams' new tokens so far, (B, T)."""
     late = request.limit_reason if count + 1 == request.new_token_limit else request.interruption
     reasons: list[FinishReason | None] = []
-    for beam, token in zip(next_tokens.beams.tolist(), next_tokens.tokens.tolist(), strict=True):
-        if token in request.config.eos_token_id:
-            reasons.append("eos")
-        elif request.ends_text is not None and request.ends_text([*new[beam].tolist(), token]):
-            reasons.append("stop")
-        else:
+    for beam, token, score in zip(
+        next_tokens.beams.tolist(), next_tokens.tokens.tolist(), next_tokens.scores.tolist(), strict=True
+    ):
+        if not math.isfinite(score):  # it is ruled out, and only fills a place
             reasons.append(late)
+        elif token in request.config.eos_token_id:
+            reasons.append("eos")
+        else:
+            ends = request.ends_text is not None and request.ends_text([*new[beam].tolist(), token])
+            ends |= constraints is not None and constraints.is_finished(new[beam].tolist(), token)
+            reasons.append("stop" if ends else late)
     return reasons
 
 

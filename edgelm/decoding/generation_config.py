@@ -13,6 +13,7 @@ from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.decoding.options import (
     COMMON,
+    CONSTRAINT,
     LENGTH,
     OUTPUT,
     REPETITION,
@@ -23,6 +24,7 @@ from edgelm.decoding.options import (
     Option,
     check_combination,
     check_support,
+    constraints,
     event,
     functions,
     number,
@@ -39,6 +41,7 @@ from edgelm.decoding.options import (
     whole,
 )
 from edgelm.errors import BundleError, ConfigError, shown
+from edgelm.text.constraints import Constraint
 
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
@@ -301,6 +304,14 @@ class GenerationConfig:
         "candidates are the `top_k` likeliest tokens (Su et al., arXiv 2202.06417).",
     )
 
+    constraint: Constraint | None = CONSTRAINT.option(  # noqa: RUF009
+        None,
+        constraints(),
+        "What the text must be: one of several texts, a match of a regular expression, JSON of a schema, or a text of "
+        "a grammar ([constraints.md](constraints.md)). On the command line `--choices`, `--regex`, `--json-schema` "
+        "and `--grammar`. Not with stop strings, groups of beams or contrastive search.",
+    )
+
     logprobs: int | None = OUTPUT.option(
         None,
         whole(0, 1024, optional=True),
@@ -421,6 +432,7 @@ class GenerationOptions(TypedDict, total=False):
     early_stopping: bool | Literal["never"]
     renormalize_logits: bool
     penalty_alpha: float | None
+    constraint: Constraint | None
     logprobs: int | None
 
 

@@ -4,10 +4,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from edgelm.decoding.beams import Hypothesis, beam_search, group_beam_search
+from edgelm.decoding.constraint import TokenMatcher
 from edgelm.decoding.contrastive_search import contrastive_search
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.prompt_lookup import decode_with_drafts
-from edgelm.decoding.request import DecodingRow, DecodingSession, EndsText, FinishReason, Request, Step
+from edgelm.decoding.request import (
+    DecodingRow,
+    DecodingSession,
+    EndsText,
+    FinishReason,
+    Request,
+    Step,
+    logits_after,
+)
 from edgelm.ids import Logits
 
 __all__ = ["DecodingSession", "FinishReason", "Step", "generate"]
@@ -21,6 +30,7 @@ def generate(
     *,
     reused: int = 0,
     ends_text: EndsText | None = None,
+    matcher: TokenMatcher | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Iterator[Step]]:
     """Continue a prompt: an iterator of steps for each of `num_return_sequences` rows, one row after another.
@@ -36,6 +46,7 @@ def generate(
         reused: must be 0 for contrastive search, which needs the hidden states of the whole prompt.
         ends_text: whether new tokens complete a stop string. Only beam search asks; with other methods the caller
             leaves the row.
+        matcher: what every text must obey.
         clock: the time in seconds, for `max_time`.
 
     Raises:
@@ -44,7 +55,7 @@ def generate(
             processors leave no token to choose.
         DeviceError: the model computes NaN.
     """
-    request = Request.of(session, prompt_ids, config, seed, ends_text=ends_text, clock=clock)
+    request = Request.of(session, prompt_ids, config, seed, ends_text=ends_text, matcher=matcher, clock=clock)
     if config.penalty_alpha is not None:
         yield contrastive_search(session, request)
         return
@@ -71,10 +82,14 @@ def generate(
 
 def _decode(session: DecodingSession, text: DecodingRow, logits: Logits) -> Iterator[Step]:
     """Continue `text`, whose prompt the session holds and whose next logits (V,) are given."""
+    computed = len(text.ids)
     while (reason := text.reason_to_end()) is None:
-        if text.new_tokens:
-            logits = session.step_all(text.ids[-1:])[0]  # (V,)
-        step = text.take(logits)
+        step = text.take_forced()
+        if step is None:
+            if computed < len(text.ids):
+                logits = logits_after(session, text.ids[computed:])
+                computed = len(text.ids)
+            step = text.take(logits)
         yield step
         if step.finish_reason is not None:
             return

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from edgelm.errors import ConfigError, shown
+from edgelm.text.constraints import Constraint
 
 Default = TypeVar("Default")
 ListKind = Literal["texts", "ids", "sequences", "token_biases", "sequence_biases"]
@@ -97,6 +98,7 @@ SAMPLING = Group("More ways to sample")
 REPETITION = Group("Against repetition")
 TOKENS = Group("Single tokens")
 SEARCH = Group("Beam search and contrastive search")
+CONSTRAINT = Group("Output that obeys")
 OUTPUT = Group("Output and machine")
 
 
@@ -191,6 +193,12 @@ def _list_rule(
 ) -> Rule:
     """A list of at most `limit` entries that pass `check`; its normal form is a tuple."""
     return Rule(kind, words, partial(_is_tuple_of, check=check, limit=limit), normalize or _as_tuple, metavar)
+
+
+def constraints() -> Rule:
+    """A constraint."""
+    limit = "edgelm.Choices, Regex, JsonSchema or Grammar"
+    return Rule("python", limit, lambda value: isinstance(value, Constraint), optional=True)
 
 
 def event() -> Rule:
@@ -350,6 +358,8 @@ def check_combination(values: Mapping[str, Any], defaults: Mapping[str, object])
         low, high = values[minimum], values[maximum]
         if high is not None and low > high:
             raise ConfigError(f"{minimum} is {low} but {maximum} is {high}: lower one or raise the other")
+    if values["constraint"] is not None:
+        _check_constraint(values, defaults)
     if values["penalty_alpha"] is not None:
         _check_contrastive(values)
     if values["do_sample"] and values["mirostat_tau"] is not None:
@@ -366,6 +376,20 @@ def check_combination(values: Mapping[str, Any], defaults: Mapping[str, object])
             "greedy decoding would give the same text every time"
         )
     check_support(values)
+
+
+ENDS = ("stop_strings", "forced_eos_token_id", "forced_bos_token_id")
+"""Options that say where a text begins or ends, which a constraint says too."""
+
+
+def _check_constraint(values: Mapping[str, Any], defaults: Mapping[str, object]) -> None:
+    for name in ENDS:
+        if values[name] != defaults[name]:
+            raise ConfigError(f"{name} and constraint contradict each other: the constraint says what the text may be")
+    if values["penalty_alpha"] is not None:
+        raise ConfigError("contrastive search (penalty_alpha) takes no constraint: drop one of them")
+    if values["num_beam_groups"] > 1:
+        raise ConfigError("groups of beams (num_beam_groups) take no constraint: drop one of them")
 
 
 def _check_contrastive(values: Mapping[str, Any]) -> None:
@@ -420,6 +444,8 @@ def side_effects(given: Mapping[str, Any], defaults: Mapping[str, Any], *, contr
         reset.append("prompt_lookup_num_tokens")
     if "penalty_alpha" in chosen or given.get("num_beams") == 1:
         reset += BEAMS
+    if "constraint" in chosen:
+        reset += [name for name in (*ENDS, "penalty_alpha") if name not in chosen]
     if "mirostat_tau" in chosen:
         reset += FILTERS
     elif any(name in chosen for name in FILTERS):

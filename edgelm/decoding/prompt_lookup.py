@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgelm.decoding.request import DecodingRow, DecodingSession, Step
+from edgelm.decoding.request import DecodingRow, DecodingSession, Step, logits_after
 from edgelm.engine.call import DraftCost
 from edgelm.ids import IdArray, Logits
 
@@ -37,9 +37,16 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Logi
     drafts = PromptLookup(max_draft, session.draft_cost)
     draft: list[int] = []
     rows = logits[None]  # (T, V), after the last token and after the drafted ones that follow it
+    computed = len(text.ids)
     while (reason := text.reason_to_end()) is None:
-        if text.new_tokens:
-            draft = drafts.draft(text.ids, text.tokens_left - 1)
+        if (forced := text.take_forced()) is not None:
+            yield forced
+            continue
+        new, guesses = text.ids[computed:], False
+        if len(new) > 1:  # tokens that a constraint forced
+            draft, rows = [], logits_after(session, new)[None]
+        elif len(new):
+            draft, guesses = drafts.draft(text.ids, text.tokens_left - 1), True
             last = int(text.ids[-1])
             rows = session.step_all([last, *draft]) if draft else session.step([last])[None]
         accepted, chosen = 0, list[int]()
@@ -51,10 +58,12 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Logi
             if step.token_id is None:
                 return
             chosen.append(step.token_id)
-            if not right:
+            if not right or text.is_finished:
                 break
         session.rewind(len(draft) - accepted)
-        drafts.learn(chosen)
+        computed = len(text.ids) - 1
+        if guesses:
+            drafts.learn(chosen)
     yield Step(None, reason)
 
 

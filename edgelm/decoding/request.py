@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
+from edgelm.decoding.constraint import RowConstraint, TokenMatcher
 from edgelm.decoding.generation_config import GenerationConfig, LogitsProcessor
 from edgelm.decoding.logits_processors import process, processors_of
 from edgelm.decoding.logprobs import BROKEN_LOGITS, IdLogprob, with_alternatives
@@ -41,6 +42,8 @@ class DecodingSession(Protocol):
     """The part of a session that decoding needs; `edgelm.engine.session.Session` is one, a test's fake is another."""
 
     context_length: int
+    batch_invariant: bool
+    """Whether tokens must be computed one at a time, as in a batch."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -102,6 +105,8 @@ class Request:
     limit_reason: Literal["length", "context"]
     """Why a row ends that reaches `new_token_limit`."""
     ends_text: EndsText | None
+    matcher: TokenMatcher | None
+    """At the beginning of a text that obeys a constraint; each row copies it."""
     processors: tuple[LogitsProcessor, ...]
     clock: Callable[[], float]
     started: float
@@ -115,6 +120,7 @@ class Request:
         seed: int,
         *,
         ends_text: EndsText | None = None,
+        matcher: TokenMatcher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> "Request":
         """Check a prompt and a configuration; a context of C tokens takes C + 1 - len(prompt_ids) new ones.
@@ -138,6 +144,7 @@ class Request:
             new_token_limit=min(requested, room),
             limit_reason="length" if requested <= room else "context",
             ends_text=ends_text,
+            matcher=matcher,
             processors=processors_of(config, count, session.vocab_size),
             clock=clock,
             started=clock(),
@@ -198,6 +205,7 @@ class DecodingRow:
         room = np.empty(min(request.new_token_limit, _FIRST_BUFFER), np.int64)
         self._buffer: IdArray = np.concatenate([request.prompt, room])
         self._end = len(request.prompt)
+        self._constraint = None if request.matcher is None else RowConstraint(request.matcher, request.config)
 
     @property
     def ids(self) -> IdArray:
@@ -209,27 +217,67 @@ class DecodingRow:
         """Maximum number of further tokens."""
         return self._request.new_token_limit - self.new_tokens
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the text obeys its constraint and nothing can follow."""
+        return self._constraint is not None and self._constraint.is_finished
+
     def reason_to_end(self) -> FinishReason | None:
         """Why no token follows, if this is known before the logits are."""
+        if self.is_finished:
+            return "stop"
         if self.new_tokens == self._request.new_token_limit:
             return self._request.limit_reason
         reason = self._request.interruption
         return reason if self.new_tokens or reason == "cancelled" else None
 
     def take(self, logits: Logits) -> Step:
-        """Choose the next token, given the logits (V,) after `ids`. Raises as `Request.processed`."""
-        request = self._request
-        token = self._choose(request.processed(self.ids, logits), self.new_tokens)
+        """Choose the next token, given the logits (V,) after `ids`.
+
+        Raises as `Request.processed`, and ConfigError if a constraint leaves no token to choose.
+        """
+        request, constraint = self._request, self._constraint
+        processed = request.processed(self.ids, logits)
+        token = forced = None if constraint is None else constraint.forced_token
+        if token is None:
+            token = self._choose(processed if constraint is None else constraint.masked(processed), self.new_tokens)
         count = request.config.logprobs
         logprobs = None if count is None else with_alternatives(logits, token, count)
-        if token in request.config.eos_token_id:
+        if forced is None and token in request.config.eos_token_id:
             return Step(None, "eos", logprobs)
+        self._append(token)
+        return Step(token, None, logprobs)
+
+    def take_forced(self) -> Step | None:
+        """Take the next token, if it is certain without logits; None if `take` must choose it."""
+        constraint = self._constraint
+        if constraint is None or constraint.forced_token is None or self._request.config.logprobs is not None:
+            return None
+        token = constraint.forced_token
+        self._append(token)
+        return Step(token, None)
+
+    def _append(self, token: int) -> None:
+        if self._constraint is not None:
+            self._constraint.take(token)
         if self._end == len(self._buffer):
             self._buffer = np.concatenate([self._buffer, np.empty_like(self._buffer)])
         self._buffer[self._end] = token
         self._end += 1
         self.new_tokens += 1
-        return Step(token, None, logprobs)
+
+
+def logits_after(session: DecodingSession, ids: IdArray) -> Logits:
+    """Append new tokens `ids` (T,), more than one if some were forced; returns the logits (V,) after the last one.
+
+    They are valid until the next call. Several tokens take about as long as one, but the last bits may differ.
+    """
+    if len(ids) > 1 and not session.batch_invariant:
+        return session.step(ids)
+    for token in ids[:-1]:
+        session.step_all([token])
+    logits: Logits = session.step_all(ids[-1:])[0]
+    return logits
 
 
 def fitted(prompt: list[int], config: GenerationConfig, context_length: int) -> tuple[list[int], GenerationConfig]:

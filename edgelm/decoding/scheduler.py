@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgelm.decoding.constraint import TokenMatcher
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import DecodingRow, Request, Step, fitted
 from edgelm.engine.batch import IDLE_TOKEN
@@ -137,8 +138,17 @@ class Scheduler:
         """
         return self.add(self.request(prompt_ids, config, seed), row=row)
 
-    def request(self, prompt_ids: Sequence[int], config: GenerationConfig, seed: int) -> Request:
+    def request(
+        self,
+        prompt_ids: Sequence[int],
+        config: GenerationConfig,
+        seed: int,
+        *,
+        matcher: TokenMatcher | None = None,
+    ) -> Request:
         """Check a prompt and its options, for `add`. Any thread may call this, also during a step.
+
+        `matcher` says what the text must obey.
 
         Raises:
             PromptError: there are no ids, or an id is not in the vocabulary.
@@ -148,7 +158,7 @@ class Scheduler:
         config.check_batch()
         ids = as_ids(prompt_ids, self._model.vocab_size).tolist()
         kept, config = fitted(ids, config, self._model.context_length)
-        return Request.of(self._model, kept, config, seed)
+        return Request.of(self._model, kept, config, seed, matcher=matcher)
 
     def add(self, request: Request, *, row: int = 0, key: str = "") -> Handle:
         """Queue row `row` of a request that this scheduler checked; see `submit`.

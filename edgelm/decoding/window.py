@@ -35,6 +35,7 @@ class WindowSession:
         """Number of tokens that were computed again."""
         self.reencode_seconds = 0.0
         self.context_length, self.vocab_size, self.draft_cost = ENDLESS, session.vocab_size, session.draft_cost
+        self.batch_invariant = session.batch_invariant
 
     @property
     def position(self) -> int:

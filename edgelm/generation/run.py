@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
+from edgelm.decoding.constraint import TokenMatcher
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import Step
 from edgelm.decoding.window import WindowSession
@@ -87,6 +88,7 @@ class TextRun:
         config: options of the generation, for `ids`.
         seed: the caller's, or a random one.
         reused_tokens: how many of `ids` were not computed. The decoding loop sets it.
+        matcher: what the texts must obey, at their beginning; None for no constraint.
         window: the window that the decoding loop uses, if any. The decoding loop sets it.
     """
 
@@ -98,6 +100,7 @@ class TextRun:
         config: GenerationConfig,
         seed: int,
         *,
+        matcher: TokenMatcher | None = None,
         prefix_tokens: int = 0,
         learned_tokens: int = 0,
         dropped_tokens: int = 0,
@@ -111,12 +114,13 @@ class TextRun:
             ids: see the class.
             config: see the class.
             seed: see the class.
+            matcher: see the class.
             prefix_tokens: how many of `ids` belong to a text prefix.
             learned_tokens: length of a learned prefix, which has no ids.
             dropped_tokens: tokens of the prompt that are not in `ids`, because they do not fit.
             load_seconds: how long the model took to load, for the statistics.
         """
-        self.ids, self.config, self.seed = ids, config, seed
+        self.ids, self.config, self.seed, self.matcher = ids, config, seed, matcher
         self.reused_tokens = 0
         self.window: WindowSession | None = None
         self._tokenizer = tokenizer

@@ -22,7 +22,8 @@ class RunsTogether:
 
     def requests(self, run: TextRun) -> list[Request]:
         """A request for each row of `run`. Any thread may call this. Raises as `Scheduler.request`."""
-        return [self.scheduler.request(run.ids, run.config, run.seed) for _ in range(run.config.num_return_sequences)]
+        rows = range(run.config.num_return_sequences)
+        return [self.scheduler.request(run.ids, run.config, run.seed, matcher=run.matcher) for _ in rows]
 
     def add(self, run: TextRun, row: int, request: Request, *, key: str = "") -> None:
         """Queue a row of `run`. Its prompt continues from prompts of the same `key` only, or from saved states."""

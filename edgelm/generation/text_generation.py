@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from edgelm.decoding.constraint import TokenMatcher
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import behind_prefix, fitted
@@ -16,6 +17,7 @@ from edgelm.generation.runs_together import RunsTogether
 from edgelm.reuse.pool import SessionPool
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.text.prompts import Prompt
+from edgelm.text.token_matcher import ConstraintReader
 
 Item = TypeVar("Item")
 
@@ -26,6 +28,7 @@ class TextGeneration:
     def __init__(self, encoder: PromptEncoder, sessions: SessionPool, context_length: int, load_seconds: float) -> None:
         self._encoder, self._sessions, self._load_seconds = encoder, sessions, load_seconds
         self._context_length = context_length  # in tokens, behind a learned prefix
+        self._constraints = ConstraintReader(encoder.tokenizer)
         self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
 
     def run(self, prompt: Prompt, config: GenerationConfig) -> TextRun:
@@ -35,7 +38,8 @@ class TextGeneration:
             PromptError: the prompt is empty, is neither text nor token ids, has an unknown token id, or cannot be
                 decoded.
             ContextError: the prompt does not fit behind the prefix.
-            ConfigError: `pinned_tokens` is more than half the context, or `max_length` leaves no room.
+            ConfigError: `pinned_tokens` is more than half the context, `max_length` leaves no room, or the constraint
+                cannot be read or met.
         """
         if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
             config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
@@ -54,12 +58,14 @@ class TextGeneration:
             config.new_token_limit(len(kept))  # refuses a max_length by the prompt's own length
         if prefix_tokens or config.context_overflow == "truncate":
             config = behind_prefix(config, prefix_tokens)  # nothing is left to cut
+        matcher = self._matcher(config, prefix_tokens + len(kept))
         return TextRun(
             self._encoder.tokenizer,
             prompt,
             prefix + kept,
             config,
             seed,
+            matcher=matcher,
             prefix_tokens=prefix_tokens,
             learned_tokens=learned_tokens,
             dropped_tokens=len(own) - len(kept),
@@ -77,7 +83,13 @@ class TextGeneration:
             run.window = WindowSession(session, config.pinned_tokens, run.ids[:reused]) if windowed else None
             decoder, asks = run.window or session, config.stop_strings and config.num_beams > 1
             rows = generate(
-                decoder, run.ids, config, run.seed, reused=reused, ends_text=run.ends_text if asks else None
+                decoder,
+                run.ids,
+                config,
+                run.seed,
+                reused=reused,
+                ends_text=run.ends_text if asks else None,
+                matcher=run.matcher,
             )
             for row, steps in enumerate(rows):
                 if config.num_beams > 1:
@@ -114,6 +126,25 @@ class TextGeneration:
             scheduler = Scheduler(session, max_rows=min(max_rows, max(1, rows)), states=self._sessions.states)
             chunks = _decode_together(RunsTogether(scheduler), runs)
         return [run.completion(of_run) for run, of_run in zip(runs, chunks, strict=True)]
+
+    def _matcher(self, config: GenerationConfig, prompt_tokens: int) -> TokenMatcher | None:
+        """What the text must obey. Raises ConfigError if it needs more tokens than may follow the prompt."""
+        if config.constraint is None:
+            return None
+        constraint = self._constraints.read(config.constraint, config.eos_token_id)
+        limit, room = config.new_token_limit(prompt_tokens), self._context_length + 1 - prompt_tokens
+        least = constraint.least_tokens(min(limit, room))
+        if least > limit:
+            raise ConfigError(
+                f"the constraint needs at least {least} tokens, but max_new_tokens or max_length allows {limit}: "
+                "raise it"
+            )
+        if config.context_overflow != "window" and least > room:
+            raise ConfigError(
+                f"the constraint needs at least {least} tokens, but the context has room for {max(0, room)}: "
+                "shorten the prompt"
+            )
+        return constraint.matcher
 
     def _breakers(self, breakers: tuple[str | int, ...]) -> tuple[int, ...]:
         """The token ids at which DRY ends a repetition: the given ids, and every token that holds a given text."""

@@ -61,7 +61,8 @@ class Call:
     async def submit(self, prompt: Prompt, options: GenerationOptions, *, max_time: float | None = None) -> Generation:
         """Queue a text, for at most `max_time` seconds and the server's limit. Raises as `TextScheduler.submit`.
 
-        The prompt is tokenized in a thread.
+        The prompt is tokenized in a thread. Where there is a constraint, whose reading may take seconds, the thread is
+        one for all constraints of the model, so that nobody else waits.
         """
         scheduler, started = self.served.scheduler, time.monotonic()
         deadline = min(self.settings.max_seconds, max_time or self.settings.max_seconds)
@@ -69,7 +70,8 @@ class Call:
         def submit() -> "Submission":
             return scheduler.submit(prompt, key=self.caller, deadline_seconds=deadline, **options)
 
-        submitted = asyncio.get_running_loop().run_in_executor(None, submit)
+        executor = self.served.constraint_thread if "constraint" in options else None
+        submitted = asyncio.get_running_loop().run_in_executor(executor, submit)
         try:
             submission = await asyncio.shield(submitted)
         except asyncio.CancelledError:

@@ -14,6 +14,7 @@ from edgelm.generation.results import Choice, Chunk
 from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.completions import OpenAiReason, openai_reason
+from edgelm.serve.constraints import FORMATS, ChatFormat, constraint_of_format
 from edgelm.serve.conversation import (
     NO_EFFORT,
     NO_MODERATION,
@@ -28,11 +29,12 @@ from edgelm.serve.conversation import (
     token_logprobs,
 )
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import NO_EFFECT, GenerationFields, OnlyFalse, StrictBody, Text, in_words, unsupported
+from edgelm.serve.fields import GenerationFields, Text
 from edgelm.serve.generating import Generation, Usage
 from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
+from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
 
 
 class MessagePart(StrictBody):
@@ -62,12 +64,6 @@ class RequestMessage(StrictBody):
     tool_calls: None = unsupported(NO_TOOLS)
 
 
-class TextFormat(StrictBody):
-    """The format of an answer."""
-
-    type: Literal["text"]
-
-
 class ChatRequest(GenerationFields):
     """A conversation to answer."""
 
@@ -82,9 +78,9 @@ class ChatRequest(GenerationFields):
     top_logprobs: int | None = Field(
         default=None, ge=0, le=MAX_TOP_LOGPROBS, description="Return so many of the likeliest tokens; with `logprobs`."
     )
-    response_format: Annotated[
-        TextFormat | None, in_words('{"type": "text"}: JSON modes and schemas are not supported')
-    ] = Field(default=None, description="Only text.")
+    response_format: Annotated[ChatFormat | None, in_words(FORMATS)] = Field(
+        default=None, description="Any text, any JSON object, or JSON of a schema, which is always obeyed."
+    )
     modalities: list[Literal["text"]] | None = Field(default=None, max_length=1, description="Only text.")
     tool_choice: Literal["none", "auto"] | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
     parallel_tool_calls: bool | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
@@ -212,6 +208,11 @@ class _Chat:
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         self._options = body.generation_options(most)
+        constraint = constraint_of_format(body.response_format, "response_format")
+        if constraint is not None and body.constraint is not None:
+            raise ApiError(400, "response_format and constraint contradict each other: give one", param="constraint")
+        if constraint is not None:
+            self._options["constraint"] = constraint
         if body.logprobs:
             self._options["logprobs"] = body.top_logprobs or 0
         count = body.n or 1

@@ -15,12 +15,13 @@ from edgelm.generation.results import Choice, Chunk, Completion, Stats
 from edgelm.serve.call import Call
 from edgelm.serve.echo import NO_ECHO, CompletionLogprobs, offsets_of, read_echo
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds, in_words, unsupported
+from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds
 from edgelm.serve.generating import Generation, Usage
 from edgelm.serve.limits import MAX_CHOICES, MAX_PROMPTS, MAX_TOP_LOGPROBS
 from edgelm.serve.merging import merged
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
+from edgelm.serve.strict import in_words, unsupported
 from edgelm.text.prompts import Prompt
 from edgelm.text.stream_decoder import StreamDecoder
 

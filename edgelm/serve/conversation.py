@@ -10,8 +10,8 @@ from edgelm.errors import BundleError
 from edgelm.scoring.results import TokenLogprob, TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import in_words
 from edgelm.serve.limits import MAX_METADATA, MAX_PROMPT_CHARACTERS
+from edgelm.serve.strict import in_words
 from edgelm.text.chat import ChatMessage
 
 ShortText = Annotated[str, StringConstraints(max_length=1024)]

@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 from edgelm.scoring.results import Pooling
 from edgelm.serve.call import Call
-from edgelm.serve.fields import NO_EFFECT, PLAIN_TEXTS, FilledText, ModelField, TokenIds, in_words, unsupported
+from edgelm.serve.fields import PLAIN_TEXTS, FilledText, ModelField, TokenIds
 from edgelm.serve.limits import MAX_INPUTS
 from edgelm.serve.operation import Operation, json_answer
+from edgelm.serve.strict import NO_EFFECT, in_words, unsupported
 from edgelm.text.prompts import Prompt
 
 Inputs = Annotated[

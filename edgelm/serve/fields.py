@@ -7,17 +7,12 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
 )
-from pydantic_core import PydanticCustomError
 
 from edgelm.decoding.generation_config import OPTIONS, GenerationOptions
+from edgelm.serve.constraints import ConstraintField, constraint_of_field
 from edgelm.serve.errors import ApiError
 from edgelm.serve.limits import (
     MAX_BIASES,
@@ -28,26 +23,12 @@ from edgelm.serve.limits import (
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
 )
+from edgelm.serve.strict import NO_EFFECT, StrictBody, in_words
 
 Body = TypeVar("Body", bound=BaseModel)
 
-UNSUPPORTED = "Not supported: "
-"""Begins the description of a field that only null may be given for; the rest says why."""
 LEAST_TEMPERATURE = 0.001
 """Temperatures below it take the likeliest token, as 0 does."""
-NO_EFFECT = "No effect: "
-"""Begins the description of a field that is accepted because ignoring it changes nothing for the client."""
-
-
-class StrictBody(BaseModel):
-    """The base of every request: no undeclared fields, no conversions between types, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-def unsupported(reason: str) -> Any:
-    """A field of OpenAI's API that edgelm does not support; null is allowed."""
-    return Field(default=None, description=UNSUPPORTED + reason)
 
 
 def own(name: str, **bounds: Any) -> Any:
@@ -55,26 +36,6 @@ def own(name: str, **bounds: Any) -> Any:
     return Field(default=None, description=OPTIONS[name].meaning, **bounds)
 
 
-def in_words(words: str) -> WrapValidator:
-    """Replace the errors of all members of a union by one sentence."""
-
-    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            raise PydanticCustomError("union", f"must be {words}") from None
-
-    return WrapValidator(check)
-
-
-def _truth_value(value: Any) -> Any:
-    if not isinstance(value, bool):
-        raise PydanticCustomError("bool_type", "should be a valid boolean")
-    return value
-
-
-OnlyFalse = Annotated[Literal[False], BeforeValidator(_truth_value)]
-"""False; 0, which Python takes for the same, is refused."""
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Text = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
 FilledText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
@@ -158,6 +119,7 @@ class GenerationFields(SamplingFields):
     max_time: float | None = own("max_time", gt=0, le=1e9)
     context_overflow: Literal["stop", "truncate"] | None = own("context_overflow")
     pinned_tokens: int | None = own("pinned_tokens", ge=0, lt=2**31)
+    constraint: ConstraintField | None = Field(default=None, description="What the text must be.")
     eos_token_id: OwnIds | None = own("eos_token_id")
     bad_words_ids: OwnSequences | None = own("bad_words_ids")
     suppress_tokens: OwnIds | None = own("suppress_tokens")
@@ -173,6 +135,8 @@ class GenerationFields(SamplingFields):
         options: dict[str, Any] = {
             name: value for name in OWN_OPTIONS if (value := getattr(self, name)) is not None and name != "max_time"
         }
+        if self.constraint is not None:
+            options["constraint"] = constraint_of_field(self.constraint)
         options |= sampling_options(self)
         for name in ("frequency_penalty", "presence_penalty"):
             if getattr(self, name) is not None:
@@ -200,6 +164,7 @@ OWN_OPTIONS = tuple(
         "presence_penalty",
         "logit_bias",
         "seed",
+        "constraint",
     )
 )
 """Options of edgelm that OpenAI's API does not have."""

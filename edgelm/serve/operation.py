@@ -17,10 +17,11 @@ from edgelm.errors import EdgelmError, pass_interrupts_on, shown
 from edgelm.serve.call import Call
 from edgelm.serve.cards import ModelCard
 from edgelm.serve.errors import ApiError, api_error
-from edgelm.serve.fields import UNSUPPORTED, Body
+from edgelm.serve.fields import Body
 from edgelm.serve.metrics import Metrics
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Shelf
+from edgelm.serve.strict import UNSUPPORTED
 
 _GRACE_SECONDS = 5.0
 """Texts end by themselves at the server's limit, and then say what they have; scores and vectors are given up."""

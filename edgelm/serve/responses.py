@@ -17,6 +17,7 @@ from edgelm.generation.results import Stats
 from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.completions import openai_reason
+from edgelm.serve.constraints import FORMATS, PlainFormat, ResponseFormat, constraint_of_format
 from edgelm.serve.conversation import (
     NO_EFFORT,
     NO_MODERATION,
@@ -33,20 +34,12 @@ from edgelm.serve.conversation import (
     token_logprobs,
 )
 from edgelm.serve.errors import ApiError, api_error
-from edgelm.serve.fields import (
-    NO_EFFECT,
-    OnlyFalse,
-    SamplingFields,
-    StrictBody,
-    Text,
-    in_words,
-    sampling_options,
-    unsupported,
-)
+from edgelm.serve.fields import SamplingFields, Text, sampling_options
 from edgelm.serve.generating import Generation
 from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
+from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
 from edgelm.text.chat import ChatMessage
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -87,17 +80,11 @@ class InputItem(StrictBody):
     phase: None = unsupported(NO_EFFORT)
 
 
-class PlainFormat(StrictBody):
-    """The format of an answer."""
-
-    type: Literal["text"]
-
-
 class TextOptions(StrictBody):
     """Options of the answer's text."""
 
-    format: Annotated[PlainFormat | None, in_words('{"type": "text"}: JSON modes and schemas are not supported')] = (
-        Field(default=None, description="Only text.")
+    format: Annotated[ResponseFormat | None, in_words(FORMATS)] = Field(
+        default=None, description="Any text, any JSON object, or JSON of a schema, which is always obeyed."
     )
     verbosity: None = unsupported(NO_EFFORT)
 
@@ -130,7 +117,7 @@ class ResponseRequest(SamplingFields):
     top_logprobs: int | None = Field(
         default=None, ge=0, le=MAX_TOP_LOGPROBS, description="Return so many of the likeliest tokens; with `include`."
     )
-    text: TextOptions | None = Field(default=None, description="Only plain text.")
+    text: TextOptions | None = Field(default=None, description="What the answer must be.")
     metadata: Metadata | None = Field(default=None, description="Repeated in the answer.")
     store: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
     background: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "the answer is waited for.")
@@ -230,7 +217,7 @@ class IncompleteDetails(BaseModel):
 class TextSettings(BaseModel):
     """The settings of the text."""
 
-    format: PlainFormat = PlainFormat(type="text")
+    format: ResponseFormat = PlainFormat(type="text")
 
 
 class ResponseAnswer(BaseModel):
@@ -251,7 +238,7 @@ class ResponseAnswer(BaseModel):
     previous_response_id: None = None
     store: Literal[False] = False
     temperature: float | None
-    text: TextSettings = TextSettings()
+    text: TextSettings
     tool_choice: Literal["none", "auto"]
     tools: list[None] = Field(default=[])
     top_logprobs: int
@@ -311,6 +298,9 @@ class _Responding:
         options = cast(GenerationOptions, sampling_options(body))
         if body.max_output_tokens is not None:
             options["max_new_tokens"] = body.max_output_tokens
+        constraint = None if body.text is None else constraint_of_format(body.text.format, "text.format")
+        if constraint is not None:
+            options["constraint"] = constraint
         if body.include:
             options["logprobs"] = body.top_logprobs or 0
         ids = await prompt_of(self.call, self._messages(), "input")
@@ -394,6 +384,7 @@ class _Responding:
             output=[] if text is None else [self._message(status, text)],
             parallel_tool_calls=body.parallel_tool_calls is not False,
             temperature=body.temperature,
+            text=TextSettings(format=body.text.format) if body.text and body.text.format else TextSettings(),
             tool_choice=body.tool_choice or "auto",
             top_logprobs=body.top_logprobs or 0,
             top_p=body.top_p,

@@ -55,11 +55,12 @@ class Place:
 
 
 class ServedModel:
-    """A loaded model with its scheduler, and one thread for scores and vectors."""
+    """A loaded model with its scheduler, one thread for scores and vectors, and one that reads constraints."""
 
     def __init__(self, name: str, model: "Model", scheduler: "TextScheduler") -> None:
         self.name, self.model, self.scheduler = name, model, scheduler
         self._worker = ThreadPoolExecutor(1, f"edgelm-{name[:16]}")
+        self.constraint_thread = ThreadPoolExecutor(1, f"edgelm-constraints-{name[:16]}")
         self._computing = 0
 
     async def compute(self, function: Callable[[], Result]) -> Result:
@@ -76,6 +77,7 @@ class ServedModel:
         """Let running texts go on for so long, end the threads, and free the memory."""
         self.scheduler.close(drain_seconds=drain_seconds)
         self._worker.shutdown(wait=True, cancel_futures=True)
+        self.constraint_thread.shutdown(wait=False, cancel_futures=True)
         self.model.close()
 
 

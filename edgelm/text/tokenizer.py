@@ -235,6 +235,16 @@ class Tokenizer:
             raise TokenizerError("tokenizer.json cannot hold split_special_tokens=true; use save(folder) instead")
         return self._json()
 
+    def backend_json(self) -> str:
+        """The tokenizer of the `tokenizers` library as JSON: its vocabulary and its decoder, for other libraries.
+
+        Raises TokenizerError if decoded text is changed after that (`clean_up_tokenization_spaces`).
+        """
+        if self._clean_up:
+            raise TokenizerError("this tokenizer removes blanks from decoded text (clean_up_tokenization_spaces)")
+        with rust_errors(TokenizerError, "the tokenizer cannot be written", "give another tokenizer"):
+            return str(self._backend.to_str())
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, and a tokenizer_config.json that keeps transformers from looking into a config.json.
 

@@ -170,7 +170,7 @@ def test_a_message_cannot_write_a_control_token(chat_client: TestClient, chat_mo
         ({"tools": [{"type": "function"}]}, "tools", "this server calls no tools"),
         ({"functions": [{}]}, "functions", "this server calls no tools"),
         ({"tool_choice": "required"}, "tool_choice", "'none' or 'auto'"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "JSON modes and schemas are not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
         ({"modalities": ["audio"]}, "modalities.0", "'text'"),
         ({"audio": {}}, "audio", "text only"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "not supported"),

@@ -162,7 +162,7 @@ def test_a_failure_in_the_middle_ends_the_stream(chat_client: TestClient, monkey
         ({"background": 0.0}, "background", "boolean"),
         ({"background": True}, "background", "False"),
         ({"reasoning": {"effort": "low"}}, "reasoning", "not supported"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format", "JSON modes and schemas are not supported"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format", "json_schema"),
         ({"truncation": "auto"}, "truncation", "'disabled'"),
         ({"include": ["reasoning.encrypted_content"]}, "include.0", "message.output_text.logprobs"),
         ({"top_logprobs": 2}, "top_logprobs", "needs include"),
