@@ -179,7 +179,7 @@ def test_the_command_creates_extends_and_keeps(edgelm_command: RunCommand, tmp_p
 
 
 def test_a_prompt_that_was_cut_has_no_state(edgelm_command: RunCommand, tmp_path: Path) -> None:
-    long = "Once upon a time there was a dog. " * 100
+    long = "Once upon a time there was a dog. " * 100 + "One"
     done = edgelm_command("run", "-n", "2", "--context-overflow", "truncate", "--state", "kept", long)
     assert (
         done.status == 0 and done.stderr == "edgelm: the prompt is longer than the context, so its state is not kept\n"
