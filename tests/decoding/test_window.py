@@ -169,7 +169,7 @@ def test_searches_have_no_window(model: Model, options: dict[str, Any]) -> None:
 
 
 def test_the_flags(edgelm_command: RunCommand) -> None:
-    long = "Once upon a time there was a dog. " * 100
+    long = "Once upon a time there was a dog. " * 100 + "One"
     command = ["run", "--no-echo", "--greedy", "-n", "5"]
     refused = edgelm_command(*command, long)
     assert (
