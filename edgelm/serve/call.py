@@ -48,9 +48,15 @@ class Call:
         """OpenAI's `system_fingerprint`: equal ones give equal texts for equal seeds."""
         return f"fp_{self.model.bundle.manifest.digest[-10:]}"
 
-    def draws(self, options: GenerationOptions) -> bool:
-        """Whether tokens are drawn at random, so that several texts of one prompt differ. Raises ConfigError."""
-        return self.model.generation_config.updated(dict(options)).do_sample
+    def ask_for_rows(self, count: int, options: GenerationOptions) -> int:
+        """Have `options` ask for `count` texts of one prompt; returns how many are computed. Raises ConfigError.
+
+        Where no token is drawn at random, all of them would be the same: one is computed, for the route to copy.
+        """
+        rows = count if self.model.generation_config.updated(dict(options)).do_sample else 1
+        if rows > 1:
+            options["num_return_sequences"] = rows
+        return rows
 
     def check_max_tokens(self, count: int, field: str) -> None:
         """Raise ApiError if `count`, the value of `field`, is more than the model's context."""

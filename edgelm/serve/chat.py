@@ -17,45 +17,39 @@ from edgelm.serve.completions import OpenAiReason, openai_reason
 from edgelm.serve.constraints import FORMATS, ChatFormat, constraint_of_format
 from edgelm.serve.conversation import (
     NO_EFFORT,
-    NO_MODERATION,
     NO_TOOLS,
     TEXT_ONLY,
+    Content,
+    ConversationFields,
     Metadata,
     NoAnnotations,
     ShortText,
+    TextPart,
     TokenWithTop,
     message_of,
     prompt_of,
     token_logprobs,
 )
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import GenerationFields, Text
+from edgelm.serve.fields import GenerationFields
 from edgelm.serve.generating import Generation, Usage
-from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
+from edgelm.serve.limits import MAX_MESSAGES, MAX_TOP_LOGPROBS
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
-from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
+from edgelm.serve.strict import NO_EFFECT, StrictBody, in_words, unsupported
 
 
-class MessagePart(StrictBody):
+class MessagePart(TextPart):
     """A part of a message."""
 
     type: Literal["text"]
-    text: Text
-    prompt_cache_breakpoint: None = unsupported("every prompt is reused as far as it is the same")
-
-
-MessageContent = Annotated[
-    Text | Annotated[list[MessagePart], Field(min_length=1, max_length=MAX_PARTS)],
-    in_words(f"a text of at most {MAX_PROMPT_CHARACTERS:,} characters, or a list of 1 to {MAX_PARTS} text parts"),
-]
 
 
 class RequestMessage(StrictBody):
     """A message of the conversation."""
 
     role: Literal["developer", "system", "user", "assistant"]
-    content: MessageContent = Field(description="A text, or parts of text, which are joined by line breaks.")
+    content: Content[MessagePart]
     name: ShortText | None = Field(default=None, description="The speaker's name, for templates that write it.")
     refusal: None = unsupported("a refusal is a text")
     annotations: NoAnnotations = Field(default=None, description=NO_EFFECT + "only an empty list is taken.")
@@ -64,7 +58,7 @@ class RequestMessage(StrictBody):
     tool_calls: None = unsupported(NO_TOOLS)
 
 
-class ChatRequest(GenerationFields):
+class ChatRequest(GenerationFields, ConversationFields):
     """A conversation to answer."""
 
     messages: list[RequestMessage] = Field(min_length=1, max_length=MAX_MESSAGES, description="Who said what.")
@@ -82,18 +76,7 @@ class ChatRequest(GenerationFields):
         default=None, description="Any text, any JSON object, or JSON of a schema, which is always obeyed."
     )
     modalities: list[Literal["text"]] | None = Field(default=None, max_length=1, description="Only text.")
-    tool_choice: Literal["none", "auto"] | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
-    parallel_tool_calls: bool | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
     metadata: Metadata | None = Field(default=None, description=NO_EFFECT + "nothing is stored.")
-    store: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
-    prompt_cache_key: ShortText | None = Field(
-        default=None, description=NO_EFFECT + "prompts of one API key are reused as far as they are the same."
-    )
-    prompt_cache_retention: Literal["in_memory"] | None = Field(
-        default=None, description=NO_EFFECT + "prompts are kept in memory only."
-    )
-    safety_identifier: ShortText | None = Field(default=None, description=NO_EFFECT + "nothing is counted by user.")
-    service_tier: Literal["auto", "default"] | None = Field(default=None, description=NO_EFFECT + "there is one tier.")
     tools: None = unsupported(NO_TOOLS)
     functions: None = unsupported(NO_TOOLS)
     function_call: None = unsupported(NO_TOOLS)
@@ -102,8 +85,6 @@ class ChatRequest(GenerationFields):
     prediction: None = unsupported("no text is predicted")
     reasoning_effort: None = unsupported(NO_EFFORT)
     verbosity: None = unsupported(NO_EFFORT)
-    moderation: None = unsupported(NO_MODERATION)
-    prompt_cache_options: None = unsupported("every prompt is reused as far as it is the same")
 
 
 class ChatLogprobs(BaseModel):
@@ -216,19 +197,12 @@ class _Chat:
         if body.logprobs:
             self._options["logprobs"] = body.top_logprobs or 0
         count = body.n or 1
-        # Greedy answers would all be the same: one is computed, and copied.
-        self._rows = count if call.draws(self._options) else 1
-        if self._rows > 1:
-            self._options["num_return_sequences"] = self._rows
+        self._rows = call.ask_for_rows(count, self._options)
         self._copies = count // self._rows
 
     async def submit(self) -> Generation:
         """Render the messages and queue the answer. Raises what the status shall tell."""
-        said = []
-        for message in self.body.messages:
-            content = message.content
-            texts = [content] if isinstance(content, str) else [part.text for part in content]
-            said.append(message_of(message.role, texts, message.name))
+        said = [message_of(message.role, message.content, message.name) for message in self.body.messages]
         ids = await prompt_of(self.call, said, "messages")
         return await self.call.submit(ids, self._options, max_time=self.body.max_time)
 
@@ -247,8 +221,7 @@ class _Chat:
 
     async def events(self, generation: Generation) -> AsyncGenerator[Event, None]:
         """The answer as a stream."""
-        options, usage = self.body.stream_options, None
-        counts = options is not None and bool(options.include_usage)
+        counts, usage = self.body.wants_usage, None
         without = set() if counts else {"usage"}
         async with aclosing(generation.chunks()) as chunks:
             for index in range(self._rows * self._copies):

@@ -15,7 +15,7 @@ from edgelm.generation.results import Choice, Chunk, Completion, Stats
 from edgelm.serve.call import Call
 from edgelm.serve.echo import NO_ECHO, CompletionLogprobs, offsets_of, read_echo
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds
+from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds, prompts_of
 from edgelm.serve.generating import Generation, Usage
 from edgelm.serve.limits import MAX_CHOICES, MAX_PROMPTS, MAX_TOP_LOGPROBS
 from edgelm.serve.merging import merged
@@ -127,9 +127,7 @@ class _Completions:
 
     def __post_init__(self) -> None:
         body, call = self.body, self.call
-        given = body.prompt
-        several = isinstance(given, list) and not isinstance(given[0], int)
-        self.prompts = list(given) if several else [given]  # type: ignore[arg-type, list-item]
+        self.prompts = prompts_of(body.prompt)
         self._choices = body.n or 1
         self._best_of = max(body.best_of or 1, self._choices)
         if body.best_of is not None and body.best_of < self._choices:
@@ -145,10 +143,7 @@ class _Completions:
         self._options = body.generation_options(body.max_tokens)
         if body.logprobs is not None or self._best_of > self._choices:
             self._options["logprobs"] = body.logprobs or 0
-        # Greedy texts would all be the same: one is computed, and copied.
-        self._rows = self._best_of if call.draws(self._options) else 1
-        if self._rows > 1:
-            self._options["num_return_sequences"] = self._rows
+        self._rows = call.ask_for_rows(self._best_of, self._options)
         self._copies = self._choices if self._rows == 1 else 1
         self._fingerprint = call.fingerprint
         self._id, self._echoes = f"cmpl-{secrets.token_hex(12)}", [NO_ECHO] * len(self.prompts)
@@ -192,7 +187,7 @@ class _Completions:
     async def events(self) -> AsyncGenerator[Event, None]:
         """The answer as a stream."""
         body, stats = self.body, []
-        counts = body.stream_options is not None and bool(body.stream_options.include_usage)
+        counts = body.wants_usage
         without = set() if counts else {"usage"}
         with self.texts:
             if body.echo:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field, StringConstraints
 
@@ -10,8 +10,9 @@ from edgelm.errors import BundleError
 from edgelm.scoring.results import TokenLogprob, TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.errors import ApiError
-from edgelm.serve.limits import MAX_METADATA, MAX_PROMPT_CHARACTERS
-from edgelm.serve.strict import in_words
+from edgelm.serve.fields import Text
+from edgelm.serve.limits import MAX_METADATA, MAX_PARTS, MAX_PROMPT_CHARACTERS
+from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
 from edgelm.text.chat import ChatMessage
 
 ShortText = Annotated[str, StringConstraints(max_length=1024)]
@@ -25,10 +26,44 @@ NO_TOOLS = "this server calls no tools"
 NO_EFFORT = "these models have one level of effort"
 NO_MODERATION = "this server judges no texts"
 NOTHING_STORED = "this server stores nothing"
+_ALWAYS_REUSED = "every prompt is reused as far as it is the same"
 
 Nothing = Annotated[list[None], Field(max_length=0)] | None
 """Null or an empty list."""
 NoAnnotations = Annotated[Nothing, in_words(f"an empty list: {TEXT_ONLY}")]
+
+
+class ConversationFields(StrictBody):
+    """Fields of chats and responses that change nothing here, or that edgelm does not support."""
+
+    tool_choice: Literal["none", "auto"] | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
+    parallel_tool_calls: bool | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
+    store: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
+    prompt_cache_key: ShortText | None = Field(
+        default=None, description=NO_EFFECT + "prompts of one API key are reused as far as they are the same."
+    )
+    prompt_cache_retention: Literal["in_memory"] | None = Field(
+        default=None, description=NO_EFFECT + "prompts are kept in memory only."
+    )
+    safety_identifier: ShortText | None = Field(default=None, description=NO_EFFECT + "nothing is counted by user.")
+    service_tier: Literal["auto", "default"] | None = Field(default=None, description=NO_EFFECT + "there is one tier.")
+    moderation: None = unsupported(NO_MODERATION)
+    prompt_cache_options: None = unsupported(_ALWAYS_REUSED)
+
+
+class TextPart(StrictBody):
+    """A part of a message; each route has kinds of its own."""
+
+    text: Text
+    prompt_cache_breakpoint: None = unsupported(_ALWAYS_REUSED)
+
+
+Part = TypeVar("Part", bound=TextPart)
+Content = Annotated[
+    Text | Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)],
+    in_words(f"a text of at most {MAX_PROMPT_CHARACTERS:,} characters, or a list of 1 to {MAX_PARTS} text parts"),
+    Field(description="A text, or parts of text, which are joined by line breaks."),
+]
 
 
 class TokenBytes(BaseModel):
@@ -63,9 +98,10 @@ def _bytes(token: TokenLogprob) -> list[int] | None:
     return None if "\N{REPLACEMENT CHARACTER}" in token.text else list(token.text.encode())
 
 
-def message_of(role: str, texts: Sequence[str], name: str | None = None) -> ChatMessage:
-    """A message for the template: its texts on lines of their own, and "developer" by its older name "system"."""
-    message = ChatMessage(role="system" if role == "developer" else role, content="\n".join(texts))
+def message_of(role: str, content: str | Sequence[TextPart], name: str | None = None) -> ChatMessage:
+    """A message for the template: its parts on lines of their own, and "developer" by its older name "system"."""
+    text = content if isinstance(content, str) else "\n".join(part.text for part in content)
+    message = ChatMessage(role="system" if role == "developer" else role, content=text)
     if name is not None:
         message["name"] = name
     return message

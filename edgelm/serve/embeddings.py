@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from edgelm.scoring.results import Pooling
 from edgelm.serve.call import Call
-from edgelm.serve.fields import PLAIN_TEXTS, FilledText, ModelField, TokenIds
+from edgelm.serve.fields import PLAIN_TEXTS, FilledText, ModelField, TokenIds, prompts_of
 from edgelm.serve.limits import MAX_INPUTS
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.strict import NO_EFFECT, in_words, unsupported
@@ -65,11 +65,8 @@ class EmbeddingAnswer(BaseModel):
 
 async def embed(call: Call, body: EmbeddingRequest) -> Response:
     """Answer a request for embeddings. Other requests get their turn between two texts."""
-    given = body.input
-    several = isinstance(given, list) and not isinstance(given[0], int)
-    inputs: list[Prompt] = list(given) if several else [given]  # type: ignore[arg-type, list-item]
     data, tokens = [], 0
-    for index, text in enumerate(inputs):
+    for index, text in enumerate(prompts_of(body.input)):
         vector, count = await call.compute(partial(_vector, call, body, text))
         data.append(Embedding(index=index, embedding=vector))
         tokens += count

@@ -3,13 +3,10 @@
 A field that is not declared is refused by its name, and so is a declared one that edgelm does not support.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import (
-    BaseModel,
-    Field,
-    StringConstraints,
-)
+from pydantic import BaseModel, Field, StringConstraints
 
 from edgelm.decoding.generation_config import OPTIONS, GenerationOptions
 from edgelm.serve.constraints import ConstraintField, constraint_of_field
@@ -24,6 +21,7 @@ from edgelm.serve.limits import (
     MAX_STOPS,
 )
 from edgelm.serve.strict import NO_EFFECT, StrictBody, in_words
+from edgelm.text.prompts import Prompt
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -58,6 +56,12 @@ Biases = Annotated[dict[BiasKey, Annotated[float, Field(ge=-100, le=100)]], Fiel
 OwnIds = Annotated[list[TokenId], Field(max_length=MAX_LIST_ITEMS)]
 OwnSequence = Annotated[list[TokenId], Field(min_length=1, max_length=64)]
 OwnSequences = Annotated[list[OwnSequence], Field(max_length=MAX_LIST_ITEMS)]
+
+
+def prompts_of(given: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[Prompt]:
+    """The prompts of a field that holds a text, the ids of one, or a list of either."""
+    several = not isinstance(given, str) and not isinstance(given[0], int)
+    return list(given) if several else [given]  # type: ignore[arg-type, list-item]
 
 
 class ModelField(StrictBody):
@@ -125,22 +129,22 @@ class GenerationFields(SamplingFields):
     suppress_tokens: OwnIds | None = own("suppress_tokens")
     begin_suppress_tokens: OwnIds | None = own("begin_suppress_tokens")
 
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
     def generation_options(self, max_new_tokens: int | None) -> GenerationOptions:
         """The options of `TextScheduler.submit`, without those that the client left to the bundle.
 
-        `n` and `max_time` are left out: see `Call.draws` and `Call.submit`. Raises ApiError.
+        `n` and `max_time` are left out: see `Call.ask_for_rows` and `Call.submit`. Raises ApiError.
         """
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options needs stream: true", param="stream_options")
-        options: dict[str, Any] = {
-            name: value for name in OWN_OPTIONS if (value := getattr(self, name)) is not None and name != "max_time"
-        }
+        options: dict[str, Any] = {name: value for name in SAME_OPTIONS if (value := getattr(self, name)) is not None}
         if self.constraint is not None:
             options["constraint"] = constraint_of_field(self.constraint)
         options |= sampling_options(self)
-        for name in ("frequency_penalty", "presence_penalty"):
-            if getattr(self, name) is not None:
-                options[name] = getattr(self, name)
         if self.logit_bias:
             options["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         if self.seed is not None:
@@ -152,22 +156,10 @@ class GenerationFields(SamplingFields):
         return cast(GenerationOptions, options)
 
 
-OWN_OPTIONS = tuple(
-    name
-    for name in GenerationFields.model_fields
-    if name in OPTIONS
-    and name
-    not in (
-        "temperature",
-        "top_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "logit_bias",
-        "seed",
-        "constraint",
-    )
-)
-"""Options of edgelm that OpenAI's API does not have."""
+_OTHERWISE = ("temperature", "top_p", "logit_bias", "seed", "constraint", "max_time")
+"""Options of edgelm whose fields have another form or another meaning here."""
+SAME_OPTIONS = tuple(name for name in GenerationFields.model_fields if name in OPTIONS and name not in _OTHERWISE)
+"""Fields that are options of edgelm as they stand."""
 
 
 def sampling_options(fields: SamplingFields) -> dict[str, Any]:

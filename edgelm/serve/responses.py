@@ -20,14 +20,16 @@ from edgelm.serve.completions import openai_reason
 from edgelm.serve.constraints import FORMATS, PlainFormat, ResponseFormat, constraint_of_format
 from edgelm.serve.conversation import (
     NO_EFFORT,
-    NO_MODERATION,
     NO_TOOLS,
     NOTHING_STORED,
     TEXT_ONLY,
+    Content,
+    ConversationFields,
     Metadata,
     NoAnnotations,
     Nothing,
     ShortText,
+    TextPart,
     TokenWithTop,
     message_of,
     prompt_of,
@@ -36,7 +38,7 @@ from edgelm.serve.conversation import (
 from edgelm.serve.errors import ApiError, api_error
 from edgelm.serve.fields import SamplingFields, Text, sampling_options
 from edgelm.serve.generating import Generation
-from edgelm.serve.limits import MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
+from edgelm.serve.limits import MAX_MESSAGES, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
 from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
@@ -49,22 +51,14 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 NoTools = Annotated[Nothing, in_words(f"an empty list: {NO_TOOLS}")]
 
 
-class ItemPart(StrictBody):
+class ItemPart(TextPart):
     """A part of a message: what a user wrote, or what a model answered earlier."""
 
     type: Literal["input_text", "output_text"]
-    text: Text
     annotations: NoAnnotations = Field(default=None, description=NO_EFFECT + "only an empty list is taken.")
     logprobs: Annotated[list[Any], Field(max_length=MAX_PROMPT_CHARACTERS)] | None = Field(
         default=None, description=NO_EFFECT + "an earlier answer is read as text."
     )
-    prompt_cache_breakpoint: None = unsupported("every prompt is reused as far as it is the same")
-
-
-ItemContent = Annotated[
-    Text | Annotated[list[ItemPart], Field(min_length=1, max_length=MAX_PARTS)],
-    in_words(f"a text of at most {MAX_PROMPT_CHARACTERS:,} characters, or a list of 1 to {MAX_PARTS} text parts"),
-]
 
 
 class InputItem(StrictBody):
@@ -72,7 +66,7 @@ class InputItem(StrictBody):
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: ItemContent = Field(description="A text, or parts of text, which are joined by line breaks.")
+    content: Content[ItemPart]
     id: ShortText | None = Field(default=None, description=NO_EFFECT + "nothing is stored.")
     status: Literal["in_progress", "completed", "incomplete"] | None = Field(
         default=None, description=NO_EFFECT + "a message is what it says."
@@ -95,7 +89,7 @@ class ResponseStreamOptions(StrictBody):
     include_obfuscation: bool | None = Field(default=None, description=NO_EFFECT + "chunks are never padded.")
 
 
-class ResponseRequest(SamplingFields):
+class ResponseRequest(SamplingFields, ConversationFields):
     """A conversation to answer."""
 
     input: Annotated[
@@ -119,22 +113,11 @@ class ResponseRequest(SamplingFields):
     )
     text: TextOptions | None = Field(default=None, description="What the answer must be.")
     metadata: Metadata | None = Field(default=None, description="Repeated in the answer.")
-    store: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "nothing is ever stored.")
     background: OnlyFalse | None = Field(default=None, description=NO_EFFECT + "the answer is waited for.")
     truncation: Literal["disabled"] | None = Field(
         default=None, description=NO_EFFECT + "a conversation that does not fit is an error."
     )
     tools: NoTools = Field(default=None, description=NO_EFFECT + "only an empty list is taken.")
-    tool_choice: Literal["none", "auto"] | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
-    parallel_tool_calls: bool | None = Field(default=None, description=NO_EFFECT + "there are no tools.")
-    prompt_cache_key: ShortText | None = Field(
-        default=None, description=NO_EFFECT + "prompts of one API key are reused as far as they are the same."
-    )
-    prompt_cache_retention: Literal["in_memory"] | None = Field(
-        default=None, description=NO_EFFECT + "prompts are kept in memory only."
-    )
-    safety_identifier: ShortText | None = Field(default=None, description=NO_EFFECT + "nothing is counted by user.")
-    service_tier: Literal["auto", "default"] | None = Field(default=None, description=NO_EFFECT + "there is one tier.")
     max_tool_calls: None = unsupported(NO_TOOLS)
     previous_response_id: None = unsupported(NOTHING_STORED)
     conversation: None = unsupported(NOTHING_STORED)
@@ -142,10 +125,8 @@ class ResponseRequest(SamplingFields):
     background_options: None = unsupported(NOTHING_STORED)
     context_management: None = unsupported(NOTHING_STORED)
     reasoning: None = unsupported(NO_EFFORT)
-    moderation: None = unsupported(NO_MODERATION)
     image: None = unsupported(TEXT_ONLY)
     access_programs: None = unsupported("this server has no programs")
-    prompt_cache_options: None = unsupported("every prompt is reused as far as it is the same")
 
 
 class OutputText(BaseModel):
@@ -346,14 +327,10 @@ class _Responding:
 
     def _messages(self) -> list[ChatMessage]:
         body = self.body
-        said = [] if body.instructions is None else [message_of("system", [body.instructions])]
+        said = [] if body.instructions is None else [message_of("system", body.instructions)]
         if isinstance(body.input, str):
-            return [*said, message_of("user", [body.input])]
-        for item in body.input:
-            content = item.content
-            texts = [content] if isinstance(content, str) else [part.text for part in content]
-            said.append(message_of(item.role, texts))
-        return said
+            return [*said, message_of("user", body.input)]
+        return [*said, *(message_of(item.role, item.content) for item in body.input)]
 
     def _event(self, type: str, **fields: Any) -> dict[str, Any]:
         event = ResponseEvent(type=type, sequence_number=self._sent, **fields)

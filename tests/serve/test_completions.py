@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from edgelm import Model
-from edgelm.serve.fields import OWN_OPTIONS
+from edgelm.serve.fields import SAME_OPTIONS
 from edgelm.serve.limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS
 
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -135,7 +135,7 @@ def test_edgelms_own_options(client: TestClient, model: Model) -> None:
     given: dict[str, Any] = {"min_p": 0.05, "dry_multiplier": 1.0, "repetition_penalty": 1.1, "top_k": 50}
     text = complete(client, prompt="Hello", max_tokens=12, seed=5, **given)["choices"][0]["text"]
     assert text == model.generate("Hello", max_new_tokens=12, seed=5, **given).text
-    assert {"min_p", "dry_multiplier", "xtc_probability", "mirostat_tau", "bad_words_ids"} <= set(OWN_OPTIONS)
+    assert {"min_p", "dry_multiplier", "xtc_probability", "mirostat_tau", "bad_words_ids"} <= set(SAME_OPTIONS)
 
 
 def test_logprobs_are_those_of_the_model(client: TestClient, model: Model) -> None:
