@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=2, metavar="N", help="requests of a client in a round")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default %(default)s")
-    parser.add_argument("--requests", type=int, metavar="N", help="send so many short requests instead")
+    parser.add_argument("--requests", type=int, metavar="N", help="send this number of short requests instead")
     given = parser.parse_args()
     if given.requests is None and (given.gguf is None or given.python is None):
         parser.error("give --gguf FILE and --python PYTHON, or --requests N")

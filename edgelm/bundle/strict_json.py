@@ -31,6 +31,7 @@ class Between:
     high: float
 
 
+_SHORT_TEXT = Between(0, MAX_STRING_CHARACTERS)
 Count = Annotated[int, Between(1, 2**31 - 1)]
 Bytes = Annotated[int, Between(0, 2**44)]
 
@@ -97,7 +98,7 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
     if is_dataclass(kind):
         return _dataclass(cast(type, kind), value, where)
     if kind is str:
-        return _string(value, where, MAX_STRING_CHARACTERS if bounds is None else int(bounds.high))
+        return _string(value, where) if bounds is None else _string(value, where, bounds)
     if kind is bool:
         if not isinstance(value, bool):
             raise StrictJsonError(f"{where} must be true or false, got {shown(value)}")
@@ -141,11 +142,13 @@ def _list(value: object, where: str) -> list[object]:
     return value
 
 
-def _string(value: object, where: str, max_characters: int = MAX_STRING_CHARACTERS) -> str:
+def _string(value: object, where: str, bounds: Between = _SHORT_TEXT) -> str:
     if not isinstance(value, str):
         raise StrictJsonError(f"{where} must be a text, got {shown(value)}")
-    if len(value) > max_characters:
-        raise StrictJsonError(f"{where} is longer than {max_characters} characters")
+    if len(value) < bounds.low:
+        raise StrictJsonError(f"{where} is shorter than {bounds.low:g} characters")
+    if len(value) > bounds.high:
+        raise StrictJsonError(f"{where} is longer than {bounds.high} characters")
     return value
 
 

@@ -123,11 +123,10 @@ def _talk(session: ChatSession, lines: LineReader, *, interactive: bool) -> bool
 def _handle(session: ChatSession, message: Message) -> None:
     """Answer a message, or do what a command says."""
     text = message.text
-    if text.startswith("/") and not text.startswith("//") and not message.fenced:
-        run_command(session, text.strip())
-        return
-    if text.startswith("//") and not message.fenced:
+    if text.startswith("/") and not message.fenced:
+        if not text.startswith("//"):
+            run_command(session, text.strip())
+            return
         text = text.removeprefix("/")
-    if not text.strip():
-        return
-    session.answer(text)
+    if text.strip():
+        session.answer(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.cli.chat_session import OWN_OPTIONS, ChatSession
 from edgelm.cli.conversation import Conversation
-from edgelm.cli.run import stats_line
+from edgelm.cli.shared import stats_line
 from edgelm.cli.streams import note
 from edgelm.decoding.generation_config import OPTIONS
 from edgelm.errors import PromptError, shown
@@ -67,7 +67,7 @@ def _retry(session: ChatSession, argument: str) -> None:
     if turn is None:
         raise PromptError("there is no answer to try again")
     if session.repeats:
-        note("edgelm: nothing is drawn anew, so the answer stays the same: /set do_sample true, or another /set seed")
+        note("edgelm: the answer stays the same: /set do_sample true, or change the seed")
     kept = False
     try:
         kept = session.answer(turn.user)

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgelm.cli.conversation import Conversation, Turn
-from edgelm.cli.run import stats_line
-from edgelm.cli.shared import print_json
+from edgelm.cli.shared import print_json, stats_line
 from edgelm.cli.streams import escaped_text, note
 from edgelm.decoding.generation_config import OPTIONS
 from edgelm.errors import ConfigError
@@ -66,7 +65,7 @@ class ChatSession:
             show_stats: whether each answer is followed by its times and memory, on standard error.
             interactive: whether a person types the messages, who can read advice more than once.
 
-        Raises ConfigError if an option is out of range, or is none for conversations.
+        Raises ConfigError if an option is out of range, or if a conversation does not take it.
         """
         self.model, self.conversation = model, conversation
         self.cancel = threading.Event()

@@ -15,8 +15,8 @@ from edgelm.text.chat import MAX_CHAT_CHARACTERS, MAX_MESSAGES, ChatMessage
 
 MAX_FILE_BYTES = 8 * 2**20
 KEPT_SHARE = 0.75
-"""Of the room for a conversation: so much is kept once it is full. Dropping makes the rest computed anew, so it leaves
-room for several turns."""
+"""The share of a full context that stays when turns are dropped. The rest is computed again after that, so enough turns
+go to leave room for several new ones."""
 
 Encode = Callable[[list[ChatMessage]], list[int]]
 """Token ids of messages, up to where the answer begins."""
@@ -91,7 +91,7 @@ class Conversation:
         self.turns.append(turn)
 
     def take_back(self) -> Turn | None:
-        """Remove the last turn and return it; None where there is none that the model still sees."""
+        """Remove the last turn and return it; None if the model sees no turn any more."""
         return self.turns.pop() if len(self.turns) > self.dropped else None
 
     def save(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class Conversation:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The conversation in the file `path`; raises ConversationFileError if it cannot be read or is none."""
+        """The conversation in the file `path`. Raises ConversationFileError if it holds none, or cannot be read."""
         try:
             content = from_json(_File, parse_json(read_small_file(path, MAX_FILE_BYTES)))
         except (SmallFileError, StrictJsonError) as error:

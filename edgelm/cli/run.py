@@ -20,6 +20,7 @@ from edgelm.cli.shared import (
     print_json,
     read_prompt,
     read_prompt_file,
+    stats_line,
 )
 from edgelm.cli.streams import note
 
@@ -154,15 +155,3 @@ def _model_facts(model: "Model") -> dict[str, object]:
         "device": str(model.session.device),
         "threads": model.session.threads,
     }
-
-
-def stats_line(stats: "Stats", model: "Model") -> str:
-    """What `stats` say of a generation, on one line."""
-    drafts = f" ({stats.accepted_tokens} of {stats.drafted_tokens} drafted)" if stats.drafted_tokens else ""
-    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
-    prefix = f"prefix {stats.prefix_tokens} tok | " if stats.prefix_tokens else ""
-    return (
-        f"{prefix}prompt {stats.prompt_tokens} tok{reused} in {stats.prefill_seconds * 1e3:.0f} ms | "
-        f"{stats.new_tokens} tok{drafts}, {stats.tokens_per_second:.1f} tok/s | load {stats.load_seconds:.2f} s | "
-        f"peak {stats.peak_rss_bytes / 1e6:.0f} MB | {model.session.device}, {model.session.threads} threads"
-    )

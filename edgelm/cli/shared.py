@@ -23,6 +23,7 @@ from edgelm.errors import EdgelmError, PromptError, TokenizerError
 
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
+    from edgelm.generation.results import Stats
     from edgelm.model import Model
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -286,6 +287,18 @@ def _wrapped(text: str, width: int) -> list[str]:
 def storage_formats(bundle: "Bundle") -> str:
     """How a bundle stores its matrices, such as "32-bit float32, 8-bit block"."""
     return ", ".join(sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in bundle.manifest.recipe.matrices}))
+
+
+def stats_line(stats: "Stats", model: "Model") -> str:
+    """What `stats` say of a generation, on one line."""
+    drafts = f" ({stats.accepted_tokens} of {stats.drafted_tokens} drafted)" if stats.drafted_tokens else ""
+    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
+    prefix = f"prefix {stats.prefix_tokens} tok | " if stats.prefix_tokens else ""
+    return (
+        f"{prefix}prompt {stats.prompt_tokens} tok{reused} in {stats.prefill_seconds * 1e3:.0f} ms | "
+        f"{stats.new_tokens} tok{drafts}, {stats.tokens_per_second:.1f} tok/s | load {stats.load_seconds:.2f} s | "
+        f"peak {stats.peak_rss_bytes / 1e6:.0f} MB | {model.session.device}, {model.session.threads} threads"
+    )
 
 
 def _ignore(how_far: str) -> None:

@@ -96,7 +96,10 @@ def _next_chunk(chunks: Iterator[Chunk]) -> Chunk | None:
 
 
 def running_loop(needing: str, instead: str) -> "asyncio.AbstractEventLoop":
-    """The event loop of this task. Without one, an EdgelmError says what is `needing` it, and what to do `instead`."""
+    """The event loop of this task. Without one, an EdgelmError says what needs it, and what to do `instead`.
+
+    `needing` begins the message: "agenerate and astream need".
+    """
     import asyncio
 
     try:

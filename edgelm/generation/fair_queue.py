@@ -27,7 +27,7 @@ class FairQueue(Generic[Item]):
         self._size += 1
 
     def take(self) -> Item:
-        """Remove and return the item whose turn it is; raises IndexError if there is none."""
+        """Remove and return the item whose turn it is. Raises IndexError if the queue is empty."""
         if not self._items:
             raise IndexError("the queue is empty")
         key = next(iter(self._items))

@@ -59,9 +59,9 @@ class RunsTogether:
         return None if handle is None else self._rows[handle][0]
 
     def end(self, run: TextRun, further_rows: Iterable[int], reason: FinishReason) -> list[Chunk | Exception]:
-        """End the rows of `run` that are not finished, and `further_rows`, which were not added; returns what is left.
+        """End the rows of `run` that are not finished, and `further_rows`, which were never added.
 
-        This is a last chunk for each row, or an exception.
+        Returns the last chunk of each row, or an exception.
         """
         try:
             rows = [*self.remove(run), *further_rows]

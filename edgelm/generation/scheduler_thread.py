@@ -22,7 +22,7 @@ from edgelm.ids import PREFILL_CHUNK_TOKENS
 logger = logging.getLogger(__name__)
 
 RECENT_ENDS = 32
-"""The speed of the queue is that of so many of the latest generations."""
+"""The speed of the queue is measured over this number of the latest generations."""
 _CLOSE_SECONDS = 60
 """How long `close` waits for a step. A signal handler that closes may have interrupted what the step waits for."""
 _END_SECONDS = 2.0
@@ -231,7 +231,7 @@ class SchedulerThread:
             self._times.append(time.monotonic())
 
     def _refuse_arrived(self, failure: EdgelmError) -> None:
-        """Give an error to what arrived too late; the ended thread does this, and whoever submits after that."""
+        """Give an error to runs that arrived too late. The thread does this when it ends, and later each submitter."""
         waker = LoopWaker()
         while True:
             try:

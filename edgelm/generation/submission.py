@@ -28,7 +28,7 @@ class Mailbox:
         self.arrived: SimpleQueue[ScheduledRun | None] = SimpleQueue()
         """New runs; None only wakes the thread."""
         self.cancelled: deque[ScheduledRun] = deque()
-        """Runs to end, for the thread to find before its next step."""
+        """Runs that the thread ends before its next step."""
         self.is_abandoned = False
         """Whether the program ends, so that nothing more is delivered."""
 

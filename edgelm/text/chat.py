@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate
 from edgelm.errors import EdgelmError, PromptError, install_hint, shown
-from edgelm.text.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer, check_text
 
 if TYPE_CHECKING:
     from edgelm.text.jinja import JinjaTemplate
@@ -213,10 +213,7 @@ def _part(part: object, place: str) -> TextPart:
 
 
 def _text(text: str, place: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{place} has a lone surrogate, {text[error.start]!r} at {error.start}; remove it") from None
+    check_text(text, place)
     return str(text)
 
 

@@ -138,7 +138,7 @@ class Tokenizer:
 
     def normalized(self, text: str) -> str:
         """`text` as the tokenizer's normalizer leaves it, in which some added tokens are looked for."""
-        _check_text(text)
+        check_text(text)
         normalizer = self._backend.normalizer
         with rust_errors(PromptError, "the tokenizer cannot normalize this text", "shorten it or change it"):
             return text if normalizer is None else str(normalizer.normalize_str(text))
@@ -172,7 +172,7 @@ class Tokenizer:
         return self._known(ids[: len(ids) - self._closing])
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        _check_text(text)
+        check_text(text)
         self._check_length(text)
         with rust_errors(PromptError, "the tokenizer cannot encode this text", "shorten it or change it"):
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
@@ -220,7 +220,7 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """Return the id of exactly this token, or None; PromptError where `token` is not a str."""
-        _check_text(token)
+        check_text(token)
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
 
@@ -358,10 +358,11 @@ def _skipped_tokens(backend: Backend) -> set[str]:
     return skipped
 
 
-def _check_text(text: object) -> None:
+def check_text(text: object, name: str = "the text") -> None:
+    """Raise PromptError, which calls the text `name`, unless it is a str that UTF-8 can write."""
     if not isinstance(text, str):
         raise PromptError(f"a text must be a str, got {shown(text)}")
     try:
         text.encode()
     except UnicodeEncodeError as exc:
-        raise PromptError(f"the text has a lone surrogate, {text[exc.start]!r} at {exc.start}; remove it") from None
+        raise PromptError(f"{name} has a lone surrogate, {text[exc.start]!r} at {exc.start}; remove it") from None

@@ -119,3 +119,15 @@ def test_a_number_of_any_length_is_refused_by_its_bounds(field: str, number: int
 def test_any_bytes_parse_or_are_refused(text: bytes) -> None:
     with contextlib.suppress(StrictJsonError):
         parse_json(text)
+
+
+def test_a_text_has_bounds_of_its_own() -> None:
+    @dataclass(frozen=True)
+    class Titled:
+        title: Annotated[str, Between(2, 5000)]
+
+    assert from_json(Titled, {"title": "a" * 5000}).title == "a" * 5000
+    with pytest.raises(StrictJsonError, match="title is shorter than 2 characters"):
+        from_json(Titled, {"title": "a"})
+    with pytest.raises(StrictJsonError, match="title is longer than 5000 characters"):
+        from_json(Titled, {"title": "a" * 5001})

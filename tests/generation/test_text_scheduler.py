@@ -196,21 +196,24 @@ def test_processors_and_cancel_signals_see_the_callers_context(model: Model) -> 
 # Turns, and a full queue
 
 
+def noting(order: list[str], name: str) -> Any:
+    """A logits processor that appends `name` to `order` when a token of its text is chosen."""
+
+    def processor(ids: Any, logits: Any) -> Any:
+        order.append(name)
+        return logits
+
+    return processor
+
+
 def test_keys_take_turns(model: Model) -> None:
     """With one row, texts run one after another: those of a key in order, and one of each key in turn."""
     order: list[str] = []
 
-    def noting(name: str) -> Any:
-        def processor(ids: Any, logits: Any) -> Any:
-            order.append(name)
-            return logits
-
-        return processor
-
     with model.scheduler(max_rows=1) as scheduler:
         holder, first = held(scheduler)
         submissions = [
-            scheduler.submit("a", key=name[0], max_new_tokens=1, logits_processor=noting(name))
+            scheduler.submit("a", key=name[0], max_new_tokens=1, logits_processor=noting(order, name))
             for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1")
         ]
         assert scheduler.load() == SchedulerLoad(waiting=7, decoding=1, max_rows=1, max_waiting=64)
@@ -224,18 +227,11 @@ def test_a_generation_of_many_rows_leaves_turns_to_others(model: Model) -> None:
     """It begins with the rows that are free, and its other rows wait for their key's turn."""
     order: list[str] = []
 
-    def noting(name: str) -> Any:
-        def processor(ids: Any, logits: Any) -> Any:
-            order.append(name)
-            return logits
-
-        return processor
-
     options: dict[str, Any] = {"temperature": 1.5, "seed": 5, "num_return_sequences": 5, "max_new_tokens": 1}
     with model.scheduler(max_rows=2) as scheduler:
         holder, first = held(scheduler)
-        many = scheduler.submit("Lily", key="many", logits_processor=noting("many"), **options)
-        other = scheduler.submit("a", key="other", max_new_tokens=1, logits_processor=noting("other"))
+        many = scheduler.submit("Lily", key="many", logits_processor=noting(order, "many"), **options)
+        other = scheduler.submit("a", key="other", max_new_tokens=1, logits_processor=noting(order, "other"))
         holder.released.set()
         first.completion()
         other.completion()

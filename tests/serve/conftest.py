@@ -194,3 +194,11 @@ def server_process(*arguments: str, model: str | Path = TINY_BUNDLE) -> Iterator
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def official(chat_bundle: Path) -> Iterator[Any]:
+    """OpenAI's client of chats, on a server that listens on loopback."""
+    openai = pytest.importorskip("openai")
+    with running_server(ServeSettings(port=0), chat_bundle) as server:
+        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)

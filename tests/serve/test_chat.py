@@ -3,7 +3,6 @@
 import inspect
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from starlette.testclient import TestClient
 from edgelm import Model
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
 from edgelm.serve.chat import ChatRequest
-from edgelm.serve.settings import ServeSettings
 from edgelm.text.chat import ChatMessage
 from tests.conftest import replace_file
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
-from tests.serve.conftest import app_client, running_server
+from tests.serve.conftest import app_client
 
 openai = pytest.importorskip("openai")
 
@@ -220,13 +218,6 @@ def test_a_template_that_cannot_be_used_is_no_failure_of_the_server(chat_bundle:
 
 
 # OpenAI's client.
-
-
-@pytest.fixture(scope="module")
-def official(chat_bundle: Path) -> Iterator[Any]:
-    """The client, on a server that listens on loopback."""
-    with running_server(ServeSettings(port=0), chat_bundle) as server:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
 
 
 def test_openais_client(official: Any, chat_model: Model) -> None:

@@ -3,7 +3,7 @@
 import inspect
 import json
 import shutil
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from edgelm.errors import ClosedError
 from edgelm.generation.results import Chunk
 from edgelm.serve.generating import Generation
 from edgelm.serve.responses import ResponseRequest
-from edgelm.serve.settings import ServeSettings
 from edgelm.text.chat import ChatMessage
 from tests.conftest import replace_file
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
-from tests.serve.conftest import app_client, running_server
+from tests.serve.conftest import app_client
 
 openai = pytest.importorskip("openai")
 
@@ -184,13 +183,6 @@ def test_what_is_not_supported_is_refused_by_name(
 
 
 # OpenAI's client.
-
-
-@pytest.fixture(scope="module")
-def official(chat_bundle: Path) -> Iterator[Any]:
-    """The client, on a server that listens on loopback."""
-    with running_server(ServeSettings(port=0), chat_bundle) as server:
-        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
 
 
 def test_openais_client(official: Any, chat_model: Model) -> None:

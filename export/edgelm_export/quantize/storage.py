@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.operators import SUMMED
 from edgelm_export.model.decoder import Array
 
 ALIGNMENT_BYTES = 4096
@@ -44,7 +45,7 @@ FLOAT32 = Storage("float32", 32)
 FLOAT16 = Storage("float16", 16)
 INT8_ROW = Storage("int8_row", 8)
 """int8 weights with one scale per output column; the activations they meet have one scale per token (W8A8)."""
-GRID_BLOCK = 32
+GRID_BLOCK = SUMMED
 """Weights that share a step, a zero point and a remainder of a kept grid."""
 GRID4 = Storage("block", 4, GRID_BLOCK, keeps_grid=True)
 
