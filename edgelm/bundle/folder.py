@@ -144,6 +144,15 @@ class Bundle:
         """The number of files, the manifest included."""
         return len(self.manifest.files) + 1
 
+    def graph_content(self) -> bytes:
+        """The content of the graph's file; raises BundleError if it is not what the manifest says."""
+        name = self.manifest.graph.file
+        try:
+            return self._hashed_content(name, self.manifest.files[name])
+        except OSError as error:
+            pass_interrupts_on(error)
+            raise BundleError(f"cannot read {name!r} of {os.fspath(self.path)!r}: {error.strerror or error}") from None
+
     def _check_listing(self) -> None:
         listed = self.manifest.files
         # Other tools write dot files (.gitattributes, .DS_Store). They are never read.

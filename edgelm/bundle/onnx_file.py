@@ -100,7 +100,7 @@ class OnnxFile:
     outputs: tuple[Port, ...]
 
 
-_MODEL = Schema(
+MODEL = Schema(
     "the file",
     {
         1: Field("ir_version", "number"),
@@ -110,7 +110,7 @@ _MODEL = Schema(
         25: Field("function", "span", repeated=True),
     },
 )
-_GRAPH = Schema(
+GRAPH = Schema(
     "the graph",
     {
         1: Field("node", "span", repeated=True),
@@ -132,7 +132,7 @@ _FUNCTION = Schema(
         10: Field("domain", "span"),
     },
 )
-_NODE = Schema(
+NODE = Schema(
     "a node",
     {
         1: Field("input", "span", repeated=True),
@@ -176,9 +176,9 @@ def read_onnx(data: bytes) -> OnnxFile:
     """Read an ONNX file; raises ProtobufError if it is damaged, too large, or has a part that no bundle has."""
     if len(data) > MAX_GRAPH_BYTES:
         raise ProtobufError(f"the file has {len(data):,} bytes, more than {MAX_GRAPH_BYTES:,}")
-    model = Message(data, (0, len(data)), _MODEL)
+    model = Message(data, (0, len(data)), MODEL)
     model.text("producer_name")
-    graph = Message(data, model.span("graph"), _GRAPH)
+    graph = Message(data, model.span("graph"), GRAPH)
     graph.text("name")
     return OnnxFile(
         ir_version=model.number("ir_version"),
@@ -215,7 +215,7 @@ def _function(data: bytes, span: Span) -> Function:
 
 
 def _node(data: bytes, span: Span) -> Node:
-    message = Message(data, span, _NODE)
+    message = Message(data, span, NODE)
     attributes: dict[str, AttributeValue] = {}
     for nested in message.spans("attribute", MAX_NODE_VALUES):
         name, value = _attribute(data[nested[0] : nested[1]])

@@ -1,6 +1,7 @@
 """Calls of a loaded graph with every buffer bound, and what a call of several tokens costs.
 
-Shapes: B rows, T new tokens of each row, E hidden size, V vocabulary, N rows of logits.
+Shapes: B rows, T new tokens of each row, E hidden size, V vocabulary, N rows of logits, L layers, A query heads, P past
+tokens.
 """
 
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.attention_outputs import attention_name
 from edgelm.bundle.manifest import Recipe
 from edgelm.engine.cache import ROW_GROUP, Cache, LoadedGraph
-from edgelm.ids import Hidden, IdArray, Indices, Logits
+from edgelm.ids import Attention, Hidden, IdArray, Indices, Logits
 
 
 def whole_groups(rows: int) -> int:
@@ -33,10 +35,19 @@ class GraphCall:
         new_tokens: T.
         logit_rows: N, the number of rows of logits to compute, for the last N of the B·T tokens.
         hidden: whether to compute hidden states too.
+        attended_past: whether to tell the attention too, of a call behind so many cached tokens; None for not.
     """
 
     def __init__(
-        self, graph: LoadedGraph, cache: Cache, rows: int, new_tokens: int, logit_rows: int, *, hidden: bool = False
+        self,
+        graph: LoadedGraph,
+        cache: Cache,
+        rows: int,
+        new_tokens: int,
+        logit_rows: int,
+        *,
+        hidden: bool = False,
+        attended_past: int | None = None,
     ) -> None:
         manifest = graph.bundle.manifest
         names, facts = manifest.graph, manifest.architecture
@@ -68,6 +79,12 @@ class GraphCall:
         io_binding.bind_ortvalue_output(names.logits, ort_value(self._logits))
         if hidden:
             io_binding.bind_ortvalue_output(names.hidden_states, ort_value(self._hidden))
+        attention_shape = (0, rows, 0, 0, 0)
+        if attended_past is not None:
+            attention_shape = (facts.num_layers, rows, facts.num_heads, padded_tokens, attended_past + padded_tokens)
+        self._attention = np.empty(attention_shape, np.dtype(names.dtype))
+        for layer, shares in enumerate(self._attention):
+            io_binding.bind_ortvalue_output(attention_name(layer), ort_value(shares))
         values = cache.values if rows == cache.rows else cache.first_rows(rows)
         for layer in range(facts.num_layers):
             for part in range(2):
@@ -85,6 +102,13 @@ class GraphCall:
         """Hidden states of the last call, float32 (B·T, E)."""
         states = self._hidden[:, : self._new_tokens]
         return states.reshape(-1, states.shape[-1]).astype(np.float32, copy=False)
+
+    @property
+    def attention(self) -> Attention:
+        """Attention of the last call in its only row, float32 (L, A, T, P + T)."""
+        padding = self._padding
+        shares = self._attention[:, 0, :, : self._new_tokens, : self._attention.shape[-1] - padding]
+        return shares.astype(np.float32, copy=False)
 
     def run(self, ids: IdArray | Sequence[int], past: int | Indices) -> Logits:
         """Compute the tokens `ids`, (B, T), or (T,) of one row; returns logits (N, V) that the next call overwrites.

@@ -108,9 +108,17 @@ def choose_device(request: str, graph: GraphFacts, onnxruntime: ModuleType) -> D
 
 
 def open_inference_session(
-    model_path: Path, device: Device, threads: int, onnxruntime: ModuleType, *, shared_threads: bool = False
+    model_path: Path,
+    device: Device,
+    threads: int,
+    onnxruntime: ModuleType,
+    *,
+    shared_threads: bool = False,
+    content: bytes | None = None,
 ) -> Any:
     """Load the graph at `model_path`; returns an ``onnxruntime.InferenceSession``.
+
+    `content` is loaded in place of that file, on the CPU; its weights are in the same folder.
 
     Raises:
         DeviceError: CUDA was requested and did not load, the process's other models do not fit `shared_threads`, or
@@ -135,10 +143,13 @@ def open_inference_session(
     if int8_products_may_saturate():
         # Exact, but slower, and it copies every int8 weight to uint8. So it is set only where products may saturate.
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if content is not None:
+        folder = os.fspath(model_path.parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if device.kind == "cpu":
         try:
             return onnxruntime.InferenceSession(
-                os.fspath(model_path),
+                os.fspath(model_path) if content is None else content,
                 options,
                 providers=["CPUExecutionProvider"],
                 # The fusion of Add and LayerNormalization takes three times as long as the two nodes do.

@@ -6,10 +6,13 @@ a late use is a named error instead.
 
 import itertools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import RLock
 from types import ModuleType
 from typing import Any, Literal
 
+from edgelm.bundle.attention_outputs import with_attention_outputs
 from edgelm.bundle.folder import Bundle
 from edgelm.engine.cache import Binding
 from edgelm.engine.device import (
@@ -24,7 +27,7 @@ from edgelm.engine.device import (
 from edgelm.engine.fork import Handle, notice_fork, watch_forks
 from edgelm.engine.huge_pages import LoadedMemory
 from edgelm.engine.interpreter import native_lock, require_main_interpreter
-from edgelm.engine.memory import ModelMemory
+from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
 from edgelm.engine.threads import choose_threads
 from edgelm.errors import (
@@ -60,6 +63,7 @@ class Graph:
         threads: number of CPU threads.
         shared_threads: whether all models of the process share these threads.
         batch_invariant: whether single tokens are computed as in a batch, to the same bits.
+        shows_attention: whether it is a copy whose attention can be seen; see `showing_attention`.
         onnxruntime: the module ``onnxruntime``.
     """
 
@@ -72,10 +76,12 @@ class Graph:
         *,
         shared_threads: bool = False,
         batch_invariant: bool = False,
+        shows_attention: bool = False,
     ) -> None:
         """Load the graph with finished choices; `open` makes and checks them, and lists the errors."""
         self.bundle, self.device, self.threads, self.onnxruntime = bundle, device, threads, onnxruntime
         self.shared_threads, self.batch_invariant = shared_threads, batch_invariant
+        self.shows_attention = shows_attention
         self._memory = LoadedMemory()
         self._runs = itertools.count(1)
         self._closed = False
@@ -144,6 +150,39 @@ class Graph:
         """
         return Session(self, prefix)
 
+    @contextmanager
+    def showing_attention(self, attention_bytes: int) -> Iterator["Graph"]:
+        """Yield a copy of this graph whose sessions tell their attention (`Session.attended_pieces`), then close it.
+
+        The copy takes the memory of another model, and `attention_bytes` for what it tells.
+
+        Raises:
+            DeviceError: this graph is not on the CPU.
+            BundleError: the bundle's files were written into or replaced, or its graph has no attention to show.
+            InsufficientMemoryError: there is no memory for the copy.
+            ClosedError: the graph is closed.
+        """
+        if self.device.kind != "cpu":
+            raise DeviceError(
+                f"attention can be seen on the CPU only, not on {self.device}: load the model with device='cpu'"
+            )
+        if self._closed:
+            raise ClosedError(_MESSAGES["closed"])
+        self.bundle.require_unchanged(self._stamps)
+        refuse_if_too_large(self.bundle, attention_bytes=attention_bytes)
+        copy = Graph(
+            self.bundle,
+            self.device,
+            self.threads,
+            self.onnxruntime,
+            shared_threads=self.shared_threads,
+            shows_attention=True,
+        )
+        try:
+            yield copy
+        finally:
+            copy.close()
+
     def new_binding(self) -> "GraphBinding":
         """A binding of inputs and outputs that ends with this graph; raises ClosedError if the graph is closed."""
         notice_fork()
@@ -208,12 +247,21 @@ class Graph:
 
     def _load(self) -> Handle:
         """An ``onnxruntime.InferenceSession`` of the graph."""
-        path = self.bundle.file(self.bundle.manifest.graph.file)
+        manifest = self.bundle.manifest
+        path = self.bundle.file(manifest.graph.file)
         stamps = self.bundle.stamps()
+        content = None
+        if self.shows_attention:
+            content = with_attention_outputs(self.bundle.graph_content(), manifest.architecture, manifest.graph)
         try:
             with self._memory.recorded():
                 ort_session = open_inference_session(
-                    path, self.device, self.threads, self.onnxruntime, shared_threads=self.shared_threads
+                    path,
+                    self.device,
+                    self.threads,
+                    self.onnxruntime,
+                    shared_threads=self.shared_threads,
+                    content=content,
                 )
         except EdgelmError:
             raise

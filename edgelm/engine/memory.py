@@ -63,11 +63,14 @@ class ModelMemory:
         return cls(weights_bytes, prepacked, cache, activations, prefix_bytes, total, resident_bytes())
 
 
-def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0) -> None:
-    """Raise InsufficientMemoryError if the forecast for `bundle` and a prefix exceeds what a limit leaves."""
+def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0, *, attention_bytes: int = 0) -> None:
+    """Raise InsufficientMemoryError if the forecast for `bundle`, a prefix and attention exceeds what a limit leaves.
+
+    `attention_bytes` are those of the attention that `Graph.showing_attention` tells.
+    """
     memory = ModelMemory.of(bundle, prefix_bytes)
     for room in rooms():
-        needed = memory.forecast_bytes + (memory.weights_bytes if room.counts_mapped_files else 0)
+        needed = memory.forecast_bytes + attention_bytes + (memory.weights_bytes if room.counts_mapped_files else 0)
         if needed > room.free_bytes:
             raise InsufficientMemoryError(
                 f"the model {bundle.path.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "

@@ -11,7 +11,7 @@ from edgelm.engine.batch import IDLE_TOKEN, Batch
 from edgelm.engine.cache import ROW_GROUP, LoadedGraph, new_cache
 from edgelm.engine.call import DraftCost, GraphCall, draft_cost
 from edgelm.errors import ContextError
-from edgelm.ids import Hidden, IdArray, KeysValues, Logits, TokenIds, as_ids, prompt_chunks
+from edgelm.ids import Attention, Hidden, IdArray, KeysValues, Logits, TokenIds, as_ids, prompt_chunks
 
 
 class Session:
@@ -106,6 +106,15 @@ class Session:
         for chunk in prompt_chunks(self._checked(ids)):
             yield self._run(self._call(len(chunk), len(chunk)), chunk)
 
+    def attended_pieces(self, ids: TokenIds) -> Iterator[tuple[Logits, Attention]]:
+        """Like `score_pieces`, with the attention of each piece's T tokens, (L, A, T, P + T).
+
+        P counts the prefix and all tokens before the piece. The graph is one of `Graph.showing_attention`.
+        """
+        for chunk in prompt_chunks(self._checked(ids)):
+            call = self._call(len(chunk), len(chunk), attended_past=self._base + self.position)
+            yield self._run(call, chunk), call.attention
+
     def step_all(self, ids: TokenIds) -> Logits:
         """Like `score` for a few ids, in buffers that are kept: the next call overwrites the logits (T, V)."""
         array = self._checked(ids)
@@ -172,10 +181,15 @@ class Session:
         self.position = tokens
         self.high_water_tokens = max(self.high_water_tokens, self._base + tokens)
 
-    def _call(self, new_tokens: int, logit_rows: int, *, hidden: bool = False) -> GraphCall:
-        if new_tokens > 1:
-            return GraphCall(self._graph, self._cache, 1, new_tokens, logit_rows, hidden=hidden)
-        return GraphCall(self._graph, self._cache, self._cache.rows, 1, self._cache.rows, hidden=hidden)
+    def _call(
+        self, new_tokens: int, logit_rows: int, *, hidden: bool = False, attended_past: int | None = None
+    ) -> GraphCall:
+        rows = 1
+        if new_tokens == 1:
+            rows = logit_rows = self._cache.rows
+        return GraphCall(
+            self._graph, self._cache, rows, new_tokens, logit_rows, hidden=hidden, attended_past=attended_past
+        )
 
     def _run(self, call: GraphCall, ids: IdArray) -> Logits:
         """Run `ids` (T,) and advance; returns the call's buffer of logits (N, V)."""
