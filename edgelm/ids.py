@@ -17,7 +17,7 @@ Logits: TypeAlias = npt.NDArray[np.float32]
 Hidden: TypeAlias = npt.NDArray[np.float32]
 """Hidden states (T, E): the output of the final norm."""
 Attention: TypeAlias = npt.NDArray[np.float32]
-"""Shares of attention (L, A, T, P + T): how much each of A query heads in each layer takes from each token for token t."""
+"""Shares of attention (L, A, T, P + T): in each layer and query head, what a new token takes from each token so far."""
 KeysValues: TypeAlias = npt.NDArray[Any]
 """Keys and values (2·layers, H, T, D) of the cache's float type: each layer's keys, then its values."""
 Indices: TypeAlias = npt.NDArray[np.intp]

@@ -42,7 +42,8 @@ def with_attention_outputs(graph: bytes, architecture: Architecture, names: Grap
         if (node.text("domain"), node.text("op_type")) == (CONTRIB, "GroupQueryAttention"):
             layer = layer_of_keys[node.texts("input")[_KEY_INPUT]]  # `check_graph` has seen that it is one of these
             seen.append(layer)
-            added = _field(2, attention_name(layer).encode()) + _field(5, _number_attribute("qk_output", _AFTER_SOFTMAX))
+            attribute = _number_attribute("qk_output", _AFTER_SOFTMAX)
+            added = _field(2, attention_name(layer).encode()) + _field(5, attribute)
             edits.append((span, graph[slice(*span)] + added))
     if sorted(seen) != list(range(architecture.num_layers)):
         raise BundleError(

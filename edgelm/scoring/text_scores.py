@@ -130,12 +130,17 @@ def token_logprobs(session: Session, encoder: PromptEncoder, text: Prompt, top: 
         ContextError: the text does not fit into the context.
         ConfigError: `top` is not a whole number from 0 to 1024.
     """
-    if isinstance(top, bool) or not (isinstance(top, int) and 0 <= top <= MAX_TOP):
-        raise ConfigError(f"top must be a whole number from 0 to {MAX_TOP}, got {shown(top)}")
+    check_top(top)
     ids = encoder.ids(text, "text")
     own = len(ids) - encoder.prefix_tokens(ids)
     found = token_scores.text_logprobs(session, encoder.begin(session, ids), top)
     return tuple(named_with_alternatives(encoder.tokenizer, pairs) for pairs in found[-own:])
+
+
+def check_top(top: int) -> None:
+    """Raise ConfigError unless `top` is a number of likeliest tokens that is told."""
+    if isinstance(top, bool) or not (isinstance(top, int) and 0 <= top <= MAX_TOP):
+        raise ConfigError(f"top must be a whole number from 0 to {MAX_TOP}, got {shown(top)}")
 
 
 def embed(
