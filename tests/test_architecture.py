@@ -12,6 +12,7 @@ RUNTIME_ROOMS = (
     "serve",
     "model",
     "generation",
+    "pictures",
     "scoring",
     "decoding",
     "reuse",
