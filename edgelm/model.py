@@ -29,7 +29,7 @@ from edgelm.reuse.pool import SessionPool, check_limit_bytes
 from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learned_sha256, read_prefix
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import explanation, text_scores
-from edgelm.scoring.explanation import Explanation
+from edgelm.scoring.explanation import MAX_ATTENTION_BYTES, Explanation
 from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring.token_scores import Progress, Vector
 from edgelm.text.chat import ChatFormat, ChatMessage
@@ -356,15 +356,15 @@ class Model:
         with self._sessions.borrowed() as (session, _):
             return text_scores.embed(session, self._encoder, text, pooling, normalize=normalize)
 
-    def explain(self, text: Prompt, *, top: int = 5) -> Explanation:
+    def explain(self, text: Prompt, *, top: int = 5, max_attention_bytes: int = MAX_ATTENTION_BYTES) -> Explanation:
         """How likely each token of `text` was, what else could have come, and where each head of attention looked.
 
         It reads the text with a copy of the graph, which takes the memory of another model meanwhile, on the CPU only.
-        `top` tokens are told at each place; see `edgelm.scoring.explanation.explain`.
+        See `edgelm.scoring.explanation.explain`.
         """
         self._sessions.check_open()
         prefix = None if self.prefix is None else self.prefix.content
-        return explanation.explain(self.graph, prefix, self._encoder, text, top)
+        return explanation.explain(self.graph, prefix, self._encoder, text, top, max_attention_bytes)
 
     @cached_property
     def _chat_format(self) -> ChatFormat:

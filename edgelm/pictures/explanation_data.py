@@ -15,6 +15,8 @@ from edgelm.scoring.explanation import Explanation
 
 WHOLE = 255
 """A share of 1 in a byte."""
+MAX_PAGE_ATTENTION_BYTES = 48 * 10**6
+"""The most attention of an explanation that becomes a page, as float32. The page then has 8 MB."""
 
 
 def explanation_data(explanation: Explanation, model: str) -> dict[str, Any]:
@@ -31,12 +33,6 @@ def explanation_data(explanation: Explanation, model: str) -> dict[str, Any]:
     }
 
 
-def data_bytes(layers: int, heads: int, tokens: int, prefix_tokens: int) -> int:
-    """How many characters of base64 the attention of an explanation takes."""
-    row_bytes = tokens * (tokens + 1) // 2 + (tokens if prefix_tokens else 0)
-    return -(-layers * heads * row_bytes // 3) * 4
-
-
 def packed_attention(explanation: Explanation) -> bytes:
     """Shares as bytes, 255 for a share of 1: by layer, then head, then token.
 
@@ -45,7 +41,7 @@ def packed_attention(explanation: Explanation) -> bytes:
     """
     shares = with_whole_prefix(explanation)  # (L, A, T, 1 + T) or (L, A, T, T)
     extra = shares.shape[3] - shares.shape[2]
-    kept = np.tri(*shares.shape[2:], k=extra, dtype=bool)
+    kept = np.tri(shares.shape[2], shares.shape[3], k=extra, dtype=bool)
     return np.rint(shares[:, :, kept] * WHOLE).clip(0, WHOLE).astype(np.uint8).tobytes()
 
 

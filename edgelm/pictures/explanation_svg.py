@@ -88,9 +88,8 @@ def _map(shares: npt.NDArray[np.float32], explanation: Explanation, top: float) 
     is_named = cell >= _NAMED_CELL
     parts, size = [], min(12, cell - 1)
     if extra:
-        parts.append(
-            f'<text class="s" x="{_MARGIN}" y="{top + 8:.0f}">{explanation.prefix_tokens} of the prefix</text>'
-        )
+        words = f"first the {explanation.prefix_tokens} tokens of the prefix together"
+        parts.append(f'<text class="s" x="{_MARGIN}" y="{top + 8:.0f}">{words}</text>')
         top += 14
     for t, row in enumerate(shares):
         y = top + t * cell
@@ -102,10 +101,10 @@ def _map(shares: npt.NDArray[np.float32], explanation: Explanation, top: float) 
             parts.append(f'<rect x="{x}" y="{y:.0f}" width="{cell - 1}" height="{cell - 1}" opacity="{opacity}"/>')
         parts.append("</g>")
         if cell >= _NUMBERED_CELL:
-            parts += [
-                f'<text class="n" x="{_MARGIN + (at + 0.5) * cell:.1f}" y="{y + cell / 2 + 3:.1f}">{100 * ink[at]:.0f}</text>'
-                for at in np.flatnonzero(ink >= _LEAST_NUMBER).tolist()
-            ]
+            baseline = f"{y + cell / 2 + 3:.1f}"
+            for at in np.flatnonzero(ink >= _LEAST_NUMBER).tolist():
+                middle = f"{_MARGIN + (at + 0.5) * cell:.1f}"
+                parts.append(f'<text class="n" x="{middle}" y="{baseline}">{100 * ink[at]:.0f}</text>')
         if is_named:
             x = _MARGIN + len(ink) * cell + 6
             style = f"font-size:{size}px"

@@ -14,6 +14,7 @@ from edgelm.decoding.logprobs import IdLogprob, with_alternatives
 from edgelm.engine.graph import Graph
 from edgelm.errors import ContextError, PromptError
 from edgelm.ids import Attention, KeysValues, Logits
+from edgelm.reuse.pool import check_limit_bytes
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.scoring.results import TokenLogprob
 from edgelm.scoring.text_scores import check_top, named
@@ -70,21 +71,22 @@ def explain(
     encoder: PromptEncoder,
     text: Prompt,
     top: int = 5,
-    max_bytes: int = MAX_ATTENTION_BYTES,
+    max_attention_bytes: int = MAX_ATTENTION_BYTES,
 ) -> Explanation:
     """Explain `text` behind `prefix`, whose text `encoder` knows if it has one.
 
     Args:
         top: how many of the likeliest tokens to tell at each place.
-        max_bytes: the most memory that the attention may take.
+        max_attention_bytes: the most memory that the attention may take; meanwhile it takes twice as much.
 
     Raises:
-        PromptError: the text is empty, or its attention takes more than `max_bytes`.
+        PromptError: the text is empty, or its attention takes more than `max_attention_bytes`.
         ContextError: the text does not fit into the context.
-        ConfigError: `top` is not a whole number from 0 to 1024.
+        ConfigError: `top` is not a whole number from 0 to 1024, or `max_attention_bytes` is no number of bytes.
         DeviceError, BundleError, InsufficientMemoryError, ClosedError: as `Graph.showing_attention`.
     """
     check_top(top)
+    check_limit_bytes("max_attention_bytes", max_attention_bytes)
     facts = graph.bundle.manifest.architecture
     ids = encoder.ids(text, "text")
     own, everything = len(ids) - encoder.prefix_tokens(ids), len(ids) + encoder.learned_tokens
@@ -94,10 +96,10 @@ def explain(
             f"the text has {size}, but this model's context holds {facts.context_length}: shorten the text"
         )
     needed = attention_bytes(facts, own, everything)
-    if needed > max_bytes:
+    if needed > max_attention_bytes:
         raise PromptError(
             f"the attention of {own:,} tokens in {facts.num_layers} layers of {facts.num_heads} heads takes "
-            f"{needed / 1e6:,.0f} MB, more than {max_bytes / 1e6:,.0f} MB: explain a shorter text"
+            f"{needed / 1e6:,.0f} MB, more than {max_attention_bytes / 1e6:,.0f} MB: explain a shorter text"
         )
     with graph.showing_attention(2 * needed) as copy:  # the result, and what the graph writes
         session = copy.session(prefix)
