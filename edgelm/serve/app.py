@@ -22,6 +22,7 @@ from edgelm.serve.chat import CHAT
 from edgelm.serve.completions import COMPLETIONS
 from edgelm.serve.embeddings import EMBEDDINGS
 from edgelm.serve.errors import ApiError
+from edgelm.serve.explanations import EXPLAIN
 from edgelm.serve.guard import Guard
 from edgelm.serve.metrics import Metrics
 from edgelm.serve.openapi import openapi
@@ -34,7 +35,17 @@ from edgelm.serve.tokens import DETOKENIZE, TOKENIZE, tokenizer_info
 
 log = logging.getLogger(__name__)
 
-OPERATIONS: tuple[Operation[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS, SCORE, CHOOSE, TOKENIZE, DETOKENIZE)
+OPERATIONS: tuple[Operation[Any], ...] = (
+    COMPLETIONS,
+    CHAT,
+    RESPONSES,
+    EMBEDDINGS,
+    SCORE,
+    CHOOSE,
+    EXPLAIN,
+    TOKENIZE,
+    DETOKENIZE,
+)
 """Every route that answers with a model."""
 
 

@@ -12,6 +12,8 @@ MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_OPTIONS = 64
 """Options of one `/v1/choose`."""
+MAX_ATTENTION_BYTES = 24 * 10**6
+"""Attention of one `/v1/explain`, as float32; its answer has a sixth of it."""
 MAX_LIST_ITEMS = 1024
 """Items of any other list."""
 MAX_IDS = 65_536

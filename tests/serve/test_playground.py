@@ -210,8 +210,8 @@ def test_tokens_with_their_alternatives(visit: Visit, server: Running) -> None:
     assert tip.is_hidden()
     tokens.nth(3).hover()
     shares = {f"{100 * math.exp(value):.3g}%" for value in expected["top_logprobs"][3].values()}
-    assert tip.locator(".tip-row").count() == len(expected["top_logprobs"][3])
-    assert len(shares & set(tip.locator(".tip-share").all_text_contents())) > 0
+    assert tip.locator(".share-row").count() == len(expected["top_logprobs"][3])
+    assert len(shares & set(tip.locator(".share-number").all_text_contents())) > 0
     assert tip.locator(".chosen").count() == 1
     page.mouse.move(5, 5)
     tip.wait_for(state="hidden")
@@ -243,7 +243,7 @@ def test_text_is_never_read_as_html(visit: Visit) -> None:
     page.click("#complete [data-view=tokens]")
     assert visit.run(text) == text
     page.locator("#results .token").hover()
-    assert text.replace(" ", "␣") in page.locator("#tip .tip-text").all_text_contents()
+    assert text.replace(" ", "␣") in page.locator("#tip .share-text").all_text_contents()
     page.click("#complete [data-view=text]")
     assert page.text_content("#results .text") == text
     assert page.locator("#results img, #results b, #tip img, #tip b").count() == 0

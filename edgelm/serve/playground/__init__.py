@@ -5,19 +5,23 @@ has the browser refuse to read any text as HTML, so a model cannot write into th
 """
 
 from importlib import resources
+from pathlib import PurePath
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-_SCRIPT = "text/javascript; charset=utf-8"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_SHARED = ("palette.css", "explanation.css", "elements.js", "shares.js", "explanation.js")
+"""Files that the page of ``edgelm explain`` has too."""
 _FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/playground/playground.css": ("playground.css", "text/css; charset=utf-8"),
-    "/playground/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/": ("edgelm.serve.playground", "index.html"),
+    **{f"/playground/{name}": ("edgelm.pictures", name) for name in _SHARED},
     **{
-        f"/playground/{name}": (name, _SCRIPT)
+        f"/playground/{name}": ("edgelm.serve.playground", name)
         for name in (
+            "playground.css",
+            "icon.svg",
             "theme.js",
             "main.js",
             "dom.js",
@@ -32,6 +36,7 @@ _FILES = {
             "code.js",
             "complete.js",
             "chat.js",
+            "explain.js",
         )
     },
 }
@@ -51,11 +56,13 @@ _HEADERS = {
 
 def routes() -> list[Route]:
     """The routes of the page's files, which are read once."""
-    return [_route(path, name, media_type) for path, (name, media_type) in _FILES.items()]
+    return [_route(path, package, name) for path, (package, name) in _FILES.items()]
 
 
-def _route(path: str, name: str, media_type: str) -> Route:
-    content = (resources.files("edgelm.serve.playground") / name).read_bytes()
+def _route(path: str, package: str, name: str) -> Route:
+    content = (resources.files(package) / name).read_bytes()
+    kind = _TYPES.get(PurePath(name).suffix)
+    media_type = "image/svg+xml" if kind is None else f"{kind}; charset=utf-8"
 
     async def file(request: Request) -> Response:
         return Response(content, media_type=media_type, headers=_HEADERS)

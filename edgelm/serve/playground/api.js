@@ -47,14 +47,19 @@ export async function getJson(path) {
   return (await request(path, { headers: headers() })).json();
 }
 
+/** Send `body`; the JSON of the answer. */
+export async function postJson(path, body, signal) {
+  return (await post(path, body, signal)).json();
+}
+
+function post(path, body, signal) {
+  const sent = { method: "POST", headers: headers({ "content-type": "application/json" }), body: JSON.stringify(body) };
+  return request(path, { ...sent, signal });
+}
+
 /** Send `body`, and call `receive` with the content of each event of the answer. */
 export async function streamEvents(path, body, signal, receive) {
-  const response = await request(path, {
-    method: "POST",
-    headers: headers({ "content-type": "application/json" }),
-    body: JSON.stringify(body),
-    signal,
-  });
+  const response = await post(path, body, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let left = "";
   for (;;) {

@@ -57,7 +57,10 @@ export class Complete {
         button("Retry", () => this.run(bodies)),
         copyButton(() => run.texts.map((one) => one.text).join("\n\n")),
       );
-      if (run.texts.length === 1) result.actions.append(button("Add to prompt", () => this.append(run)));
+      if (run.texts.length === 1) {
+        result.actions.append(button("Add to prompt", () => this.append(run)));
+        result.actions.append(button("Explain", () => this.page.explain(body.model, body.prompt + run.texts[0].text)));
+      }
       return result;
     });
     const place = byId("results");

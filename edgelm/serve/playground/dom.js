@@ -1,20 +1,11 @@
-// Elements are made of text and properties, never of HTML.
+// Small things that all parts of the page use.
+
+import { element } from "./elements.js";
+
+export { element };
 
 /** The element with this id. */
 export const byId = (id) => document.getElementById(id);
-
-/** A new element. `properties` are attributes, except `text`, `class` and functions, which listen to events. */
-export function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name === "text") made.textContent = value;
-    else if (typeof value === "function") made.addEventListener(name, value);
-    else made.setAttribute(name, value === true ? "" : value);
-  }
-  made.append(...children);
-  return made;
-}
 
 /** Show `words` in `place`, or hide it where there are none. */
 export function tell(place, words) {

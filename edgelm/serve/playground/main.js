@@ -5,6 +5,7 @@ import { Chat } from "./chat.js";
 import { showCode } from "./code.js";
 import { Complete } from "./complete.js";
 import { byId, element, press, tell } from "./dom.js";
+import { Explain } from "./explain.js";
 import { fieldsOf } from "./fields.js";
 import { Options } from "./options.js";
 import { apiKey, keep, recall, useApiKey } from "./storage.js";
@@ -12,6 +13,7 @@ import { hideTip } from "./tokens.js";
 
 const REQUEST = "CompletionRequest";
 const ALTERNATIVES = 8;
+const TABS = ["complete", "chat", "explain"];
 
 class Page {
   constructor(models, openapi) {
@@ -21,15 +23,15 @@ class Page {
     this.alternatives = Math.min(ALTERNATIVES, most.maximum);
     this.view = recall("view", "text") === "tokens" ? "tokens" : "text";
     this.options = new Options(fieldsOf(openapi, REQUEST), () => {});
-    this.tabs = { complete: new Complete(this), chat: new Chat(this) };
+    this.tabs = { complete: new Complete(this), chat: new Chat(this), explain: new Explain(this) };
     this.tab = "complete";
     this.setUpModels();
     this.setUpTabs();
     this.setUpViews();
     this.setUpKeys();
     byId("key-button").hidden = !this.needsKey;
-    byId("tabs").hidden = !this.chatting.length;
-    this.choose(this.chatting.length ? recall("tab", "complete") : "complete");
+    byId("tab-chat").hidden = !this.chatting.length;
+    this.choose(recall("tab", "complete"));
   }
 
   get chatting() {
@@ -69,7 +71,7 @@ class Page {
       byId(id).replaceChildren(...offered.map((card) => element("option", { value: card.id, text: card.id })));
       byId(id).value = offered.some((card) => card.id === wanted) ? wanted : offered[otherwise].id;
     }
-    byId("compare").hidden = this.tab === "chat" || this.models.length < 2;
+    byId("compare").hidden = this.tab !== "complete" || this.models.length < 2;
     this.drawModels();
   }
 
@@ -81,13 +83,14 @@ class Page {
   }
 
   setUpTabs() {
-    const tabs = ["complete", "chat"];
-    for (const name of tabs) {
+    for (const name of TABS) {
       const button = byId(`tab-${name}`);
       button.addEventListener("click", () => this.choose(name));
       button.addEventListener("keydown", (event) => {
-        if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return;
-        const other = tabs.find((one) => one !== name);
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        const offered = TABS.filter((one) => !byId(`tab-${one}`).hidden);
+        const other = offered.at((offered.indexOf(name) + step) % offered.length);
         this.choose(other);
         byId(`tab-${other}`).focus();
       });
@@ -95,18 +98,27 @@ class Page {
   }
 
   choose(tab) {
-    this.tab = tab === "chat" ? "chat" : "complete";
+    this.tab = TABS.includes(tab) && !byId(`tab-${tab}`).hidden ? tab : "complete";
     keep("tab", this.tab);
-    for (const name of ["complete", "chat"]) {
+    for (const name of TABS) {
       const chosen = name === this.tab;
       byId(name).hidden = !chosen;
       byId(`tab-${name}`).setAttribute("aria-selected", String(chosen));
       byId(`tab-${name}`).tabIndex = chosen ? 0 : -1;
     }
-    document.querySelector(".skip").href = this.tab === "chat" ? "#message" : "#prompt";
+    document.querySelector(".skip").href = { complete: "#prompt", chat: "#message", explain: "#explain-text" }[this.tab];
+    document.querySelector("main").classList.toggle("wide", this.tab === "explain");
     this.options.hide(this.tab === "chat" ? ["n"] : []);
     this.fillModels();
     for (const area of byId(this.tab).querySelectorAll("textarea")) area.dispatchEvent(new Event("input"));
+  }
+
+  /** Explain `text` as the model `id` sees it, in the tab for that. */
+  explain(id, text) {
+    keep("model", id);
+    this.choose("explain");
+    this.tabs.explain.take(text);
+    byId("explain-text").focus();
   }
 
   setUpViews() {
