@@ -152,7 +152,7 @@ class Graph:
 
     @contextmanager
     def showing_attention(self, attention_bytes: int) -> Iterator["Graph"]:
-        """Yield a copy of this graph whose sessions tell their attention (`Session.attended_pieces`), then close it.
+        """Yield a copy of this graph whose sessions tell their attention (`Session.attention_pieces`), then close it.
 
         The copy takes the memory of another model, and `attention_bytes` for what it tells.
 

@@ -106,14 +106,15 @@ class Session:
         for chunk in prompt_chunks(self._checked(ids)):
             yield self._run(self._call(len(chunk), len(chunk)), chunk)
 
-    def attended_pieces(self, ids: TokenIds) -> Iterator[tuple[Logits, Attention]]:
-        """Like `score_pieces`, with the attention of each piece's T tokens, (L, A, T, P + T).
+    def attention_pieces(self, ids: TokenIds) -> Iterator[Attention]:
+        """Append `ids` in the pieces of `score_pieces`; the attention of each piece's T tokens, (L, A, T, P + T).
 
         P counts the prefix and all tokens before the piece. The graph is one of `Graph.showing_attention`.
         """
         for chunk in prompt_chunks(self._checked(ids)):
-            call = self._call(len(chunk), len(chunk), attended_past=self._base + self.position)
-            yield self._run(call, chunk), call.attention
+            call = self._call(len(chunk), 1, attended_past=self._base + self.position)
+            self._run(call, chunk)
+            yield call.attention
 
     def step_all(self, ids: TokenIds) -> Logits:
         """Like `score` for a few ids, in buffers that are kept: the next call overwrites the logits (T, V)."""

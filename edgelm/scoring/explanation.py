@@ -3,9 +3,8 @@
 Shapes: L layers, A query heads, T explained tokens, P tokens before them, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -102,10 +101,12 @@ def explain(
             f"{needed / 1e6:,.0f} MB, more than {max_attention_bytes / 1e6:,.0f} MB: explain a shorter text"
         )
     with graph.showing_attention(2 * needed) as copy:  # the result, and what the graph writes
-        session = copy.session(prefix)
-        # The last token of a prefix's text is read again: its logits say how likely the first token of `text` was.
-        read = encoder.begin(session, ids, least_left=own + 1)
-        predictions, attentions = follow(session, read, own, everything, top)
+        scoring, attending = graph.session(prefix), copy.session(prefix)
+        for session in (scoring, attending):
+            # The last token of a prefix's text is read again: its logits say how likely the first token of `text` was.
+            read = encoder.begin(session, ids, least_left=own + 1)
+        predictions = predicted(scoring.score_pieces(read), read, own, top)
+        attentions = joined(attending.attention_pieces(read), len(read) - own, own, everything)
 
     likeliest = predictions.pop()
     assert likeliest is not None, "the text precedes what follows it"
@@ -121,36 +122,33 @@ def _named(encoder: PromptEncoder, pairs: Sequence[IdLogprob]) -> tuple[TokenLog
     return tuple(named(encoder.tokenizer, pair) for pair in pairs)
 
 
-class AttendedSession(Protocol):
-    """The part of `edgelm.engine.session.Session` that explanations need."""
+def predicted(pieces: Iterable[Logits], ids: Sequence[int], own: int, top: int) -> list[tuple[IdLogprob, ...] | None]:
+    """What `pieces`, the logits after each of `ids`, say of the last `own` ids and of what follows: T + 1 predictions.
 
-    def attended_pieces(self, ids: Sequence[int]) -> Iterator[tuple[Logits, Attention]]: ...
-
-
-def follow(
-    session: AttendedSession, ids: Sequence[int], own: int, everything: int, top: int
-) -> tuple[list[tuple[IdLogprob, ...] | None], Attention]:
-    """Feed `ids` to `session`, whose last `own` tokens are the text, of `everything` tokens in its cache at the end.
-
-    Returns T + 1 predictions and the attention (L, A, T, P + T). A prediction is that of each token and then that of
-    what follows: the token (of what follows, the likeliest one) and the `top` likeliest ones. It is None for a token
-    that nothing precedes.
+    A prediction is the token (of what follows, the likeliest one) and then the `top` likeliest ones. It is None for a
+    token that nothing precedes.
     """
-    before = len(ids) - own  # read again, and not explained
+    before = len(ids) - own
     predictions: list[tuple[IdLogprob, ...] | None] = [] if before else [None]
-    attentions: Attention | None = None
-    read = 0
-    for logits, shares in session.attended_pieces(ids):
-        for row in logits[max(0, before - 1 - read) :]:
-            place = before + len(predictions)
-            token = ids[place] if place < len(ids) else int(row.argmax())
-            predictions.append(with_alternatives(row, token, top))
-        if attentions is None:
-            attentions = np.zeros((*shares.shape[:2], own, everything), np.float32)
-        skipped = max(0, before - read)
-        explained = shares[:, :, skipped:]
-        at = read + skipped - before
-        attentions[:, :, at : at + explained.shape[2], : explained.shape[3]] = explained
-        read += len(logits)
-    assert attentions is not None, "there is at least one token"
-    return predictions, attentions
+    place = 0  # of the token that the next row of logits predicts
+    for logits in pieces:
+        for row in logits:
+            place += 1
+            if place >= before:
+                predictions.append(with_alternatives(row, ids[place] if place < len(ids) else int(row.argmax()), top))
+    return predictions
+
+
+def joined(pieces: Iterable[Attention], before: int, own: int, everything: int) -> Attention:
+    """The attention of `own` tokens to `everything`, (L, A, T, P + T); `pieces` begin `before` tokens earlier."""
+    whole: Attention | None = None
+    at = -before
+    for piece in pieces:
+        if whole is None:
+            whole = np.zeros((*piece.shape[:2], own, everything), np.float32)
+        rows = piece[:, :, max(0, -at) :]
+        start = max(0, at)
+        whole[:, :, start : start + rows.shape[2], : rows.shape[3]] = rows
+        at += piece.shape[2]
+    assert whole is not None, "there is at least one token"
+    return whole

@@ -420,7 +420,7 @@ def test_a_server_without_templates_has_no_chat(browser: Any) -> None:
         context = browser.new_context()
         visit = Visit(context.new_page(), f"{server.url}/")
         visit.open()
-        assert visit.page.locator("#tabs").is_hidden()
+        assert visit.page.locator("#tab-chat").is_hidden()
         assert visit.page.locator("#compare").is_hidden()
         assert visit.page.locator("#key-button").is_hidden()
         context.close()
