@@ -12,8 +12,9 @@ const BAR_PIXELS = 8;
 const CELL_PIXELS = 22;
 const NAME_SHARE = 0.2;
 const NAME_PIXELS = 92;
-/** Cells of the map have names beside them from this size on. */
+/** Cells of the map have names beside them from this size on, and gaps between them from that one on. */
 const NAMED_PIXELS = 9;
+const GAPPED_PIXELS = 4;
 
 /** The shares of attention of every layer and head, or of the mean over some of them. */
 class Attention {
@@ -239,7 +240,9 @@ class View {
     if (!room) return;
     const names = Math.min(NAME_PIXELS, room * NAME_SHARE);
     const named = Math.floor((room - names) / columns) >= NAMED_PIXELS;
-    const cell = Math.max(2, Math.min(CELL_PIXELS, Math.floor((room - (named ? names : 0)) / columns)));
+    const most = Math.min(CELL_PIXELS, (room - (named ? names : 0)) / columns);
+    const cell = most >= GAPPED_PIXELS ? Math.floor(most) : most; // a long text has cells of less than a pixel
+    const inside = most >= GAPPED_PIXELS ? cell - 1 : cell;
     const [width, height] = [named ? room : columns * cell, rows * cell];
     const scale = devicePixelRatio;
     this.cell = cell;
@@ -256,11 +259,11 @@ class View {
     for (let t = 0; t < rows; t++) {
       pen.fillStyle = getComputedStyle(this.caption).color;
       pen.globalAlpha = 0.1;
-      pen.fillRect(0, t * cell, (t + 1 + extra) * cell - 1, cell - 1);
+      pen.fillRect(0, t * cell, (t + extra) * cell + inside, inside);
       pen.globalAlpha = 1;
       this.attention.row(this.map, t).forEach((share, at) => {
         pen.fillStyle = `rgb(${red} ${green} ${blue} / ${Math.sqrt(share)})`;
-        pen.fillRect(at * cell, t * cell, cell - 1, cell - 1);
+        pen.fillRect(at * cell, t * cell, inside, inside);
       });
       if (named) {
         pen.fillStyle = t === this.shown ? style.color : getComputedStyle(this.caption).color;

@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from edgelm import Model
+from edgelm.engine.limits import Room
 from tests.serve.conftest import app_client
 
 
@@ -128,3 +129,40 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
     assert wrong.status_code == 405
     assert wrong.json()["error"]["message"] == "this route has other methods"
     assert client.put("/v1/completions", json={}).status_code == 405
+
+
+def test_explain(client: TestClient, model: Model) -> None:
+    text = "Hello there, my friend"
+    own = model.explain(text, top=3)
+    answer = post(client, "/v1/explain", text=text, top=3)
+    assert answer["model"] == "tiny"
+    assert [token["token_id"] for token in answer["tokens"]] == [token.token_id for token in own.tokens]
+    assert answer["tokens"][0]["logprob"] is None and answer["tokens"][0]["top"] == []
+    assert [token["logprob"] for token in answer["tokens"][1:]] == [token.logprob for token in own.tokens[1:]]
+    assert [one["text"] for one in answer["following"]] == [one.text for one in own.following]
+    assert (answer["layers"], answer["heads"], answer["prefix_tokens"]) == (2, 4, 0)
+    count = len(own.tokens)
+    shares = np.frombuffer(base64.b64decode(answer["attentions"]), np.uint8).reshape(2, 4, count * (count + 1) // 2)
+    rows = np.tril_indices(count)
+    assert np.abs(shares / 255 - own.attentions[:, :, rows[0], rows[1]]).max() <= 0.5 / 255 + 1e-6
+    ids = model.tokenizer.encode(text)
+    assert post(client, "/v1/explain", text=ids, top=3, model="tiny") == answer
+    assert len(post(client, "/v1/explain", text=text)["following"]) == 5
+
+
+def test_explain_refuses(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(client, "/v1/explain", text="")["param"] == "text"
+    assert refused(client, "/v1/explain")["param"] == "text"
+    assert refused(client, "/v1/explain", text="a", top=21)["param"] == "top"
+    assert refused(client, "/v1/explain", text="a", prompt="b")["param"] == "prompt"
+    error = refused(client, "/v1/explain", text="word " * 100)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "text")
+    monkeypatch.setattr("edgelm.serve.explanations.MAX_ATTENTION_BYTES", 1000)
+    error = refused(client, "/v1/explain", text="word " * 4)
+    assert "more than 0 MB: explain a shorter text" in error["message"] and error["param"] == "text"
+
+
+def test_explain_says_where_there_is_no_room(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(0, "a limit")])
+    answer = client.post("/v1/explain", json={"text": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
