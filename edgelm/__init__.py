@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edgelm.generation.submission import Submission
     from edgelm.generation.text_scheduler import SchedulerLoad, TextScheduler
     from edgelm.model import Model, load
+    from edgelm.scoring.explanation import ExplainedToken, Explanation
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
     from edgelm.text.chat import ChatMessage
     from edgelm.text.constraints import Choices, Grammar, JsonSchema, Regex
@@ -55,7 +56,8 @@ __all__ = ["Bundle", "ChatMessage", "GenerationConfig", "Model", "Session", "Str
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
 __all__ += ["Choices", "Grammar", "JsonSchema", "Regex"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
-__all__ += ["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"]
+__all__ += ["ExplainedToken", "Explanation", "Option", "Perplexity", "Score", "Selection"]
+__all__ += ["TokenLogprob", "TokenLogprobs"]
 __all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
 __all__ += ["ForkError", "InsufficientMemoryError", "PrefixError", "PromptError"]
 __all__ += ["QueueFullError", "StateError", "TokenizerError"]
@@ -72,6 +74,7 @@ _MODULE_OF = {
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(["Model", "load"], "model"),
     **dict.fromkeys(["Choice", "Chunk", "Completion", "Stats"], "generation.results"),
+    **dict.fromkeys(["ExplainedToken", "Explanation"], "scoring.explanation"),
     **dict.fromkeys(["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"], "scoring.results"),
 }
 """The module of each public name; names that are not listed are errors."""

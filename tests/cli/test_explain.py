@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,10 +15,11 @@ import edgelm
 from edgelm.pictures.explanation_html import html_page
 from edgelm.pictures.explanation_svg import svg_picture
 from edgelm.pictures.shares import percent
-from tests.conftest import TINY_BUNDLE, RunCommand
+from tests.conftest import ROOT, TINY_BUNDLE, RunCommand
 
 TINY = ("-m", str(TINY_BUNDLE))
 TEXT = "The cat sat"
+SHOWN = ROOT / "docs" / "explanation.svg"
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,20 @@ def test_a_page_and_a_picture(edgelm_command: RunCommand, model: edgelm.Model, t
 def without_numbers(text: str) -> str:
     """Processors differ in the last bits, which may round a number up or down."""
     return re.sub(r"\"attentions\":\"[^\"]*\"|[\d.]+", "_", text)
+
+
+def test_the_picture_of_the_document_is_up_to_date(edgelm_command: RunCommand, tmp_path: Path) -> None:
+    """docs/explain.md says with which command it was made."""
+    (command,) = re.findall(r"<!-- made by: edgelm (explain .*) -->", (ROOT / "docs/explain.md").read_text("utf-8"))
+    arguments = shlex.split(command)
+    arguments[-1] = "made.svg"
+    assert edgelm_command(*arguments).status == 0
+
+    def words(picture: Path) -> list[str]:
+        texts = ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")
+        return [without_numbers(text.text or "") for text in texts if text.get("class") != "n"]  # the map's numbers
+
+    assert words(tmp_path / "made.svg") == words(SHOWN)
 
 
 def test_a_page_and_json_together(edgelm_command: RunCommand, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 import edgelm
 from edgelm.bundle.folder import Bundle, default_bundle_path, file_fact
+from edgelm.bundle.attention_outputs import with_attention_outputs
 from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import Architecture, GraphFacts, digest_of, read_manifest
 from edgelm.bundle.strict_json import from_json
@@ -98,6 +99,7 @@ class OnnxHeaderTarget(Target):
         name, _, graph = data.partition(b"\0")
         seed = self._seeds[name.decode()]
         check_graph(graph, seed.architecture, seed.facts, seed.weights_bytes)
+        with_attention_outputs(graph, seed.architecture, seed.facts)
         return None
 
 

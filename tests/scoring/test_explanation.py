@@ -18,6 +18,7 @@ from edgelm.errors import InsufficientMemoryError
 from edgelm.ids import Attention, Logits
 from edgelm.reuse.prefix import write_learned_prefix
 from edgelm.scoring.explanation import Explanation, attention_bytes, joined, predicted
+from tests.build_side import Report
 from tests.conftest import TINY_BUNDLE, counting_rows, edit_manifest
 
 TEXT = "The cat sat on the mat."
@@ -289,3 +290,14 @@ def test_every_kind_of_model_explains_the_same(model: Model) -> None:
         with loaded(**options) as other:
             found = other.explain(TEXT)
         assert np.abs(found.attentions - expected.attentions).max() <= 1e-6
+
+
+def test_the_copy_computes_what_the_graph_computes(model: Model, report: Report) -> None:
+    """Its attention has another kernel, and the rounding of activations makes more of its last bits."""
+    story = "Once upon a time, there was a little girl named Lily. She loved to play with her red ball in the park."
+    for each, least, most in ((model, 0.0, 1e-5), (loaded(None), 1e-4, 0.05)):
+        ids = each.tokenizer.encode(story if each is not model else TEXT)
+        with each.graph.showing_attention(0) as copy:
+            difference = np.abs(copy.session().score(ids) - each.graph.session().score(ids)).mean()
+        report(f"the copy of {each.bundle.path.name} moves logits by {difference:.2g} on average")
+        assert least <= difference <= most
