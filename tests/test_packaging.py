@@ -32,8 +32,9 @@ def test_wheel_installs_four_packages_and_nothing_else(built: Path) -> None:
             assert f"{package}/py.typed" in names
         for file in ("bundle.json", "model.onnx", "model.onnx.data", "tokenizer.json", "README.md"):
             assert f"edgelm_models/stories-6m-int8/{file}" in names
-        for path in (ROOT / "edgelm" / "serve" / "playground").iterdir():
-            assert path.name == "__pycache__" or f"edgelm/serve/playground/{path.name}" in names
+        for folder in ("serve/playground", "pictures"):
+            for path in (ROOT / "edgelm" / folder).iterdir():
+                assert path.name == "__pycache__" or f"edgelm/{folder}/{path.name}" in names
         assert not any("__pycache__" in name or "/tests/" in name for name in names)
         assert sum(info.compress_size for info in wheel.infolist()) < 8_000_000
         metadata = Parser().parsestr(wheel.read(f"edgelm-{edgelm.__version__}.dist-info/METADATA").decode())

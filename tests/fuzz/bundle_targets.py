@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import edgelm
-from edgelm.bundle.folder import Bundle, default_bundle_path, file_fact
 from edgelm.bundle.attention_outputs import with_attention_outputs
+from edgelm.bundle.folder import Bundle, default_bundle_path, file_fact
 from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import Architecture, GraphFacts, digest_of, read_manifest
 from edgelm.bundle.strict_json import from_json
