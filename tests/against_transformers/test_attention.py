@@ -10,6 +10,7 @@ from edgelm.ids import Attention
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.scoring.explanation import explain
 from edgelm.text.tokenizer import Tokenizer
+from tests.against_transformers.test_variants import FAMILY_SHAPES
 from tests.build_side import Report
 from tests.export.checkpoints import SMALL_FAMILIES, Ids, Shape, Tiny, TinyExport
 
@@ -21,14 +22,7 @@ SHAPES = [
     Shape(width=96, heads=6, layers=3, config={"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu"}),
     Shape(width=48, heads=6, config={"scale_attn_weights": False, "activation_function": "relu"}),
     *SMALL_FAMILIES.values(),  # rotary, grouped, padded heads; windows; norms of heads
-    Shape(
-        family="qwen2",
-        width=48,
-        heads=3,
-        layers=3,
-        tied=False,
-        config={"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
-    ),
+    *(shape for shape in FAMILY_SHAPES if shape.config.get("use_sliding_window")),  # in the later layers only
 ]
 
 
