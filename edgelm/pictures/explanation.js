@@ -80,9 +80,23 @@ class View {
     );
     this.choose(null, null);
     new ResizeObserver(() => this.drawAll()).observe(this.canvas.parentElement); // first when it has a place
-    const redraw = () => requestAnimationFrame(() => this.drawAll());
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-    new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    this.redrawWithTheme();
+  }
+
+  /** Draw again when the theme changes, until another view has taken this one's place. */
+  redrawWithTheme() {
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    const redraw = () => {
+      if (this.element.isConnected) {
+        requestAnimationFrame(() => this.drawAll());
+        return;
+      }
+      dark.removeEventListener("change", redraw);
+      observer.disconnect();
+    };
+    const observer = new MutationObserver(redraw);
+    dark.addEventListener("change", redraw);
+    observer.observe(document.documentElement, { attributeFilter: ["data-theme"] });
   }
 
   makeTokens() {
