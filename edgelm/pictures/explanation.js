@@ -163,7 +163,7 @@ class View {
       }
     }
     moveByArrows(list);
-    return list;
+    return element("div", { class: "explained-scroll" }, list);
   }
 
   /** Show the attention of a layer and a head, or the mean over all of either where it is null. */
