@@ -133,7 +133,9 @@ def token_logprobs(session: Session, encoder: PromptEncoder, text: Prompt, top: 
     check_top(top)
     ids = encoder.ids(text, "text")
     own = len(ids) - encoder.prefix_tokens(ids)
-    found = token_scores.text_logprobs(session, encoder.begin(session, ids), top)
+    # The last token of a prefix's text is read again: its logits say how likely the first token of `text` is.
+    read = encoder.begin(session, ids, least_left=own + 1)
+    found = token_scores.text_logprobs(session, read, top)
     return tuple(named_with_alternatives(encoder.tokenizer, pairs) for pairs in found[-own:])
 
 

@@ -187,7 +187,9 @@ def test_a_text_as_a_prefix(model: Model, tmp_path: Path) -> None:
     model.save_prefix(tmp_path / "text.prefix", begin)
     with loaded(prefix=tmp_path / "text.prefix") as behind:
         found = behind.explain(end)
+        alike = behind.token_logprobs(end)
     before = len(model.tokenizer.encode(begin))
+    assert [token.logprob for token in alike] == [token.logprob for token in found.tokens]
     assert found.prefix_tokens == before
     assert_shares(found, 2, 4)
     assert np.abs(found.attentions - whole.attentions[:, :, before:]).max() <= 1e-6
