@@ -841,12 +841,12 @@ def latent(gpt2: Small) -> Any:
 def test_encoder(latent: Any) -> None:
     import torch
 
-    ids, is_text = torch.from_numpy(IDS[None]), torch.ones(1, 8, dtype=torch.bool)
+    ids = torch.from_numpy(IDS[None])
     with torch.no_grad():
-        hidden = latent.transformer(ids).last_hidden_state[0].numpy()
-        found = np.concatenate([part[0].numpy() for part in latent.posterior(ids, is_text)])
-    maps = latent.latent_posterior
-    expected = hidden.mean(axis=0) @ maps.weight.detach().numpy().T + maps.bias.detach().numpy()
+        hidden = latent.transformer(ids).last_hidden_state
+        found = np.concatenate([part[0].numpy() for part in latent.latent.of_hidden(hidden, ids >= 0)])
+    maps = latent.latent.posterior
+    expected = hidden[0].numpy().mean(axis=0) @ maps.weight.detach().numpy().T + maps.bias.detach().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -870,7 +870,7 @@ def test_reconstruction_loss(latent: Any) -> None:
     ids, z = torch.from_numpy(IDS[None]), torch.from_numpy(normal(1, 4))
     with torch.no_grad():
         logits = latent.decode(ids, z)
-        assert not torch.allclose(logits, latent.decode(ids, -z))
+        assert not torch.allclose(logits, latent.decode(ids, -z))  # the prefix is read
     p = softmax(logits[0].numpy().astype(np.float64))
     expected = -sum(math.log(p[t, IDS[t + 1]]) for t in range(7))
     assert float(reconstruction_loss(logits, ids)) == pytest.approx(expected, rel=1e-5)
@@ -909,7 +909,6 @@ def test_free_bits() -> None:
 )
 def test_annealed_loss(latent: Any) -> None:
     import torch
-    from edgelm_train.models.latent import encoder_reads
     from edgelm_train.models.latent_loss import kl_divergence, kl_weight, reconstruction_loss, sample, with_free_bits
 
     for n in range(40):
@@ -921,7 +920,7 @@ def test_annealed_loss(latent: Any) -> None:
     with torch.no_grad():
         torch.manual_seed(3)
         found = float(latent(ids, labels=labels, kl_weight=beta).loss)
-        mean, log_variance = latent.posterior(ids, encoder_reads(labels))
+        mean, log_variance = latent.posterior(ids, labels)
         torch.manual_seed(3)
         z = sample(mean, log_variance, torch.randn_like(mean))
         reconstruction = float(reconstruction_loss(latent.decode(ids, z), labels).mean())
