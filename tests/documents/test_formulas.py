@@ -501,7 +501,8 @@ def test_learning_rate(tmp_path: Path) -> None:
 
 @training
 @formula(
-    r"""\mathcal{L}_{\mathrm{task}} = -\frac{1}{|\mathcal{A}|} \sum_{t \in \mathcal{A}} \log p(x_t \mid x_1, \dots, x_{t-1}),
+    r"""\mathcal{L}_{\mathrm{task}} = -\frac{1}{|\mathcal{A}|} \sum_{t \in \mathcal{A}}
+    \log p(x_t \mid x_1, \dots, x_{t-1}),
     \qquad \mathcal{A} = \{\, t : \ell_t \ne -100 \,\}"""
 )
 def test_loss_of_fine_tuning_leaves_out_the_prompt(gpt2: Small) -> None:
