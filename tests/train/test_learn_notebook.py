@@ -15,6 +15,7 @@ pytestmark = pytest.mark.export
 @pytest.mark.usefixtures("few_tokens")
 def test_every_cell_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr("edgelm_export.pipeline.default_threads", lambda: 1)  # threads that wait slow tiny tensors down
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / part) for part in ("", "export", "models")))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(ROOT / "docs")
