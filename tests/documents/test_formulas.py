@@ -178,7 +178,7 @@ def test_rotary_tables_have_the_sinusoids_that_no_model_adds(llama: Small, gpt2:
 @formula(
     r"""\begin{pmatrix} q'_i \\ q'_{i+h/2} \end{pmatrix} =
     \begin{pmatrix} \cos t\theta_i & -\sin t\theta_i \\ \sin t\theta_i & \cos t\theta_i \end{pmatrix}
-    \begin{pmatrix} q_i \\ q_{i+h/2} \end{pmatrix}, \qquad \theta_i = b^{-2i/h}, \quad 0 \le i < h/2"""
+    \begin{pmatrix} q_i \\ q_{i+h/2} \end{pmatrix}, \qquad \theta_i = b^{-2i/h}, \quad 0 \le i \lt h/2"""
 )
 def test_rotary_embeddings_turn_pairs(llama: Small) -> None:
     import torch
@@ -278,7 +278,7 @@ def test_query_key_and_value_are_three_products(gpt2: Small) -> None:
 
 
 @build_side
-@formula(r"""s_{tu} = \begin{cases} q_t k_u^\top / \sqrt{h} & u \le t \\ -\infty & u > t \end{cases}""")
+@formula(r"""s_{tu} = \begin{cases} q_t k_u^\top / \sqrt{h} & u \le t \\ -\infty & u \gt t \end{cases}""")
 def test_attention_weights_are_those_of_transformers(gpt2: Small) -> None:
     import torch
 
@@ -473,7 +473,7 @@ def _optimized(name: str, *, rate: float, decay: float, beta2: float = 0.95, ste
 
 @training
 @formula(
-    r"""\eta_n = \eta_0 \cdot \begin{cases} n / n_0 & n < n_0 \\
+    r"""\eta_n = \eta_0 \cdot \begin{cases} n / n_0 & n \lt n_0 \\
     0.05 + 0.95 \cdot \frac{1}{2}\left(1 + \cos \pi \frac{n - n_0}{n_1 - n_0}\right) & n \ge n_0 \end{cases}"""
 )
 def test_learning_rate(tmp_path: Path) -> None:
@@ -741,7 +741,7 @@ def test_gptq_changes_the_product_less_than_rounding_does() -> None:
 
 
 @build_side
-@formula(r"W_k \leftarrow W_k - \frac{W_j - \hat{W}_j}{U_{jj}}\, U_{jk}, \qquad k > j")
+@formula(r"W_k \leftarrow W_k - \frac{W_j - \hat{W}_j}{U_{jj}}\, U_{jk}, \qquad k \gt j")
 def test_gptq_makes_good_each_error_in_the_rows_to_come() -> None:
     from edgelm_export.quantize.gptq import DAMPING, gptq_blocks
 

@@ -82,7 +82,11 @@ def test_no_formula_uses_what_github_cannot_show() -> None:
         assert text.count("$") == 2 * len(INLINE.findall(text)), "a dollar sign outside $`...`$"
         for tex in (*INLINE.findall(text), *(block.body for block in each.blocks if block.language == "math")):
             assert tex.count("{") == tex.count("}"), tex
+            assert "<" not in tex and ">" not in tex, tex  # GitHub shows them as entities; write \lt and \gt
             assert len(re.findall(r"\\left\b", tex)) == len(re.findall(r"\\right\b", tex)), tex
+        assert not re.findall(r"[^\s(]\$`[^`]+`\$", re.sub(INLINE, lambda math: math[0] + " ", text)), (
+            "write a blank before $`"
+        )
         for row in re.findall(r"^\|.*$", text, re.M):
             assert not any("|" in tex for tex in INLINE.findall(row)), row  # it would end the cell
 
