@@ -1,12 +1,14 @@
 """docs/learn.md and its Chinese form: what they name and quote is the code, and every formula is computed by a test."""
 
 import ast
+import math
 import re
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from edgelm.bundle.folder import Bundle, default_bundle_path
 from tests.conftest import ROOT
 from tests.documents.pages import Block, Page, page
 from tests.documents.test_formulas import FORMULAS
@@ -84,7 +86,7 @@ def test_no_formula_uses_what_github_cannot_show() -> None:
             assert tex.count("{") == tex.count("}"), tex
             assert "<" not in tex and ">" not in tex, tex  # GitHub shows them as entities; write \lt and \gt
             assert len(re.findall(r"\\left\b", tex)) == len(re.findall(r"\\right\b", tex)), tex
-        assert not re.findall(r"[^\s(]\$`[^`]+`\$", re.sub(INLINE, lambda math: math[0] + " ", text)), (
+        assert not re.findall(r"[^\s(]\$`[^`]+`\$", re.sub(INLINE, lambda found: found[0] + " ", text)), (
             "write a blank before $`"
         )
         for row in re.findall(r"^\|.*$", text, re.M):
@@ -117,3 +119,26 @@ def test_both_pages_say_the_same() -> None:
         return {link for link in of.links if not link.startswith("#") and "learn" not in link}
 
     assert outward(ENGLISH) == outward(CHINESE)
+
+
+def test_numbers_of_the_embedded_model() -> None:
+    """What both pages say of the embedded model is what its bundle states."""
+    manifest = Bundle.read(default_bundle_path()).manifest
+    sizes, certificate = manifest.architecture, manifest.certificate
+    assert certificate is not None
+    drawn, width, inner = certificate.drawn, sizes.hidden_size, 4 * sizes.hidden_size
+    tables = sizes.vocab_size * width, sizes.context_length * width
+    layer = 2 * 2 * width + (width + 1) * 3 * width + (width + 1) * width + (width + 1) * inner + (inner + 1) * width
+    assert sum(tables) + sizes.num_layers * layer + 2 * width == manifest.source.parameters
+    said = [
+        *(f"{count:,}" for count in (*tables, layer, manifest.source.parameters, sizes.vocab_size, inner)),
+        f"{sizes.num_heads}, {sizes.head_dim} |",
+        f"$`2 L H h = {sizes.cache_values_per_token}`$",
+        f"{4 * sizes.cache_values_per_token:,}",
+        f"$`\\log {sizes.vocab_size} = {math.log(sizes.vocab_size):.2f}`$",
+        f"{drawn.perplexity_ratio:.4f}",
+        f"{drawn.mean_kl_divergence:.5f}",
+        f"{drawn.top1_agreement:.2%}",
+    ]
+    for each in (ENGLISH, CHINESE):
+        assert [number for number in said if number not in each.text] == []
