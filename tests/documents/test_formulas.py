@@ -616,17 +616,20 @@ def test_beams_rank_by_the_length() -> None:
     assert [text.rank for text in texts] == sorted((text.rank for text in texts), reverse=True)
 
 
+@pytest.mark.parametrize("alpha", [0.2, 0.4, 0.6])
 @formula(r"x_{t+1} = \arg\max_{j} \; (1 - \alpha)\, p_j - \alpha \max_{u \le t} \cos(y_j, y_u)")
-def test_contrastive_search_weighs_likelihood_and_likeness() -> None:
+def test_contrastive_search_weighs_likelihood_and_likeness(alpha: float) -> None:
     session = FakeSession(normal(30, 30))
-    config = GenerationConfig(penalty_alpha=0.6, top_k=4, max_new_tokens=5)
+    config = GenerationConfig(penalty_alpha=alpha, top_k=8, max_new_tokens=15)
     steps = contrastive_search(session, Request.of(session, [7, 3], config, 0))
     found = [step.token_id for step in steps if step.token_id is not None]
     direction = session.hidden / np.linalg.norm(session.hidden, axis=1, keepdims=True)
     text = [7, 3]
-    for _ in range(5):
+    for _ in range(15):
         p = softmax(session.rows[text[-1]])
-        score = {j: 0.4 * p[j] - 0.6 * max(direction[j] @ direction[u] for u in text) for j in np.argsort(-p)[:4]}
+        score = {
+            j: (1 - alpha) * p[j] - alpha * max(direction[j] @ direction[u] for u in text) for j in np.argsort(-p)[:8]
+        }
         text.append(int(max(score, key=lambda j: score[j])))
     assert found == text[2:]
 
