@@ -100,8 +100,8 @@ PAGES = [
     if path.is_file()
 ]
 
-# The Chinese README has the code of the English one, as a test asserts: it need not run twice.
-BLOCKS = [block for each in PAGES if each.path.name != "README.zh-CN.md" for block in each.blocks]
+# The Chinese pages have the code of the English ones, as tests assert: it need not run twice.
+BLOCKS = [block for each in PAGES if not each.path.name.endswith(".zh-CN.md") for block in each.blocks]
 
 
 def page(name: str) -> Page:

@@ -69,7 +69,9 @@ def test_commands_and_flags_exist(each: Page) -> None:
 def test_named_modules_and_tests_exist(each: Page) -> None:
     for module in re.findall(r"python -m ((?:benchmarks|edgelm\w*)[\w.]*)", each.text):
         assert find_spec(module.rstrip(".")), module
-    for path in re.findall(r"\b((?:tests|benchmarks|examples|models)/[\w/.-]+\.(?:py|json|toml|md))\b", each.text):
+    for path in re.findall(
+        r"(?<!\w/)\b((?:tests|benchmarks|examples|models)/[\w/.-]+\.(?:py|json|toml|md))\b", each.text
+    ):
         assert (ROOT / path).exists(), path
 
 
