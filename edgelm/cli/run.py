@@ -11,6 +11,7 @@ import click
 
 from edgelm.cli.constraint_flags import EXIT_CUT, constraint_options
 from edgelm.cli.generation_flags import GroupedCommand, generation_flag, generation_options, given_options
+from edgelm.cli.probability_colours import ProbabilityPainter, begin_colours, reason_without_colours
 from edgelm.cli.shared import (
     OpenModel,
     TextCommand,
@@ -49,6 +50,7 @@ class RunCommand(TextCommand, GroupedCommand):
 @click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @json_option("Print one JSON object instead of text.")
 @generation_flag("logprobs")
+@click.option("--show-probs", is_flag=True, help="Colour new text by its tokens' probabilities, on a terminal.")
 @click.option("--state", metavar="FILE", help=STATE_HELP)
 @click.option("--stats", is_flag=True, help="Print times and memory on stderr.")
 def command(
@@ -57,6 +59,7 @@ def command(
     file: Path | None,
     no_echo: bool,
     as_json: bool,
+    show_probs: bool,
     state: str | None,
     stats: bool,
     constraint: "Constraint | None",
@@ -71,6 +74,8 @@ def command(
     """
     if options["logprobs"] is not None and not as_json:
         click.get_current_context().fail("--logprobs needs --json, because plain text has no place for them")
+    if show_probs and as_json:
+        click.get_current_context().fail("--show-probs colours text, and --json has none: give --logprobs 0 with it")
     text = _prompt_text(prompt, file)
     given = cast("GenerationOptions", given_options(options))
     if constraint is not None:
@@ -80,13 +85,14 @@ def command(
     model = open_model()
     if text.endswith(" "):
         note("edgelm: the prompt ends with a blank, which usually belongs to the next word: leave it out if you can")
+    colours = show_probs and _may_colour(model, given)
     kept = None if state is None or not os.path.lexists(state) else model.load_state(state)
     if as_json:
         completion = model.generate(text, **given)
         final, reasons = completion.stats, [choice.finish_reason for choice in completion.choices]
         print_json({**_model_facts(model), **asdict(completion)})
     else:
-        final, reasons = _print_stream(model.stream(text, **given), None if no_echo else text)
+        final, reasons = _print_stream(model.stream(text, **given), None if no_echo else text, colours=colours)
     if state is not None and final.dropped_tokens:
         note("edgelm: the prompt is longer than the context, so its state is not kept")
     elif state is not None:
@@ -123,20 +129,41 @@ def _keep_state(model: "Model", path: str, prompt: str, kept: "PromptState | Non
         note(f"edgelm: the prompt does not continue the text in {path!r}; the file stays unchanged")
 
 
-def _print_stream(chunks: "Iterator[Chunk]", echo: str | None) -> "tuple[Stats, list[FinishReason]]":
+def _may_colour(model: "Model", given: "GenerationOptions") -> bool:
+    """Whether new text can be coloured; `given` then gets the option `logprobs`. Says what colours mean, or why not.
+
+    Raises UsageError with decoding methods that have no probabilities of tokens.
+    """
+    config = model.generation_config.updated(dict(given))
+    if config.num_beams > 1 or config.penalty_alpha is not None:
+        click.get_current_context().fail(
+            "--show-probs works with greedy decoding and sampling only: drop it, or num_beams and penalty_alpha"
+        )
+    reason = reason_without_colours()
+    if reason is not None:
+        note(f"edgelm: no colours, because {reason}: --json --logprobs 0 has the probabilities as numbers")
+        return False
+    given["logprobs"] = 0
+    begin_colours()
+    return True
+
+
+def _print_stream(chunks: "Iterator[Chunk]", echo: str | None, *, colours: bool) -> "tuple[Stats, list[FinishReason]]":
     """Print each row as it comes, with a blank line between rows; nothing is printed before the first token.
 
-    Returns the statistics, and why each row ended.
+    With `colours` new text has those of its probabilities. Returns the statistics, and why each row ended.
     """
     final: Stats | None = None
     reasons: list[FinishReason] = []
     row = -1
+    painter = ProbabilityPainter()
     for chunk in chunks:
         if chunk.index != row:
             row = chunk.index
+            painter = ProbabilityPainter()
             sys.stdout.write("\n" if row else "")
             sys.stdout.write(echo or "")
-        sys.stdout.write(chunk.text)
+        sys.stdout.write(painter.painted(chunk) if colours else chunk.text)
         if chunk.finish_reason is not None:
             reasons.append(chunk.finish_reason)
             sys.stdout.write("\n")
