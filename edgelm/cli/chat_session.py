@@ -26,9 +26,10 @@ _OWN_OPTIONS: dict[str, Any] = {
     "context_overflow": "stop",
     "pinned_tokens": 0,
     "logprobs": None,
+    "token_healing": False,
 }
 OWN_OPTIONS = tuple(_OWN_OPTIONS)
-"""Options that a conversation does not take: a message has one answer, and whole turns are dropped."""
+"""Options that a conversation does not take: a message is whole and has one answer, and whole turns are dropped."""
 
 
 class ChatSession:

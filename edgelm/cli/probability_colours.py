@@ -30,7 +30,7 @@ def reason_without_colours() -> str | None:
 
 
 def begin_colours() -> None:
-    """Make the terminal ready, and say on standard error what the colours mean; in these colours if it is a terminal."""
+    """Make the terminal ready, and say on standard error what the colours mean: in colours, if it is a terminal."""
     if sys.platform == "win32":
         from colorama import just_fix_windows_console  # click needs it there
 

@@ -83,8 +83,11 @@ def command(
     if state is not None:
         check_output_file(state)
     model = open_model()
-    if text.endswith(" "):
-        note("edgelm: the prompt ends with a blank, which usually belongs to the next word: leave it out if you can")
+    if text.endswith(" ") and not model.generation_config.updated(dict(given)).token_healing:
+        note(
+            "edgelm: the prompt ends with a blank, which usually belongs to the next word: leave it out, or give "
+            "--token-healing"
+        )
     colours = show_probs and _may_colour(model, given)
     kept = None if state is None or not os.path.lexists(state) else model.load_state(state)
     if as_json:

@@ -66,6 +66,7 @@ def beam_search(session: DecodingSession, request: Request, logits: Logits) -> I
     logits = np.broadcast_to(logits, (beams, request.vocab_size))
     batch = _batch(session, request)
     constraints = None if request.matcher is None else BeamConstraints(request.matcher, config)
+    whole_first = constraints is not None and not config.token_healing
     if constraints is not None and constraints.of([]) is None:
         yield from [Hypothesis(0.0, [], "stop")] * config.num_return_sequences
         return
@@ -83,7 +84,7 @@ def beam_search(session: DecodingSession, request: Request, logits: Logits) -> I
             new += [] if reason == "eos" else [int(next_tokens.tokens[index])]
             rank = next_tokens.scores[index] / np.float32(float(count + 1) ** config.length_penalty)
             finished.append(Hypothesis(float(rank), new, reason))
-        finished = sorted(finished, key=partial(_place, whole_first=constraints is not None))[:beams]
+        finished = sorted(finished, key=partial(_place, whole_first=whole_first))[:beams]
         running = np.where(ended, next_tokens.scores + NEVER, next_tokens.scores)
         order = np.argsort(-running, kind="stable")[:beams]
         going, scores = next_tokens.at(order), running[order]

@@ -37,10 +37,11 @@ class TokenMatcher(Protocol):
     def is_finished(self) -> bool:
         """Whether the text must end here, because nothing can follow."""
 
-    def mask(self) -> Mask:
+    def mask(self) -> Mask | None:
         """Which tokens may come next, (V,); a token that only ends a text is never among them.
 
-        Raises ConfigError if there is no way on, or finding it takes too much work.
+        None once the text may go on and end as it likes. Raises ConfigError if there is no way on, or finding it takes
+        too much work.
         """
 
     def forced(self) -> list[int]:
@@ -82,12 +83,14 @@ class RowConstraint:
         Raises ConfigError if no token is left, unless `may_rule_out_all`.
         """
         allowed = self._matcher.mask()
+        if allowed is None:
+            return logits
         allowed[self._ends] = self._matcher.accepts
         result: Logits = np.where(allowed, logits, MASKED)
         if not may_rule_out_all and result.max() == MASKED:
             raise ConfigError(
                 "no token is left to choose: other options, such as bad_words_ids, suppress_tokens or min_new_tokens, "
-                "rule out every token that the constraint allows here"
+                "rule out every token that the constraint (or token_healing) allows here"
             )
         return result
 

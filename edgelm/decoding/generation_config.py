@@ -312,6 +312,14 @@ class GenerationConfig:
         "and `--grammar`. Not with stop strings, groups of beams or contrastive search.",
     )
 
+    token_healing: bool = CONSTRAINT.option(
+        False,
+        switch(),
+        "Take back the last tokens of a prompt that may end inside a word; the new tokens spell them again. No text is "
+        "shown twice ([details](#token-healing)). The prompt must be a text. Not with a constraint, groups of beams or "
+        "contrastive search.",
+    )
+
     logprobs: int | None = OUTPUT.option(
         None,
         whole(0, 1024, optional=True),
@@ -433,6 +441,7 @@ class GenerationOptions(TypedDict, total=False):
     renormalize_logits: bool
     penalty_alpha: float | None
     constraint: Constraint | None
+    token_healing: bool
     logprobs: int | None
 
 

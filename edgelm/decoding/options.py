@@ -360,6 +360,8 @@ def check_combination(values: Mapping[str, Any], defaults: Mapping[str, object])
             raise ConfigError(f"{minimum} is {low} but {maximum} is {high}: lower one or raise the other")
     if values["constraint"] is not None:
         _check_constraint(values, defaults)
+    if values["token_healing"]:
+        _check_healing(values)
     if values["penalty_alpha"] is not None:
         _check_contrastive(values)
     if values["do_sample"] and values["mirostat_tau"] is not None:
@@ -390,6 +392,20 @@ def _check_constraint(values: Mapping[str, Any], defaults: Mapping[str, object])
         raise ConfigError("contrastive search (penalty_alpha) takes no constraint: drop one of them")
     if values["num_beam_groups"] > 1:
         raise ConfigError("groups of beams (num_beam_groups) take no constraint: drop one of them")
+
+
+BEGINNINGS = ("constraint", "forced_bos_token_id")
+"""Options that say how a text begins, which token healing says too."""
+
+
+def _check_healing(values: Mapping[str, Any]) -> None:
+    for name in BEGINNINGS:
+        if values[name] is not None:
+            raise ConfigError(f"token_healing and {name} contradict each other: both say how the new text begins")
+    if values["penalty_alpha"] is not None:
+        raise ConfigError("contrastive search (penalty_alpha) takes no token_healing: drop one of them")
+    if values["num_beam_groups"] > 1:
+        raise ConfigError("groups of beams (num_beam_groups) take no token_healing: drop one of them")
 
 
 def _check_contrastive(values: Mapping[str, Any]) -> None:
@@ -445,7 +461,9 @@ def side_effects(given: Mapping[str, Any], defaults: Mapping[str, Any], *, contr
     if "penalty_alpha" in chosen or given.get("num_beams") == 1:
         reset += BEAMS
     if "constraint" in chosen:
-        reset += [name for name in (*ENDS, "penalty_alpha") if name not in chosen]
+        reset += [name for name in (*ENDS, "penalty_alpha", "token_healing") if name not in chosen]
+    if given.get("token_healing"):
+        reset += [name for name in (*BEGINNINGS, "penalty_alpha") if name not in chosen]
     if "mirostat_tau" in chosen:
         reset += FILTERS
     elif any(name in chosen for name in FILTERS):

@@ -88,7 +88,7 @@ class TextRun:
         config: options of the generation, for `ids`.
         seed: the caller's, or a random one.
         reused_tokens: how many of `ids` were not computed. The decoding loop sets it.
-        matcher: what the texts must obey, at their beginning; None for no constraint.
+        matcher: what the texts must obey, at their beginning; None if they may be anything.
         window: the window that the decoding loop uses, if any. The decoding loop sets it.
     """
 
@@ -104,6 +104,7 @@ class TextRun:
         prefix_tokens: int = 0,
         learned_tokens: int = 0,
         dropped_tokens: int = 0,
+        healed_characters: int = 0,
         load_seconds: float = 0.0,
     ) -> None:
         """Make a run of finished parts; `TextGeneration.run` builds them.
@@ -118,6 +119,7 @@ class TextRun:
             prefix_tokens: how many of `ids` belong to a text prefix.
             learned_tokens: length of a learned prefix, which has no ids.
             dropped_tokens: tokens of the prompt that are not in `ids`, because they do not fit.
+            healed_characters: how much of the prompt's end the new tokens spell again; it is no new text.
             load_seconds: how long the model took to load, for the statistics.
         """
         self.ids, self.config, self.seed, self.matcher = ids, config, seed, matcher
@@ -129,6 +131,7 @@ class TextRun:
         self._load_seconds = load_seconds
         rows = range(config.num_return_sequences)
         self._decoder = tokenizer.stream(ids, skip_special_tokens=True)
+        self._decoder.leave_out(healed_characters)
         self._texts = [self._new_text() for _ in rows]
         # Log-probabilities of the tokens whose text is not whole yet, by row.
         self._logprobs: list[deque[TokenLogprobs]] = [deque() for _ in rows]
@@ -199,5 +202,5 @@ class TextRun:
         )
 
     def _new_text(self) -> TextStream:
-        """A stream of the text that follows `ids`: `decode(ids + new)[len(decode(ids)):]`."""
+        """A stream of the text that follows the prompt: `decode(ids + new)[len(decode(prompt's ids)):]`."""
         return TextStream(self._decoder.copy(), self.config.stop_strings)

@@ -17,6 +17,7 @@ from edgelm.generation.runs_together import RunsTogether
 from edgelm.reuse.pool import SessionPool
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.text.prompts import Prompt
+from edgelm.text.token_healing import HealedPrompt, TokenHealer
 from edgelm.text.token_matcher import ConstraintReader
 
 Item = TypeVar("Item")
@@ -29,6 +30,7 @@ class TextGeneration:
         self._encoder, self._sessions, self._load_seconds = encoder, sessions, load_seconds
         self._context_length = context_length  # in tokens, behind a learned prefix
         self._constraints = ConstraintReader(encoder.tokenizer)
+        self._healer: TokenHealer | None = None
         self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
 
     def run(self, prompt: Prompt, config: GenerationConfig) -> TextRun:
@@ -36,15 +38,17 @@ class TextGeneration:
 
         Raises:
             PromptError: the prompt is empty, is neither text nor token ids, has an unknown token id, or cannot be
-                decoded.
+                decoded; or it is token ids, and `token_healing` is on.
             ContextError: the prompt does not fit behind the prefix.
-            ConfigError: `pinned_tokens` is more than half the context, `max_length` leaves no room, or the constraint
-                cannot be read or met.
+            ConfigError: `pinned_tokens` is more than half the context, `max_length` leaves no room, the constraint
+                cannot be read or met, or `token_healing` does not know this kind of tokenizer.
         """
         if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
             config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
         seed = secrets.randbits(63) if config.seed is None else config.seed
         ids = self._encoder.ids_to_continue(prompt)
+        healed = self._healed(prompt, ids) if config.token_healing else HealedPrompt(ids, None, 0)
+        ids = healed.ids
         prefix_tokens, learned_tokens = self._encoder.prefix_tokens(ids), self._encoder.learned_tokens
         prefix, own, room = ids[:prefix_tokens], ids[prefix_tokens:], self._context_length - prefix_tokens
         kept, config = fitted(own, config, room)
@@ -58,7 +62,7 @@ class TextGeneration:
             config.new_token_limit(len(kept))  # refuses a max_length by the prompt's own length
         if prefix_tokens or config.context_overflow == "truncate":
             config = behind_prefix(config, prefix_tokens)  # nothing is left to cut
-        matcher = self._matcher(config, prefix_tokens + len(kept))
+        matcher = healed.matcher or self._matcher(config, prefix_tokens + len(kept))
         return TextRun(
             self._encoder.tokenizer,
             prompt,
@@ -69,6 +73,7 @@ class TextGeneration:
             prefix_tokens=prefix_tokens,
             learned_tokens=learned_tokens,
             dropped_tokens=len(own) - len(kept),
+            healed_characters=healed.characters,
             load_seconds=self._load_seconds,
         )
 
@@ -126,6 +131,21 @@ class TextGeneration:
             scheduler = Scheduler(session, max_rows=min(max_rows, max(1, rows)), states=self._sessions.states)
             chunks = _decode_together(RunsTogether(scheduler), runs)
         return [run.completion(of_run) for run, of_run in zip(runs, chunks, strict=True)]
+
+    def _healed(self, prompt: Prompt, ids: list[int]) -> HealedPrompt:
+        """A prompt, encoded as `ids`, without the end that token healing takes back."""
+        if not isinstance(prompt, str):
+            raise PromptError(
+                "token_healing needs the prompt as a text, because token ids stay as they are: give the text, or drop "
+                "token_healing"
+            )
+        if self._healer is None:
+            self._healer = TokenHealer(self._encoder.tokenizer)
+        try:
+            empty = self._encoder.ids_to_continue("")
+        except PromptError:  # the model cannot begin with nothing
+            empty = []
+        return self._healer.heal(ids, self._encoder.prefix_tokens(ids), empty)
 
     def _matcher(self, config: GenerationConfig, prompt_tokens: int) -> TokenMatcher | None:
         """What the text must obey. Raises ConfigError if it needs more tokens than may follow the prompt."""

@@ -15,7 +15,7 @@ from edgelm.generation.results import Choice, Chunk, Completion, Stats
 from edgelm.serve.call import Call
 from edgelm.serve.echo import NO_ECHO, CompletionLogprobs, offsets_of, read_echo
 from edgelm.serve.errors import ApiError
-from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds, prompts_of
+from edgelm.serve.fields import PLAIN_TEXTS, GenerationFields, Text, TokenIds, own, prompts_of
 from edgelm.serve.generating import Generation, Usage
 from edgelm.serve.limits import MAX_CHOICES, MAX_PROMPTS, MAX_TOP_LOGPROBS
 from edgelm.serve.merging import merged
@@ -49,6 +49,7 @@ class CompletionRequest(GenerationFields):
     logprobs: int | None = Field(
         default=None, ge=0, le=MAX_TOP_LOGPROBS, description="Log-probabilities of each token and of so many likeliest."
     )
+    token_healing: bool | None = own("token_healing")
     suffix: None = unsupported("these models continue texts, they do not fill gaps")
 
 
@@ -141,6 +142,15 @@ class _Completions:
         if body.max_tokens is not None:
             call.check_max_tokens(body.max_tokens, "max_tokens")
         self._options = body.generation_options(body.max_tokens)
+        if body.token_healing:
+            if body.logprobs is not None:
+                raise ApiError(
+                    400,
+                    "token_healing and logprobs do not go together: a token that begins inside the prompt has no "
+                    "text_offset",
+                    param="token_healing",
+                )
+            self._options["token_healing"] = True
         if body.logprobs is not None or self._best_of > self._choices:
             self._options["logprobs"] = body.logprobs or 0
         self._rows = call.ask_for_rows(self._best_of, self._options)

@@ -48,6 +48,13 @@ Piece = tuple[str, bool]
 class DecoderStep:
     """One decoder in the middle of a text. Its attributes are immutable, so that a shallow copy has its own state."""
 
+    is_local: bool = False
+    """Whether a token in the middle of a text always stands for the same bytes, whatever its neighbours are."""
+
+    def bytes_of(self, token: str) -> bytes | None:
+        """The bytes of a token that may be a part of a character; None for any other token."""
+        return None
+
     def push(self, text: str, ends: bool) -> list[Piece]:
         """Take the next piece of the current token; return the pieces that are now certain."""
         raise NotImplementedError
@@ -60,6 +67,8 @@ class DecoderStep:
 class _Fuse(DecoderStep):
     """Joins all tokens to one."""
 
+    is_local = True
+
     def push(self, text: str, ends: bool) -> list[Piece]:
         return [(text, False)] if text else []
 
@@ -70,10 +79,18 @@ class _Fuse(DecoderStep):
 class _ByteLevel(DecoderStep):
     """Joins all tokens to one text of UTF-8 bytes; a token with a character outside the alphabet stands for itself."""
 
+    is_local = True
+
     def __init__(self) -> None:
         self._token = ""
         self._stands_for_itself = False
         self._bytes = b""  # an unfinished character
+
+    def bytes_of(self, token: str) -> bytes:
+        try:
+            return token.translate(_LATIN_1_OF).encode("latin-1")
+        except UnicodeEncodeError:
+            return token.encode()
 
     def push(self, text: str, ends: bool) -> list[Piece]:
         try:
@@ -101,12 +118,18 @@ class _ByteLevel(DecoderStep):
 class _ByteFallback(DecoderStep):
     """Turns runs of tokens like <0xE4> into text, or into U+FFFD for each byte where they are not UTF-8."""
 
+    is_local = True
+
     def __init__(self) -> None:
         self._token = ""  # the beginning of what may be a byte token
         self._inside = False  # whether the current token has begun and is no byte token
         self._run = 0  # bytes in the current run
         self._wrong = False  # whether the run has a wrong byte
         self._text, self._bytes = "", b""  # the run's text, and its unfinished character
+
+    def bytes_of(self, token: str) -> bytes | None:
+        byte = _BYTE_TOKEN.fullmatch(token)
+        return None if byte is None else bytes([int(byte[1], 16)])
 
     def push(self, text: str, ends: bool) -> list[Piece]:
         if self._inside:
@@ -147,6 +170,7 @@ class _Replace(DecoderStep):
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new = old, new
         self._held = ""  # an ending that may be the beginning of `old`
+        self.is_local = len(old) == 1
 
     def push(self, text: str, ends: bool) -> list[Piece]:
         text, old = self._held + text, self._old
@@ -203,6 +227,7 @@ class Strip(DecoderStep):
 
     def __init__(self, content: str, start: int, stop: int) -> None:
         self._content, self._start, self.stop = content, start, stop
+        self.is_local = not stop
         self._begin_token()
 
     def _begin_token(self) -> None:
@@ -255,6 +280,8 @@ class _WordPiece(DecoderStep):
 
 class _Metaspace(DecoderStep):
     """Turns a mark into a space; where texts begin with an added mark, the marks of the first token are left out."""
+
+    is_local = True
 
     def __init__(self, mark: str, first: str) -> None:
         self._mark, self._space = mark, first

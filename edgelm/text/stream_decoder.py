@@ -57,7 +57,12 @@ class StreamDecoder:
     def _restart(self) -> None:
         """Go back to the end of `after`: the next `push` begins a new text."""
         self._steps = [copy(step) for step in self._first_steps]
-        self._skip = self._first_skip  # characters of decode(after) that its own ids did not make certain
+        self._skip = self._first_skip  # of decode(after), what its own ids did not make certain; and what to leave out
+
+    def leave_out(self, characters: int) -> None:
+        """Leave out so many further characters at the beginning of each text."""
+        self._first_skip += characters
+        self._restart()
 
     def copy(self) -> "StreamDecoder":
         """Return a decoder that has read the same ids, and goes on by itself."""

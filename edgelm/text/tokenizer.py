@@ -218,6 +218,22 @@ class Tokenizer:
         token_of = partial(self._token, skip_special_tokens=skip_special_tokens)
         return StreamDecoder(token_of, self._steps, self._check_ids(after))
 
+    def spellings(self) -> list[bytes]:
+        """The bytes for which each token stands in the middle of a text, by its id; none for special tokens.
+
+        Raises TokenizerError if they depend on the tokens beside it, as with WordPiece.
+        """
+        if not all(step.is_local for step in self._steps):
+            raise TokenizerError("the text of this tokenizer's tokens depends on the tokens beside them")
+        tokens = {i: self._token(i, skip_special_tokens=True) for i in range(self._size)}
+        stream = StreamDecoder({**tokens, -1: "a"}.__getitem__, self._steps, [-1])
+        spelled = []
+        for i, token in tokens.items():
+            pieces = (step.bytes_of(token) for step in self._steps) if token is not None else ()
+            data = next((piece for piece in pieces if piece is not None), None)
+            spelled.append((stream.push(i) + stream.flush()).encode() if data is None else data)
+        return spelled
+
     def token_id(self, token: str) -> int | None:
         """Return the id of exactly this token, or None; PromptError where `token` is not a str."""
         check_text(token)
