@@ -74,11 +74,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="a chat bundle")
     parser.add_argument("--rounds", type=int, default=3, help="how often the conversation is repeated (default 3)")
     parser.add_argument("--max-new-tokens", type=int, default=60, help="length of an answer (default 60)")
+    parser.add_argument("--threads", type=int, help="threads of the model")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
     try:
-        keeps, forgets = edgelm.load(arguments.bundle), edgelm.load(arguments.bundle)
+        keeps, forgets = (edgelm.load(arguments.bundle, threads=arguments.threads) for _ in range(2))
         forgets.warmup()
         keeps.warmup()
         rounds = [talk(keeps, forgets, arguments.max_new_tokens) for _ in range(arguments.rounds)]

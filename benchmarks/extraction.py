@@ -4,11 +4,11 @@
     python -m benchmarks.extraction path/to/smollm2-int4 --data data/sst2
     python -m benchmarks.extraction
 
-With a chat bundle the texts are 100 reviews of products that this file writes, whose product, sentiment and stars are
-known; with `--data` they are the first sentences of `dev.tsv` in a folder of SST-2, whose sentiment is known. Without
-a bundle the embedded model reads the stories of `benchmarks/texts`. Answers are greedy. Prints one line for each text
-on standard error, a Markdown table, and one JSON object as its last line; the command ends with status 1 if an answer
-that is finished is not valid by `jsonschema`.
+With a bundle the texts are 100 reviews of products that this file writes, whose product, sentiment and stars are known,
+behind six solved ones. With `--data` they are the first sentences of `dev.tsv` in a folder of SST-2, whose sentiment is
+known. Without a bundle the embedded model reads the stories of `benchmarks/texts`. Answers are greedy. Prints one line
+for each text on standard error, a Markdown table, and one JSON object as its last line; the command ends with status 1
+if an answer that is finished is not valid by `jsonschema`.
 """
 
 import argparse
@@ -28,8 +28,6 @@ import edgelm
 from benchmarks.data import END_OF_TEXT, HELD_OUT_STORIES
 from benchmarks.sentiment import read_examples
 from edgelm.engine.machine import cpu_name
-from edgelm.text.chat import ChatMessage
-from edgelm.text.prompts import Prompt
 
 SENTIMENTS = ("negative", "neutral", "positive")
 REVIEW_SCHEMA = {
@@ -63,17 +61,19 @@ OPINIONS = (
     (5, "Absolutely wonderful {}! I use it every day, it is the best I ever had, and I would buy it again at once."),
 )
 SHOTS = (
-    (
-        "What a lovely tent. We spent a week in the rain and stayed dry. Perfect!",
-        {"product": "tent", "sentiment": "positive", "stars": 5},
-    ),
+    ("The watch stopped after a week. Awful.", "watch", "negative", 1),
+    ("A good lawn mower. It cuts well, though it is a bit loud.", "lawn mower", "positive", 4),
     (
         "The toaster burns everything, and then it stopped working. I want my money back.",
-        {"product": "toaster", "sentiment": "negative", "stars": 1},
+        "toaster",
+        "negative",
+        1,
     ),
-    ("The curtains are fine. Not great, not bad.", {"product": "curtains", "sentiment": "neutral", "stars": 3}),
+    ("What a lovely tent. We spent a week in the rain and stayed dry. Perfect!", "tent", "positive", 5),
+    ("This bicycle is a disappointment: it is heavy and the brakes are weak.", "bicycle", "negative", 2),
+    ("The curtains are fine. Not great, not bad.", "curtains", "neutral", 3),
 )
-SYSTEM = "Extract the product, the sentiment and the stars (1 to 5) from the review. Answer with JSON only."
+"""Solved reviews: text, product, sentiment, stars."""
 STORY_PROMPT = """Once upon a time, there was a little girl named Lily. She loved to play with her toys. One day, she \
 lost her doll. She was very sad. Her name was {{"name":"Lily","feels":"sad","age":3}}
 
@@ -144,23 +144,24 @@ def _story(text: str) -> Case:
     return Case(text, {"the name is in the story": lambda answer: answer["name"] in text.replace(".", " ").split()})
 
 
-def review_prompt(model: edgelm.Model, text: str) -> Prompt:
-    """A conversation with three solved reviews."""
-    messages = [ChatMessage(role="system", content=SYSTEM)]
-    for review, answer in SHOTS:
-        messages.append(ChatMessage(role="user", content=review))
-        messages.append(ChatMessage(role="assistant", content=json.dumps(answer, separators=(",", ":"))))
-    return model.chat_prompt([*messages, ChatMessage(role="user", content=text)])
+def review_prompt(text: str) -> str:
+    """Six solved reviews, and the review."""
+    solved = (
+        (review, {"product": product, "sentiment": sentiment, "stars": stars})
+        for review, product, sentiment, stars in SHOTS
+    )
+    examples = (f"Review: {review}\nJSON: {json.dumps(answer, separators=(',', ':'))}\n\n" for review, answer in solved)
+    return f"{''.join(examples)}Review: {text}\nJSON: "
 
 
-def story_prompt(model: edgelm.Model, text: str) -> Prompt:
+def story_prompt(text: str) -> str:
     """A solved story, and the story."""
     return STORY_PROMPT.format(text)
 
 
 def extracted(
     model: edgelm.Model,
-    prompt: Callable[[edgelm.Model, str], Prompt],
+    prompt: Callable[[str], str],
     cases: list[Case],
     schema: dict[str, Any],
     max_new_tokens: int,
@@ -170,9 +171,7 @@ def extracted(
     ends, right, values, invalid = Counter[str](), Counter[str](), Counter[str](), list[str]()
     tokens, started = 0, time.perf_counter()
     for case in cases:
-        done = model.generate(
-            prompt(model, case.text), constraint=constraint, do_sample=False, max_new_tokens=max_new_tokens
-        )
+        done = model.generate(prompt(case.text), constraint=constraint, do_sample=False, max_new_tokens=max_new_tokens)
         reason = done.choices[0].finish_reason
         ends[reason] += 1
         tokens += done.stats.new_tokens
@@ -204,17 +203,18 @@ def extracted(
 def main() -> None:
     """Extract, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", nargs="?", type=Path, help="a chat bundle; by default the embedded model")
+    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle; by default the embedded model")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="take reviews from SST-2's dev.tsv in FOLDER")
+    parser.add_argument("--threads", type=int, help="threads of the model")
     parser.add_argument("--texts", type=int, default=100, help="how many texts (default 100)")
     parser.add_argument("--max-new-tokens", type=int, default=60, help="length of an answer (default 60)")
     arguments = parser.parse_args()
     if arguments.texts < 1:
         parser.error("--texts must be at least 1")
     if arguments.bundle is None and arguments.data is not None:
-        parser.error("--data needs a chat bundle")
+        parser.error("--data needs a bundle")
     try:
-        model = edgelm.load(arguments.bundle)
+        model = edgelm.load(arguments.bundle, threads=arguments.threads)
         if arguments.bundle is None:
             cases, prompt, schema = stories(arguments.texts), story_prompt, STORY_SCHEMA
         elif arguments.data is None:

@@ -102,7 +102,8 @@ class EditedLines:
             key_bindings=keys,
             completer=Words(),
             complete_while_typing=False,
-            prompt_continuation=_NEXT_PROMPT,
+            # A line that the terminal breaks is still one line.
+            prompt_continuation=lambda width, line, breaks: " " * width if breaks else _NEXT_PROMPT,
             output=create_output(stdout=sys.stderr),
         )
 
