@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgelm import load
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm_export import fit, pipeline
@@ -55,3 +57,17 @@ def test_a_real_model_loses_little_on_real_text(
     assert on_readme.mean_kl_divergence <= {"int8": 0.004, "int4": 0.008}[precision]
     assert on_readme.top1_agreement >= {"int8": 0.95, "int4": 0.93}[precision]
     assert sum(file.stat().st_size for file in (tmp_path / "bundle").iterdir()) <= megabytes * 1e6
+    if precision == "int4":
+        facts = facts_of_reviews(tmp_path / "bundle")
+        report(f"{precision}: {facts}")
+        assert (facts["texts"], facts["finished"], facts["invalid"]) == (5, 5, [])
+
+
+def facts_of_reviews(bundle: Path) -> dict[str, Any]:
+    """What `benchmarks.extraction` counts for the first five reviews."""
+    extraction = pytest.importorskip("benchmarks.extraction", reason="needs the extra [constrain] and jsonschema")
+    with load(bundle, device="cpu") as model:
+        facts: dict[str, Any] = extraction.extracted(
+            model, extraction.review_prompt, extraction.written_reviews()[:5], extraction.REVIEW_SCHEMA, 60
+        )
+    return facts
