@@ -174,7 +174,7 @@ def main() -> None:
     )
     measured: dict[str, Case] = {
         "any 400 characters": edgelm.Regex("(?s:.){400}"),
-        "a sentence": edgelm.Regex(r" [A-Z][a-z]+( [a-z]+){5,30}\\."),
+        "a sentence": edgelm.Regex(r" [A-Z][a-z]+( [a-z]+){5,30}\."),
         "an object of four fields": edgelm.JsonSchema(PERSON),
     }
     for name, constraint in measured.items():
