@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.cli.progress import FILE_FIRST_SECONDS, FILE_NEXT_SECONDS, percent, progress
+from edgelm.cli.progress import FILE_FIRST_SECONDS, FILE_NEXT_SECONDS, percent, progress, prompt_progress
 from tests.conftest import TINY_BUNDLE, RunCommand
 
 TINY = ("-m", str(TINY_BUNDLE))
@@ -167,6 +167,22 @@ def test_without_standard_error_nothing_is_shown(monkeypatch: pytest.MonkeyPatch
     times = iter([0.0, 1e6])
     with progress("answered", lambda: next(times)) as show:
         show("all")
+
+
+def test_a_long_prompt_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the line goes before the first text; a short prompt is computed in one piece and tells nothing."""
+    with prompt_progress("short") as option:
+        assert option is None
+    monkeypatch.setattr("edgelm.cli.progress.TERMINAL_FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("edgelm.cli.progress.TERMINAL_NEXT_SECONDS", 0.0)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with prompt_progress("long " * 500) as option:
+        assert option is not None
+        option(64, 128)
+        assert terminal.getvalue() == "\rreading the prompt: 64 of 128 tokens"
+        option(128, 128)
+        assert terminal.getvalue().endswith(" \r"), "the line is gone before the first text comes"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudoterminal and SIGINT")
