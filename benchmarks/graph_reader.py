@@ -25,7 +25,7 @@ def main() -> None:
     for path in options.bundles:
         bundle = Bundle.read(path)
         names, files = bundle.manifest.graph, bundle.manifest.files
-        data, weights_bytes = bundle.file(names.file).read_bytes(), files[names.weights_file].size_bytes
+        data, weights_bytes = bundle.checked_content(names.file), files[names.weights_file].size_bytes
         seconds = []
         for _ in range(21):
             protobuf._printable.cache_clear()

@@ -139,7 +139,7 @@ def under_load(
 
 def compare(servers: Sequence[Server], tokenizer: Tokenizer, bundle: Bundle, given: argparse.Namespace) -> None:
     """Print speed and waiting of each server over interleaved rounds; the last server is the baseline."""
-    settings = json.loads(bundle.file("generation_config.json").read_bytes())
+    settings = json.loads(bundle.checked_content("generation_config.json"))
     ends = settings.get("eos_token_id", [])
     # Both servers write whole answers: no text ends early.
     never = {str(token): -100 for token in (ends if isinstance(ends, list) else [ends])}
@@ -200,7 +200,7 @@ def main() -> None:
     if given.requests is None and (given.gguf is None or given.python is None):
         parser.error("give --gguf FILE and --python PYTHON, or --requests N")
     bundle = Bundle.read(given.bundle)
-    tokenizer = Tokenizer.from_json(bundle.file("tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_json(bundle.checked_content("tokenizer.json").decode())
     threads = str(given.threads)
     ours = partial(
         running,

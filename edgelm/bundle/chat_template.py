@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.small_files import SmallFileError, read_small_file
+from edgelm.bundle.small_files import SmallFileError
 from edgelm.bundle.strict_json import Between, StrictJsonError, from_json, parse_json
 from edgelm.errors import BundleError
 
@@ -29,7 +29,7 @@ def read_chat_template(bundle: Bundle) -> ChatTemplate | None:
     if CHAT_TEMPLATE_FILE not in bundle.manifest.files:
         return None
     try:
-        content = parse_json(read_small_file(bundle.file(CHAT_TEMPLATE_FILE), MAX_CHAT_TEMPLATE_BYTES))
+        content = parse_json(bundle.read_file(CHAT_TEMPLATE_FILE, MAX_CHAT_TEMPLATE_BYTES))
         return from_json(ChatTemplate, content)
     except (SmallFileError, StrictJsonError) as error:
         raise BundleError(f"{CHAT_TEMPLATE_FILE} {error}") from None

@@ -1,4 +1,4 @@
-"""A bundle on disk: read, checked, hashed. ``docs/bundle-format.md`` describes the format."""
+"""A bundle on disk, in a folder or packed in a file: read, checked, hashed. The format: ``docs/bundle-format.md``."""
 
 import hashlib
 import os
@@ -10,11 +10,15 @@ from pathlib import Path
 from edgelm.bundle.graph_rules import check_graph
 from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
 from edgelm.bundle.onnx_file import MAX_GRAPH_BYTES
-from edgelm.bundle.small_files import is_folder, status_of
+from edgelm.bundle.packed import PACKED_SUFFIX, Packed, read_packed
+from edgelm.bundle.small_files import SmallFileError, is_folder, open_regular_file, read_small_file, status_of
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import BundleError, ConfigError, pass_interrupts_on, shown
 
 _READ_BYTES = 1 << 20
+_NOTHING_THERE = (
+    "there is no such folder or file; make one with `edgelm export`, or leave the model out to use the embedded one"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +35,53 @@ class FileStamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle folder. Its manifest, its file list, all sizes and the hashes of its small files have been checked."""
+class Extent:
+    """Where a file of a bundle lies: all of a file, or a part of a packed one."""
 
     path: Path
-    """The folder, absolute."""
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk. Its manifest, its file list, all sizes and the hashes of its small files have been checked."""
+
+    path: Path
+    """The folder or the packed file, absolute."""
     manifest: Manifest
+    packed: Packed | None = None
+    """Where the files lie in a packed file; None for a folder."""
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Open the bundle in the folder `path`.
+        """Open the bundle in the folder or the packed file `path`.
 
-        This checks the manifest and its digest, that the folder holds exactly the listed files, their sizes, the hashes
-        of all files except the weights, and what the graph may do. `verify` hashes the weights too. Raises BundleError
-        if the folder is missing, is no bundle, differs from its manifest, or has a graph that no exporter writes.
+        This checks the manifest and its digest, that there are exactly the listed files, their sizes, the hashes of all
+        files except the weights, and what the graph may do. `verify` hashes the weights too. Raises BundleError if
+        nothing is there, or no bundle, or if it differs from its manifest, or has a graph that no exporter writes.
         """
         try:
-            folder = Path(path).absolute()
-            if not is_folder(folder):
-                raise BundleError(_no_folder(folder))
-            bundle = cls(folder, read_manifest(_read_manifest_file(folder)))
-            bundle._check_listing()
+            place = Path(path).absolute()
+            if is_folder(place):
+                bundle = cls(place, read_manifest(_read_manifest_file(place)))
+                bundle._check_listing()
+            else:
+                if status_of(place) is None:
+                    raise BundleError(_NOTHING_THERE)
+                packed, manifest = read_packed(place)
+                bundle = cls(place, manifest, packed)
             graph = b""
             for name, fact in bundle.manifest.files.items():
                 if name == bundle.manifest.graph.file and fact.size_bytes <= MAX_GRAPH_BYTES:
-                    graph = bundle._hashed_content(name, fact)
+                    graph = bundle.checked_content(name)
                 elif name != bundle.manifest.graph.weights_file:
-                    bundle._check_hash(name, fact)
+                    bundle._check_hash(name)
             bundle._check_graph(graph)
         except BundleError as error:
             raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
+        except SmallFileError as error:
+            raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: it {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
             pass_interrupts_on(error)
             reason = (isinstance(error, OSError) and error.strerror) or error
@@ -78,7 +99,7 @@ class Bundle:
         for name, fact in self.manifest.files.items():
             if progress is not None:
                 progress(name, fact.size_bytes)
-            self._check_hash(name, fact)
+            self._check_hash(name)
             total += fact.size_bytes
         return total
 
@@ -87,7 +108,7 @@ class Bundle:
         stamps = {}
         for name in (self.manifest.graph.file, self.manifest.graph.weights_file):
             try:
-                facts = self.file(name).stat()
+                facts = self.extent(name).path.stat()
             except OSError as error:
                 pass_interrupts_on(error)
                 continue
@@ -95,13 +116,13 @@ class Bundle:
         return stamps
 
     def require_unchanged(self, stamps: dict[str, FileStamp]) -> None:
-        """Raise BundleError if the folder no longer holds this bundle.
+        """Raise BundleError if another bundle is there now.
 
         Files with other stamps than `stamps` are hashed.
         """
         try:
-            content = parse_json(_read_manifest_file(self.path))
-        except (BundleError, StrictJsonError, OSError) as error:
+            content = parse_json(self.manifest_bytes())
+        except (BundleError, StrictJsonError, SmallFileError, OSError) as error:
             pass_interrupts_on(error)
             content = None
         if not isinstance(content, dict) or content.get("digest") != self.manifest.digest:
@@ -114,7 +135,7 @@ class Bundle:
     def require_content(self, name: str) -> None:
         """Raise BundleError if the content of the file `name` is not what the manifest says."""
         try:
-            self._check_hash(name, self.manifest.files[name])
+            self._check_hash(name)
         except (BundleError, OSError) as error:
             pass_interrupts_on(error)
             raise BundleError(
@@ -130,14 +151,63 @@ class Bundle:
             raise ConfigError(f"context must be a whole number from 1 to {whole}, got {shown(tokens)}")
         return replace(self, manifest=replace(self.manifest, architecture=replace(facts, context_length=tokens)))
 
-    def file(self, name: str) -> Path:
-        """The path of the bundle's file `name`."""
-        return self.path / name
+    @property
+    def name(self) -> str:
+        """The name of the folder, or of the packed file without its suffix."""
+        name = self.path.resolve().name if self.packed is None else self.path.name
+        return name if self.packed is None else name.removesuffix(PACKED_SUFFIX)
+
+    def extent(self, name: str) -> Extent:
+        """Where the bundle's file `name` lies."""
+        if self.packed is None:
+            return Extent(self.path / name, 0, self.manifest.files[name].size_bytes)
+        member = self.packed.members[name]
+        return Extent(self.path, member.offset, member.size_bytes)
+
+    def read_file(self, name: str, max_bytes: int) -> bytes:
+        """The content of the bundle's file `name`.
+
+        Raises:
+            SmallFileError: it is no regular file, or has more than `max_bytes`.
+            OSError: it cannot be read.
+        """
+        extent = self.extent(name)
+        if self.packed is None:
+            return read_small_file(extent.path, max_bytes)
+        if extent.size_bytes > max_bytes:
+            raise SmallFileError(f"has {extent.size_bytes:,} bytes, more than {max_bytes:,}")
+        with open_regular_file(extent.path) as stream:
+            stream.seek(extent.offset)
+            return stream.read(extent.size_bytes)
+
+    def checked_content(self, name: str) -> bytes:
+        """The content of the file `name`, read once; raises BundleError if it is not what the manifest says."""
+        return b"".join(self.blocks(name))
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The blocks of a file; raises BundleError behind the last one if the manifest says another content."""
+        extent, fact, digest = self.extent(name), self.manifest.files[name], hashlib.sha256()
+        # A file of a folder that grows meanwhile is read no further, and its content differs.
+        left = fact.size_bytes + (1 if self.packed is None else 0)
+        with extent.path.open("rb", buffering=0) as stream:
+            stream.seek(extent.offset)
+            while left and (block := stream.read(min(_READ_BYTES, left))):
+                left -= len(block)
+                digest.update(block)
+                yield block
+        if digest.hexdigest() != fact.sha256:
+            raise BundleError(f"the content of {name!r} is not what {MANIFEST_NAME} says (SHA-256 differs)")
+
+    def manifest_bytes(self) -> bytes:
+        """The content of ``bundle.json`` as it is on disk now. Raises BundleError, SmallFileError or OSError."""
+        return _read_manifest_file(self.path) if self.packed is None else read_packed(self.path)[0].manifest_bytes
 
     @property
     def size_bytes(self) -> int:
-        """Total size of all files, the manifest included."""
-        return sum(f.size_bytes for f in self.manifest.files.values()) + self.file(MANIFEST_NAME).stat().st_size
+        """Total size of all files, the manifest included; of a packed file its own size."""
+        if self.packed is not None:
+            return self.path.stat().st_size
+        return sum(f.size_bytes for f in self.manifest.files.values()) + (self.path / MANIFEST_NAME).stat().st_size
 
     @property
     def file_count(self) -> int:
@@ -148,12 +218,16 @@ class Bundle:
         """The content of the graph's file; raises BundleError if it is not what the manifest says."""
         name = self.manifest.graph.file
         try:
-            return self._hashed_content(name, self.manifest.files[name])
+            return self.checked_content(name)
         except OSError as error:
             pass_interrupts_on(error)
             raise BundleError(f"cannot read {name!r} of {os.fspath(self.path)!r}: {error.strerror or error}") from None
 
     def _check_listing(self) -> None:
+        if self.packed is not None:
+            if read_packed(self.path)[0] != self.packed:
+                raise BundleError("it was replaced after it was read")
+            return
         listed = self.manifest.files
         # Other tools write dot files (.gitattributes, .DS_Store). They are never read.
         present = {entry.name for entry in os.scandir(self.path) if not entry.name.startswith(".")}
@@ -178,24 +252,9 @@ class Bundle:
         weights_bytes = files[names.weights_file].size_bytes
         check_graph(content, self.manifest.architecture, names, weights_bytes)
 
-    def _check_hash(self, name: str, fact: FileFact) -> None:
-        for _ in self._hashed_blocks(name, fact):
+    def _check_hash(self, name: str) -> None:
+        for _ in self.blocks(name):
             pass
-
-    def _hashed_content(self, name: str, fact: FileFact) -> bytes:
-        """The content of the file `name`, read once; raises BundleError if it is not what the manifest says."""
-        return b"".join(self._hashed_blocks(name, fact))
-
-    def _hashed_blocks(self, name: str, fact: FileFact) -> Iterator[bytes]:
-        """The blocks of a file; raises BundleError behind the last one if the manifest says another content."""
-        digest = hashlib.sha256()
-        with self.file(name).open("rb", buffering=0) as stream:
-            # A file that grows meanwhile is read no further, and its content differs.
-            while stream.tell() <= fact.size_bytes and (block := stream.read(_READ_BYTES)):
-                digest.update(block)
-                yield block
-        if digest.hexdigest() != fact.sha256:
-            raise BundleError(f"the content of {name!r} is not what {MANIFEST_NAME} says (SHA-256 differs)")
 
 
 def default_bundle_path() -> Path:
@@ -246,9 +305,3 @@ def _is_embedded(folder: Path) -> bool:
         return folder == default_bundle_path()
     except BundleError:
         return False
-
-
-def _no_folder(folder: Path) -> str:
-    if status_of(folder) is not None:
-        return "it is a file, not a bundle folder"
-    return "there is no such folder; make one with `edgelm export`, or leave the model out to use the embedded one"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from edgelm.bundle.protobuf import Field, Message, ProtobufError, Schema, Span
+from edgelm.bundle.protobuf import Field, Message, ProtobufError, Schema, Span, field_bytes, replaced
 
 MAX_GRAPH_BYTES = 16 * 2**20
 MAX_NODES = 4096
@@ -191,6 +191,27 @@ def read_onnx(data: bytes) -> OnnxFile:
     )
 
 
+def with_weights_at(data: bytes, file: str, offset: int) -> bytes:
+    """An ONNX file that `read_onnx` accepts, with its weights in `file`, `offset` bytes further on than it says."""
+
+    def entry(span: Span) -> bytes:
+        message = Message(data, span, _ENTRY)
+        key, value = message.text("key"), message.text("value")
+        if key == "location":
+            value = file
+        elif key == "offset":
+            value = str(offset + int(value))
+        return field_bytes(1, key.encode()) + field_bytes(2, value.encode())
+
+    def tensor(span: Span) -> bytes:
+        return replaced(data, span, 13, entry)
+
+    def graph(span: Span) -> bytes:
+        return replaced(data, span, 5, tensor)
+
+    return replaced(data, (0, len(data)), 7, graph)
+
+
 def _opsets(data: bytes, message: Message) -> dict[str, int]:
     opsets: dict[str, int] = {}
     for span in message.spans("opset_import", 8):
@@ -245,7 +266,12 @@ def _attribute(data: bytes) -> tuple[str, AttributeValue]:
         raise ProtobufError(f"the attribute {name!r} is no single number or tensor")
     if kind == _FLOAT:
         return name, message.decimal("f")
-    return name, message.number("i") if kind == _INT else _tensor(data, message.span("t"))
+    if kind == _INT:
+        return name, message.number("i")
+    tensor = _tensor(data, message.span("t"))
+    if isinstance(tensor.content, Place):  # ONNX Runtime would open that file
+        raise ProtobufError(f"the attribute {name!r} has its data in a file")
+    return name, tensor
 
 
 def _tensor(data: bytes, span: Span) -> Tensor:

@@ -7,6 +7,7 @@ more than 64 bits, and whatever reaches beyond the end. Nothing is copied, and n
 """
 
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -138,6 +139,43 @@ class Message:
         if text is None:
             raise ProtobufError(f"{self._schema.name} has a {name!r} that is not printable ASCII without blanks")
         return text
+
+
+def replaced(data: bytes, span: Span, number: int, make: Callable[[Span], bytes]) -> bytes:
+    """The message at `span` of `data` with ``make(value)`` for each value, a span, of its field `number`.
+
+    All other fields stay as they are. The message must have been read before, because nothing is checked.
+    """
+    parts = []
+    at, stop = span
+    while at < stop:
+        start = at
+        tag, at = _varint(data, at, stop)
+        if tag & 7 == _WIRE_TYPES["decimal"]:
+            at += 4
+        else:
+            length, at = _varint(data, at, stop)
+        value = at, at
+        if tag & 7 == _WIRE_TYPES["span"]:
+            value = at, at + length
+            at += length
+        parts.append(field_bytes(number, make(value)) if tag == _span_tag(number) else data[start:at])
+    return b"".join(parts)
+
+
+def field_bytes(number: int, content: bytes) -> bytes:
+    """The field `number` with `content`: a text, bytes or a nested message."""
+    return varint_bytes(_span_tag(number)) + varint_bytes(len(content)) + content
+
+
+def _span_tag(number: int) -> int:
+    return number << 3 | _WIRE_TYPES["span"]
+
+
+def varint_bytes(value: int) -> bytes:
+    """A number that is not negative, in as few bytes as it needs."""
+    groups = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
 
 
 @lru_cache(4096)  # most names stand several times in a file

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from edgelm.bundle.certificate import Reference
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.small_files import SmallFileError, read_small_file
+from edgelm.bundle.small_files import SmallFileError
 from edgelm.errors import BundleError
 from edgelm.ids import IdArray, Logprobs
 
@@ -64,7 +64,7 @@ def read_reference(bundle: Bundle) -> tuple[Reference, ReferenceData]:
     if stated != expected:
         raise BundleError(f"{facts.file!r} has {stated:,} bytes, but bundle.json describes {expected:,}")
     try:
-        raw = read_small_file(bundle.file(facts.file), expected)
+        raw = bundle.read_file(facts.file, expected)
     except SmallFileError as error:
         raise BundleError(f"{facts.file!r} {error}") from None
     if len(raw) != expected:

@@ -2,6 +2,9 @@
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
 
 from edgelm.errors import ConfigError, pass_interrupts_on, shown
 
@@ -24,9 +27,7 @@ def read_small_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         OSError: it cannot be read.
         ValueError: the path has a NUL character.
     """
-    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes into it.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
-    with open(os.open(path, flags), "rb") as stream:  # noqa: PTH123 (a descriptor, not a path)
+    with _opened(path) as stream:
         info = os.fstat(stream.fileno())
         check_small_file(info, max_bytes)
         content = stream.read(info.st_size + 1)  # Python takes memory for as many bytes as are asked for
@@ -35,6 +36,14 @@ def read_small_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise SmallFileError(f"has more than {max_bytes:,} bytes")
     return content
+
+
+@contextmanager
+def open_regular_file(path: str | os.PathLike[str], max_bytes: int = 2**62) -> Iterator[IO[bytes]]:
+    """Yield the regular file `path`, open for reading. Raises as `read_small_file`."""
+    with _opened(path) as stream:
+        check_small_file(os.fstat(stream.fileno()), max_bytes)
+        yield stream
 
 
 def status_of(path: str | os.PathLike[str]) -> os.stat_result | None:
@@ -67,6 +76,12 @@ def check_small_file(info: os.stat_result, max_bytes: int) -> None:
         raise SmallFileError(f"is {_kind(info.st_mode)}, not a regular file")
     if info.st_size > max_bytes:
         raise SmallFileError(f"has {info.st_size:,} bytes, more than {max_bytes:,}")
+
+
+def _opened(path: str | os.PathLike[str]) -> IO[bytes]:
+    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes into it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
+    return open(os.open(path, flags), "rb")  # noqa: PTH123 (a descriptor, not a path)
 
 
 def _kind(mode: int) -> str:

@@ -29,9 +29,16 @@ def write_whole_file(target: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written. It may name the temporary file.
     """
+    with whole_file(target) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file that becomes `target` at the end, unless an error is raised. Raises as `write_whole_file`."""
     _remove_abandoned(target.parent)
     with _temporary_file(target.parent) as stream:
-        stream.write(content)
+        yield stream
         stream.flush()
         if sys.platform == "win32":
             stream.close()

@@ -32,6 +32,8 @@ _COMMANDS = {
     "export": ("edgelm_export.cli:command", "Convert a checkpoint into a bundle."),
     "info": ("edgelm.cli.info:command", "Show a bundle's source, size and quality certificate."),
     "verify": ("edgelm.cli.verify:command", "Check a bundle's files and measure its quality again."),
+    "pack": ("edgelm.cli.pack:pack_command", "Write a bundle as one file."),
+    "unpack": ("edgelm.cli.pack:unpack_command", "Write a packed bundle as a folder."),
     "compare": ("edgelm.cli.compare:command", "Compare two bundles."),
     "bench": ("edgelm.cli.bench:command", "Measure a bundle's speed and memory on this machine."),
     "doctor": ("edgelm.cli.doctor:command", "Check this machine and this installation, with advice."),
@@ -40,7 +42,7 @@ _COMMANDS = {
 
 _BUILD_COMMANDS = ("pretrain", "finetune", "distill", "export")
 """These compute much with numpy and torch."""
-_WRITE_FILES = (*_BUILD_COMMANDS, "bake")
+_WRITE_FILES = (*_BUILD_COMMANDS, "bake", "pack", "unpack")
 """These make files, so they need no standard output."""
 
 EXIT_USAGE = 2

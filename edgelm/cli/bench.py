@@ -1,6 +1,5 @@
 """``edgelm bench``: speed and memory of a bundle on this machine."""
 
-from pathlib import Path
 from statistics import median
 
 import click
@@ -21,7 +20,7 @@ WARM_UP_RUNS = 1
 @click.option("--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N")
 @json_option("Print one JSON object instead of text.")
 def command(
-    folder: Path,
+    place: str,
     device: str,
     threads: int | None,
     prompt_tokens: int | None,
@@ -40,7 +39,7 @@ def command(
         from edgelm.engine.machine import cpu_name, system_name
         from edgelm.model import load
 
-        model = load(folder, device=device, threads=threads)
+        model = load(place, device=device, threads=threads)
     session, manifest = model.session, model.bundle.manifest
     prompt_tokens = prompt_tokens or max(1, min(128, session.context_length // 2))
     new_tokens = new_tokens or max(2, min(64, session.context_length + 1 - prompt_tokens))

@@ -16,7 +16,7 @@ import click
 
 from edgelm import __version__
 from edgelm.cli.interrupt import ends_at_once
-from edgelm.cli.shared import given_folder, json_option, model_option, print_json
+from edgelm.cli.shared import given_place, json_option, model_option, print_json
 from edgelm.cli.streams import print_line, shows_in_stdout
 from edgelm.errors import EdgelmError, install_hint
 
@@ -42,7 +42,7 @@ class Finding:
 
 
 @click.command(name="doctor")
-@click.argument("bundle", metavar="[FOLDER]", required=False)
+@click.argument("bundle", metavar="[BUNDLE]", required=False)
 @model_option
 @json_option("Print one JSON object instead of text.")
 def command(bundle: str | None, model: str | None, as_json: bool) -> None:
@@ -52,7 +52,7 @@ def command(bundle: str | None, model: str | None, as_json: bool) -> None:
     asked of the network.
     """
     findings: list[Finding] = []
-    for check in _checks(given_folder(bundle, model)):
+    for check in _checks(given_place(bundle, model)):
         with ends_at_once():
             try:
                 found = list(check())
@@ -70,8 +70,8 @@ def command(bundle: str | None, model: str | None, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-def _checks(folder: Path | None) -> list[Callable[[], Iterator[Finding]]]:
-    """The checks in their order, for the bundle in `folder`, or for the embedded one."""
+def _checks(place: str | None) -> list[Callable[[], Iterator[Finding]]]:
+    """The checks in their order, for the bundle at `place`, or for the embedded one."""
     from edgelm.engine.installation import ask_onnxruntime
 
     ask = cache(ask_onnxruntime)
@@ -80,7 +80,7 @@ def _checks(folder: Path | None) -> list[Callable[[], Iterator[Finding]]]:
         return _onnxruntime(ask())
 
     def bundle() -> Iterator[Finding]:
-        return _bundle(folder, works=ask().error is None)
+        return _bundle(place, works=ask().error is None)
 
     return [_python, _packages, onnxruntime, _processor, _threads, _memory, _huge_pages, _disk, _output, bundle]
 
@@ -225,12 +225,12 @@ def _output() -> Iterator[Finding]:
         yield Finding("output", "warn", f"{encoding}, to {kind}", advice)
 
 
-def _bundle(folder: Path | None, *, works: bool) -> Iterator[Finding]:
+def _bundle(place: str | None, *, works: bool) -> Iterator[Finding]:
     """Check the bundle; run it if ONNX Runtime `works`."""
     from edgelm.bundle.folder import Bundle, default_bundle_path
 
     try:
-        bundle = Bundle.read(folder or default_bundle_path())
+        bundle = Bundle.read(place or default_bundle_path())
         bundle.verify()
     except EdgelmError as error:
         yield Finding("bundle", "fail", str(error))

@@ -1,7 +1,6 @@
 """``edgelm info``: what a bundle is, where it came from, and what its conversion cost."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -16,9 +15,9 @@ Fact = tuple[str, str]
 @click.command(name="info")
 @bundle_options
 @json_option("Print the whole manifest as one JSON object.")
-def command(folder: Path, as_json: bool) -> None:
+def command(place: str, as_json: bool) -> None:
     """Show a bundle's source, size and quality certificate."""
-    bundle = Bundle.read(folder)
+    bundle = Bundle.read(place)
     if as_json:
         print_json({"path": str(bundle.path), "size_bytes": bundle.size_bytes, **asdict(bundle.manifest)})
         return
@@ -51,9 +50,10 @@ def _facts(bundle: Bundle) -> list[Fact]:
 
 
 def _prefix_fact(bundle: Bundle) -> str:
-    from edgelm.reuse.prefix import read_prefix, shortened  # imports numpy: only bundles with a prefix need it
+    from edgelm.reuse.prefix import baked_prefix, shortened  # imports numpy: only bundles with a prefix need it
 
-    prefix = read_prefix(bundle.file(PREFIX_FILE), bundle)
+    prefix = baked_prefix(bundle)
+    assert prefix is not None, "the manifest lists it"
     origin = "learned" if prefix.text is None else f"the text {shortened(prefix.text)}"
     return f"{prefix.tokens} tokens before every prompt, {origin}; the certificate was measured without it"
 

@@ -49,10 +49,10 @@ def _seconds(flag: str, default: float | None, meaning: str) -> Decorator:
     "models",
     type=click.Path(),  # so that the environment variable is split like PATH
     multiple=True,
-    metavar="FOLDER",
+    metavar="BUNDLE",
     envvar="EDGELM_MODEL",
     show_envvar=True,
-    help="Bundle folder, or NAME=FOLDER; by default the embedded model. Repeatable; the first one is the default.",
+    help="Bundle, or NAME=BUNDLE; by default the embedded model. Repeatable; the first one is the default.",
 )
 @_texts("--task", "tasks", "NAME=FILE", "Model NAME: a prefix file before one of the models, on the same weights.")
 @click.option(

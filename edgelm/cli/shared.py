@@ -65,16 +65,16 @@ class TextCommand(click.Command):
 
 
 def model_option(function: Function) -> Function:
-    """``-m/--model``: the bundle folder; None stands for the embedded model."""
-    meaning = "Bundle folder; by default the embedded model."
+    """``-m/--model``: where the bundle is; None stands for the embedded model."""
+    meaning = "Bundle folder or packed file; by default the embedded model."
     return click.option(
         "-m",
         "--model",
-        metavar="FOLDER",
+        metavar="BUNDLE",
         envvar="EDGELM_MODEL",
         show_envvar=True,
         help=meaning,
-        shell_complete=lambda ctx, param, begun: [CompletionItem(begun, type="dir")],
+        shell_complete=lambda ctx, param, begun: [CompletionItem(begun, type="file")],
     )(function)
 
 
@@ -129,30 +129,29 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A bundle folder as an argument or as ``--model``, which reaches `command` as one path `folder`.
+    """A bundle as an argument or as ``--model``, which reaches `command` as one path `place`.
 
     Without both it is the folder of the embedded model.
     """
 
-    @click.argument("bundle", metavar="[FOLDER]", required=False)
+    @click.argument("bundle", metavar="[BUNDLE]", required=False)
     @model_option
     @wraps(command)
-    def with_folder(*, bundle: str | None, model: str | None, **options: object) -> None:
+    def with_place(*, bundle: str | None, model: str | None, **options: object) -> None:
         from edgelm.bundle.folder import default_bundle_path
 
-        command(folder=given_folder(bundle, model) or default_bundle_path(), **options)
+        command(place=given_place(bundle, model) or str(default_bundle_path()), **options)
 
-    return with_folder
+    return with_place
 
 
-def given_folder(bundle: str | None, model: str | None) -> Path | None:
-    """The bundle folder out of an argument and ``--model``; None without both. Raises UsageError if they differ."""
+def given_place(bundle: str | None, model: str | None) -> str | None:
+    """The bundle out of an argument and ``--model``; None without both. Raises UsageError if they differ."""
     context = click.get_current_context()
     from_environment = context.get_parameter_source("model") is click.core.ParameterSource.ENVIRONMENT
     if bundle is not None and model is not None and bundle != model and not from_environment:
-        raise click.UsageError(f"two folders are given, {bundle!r} and --model {model!r}; give one", context)
-    folder = model if bundle is None else bundle
-    return None if folder is None else Path(folder)
+        raise click.UsageError(f"two bundles are given, {bundle!r} and --model {model!r}; give one", context)
+    return model if bundle is None else bundle
 
 
 def read_text_file(path: Path, error: type[EdgelmError]) -> str:

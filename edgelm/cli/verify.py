@@ -1,7 +1,6 @@
 """``edgelm verify``: a bundle's files against its manifest, and its results against its certificate."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -18,13 +17,13 @@ from edgelm.errors import BundleError
 @click.option("--hashes-only", is_flag=True, help="Check the files only; measure nothing.")
 @threads_option
 @json_option("Print one JSON object instead of text.")
-def command(folder: Path, hashes_only: bool, threads: int | None, as_json: bool) -> None:
+def command(place: str, hashes_only: bool, threads: int | None, as_json: bool) -> None:
     """Check a bundle's files and measure its quality again on this CPU; exit 1 if anything differs.
 
     The digest and each file's size and SHA-256 are checked first. Then the bundle computes its reference tokens. The
     results must match its certificate within the printed tolerances.
     """
-    bundle = Bundle.read(folder)
+    bundle = Bundle.read(place)
     files, size = bundle.file_count, bundle.size_bytes
     note(f"hashing {files} files ({size / 1e6:.1f} MB)")
     bundle.verify()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
-from edgelm.bundle.small_files import SmallFileError, read_small_file
+from edgelm.bundle.small_files import SmallFileError
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.decoding.options import (
     COMMON,
@@ -499,7 +499,7 @@ def bos_token_id(bundle: "Bundle") -> int | None:
 
 
 def _settings_of_bundle(bundle: "Bundle") -> dict[str, object]:
-    content = parse_json(read_small_file(bundle.file(_FILE), MAX_SETTINGS_BYTES))
+    content = parse_json(bundle.read_file(_FILE, MAX_SETTINGS_BYTES))
     if not isinstance(content, dict):
         raise StrictJsonError("must be an object")
     return content

@@ -18,6 +18,7 @@ from edgelm.errors import BundleError, DeviceError, ForkError, install_hint, pas
 
 logger = logging.getLogger(__name__)
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _DEVICE = re.compile(r"cuda:(\d{1,3})")
 
 
@@ -118,7 +119,7 @@ def open_inference_session(
 ) -> Any:
     """Load the graph at `model_path`; returns an ``onnxruntime.InferenceSession``.
 
-    `content` is loaded in place of that file, on the CPU; its weights are in the same folder.
+    `content` is loaded in place of that file; its weights are in the same folder.
 
     Raises:
         DeviceError: CUDA was requested and did not load, the process's other models do not fit `shared_threads`, or
@@ -133,6 +134,7 @@ def open_inference_session(
             f"ONNX Runtime cannot load {model_path.name!r} of {os.fspath(model_path.parent)!r}, because its path is "
             "not UTF-8: rename the folder"
         ) from None
+    graph = os.fspath(model_path) if content is None else content
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails becomes an exception; nothing else is written to standard error
     _threads_of_process.apply(options, threads, onnxruntime, shared=shared_threads)
@@ -144,12 +146,11 @@ def open_inference_session(
         # Exact, but slower, and it copies every int8 weight to uint8. So it is set only where products may saturate.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if content is not None:
-        folder = os.fspath(model_path.parent)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, os.fspath(model_path.parent))
     if device.kind == "cpu":
         try:
             return onnxruntime.InferenceSession(
-                os.fspath(model_path) if content is None else content,
+                graph,
                 options,
                 providers=["CPUExecutionProvider"],
                 # The fusion of Add and LayerNormalization takes three times as long as the two nodes do.
@@ -167,7 +168,7 @@ def open_inference_session(
         onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
-            os.fspath(model_path),
+            graph,
             options,
             providers=[("CUDAExecutionProvider", {"device_id": str(device.index)}), "CPUExecutionProvider"],
             enable_fallback=0,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from edgelm.bundle.attention_outputs import with_attention_outputs
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.onnx_file import with_weights_at
 from edgelm.engine.cache import Binding
 from edgelm.engine.device import (
     Device,
@@ -247,12 +248,18 @@ class Graph:
 
     def _load(self) -> Handle:
         """An ``onnxruntime.InferenceSession`` of the graph."""
-        manifest = self.bundle.manifest
-        path = self.bundle.file(manifest.graph.file)
-        stamps = self.bundle.stamps()
-        content = None
-        if self.shows_attention:
-            content = with_attention_outputs(self.bundle.graph_content(), manifest.architecture, manifest.graph)
+        bundle, manifest = self.bundle, self.bundle.manifest
+        names = manifest.graph
+        stamps = bundle.stamps()
+        path, content = bundle.path / names.file, None
+        if self.shows_attention or bundle.packed is not None:
+            content = bundle.graph_content()
+        if content is not None and self.shows_attention:
+            content = with_attention_outputs(content, manifest.architecture, names)
+        if content is not None and bundle.packed is not None:
+            weights = bundle.extent(names.weights_file)
+            path = weights.path.resolve()
+            content = with_weights_at(content, path.name, weights.offset)
         try:
             with self._memory.recorded():
                 ort_session = open_inference_session(
@@ -269,13 +276,13 @@ class Graph:
             pass_interrupts_on(error)
             if is_lack_of_memory(error):
                 raise InsufficientMemoryError(
-                    f"there is no memory left to load {str(path.parent)!r}: free some, raise the limit, or use a "
+                    f"there is no memory left to load {str(bundle.path)!r}: free some, raise the limit, or use a "
                     "bundle of fewer bits"
                 ) from None
             raise BundleError(
-                f"ONNX Runtime cannot load {path.name!r} of {str(path.parent)!r}: {first_line(error)}"
+                f"ONNX Runtime cannot load {names.file!r} of {str(bundle.path)!r}: {first_line(error)}"
             ) from error
-        self.bundle.require_unchanged(stamps)
+        bundle.require_unchanged(stamps)
         self._stamps = stamps
         return Handle(ort_session)
 

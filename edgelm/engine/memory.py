@@ -73,7 +73,7 @@ def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0, *, attention_byte
         needed = memory.forecast_bytes + attention_bytes + (memory.weights_bytes if room.counts_mapped_files else 0)
         if needed > room.free_bytes:
             raise InsufficientMemoryError(
-                f"the model {bundle.path.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "
+                f"the model {bundle.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "
                 f"{_mb(room.free_bytes)} MB: free some, raise the limit, or use a bundle of fewer bits"
             )
 

@@ -1,8 +1,7 @@
 """The one file format of keys and values that are already computed, on safetensors.
 
-Three kinds: the state of a prompt, a baked text, and a learned prefix. safetensors checks that the tensors fill the
-file without gap or overlap. It accepts repeated names, of which the last counts, and unknown fields of a tensor;
-`strict_json` refuses both. safetensors is imported where a file is read or written, because other runs do not need it.
+Three kinds: the state of a prompt, a baked text, and a learned prefix. Files are read without the package safetensors,
+which knows no files inside others, and which accepts repeated names and unknown fields of a tensor.
 """
 
 import hashlib
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.folder import Extent
 from edgelm.bundle.small_files import SmallFileError, check_small_file
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
 from edgelm.bundle.whole_file import write_whole_file
@@ -98,6 +98,17 @@ class _Header:
             and (text is None or (text.dtype, len(text.shape)) == ("U8", 1))
         )
 
+    def fills(self, size_bytes: int) -> bool:
+        """Whether the tensors lie behind each other without gap or overlap in `size_bytes`."""
+        end = 0
+        tensors = [tensor for tensor in (self.keys_values, self.token_ids, self.text) if tensor is not None]
+        for tensor in sorted(tensors, key=lambda tensor: tensor.data_offsets):
+            length = math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.dtype]).itemsize
+            if tensor.data_offsets != (end, end + length):
+                return False
+            end += length
+        return end == size_bytes
+
 
 def write_kv_file(
     path: str | os.PathLike[str],
@@ -144,42 +155,43 @@ def write_kv_file(
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
-def read_kv_file(path: str | os.PathLike[str], name: str, *kinds: KvKind) -> KvFile:
+def read_kv_file(place: str | os.PathLike[str] | Extent, name: str, *kinds: KvKind) -> KvFile:
     """Read a file of one of `kinds`, which messages call `name`; check everything that needs no bundle.
 
-    Only the header, of a bounded length, is read before the sizes of the tensors are known to fit the file. Raises
-    KvFileError if the file is of another kind or damaged, and OSError if it cannot be read.
+    `place` is a path, or where the file lies in a bundle. Only the header, of a bounded length, is read before the
+    sizes of the tensors are known to fit the file. Raises KvFileError if the file is of another kind or damaged, and
+    OSError if it cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
+    path = place.path if isinstance(place, Extent) else Path(place)
     try:
-        check_small_file(Path(path).stat(), _MAX_FILE_BYTES)
+        info = path.stat()
+        check_small_file(info, _MAX_FILE_BYTES)
     except SmallFileError as error:
         raise KvFileError(f"it {error}") from None
-    with Path(path).open("rb") as stream:
+    begin, size_bytes = (place.offset, place.size_bytes) if isinstance(place, Extent) else (0, info.st_size)
+    with path.open("rb") as stream:
+        stream.seek(begin)
         start = stream.read(_LENGTH_BYTES + 1)
         if not is_safetensors(start):
             raise KvFileError(f"it is no {name}")
         header_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")
         if header_bytes > _MAX_HEADER_BYTES:
             raise KvFileError("its header is damaged")
-        stream.seek(_LENGTH_BYTES)
+        stream.seek(begin + _LENGTH_BYTES)
         header, metadata = _header(stream.read(header_bytes), name)
         if metadata.kind not in kinds:
             raise KvFileError(f"it is no {name}")
         if not header.fits(metadata):
             raise KvFileError("its header describes other tensors than such a file has")
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise KvFileError(f"its tensors do not fit the file ({error})") from None
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        if not header.fills(size_bytes - _LENGTH_BYTES - header_bytes):
+            raise KvFileError("its tensors do not fit the file")
+        skipped = begin % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(stream.fileno(), skipped + size_bytes, access=mmap.ACCESS_READ, offset=begin - skipped)
         data = mapped if os.name == "posix" else mapped[:]  # Windows does not let a mapped file be replaced
     tensors: dict[str, npt.NDArray[Any]] = {}
     for key in ("keys_values", "token_ids", "text"):
         if (tensor := getattr(header, key)) is not None:
-            offset = _LENGTH_BYTES + header_bytes + tensor.data_offsets[0]
+            offset = skipped + _LENGTH_BYTES + header_bytes + tensor.data_offsets[0]
             array = np.frombuffer(data, _DTYPES[tensor.dtype], math.prod(tensor.shape), offset)
             tensors[key] = array.reshape(tensor.shape)
     if _sha256(tensors) != metadata.sha256 or not _all_finite(tensors["keys_values"]):

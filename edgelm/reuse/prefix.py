@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgelm.bundle.folder import Bundle
+from edgelm.bundle.folder import Bundle, Extent
 from edgelm.bundle.manifest import PREFIX_FILE, VALUE_DIVISORS_FILE, Manifest
-from edgelm.bundle.small_files import SmallFileError, read_small_file
+from edgelm.bundle.small_files import SmallFileError
 from edgelm.engine.session import Session
 from edgelm.errors import PrefixError, PromptError, shown
 from edgelm.ids import LEAST_TOKENS, KeysValues, common_prefix
@@ -189,9 +189,15 @@ def write_learned_prefix(
 
 def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
     """Read a prefix file; raises PrefixError if it is missing, damaged, or made for another bundle or checkpoint."""
+    return _read(Path(path).absolute(), bundle)
+
+
+def _read(place: Path | Extent, bundle: Bundle) -> Prefix:
+    """The prefix in a file, or in the bundle itself. Raises as `read_prefix`."""
+    path = place.path if isinstance(place, Extent) else place
     facts = bundle.manifest.architecture
     with named_errors(PrefixError, "prefix", path):
-        file = read_kv_file(path, "prefix file", "text", "learned")
+        file = read_kv_file(place, "prefix file", "text", "learned")
         _check_fit(file, bundle.manifest)
         divisors = _value_divisors(bundle) if file.metadata.kind == "learned" else None
     content = _padded_heads(file.keys_values, facts.head_dim, turns=bundle.manifest.graph.position_ids is None)
@@ -204,12 +210,12 @@ def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
                 f"cannot use the prefix {os.fspath(path)!r}: its values are too large for this bundle's "
                 f"{VALUE_DIVISORS_FILE}: learn it again"
             )
-    return Prefix(file.text, tuple(file.ids.tolist()), content, file.metadata.sha256, Path(path).absolute())
+    return Prefix(file.text, tuple(file.ids.tolist()), content, file.metadata.sha256, path)
 
 
 def baked_prefix(bundle: Bundle) -> Prefix | None:
     """The prefix in the bundle's folder, or None; raises PrefixError if it does not fit the bundle."""
-    return read_prefix(bundle.file(PREFIX_FILE), bundle) if PREFIX_FILE in bundle.manifest.files else None
+    return _read(bundle.extent(PREFIX_FILE), bundle) if PREFIX_FILE in bundle.manifest.files else None
 
 
 def shortened(text: str) -> str:
@@ -303,7 +309,7 @@ def _value_divisors(bundle: Bundle) -> KeysValues | None:
     if manifest.files[VALUE_DIVISORS_FILE].size_bytes != size_bytes:
         raise KvFileError(f"the bundle's {VALUE_DIVISORS_FILE} is damaged")
     try:
-        divisors = np.frombuffer(read_small_file(bundle.file(VALUE_DIVISORS_FILE), size_bytes), "<f4")
+        divisors = np.frombuffer(bundle.read_file(VALUE_DIVISORS_FILE, size_bytes), "<f4")
     except SmallFileError as error:
         raise KvFileError(f"the bundle's {VALUE_DIVISORS_FILE} {error}") from None
     if divisors.size != math.prod(shape) or not (np.isfinite(divisors).all() and (divisors > 0).all()):

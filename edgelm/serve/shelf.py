@@ -112,12 +112,12 @@ class Shelf:
         ConfigError if there is no place, two have one name, or a model alone needs more than the settings allow.
         """
         if not places:
-            raise ConfigError("a server needs a model: give -m FOLDER")
+            raise ConfigError("a server needs a model: give -m BUNDLE")
         self._settings, self._load, self._clock = settings, load, clock
         self._slots: dict[str, _Slot] = {}
         for place in places:
             if place.name in self._slots:
-                raise ConfigError(f"two models are called {place.name!r}: name one of them, as in -m NAME=FOLDER")
+                raise ConfigError(f"two models are called {place.name!r}: name one of them, as in -m NAME=BUNDLE")
             needed = place.memory_bytes(settings)
             alone = needed + (0 if place.base is None else self._slots[place.base].memory_bytes)
             if settings.memory_bytes is not None and alone > settings.memory_bytes:
@@ -281,14 +281,14 @@ class Shelf:
 
 
 def read_place(text: str) -> Place:
-    """The place that ``NAME=FOLDER`` or ``FOLDER`` describes; the folder's name is the default name.
+    """The place that ``NAME=BUNDLE`` or ``BUNDLE`` describes; the bundle's name is the default name.
 
     Raises:
         BundleError: the folder holds no usable bundle.
         ConfigError: the name is empty, too long, or has characters that a URL would escape.
     """
     name, separator, folder = text.partition("=")
-    if not separator or Path(text).is_dir():
+    if not separator or Path(text).exists():
         return place_of(Bundle.read(text))
     return place_of(Bundle.read(folder), name)
 
@@ -312,12 +312,12 @@ def read_task(text: str, places: Sequence[Place]) -> Place:
                 raise
             continue
         return replace(place_of(base.bundle, name), base=base.name, prefix=prefix)
-    raise ConfigError("a prefix needs a model: give -m FOLDER")
+    raise ConfigError("a prefix needs a model: give -m BUNDLE")
 
 
 def place_of(bundle: Bundle, name: str | None = None) -> Place:
     """`bundle` under `name`, or under its folder's name; raises ConfigError as `read_place`."""
-    name = bundle.path.resolve().name if name is None else name
+    name = bundle.name if name is None else name
     if not name or len(name) > 100 or not all(part.isalnum() or part in "-_.:/" for part in name) or not name.isascii():
-        raise ConfigError(f"{name!r} cannot be a model's name: use letters, digits and -_.:/, as in -m NAME=FOLDER")
+        raise ConfigError(f"{name!r} cannot be a model's name: use letters, digits and -_.:/, as in -m NAME=BUNDLE")
     return Place(name, bundle)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.small_files import SmallFileError, read_small_file
+from edgelm.bundle.small_files import SmallFileError
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import BundleError, PromptError, TokenizerError, pass_interrupts_on, shown
 from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
@@ -111,14 +111,14 @@ class Tokenizer:
             TokenizerError: tokenizer.json cannot be read.
         """
         try:
-            text = read_small_file(bundle.file("tokenizer.json"), MAX_FILE_BYTES).decode("utf-8")
+            text = bundle.read_file("tokenizer.json", MAX_FILE_BYTES).decode("utf-8")
         except (SmallFileError, UnicodeDecodeError) as error:
             reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
             raise BundleError(f"tokenizer.json of {os.fspath(bundle.path)!r} {reason}") from None
         tokenizer = cls.from_json(text)
         if _CONFIG in bundle.manifest.files:
             try:
-                config = parse_json(read_small_file(bundle.file(_CONFIG), _MAX_CONFIG_BYTES))
+                config = parse_json(bundle.read_file(_CONFIG, _MAX_CONFIG_BYTES))
             except (StrictJsonError, SmallFileError) as error:
                 raise BundleError(f"{_CONFIG} of {os.fspath(bundle.path)!r} {error}") from None
             tokenizer._backend.encode_special_tokens = config == {**_SAVED, "split_special_tokens": True}

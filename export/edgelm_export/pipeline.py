@@ -22,6 +22,7 @@ from edgelm.bundle.manifest import (
     Matrix,
     Recipe,
 )
+from edgelm.bundle.whole_folder import move_into_place
 from edgelm.engine.machine import default_threads
 from edgelm.errors import ExportError
 from edgelm.reuse.kv_file import KvDtype
@@ -31,7 +32,7 @@ from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph.decoder import write_graph
 from edgelm_export.model.decoder import DecoderWeights
 from edgelm_export.publish.card import model_card
-from edgelm_export.publish.folder import folder_bytes, publish, seal, workshop
+from edgelm_export.publish.folder import folder_bytes, seal, workshop
 from edgelm_export.publish.prefix import plan_prefix
 from edgelm_export.quantize.budget import Budget, check_budget
 from edgelm_export.quantize.calibrate import StoredDecoder
@@ -158,7 +159,7 @@ def export(
         card = model_card(manifest, measured, output.name, stored.source.model_type, checkpoint.card, added)
         (draft / "README.md").write_text(card, encoding="utf-8")
         seal(draft, manifest)
-        publish(draft, output)
+        move_into_place(draft, output)
     return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
 
 

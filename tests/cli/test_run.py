@@ -158,7 +158,7 @@ def test_rows_are_separated_by_a_blank_line(edgelm_command: RunCommand) -> None:
             "--context-overflow window",
         ),
         (["info", "/nowhere"], 1, "there is no such folder"),
-        (["info", "/a", "-m", "/b"], 2, "two folders are given"),
+        (["info", "/a", "-m", "/b"], 2, "two bundles are given"),
         (["verify", "/nowhere"], 1, "there is no such folder"),
         (["compare", "/nowhere", "/nowhere"], 1, "there is no such folder"),
         (["compare", "/nowhere"], 2, "Missing argument 'B'"),

@@ -59,7 +59,7 @@ def _on_a_grid(folder: Path) -> Bundle:
 
 def _keep(name: str, bundle: Bundle) -> None:
     graph = bundle.manifest.graph
-    (GRAPHS / f"{name}.onnx").write_bytes(bundle.file(graph.file).read_bytes())
+    (GRAPHS / f"{name}.onnx").write_bytes(bundle.checked_content(graph.file))
     facts = {
         "architecture": asdict(bundle.manifest.architecture),
         "graph": asdict(graph),

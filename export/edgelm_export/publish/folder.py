@@ -1,24 +1,17 @@
-"""A bundle is built in a draft folder beside its place, sealed, and renamed into its place when it is whole.
-
-A killed export leaves its draft behind. A draft has a lock file, whose lock ends with its process, so that the next
-export beside it knows which drafts nobody works on.
+"""A bundle is built in a draft folder beside its place, and sealed when it is whole.
 
 The command line imports this file before it loads torch, so nothing heavy is imported here.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from edgelm.bundle.folder import file_fact
 from edgelm.bundle.manifest import MANIFEST_NAME, Manifest
-from edgelm.bundle.whole_file import lock as lock_file
+from edgelm.bundle.whole_folder import workplace
 from edgelm.errors import ExportError
-
-_LOCK = "edgelm-export.lock"
 
 
 def check_output(output: Path) -> None:
@@ -42,35 +35,14 @@ def workshop(output: Path) -> Iterator[tuple[Path, Path]]:
     """
     check_output(output)
     near = next(folder for folder in output.parents if folder.is_dir())
+    ready = False
     try:
-        _remove_abandoned(near)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}.", dir=near))
-        lock = (folder / _LOCK).open("wb")
-        lock_file(lock)
+        with workplace(near, output.name) as folders:
+            ready = True
+            yield folders
     except OSError as error:
-        raise ExportError(f"cannot write into {str(near)!r}: {error.strerror}") from None
-    try:
-        draft, scratch = folder / "draft", folder / "scratch"
-        draft.mkdir()
-        scratch.mkdir()
-        yield draft, scratch
-    except OSError as error:
-        raise ExportError(f"cannot write the bundle: {error.strerror or error}") from None
-    finally:
-        lock.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned(near: Path) -> None:
-    """Remove the drafts in the folder `near` whose exports were killed."""
-    for mark in near.glob(f".*/{_LOCK}"):
-        folder = mark.parent
-        with suppress(OSError):  # another export works on it, or removes it now, or it belongs to somebody else
-            if folder.is_symlink() or not {path.name for path in folder.iterdir()} <= {_LOCK, "draft", "scratch"}:
-                continue
-            with mark.open("r+b") as lock:
-                lock_file(lock)
-            shutil.rmtree(folder)
+        what = "the bundle" if ready else f"into {str(near)!r}"
+        raise ExportError(f"cannot write {what}: {error.strerror or error}") from None
 
 
 def seal(draft: Path, manifest: Manifest) -> Manifest:
@@ -83,14 +55,6 @@ def seal(draft: Path, manifest: Manifest) -> Manifest:
     sealed = replace(manifest, files=files).sealed()
     (draft / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
     return sealed
-
-
-def publish(draft: Path, output: Path) -> None:
-    """Move a finished draft to its place."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.exists():
-        output.rmdir()  # it is empty; Windows does not rename onto a folder
-    draft.rename(output)
 
 
 def folder_bytes(folder: Path) -> int:

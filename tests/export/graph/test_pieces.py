@@ -268,7 +268,7 @@ def test_tied_tables_are_stored_once(tiny_export: TinyExport) -> None:
 
 def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> None:
     for precision, most in (("fp32", 14), ("int8", 10), ("w8a8", 14), ("int4", 10)):
-        path = tiny_export(Shape(), precision).exported.bundle.file("model.onnx")  # type: ignore[arg-type]
+        path = tiny_export(Shape(), precision).exported.bundle.path / "model.onnx"  # type: ignore[arg-type]
         onnx.checker.check_model(str(path))
         graph = onnx.load(str(path), load_external_data=False)
         assert len(graph.graph.node) <= 8 + most * 2
@@ -280,7 +280,7 @@ def test_graph_passes_the_checker_and_has_few_nodes(tiny_export: TinyExport) -> 
 def test_hidden_states_add_no_node(tiny_export: TinyExport, precision: FixedPrecision) -> None:
     """The logits need the hidden states anyway, so a run that does not bind that output computes nothing more."""
     bundle = tiny_export(Shape(), precision).exported.bundle
-    graph = onnx.load(str(bundle.file("model.onnx")), load_external_data=False).graph
+    graph = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph
     name = bundle.manifest.graph.hidden_states
     assert [node.op_type for node in graph.node if name in node.output] == ["LayerNormalization"]
     assert any(name in node.input for node in graph.node)

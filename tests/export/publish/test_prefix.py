@@ -55,7 +55,7 @@ def test_a_baked_text_is_the_text_before_the_prompt(precision: FixedPrecision, t
     baked = export(str(source), tmp_path / "baked", precision, accept_quality_loss=True, prefix=tmp_path / "task.txt")
     assert baked.certificate.texts == plain.certificate.texts
     assert baked.bundle.manifest.required_features == ("prefix",)
-    assert "tokens stand before every prompt" in baked.bundle.file("README.md").read_text(encoding="utf-8")
+    assert "tokens stand before every prompt" in (baked.bundle.path / "README.md").read_text(encoding="utf-8")
     bundle = baked.bundle
     with_text = Model(Graph.open(bundle, device="cpu", threads=1), Tokenizer.of_bundle(bundle))
     model = load(bundle.path, device="cpu", threads=1)
@@ -125,7 +125,7 @@ def test_a_learned_prefix_can_lie_in_the_bundle(tiny_export: TinyExport, tmp_pat
         )
         model = load(made.bundle.path, device="cpu", threads=1)
         assert model.prefix is not None and model.prefix.text is None
-        assert "learned by prefix-tuning" in made.bundle.file("README.md").read_text(encoding="utf-8")
+        assert "learned by prefix-tuning" in (made.bundle.path / "README.md").read_text(encoding="utf-8")
         outside = load(made.bundle.path, device="cpu", threads=1, prefix=path)
         options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
         assert model.generate("what", **options).choices == outside.generate("what", **options).choices
