@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgelm.bundle.graph_rules import check_graph
+from edgelm.bundle.locate import locate
 from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
 from edgelm.bundle.onnx_file import MAX_GRAPH_BYTES
 from edgelm.bundle.packed import PACKED_SUFFIX, Packed, read_packed
@@ -55,14 +56,14 @@ class Bundle:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Open the bundle in the folder or the packed file `path`.
+        """Open the bundle that `path` means: a folder, a packed file, or a name (`edgelm.bundle.locate`).
 
         This checks the manifest and its digest, that there are exactly the listed files, their sizes, the hashes of all
         files except the weights, and what the graph may do. `verify` hashes the weights too. Raises BundleError if
         nothing is there, or no bundle, or if it differs from its manifest, or has a graph that no exporter writes.
         """
         try:
-            place = Path(path).absolute()
+            place = locate(path)
             if is_folder(place):
                 bundle = cls(place, read_manifest(_read_manifest_file(place)))
                 bundle._check_listing()
@@ -288,7 +289,7 @@ def _read_manifest_file(folder: Path) -> bytes:
 def _regular_file_size(path: Path) -> int:
     info = path.lstat()
     if stat.S_ISLNK(info.st_mode):
-        if not _is_embedded(path.parent):
+        if not _is_installed(path.parent):
             raise BundleError(
                 f"{path.name!r} is a symbolic link, and a bundle holds real files only: copy it with `cp -RL`, or "
                 "download it with --local-dir"
@@ -299,9 +300,14 @@ def _regular_file_size(path: Path) -> int:
     return info.st_size
 
 
-def _is_embedded(folder: Path) -> bool:
-    """Whether `folder` is the embedded model: an installer may make links of its files (``uv --link-mode=symlink``)."""
-    try:
-        return folder == default_bundle_path()
-    except BundleError:
-        return False
+def _is_installed(folder: Path) -> bool:
+    """Whether `folder` is of a package, whose files an installer may make links (``uv --link-mode=symlink``)."""
+    from edgelm.bundle.installed import installed_models  # as in `edgelm.bundle.locate`
+
+    for find in (default_bundle_path, *(model.folder for model in installed_models())):
+        try:
+            if folder == find():
+                return True
+        except BundleError:
+            continue
+    return False

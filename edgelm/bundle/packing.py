@@ -23,7 +23,7 @@ def pack(bundle: Bundle, target: str | os.PathLike[str]) -> None:
     Every file is hashed while it is copied. An existing file is replaced in one step, or stays unchanged. Raises
     BundleError if the bundle differs from its manifest, or if the file cannot be written.
     """
-    with _named_errors(target), whole_file(Path(target)) as stream:
+    with named_errors(target), whole_file(Path(target)) as stream:
         manifest = bundle.manifest_bytes()
         files = (bundle.blocks(name) for name in bundle.manifest.files)
         write_archive(stream, members_of(bundle.manifest, len(manifest)), [[manifest], *files])
@@ -37,7 +37,7 @@ def unpack(bundle: Bundle, target: str | os.PathLike[str]) -> None:
     """
     if status_of(target) is not None:
         raise BundleError(f"there is something at {os.fspath(target)!r} already: choose another folder, or remove it")
-    with _named_errors(target), new_folder(Path(target)) as draft:
+    with named_errors(target), new_folder(Path(target)) as draft:
         (draft / MANIFEST_NAME).write_bytes(bundle.manifest_bytes())
         for name in bundle.manifest.files:
             with (draft / name).open("xb") as stream:
@@ -62,7 +62,8 @@ def write_archive(stream: IO[bytes], members: Sequence[Member], contents: Iterab
 
 
 @contextmanager
-def _named_errors(target: str | os.PathLike[str]) -> Iterator[None]:
+def named_errors(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the errors of writing `target` into a BundleError that names it."""
     try:
         yield
     except OSError as error:  # it may name a temporary file
