@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         EdgelmError,
         ExportError,
         ForkError,
+        HubError,
         InsufficientMemoryError,
         PrefixError,
         PromptError,
@@ -59,7 +60,7 @@ __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
 __all__ += ["ExplainedToken", "Explanation", "Option", "Perplexity", "Score", "Selection"]
 __all__ += ["TokenLogprob", "TokenLogprobs"]
 __all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
-__all__ += ["ForkError", "InsufficientMemoryError", "PrefixError", "PromptError"]
+__all__ += ["ForkError", "HubError", "InsufficientMemoryError", "PrefixError", "PromptError"]
 __all__ += ["QueueFullError", "StateError", "TokenizerError"]
 
 _MODULE_OF = {

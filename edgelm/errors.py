@@ -48,6 +48,10 @@ class BundleError(EdgelmError):
     """A bundle folder is missing, damaged or unsafe, needs a newer edgelm, or was changed after it was loaded."""
 
 
+class HubError(EdgelmError):
+    """The hub cannot be reached, refuses, or has no such bundle; or the cache cannot be written."""
+
+
 class ConfigError(EdgelmError, ValueError):
     """An option is unknown or out of range, or it contradicts another option."""
 

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 RUNTIME_ROOMS = (
     ("cli", "pyinstaller"),
-    "serve",
+    ("serve", "hub"),
     "model",
     "generation",
     "pictures",
@@ -113,3 +113,13 @@ def test_only_the_engine_imports_onnx_runtime() -> None:
             names = {part for name in imports_of(path) for part in name.split(".")}
             assert not names & {"onnxruntime", "import_onnxruntime"}, path
             assert 'import_module("onnxruntime")' not in path.read_text(encoding="utf-8"), path
+
+
+def test_only_the_hub_asks_the_network() -> None:
+    network = {"huggingface_hub", "requests", "httpx", "urllib3", "urllib.request", "http.client"}
+    for path in (ROOT / "edgelm").rglob("*.py"):
+        imported = imports_of(path)
+        if "hub" not in path.parts:
+            assert not {name for name in imported if name in network or name.split(".")[0] in network}, path
+        if path != ROOT / "edgelm" / "cli" / "hub.py" and "hub" not in path.parts:
+            assert not {name for name in imported if name.startswith("edgelm.hub")}, path

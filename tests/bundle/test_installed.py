@@ -132,7 +132,7 @@ def test_the_same_package_twice_on_the_path_is_one(
 
 def test_a_manifest_that_the_package_does_not_state_is_refused(site: Path) -> None:
     edit_manifest(site / FOLDER, lambda m: m["source"].update(license="other"))
-    with pytest.raises(BundleError, match="was altered: its bundle.json is not what the package's RECORD says"):
+    with pytest.raises(BundleError, match=r"was altered: its bundle\.json is not what the package's RECORD says"):
         Bundle.read(NAME)
     Bundle.read(site / FOLDER)  # as a folder it is a bundle like any other
 
@@ -166,7 +166,7 @@ def test_broken_metadata_of_other_packages_does_not_matter(site: Path) -> None:
 
 def test_without_a_list_of_files_one_sentence_says_so(site: Path) -> None:
     (next(site.glob("*.dist-info")) / "RECORD").unlink()
-    with pytest.raises(BundleError, match="lists no edgelm_model_my_tiny_model/bundle.json; run: pip install --force"):
+    with pytest.raises(BundleError, match=r"lists no edgelm_model_my_tiny_model/bundle\.json; run: pip install"):
         Bundle.read(NAME)
 
 

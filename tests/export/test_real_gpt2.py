@@ -17,7 +17,8 @@ from edgelm.decoding.logprobs import log_softmax
 from edgelm_export.source.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 from tests.export.checkpoints import Ids, TorchModel
-from tests.export.source.test_hub import Hub, hub, hub_env
+from tests.export.source.test_hub import hub, hub_env
+from tests.hub.stand_in import Hub
 
 __all__ = ["hub", "hub_env"]  # pytest finds fixtures by name
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.errors import ExportError
+from edgelm.hub.failures import failure_words, is_unreachable
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -139,43 +140,8 @@ def _download(repo: str, revision: str | None, choose: Choose, what: str) -> tup
         # By its branch, not its commit: only then does the cache remember which commit the branch is at.
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=sorted(choose(names) & names)))
     except Exception as error:  # huggingface_hub raises its own errors, those of its HTTP library, and OSError
-        if _unreachable(error) and (cached := _cached(repo, revision, choose)):
+        if is_unreachable(error) and (cached := _cached(repo, revision, choose)):
             return cached[0], repo, cached[1]
-        raise ExportError(
-            f"cannot fetch {repo!r} from the hub: {_hub_failure(error, revision)}, or give the folder of a local {what}"
-        ) from None
+        reason = f"{failure_words(error, repo, revision)}, or give the folder of a local {what}"
+        raise ExportError(f"cannot fetch {repo!r} from the hub: {reason}") from None
     return folder, repo, folder.name
-
-
-def _unreachable(error: Exception) -> bool:
-    """Whether the hub did not answer, or said that it cannot answer now."""
-    from huggingface_hub import errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return bool(status >= 500)
-    library = type(error).__module__.partition(".")[0]
-    kinds = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    return isinstance(error, kinds) or library in ("requests", "urllib3", "httpx")
-
-
-def _hub_failure(error: Exception, revision: str | None) -> str:
-    """A sentence about what went wrong on the hub or on the way to it, and what to do."""
-    from huggingface_hub import constants, errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set and the cache does not have this model at this revision; unset it"
-    if isinstance(error, errors.GatedRepoError):
-        return "access to this model is restricted; accept its terms on its page and run `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"the model has no revision {revision!r}; check --revision"
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
-        return "the hub has no public model of this name; check the name"
-    if status in (401, 403):
-        return f"the hub refused access (status {status}); check your access token with `hf auth whoami`"
-    if status is not None:
-        return f"the hub answered with status {status}; try again later"
-    if _unreachable(error):
-        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}); check the network and the proxy"
-    return f"{first_line(error)}; check the name"

@@ -1,13 +1,8 @@
 """Exporting a hub id, with a stand-in for the hub on this machine. No request leaves the machine."""
 
-import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import requests
@@ -18,10 +13,10 @@ from edgelm_export.source.checkpoint import load_checkpoint
 from edgelm_export.source.hub import locate
 from tests.conftest import RunCommand
 from tests.export.checkpoints import Shape, save_checkpoint
+from tests.hub.stand_in import COMMIT, Hub, serving
 
 pytestmark = [pytest.mark.export, pytest.mark.network]
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = """---
 language: en
 license: mit
@@ -40,75 +35,6 @@ NEVER_FETCHED = ["onnx/model.onnx", "tf_model.h5", "flax_model.msgpack", "rust_m
 NEVER_FETCHED += ["additional_chat_templates/readme.md", "additional_chat_templates/old/tool_use.jinja"]
 
 
-@dataclass
-class Hub:
-    """What the stand-in serves, and what was asked of it."""
-
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """The files of each repository."""
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    """Method and path."""
-    broken: int | None = None
-    """The HTTP status of every answer; None for a hub that works."""
-    url: str = ""
-
-    def fetched(self) -> set[str]:
-        """Names of the files that were downloaded."""
-        return {path.split("/resolve/")[1].split("/", 1)[1] for method, path in self.asked if "/resolve/" in path}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: Hub
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def _answer(self, *, body: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append((self.command, path))
-        if self.hub.broken is not None:
-            self._send(self.hub.broken, b"{}", {})
-        elif path.startswith("/api/models/"):
-            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            self._describe(repo, revision or "main")
-        elif "/resolve/" in path:
-            repo, rest = path[1:].split("/resolve/", 1)
-            revision, name = rest.split("/", 1)
-            content = self.hub.files.get(repo, {}).get(name)
-            if content is None or revision not in (COMMIT, "main"):
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-            else:
-                etag = f'"{hashlib.sha256(content).hexdigest()}"'
-                self._send(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT}, body=body)
-        else:
-            self._send(404, b"", {})
-
-    def _describe(self, repo: str, revision: str) -> None:
-        if repo not in self.hub.files:
-            # The hub does not tell strangers whether a repository is missing or private.
-            message = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
-            return self._send(401, b'{"error": "Repository not found"}', message)
-        if revision not in ("main", "v1", COMMIT):
-            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
-        siblings = [{"rfilename": name} for name in self.hub.files[repo]]
-        info = {"_id": "1", "id": repo, "modelId": repo, "sha": COMMIT, "private": False, "siblings": siblings}
-        return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str], *, body: bool = True) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body and self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     """A hub with one model under two names, one with chat templates, and with files that export does not need."""
@@ -117,27 +43,13 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     content["README.md"] = CARD.encode()
     content |= dict.fromkeys(NEVER_FETCHED, b"never to be fetched")
     hub = Hub({"owner/tiny": content | CHAT_TEMPLATES, "tiny2": content})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(hub):
+        yield hub
 
 
 @pytest.fixture
 def hub_env(hub: Hub, tmp_path: Path) -> dict[str, str]:
-    return {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "hf-home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
+    return hub.variables(tmp_path)
 
 
 def failure(status: int, stdout: str, stderr: str) -> str:
@@ -206,7 +118,8 @@ def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, edgelm_comm
     done = edgelm_command("export", "owner/nothing", "-o", "out", env=hub_env)
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/nothing'" in line
-    assert "no public model of this name; check the name, or give the folder of a local checkpoint" in line
+    assert "no public model of this name; for a private one run `hf auth login`" in line
+    assert "check the name, or give the folder of a local checkpoint" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -214,7 +127,7 @@ def test_unknown_revision(hub_env: dict[str, str], tmp_path: Path, edgelm_comman
     done = edgelm_command("export", "owner/tiny", "--revision", "v9", "-o", "out", env=hub_env)
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/tiny'" in line
-    assert "no revision 'v9'; check --revision" in line
+    assert "no revision 'v9'; check the revision" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,164 @@
+"""``edgelm pull``: a ready bundle comes from the hub into the cache, whole and checked, or not at all."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgelm.bundle.cache import DEFAULT_REVISION, CachedModel, HubName, Ref
+from edgelm.bundle.folder import Bundle, file_fact
+from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
+from edgelm.bundle.small_files import is_folder, read_small_file
+from edgelm.errors import BundleError, HubError, pass_interrupts_on
+from edgelm.hub.client import Tell, ask, import_huggingface_hub
+from edgelm.hub.failures import status_of_answer
+
+_LOCK_SECONDS = 0.2
+"""How often to look whether another process has finished."""
+
+
+def pull(name: HubName, tell: Tell = lambda line: None) -> tuple[Bundle, Ref]:
+    """Fetch the bundle `name` into the cache, unless it is there; returns it, and which commit it is.
+
+    Files that came before a cut, a kill or an error are kept, and the next call goes on behind their last byte. The
+    bundle appears in the cache when all of its files are there with the hashes that its manifest states. `tell` gets a
+    line about what is waited for.
+
+    Raises:
+        HubError: huggingface_hub is missing; the hub cannot be reached, refuses, or has no such bundle.
+        BundleError: what came is no bundle, or its files are not what its manifest says.
+    """
+    hub = import_huggingface_hub()
+    model = CachedModel.of(name.repo)
+    try:
+        with _turn(model, name, tell):
+            return _pull(hub, model, name, tell)
+    except OSError as error:
+        pass_interrupts_on(error)
+        reason = f"{error.strerror or error}; free some space, or set EDGELM_CACHE to another folder"
+        raise HubError(f"cannot write into the cache {str(model.folder)!r}: {reason}") from None
+
+
+def _pull(hub: Any, model: CachedModel, name: HubName, tell: Tell) -> tuple[Bundle, Ref]:
+    what = f"fetch {str(name)!r} from the hub"
+
+    def describe() -> Any:
+        return hub.HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
+
+    info = ask(describe, name, what, tell)
+    ref = Ref(name.repo, name.revision or DEFAULT_REVISION, str(info.sha))
+    sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
+    target = model.bundle_folder(ref.commit)
+    bundle = _whole(target)
+    if bundle is None:
+        partial = model.partial_folder(ref.commit)
+
+        def fetch(file: str) -> Path:
+            def download() -> str:
+                try:
+                    return str(hub.hf_hub_download(name.repo, file, revision=ref.commit, local_dir=partial))
+                except Exception as error:
+                    pass_interrupts_on(error)
+                    if _came_wrong(error):
+                        for begun in (partial / ".cache").rglob("*.incomplete"):
+                            begun.unlink()
+                    raise
+
+            return Path(ask(download, name, what, tell))
+
+        manifest = _manifest(name, sizes, fetch)
+        _require_room(model, manifest, partial)
+        for file, fact in manifest.files.items():
+            _require_content(fetch(file), fact, name)
+        if is_folder(partial / ".cache"):  # huggingface_hub's own records
+            shutil.rmtree(partial / ".cache")
+        bundle = Bundle.read(partial)
+        bundle.verify()
+        partial.rename(target)
+        bundle = Bundle.read(target)
+    model.remember(ref)
+    model.remove_unused()
+    return bundle, ref
+
+
+def _came_wrong(error: Exception) -> bool:
+    """Whether more bytes came than the hub had announced, behind which no later download could go on."""
+    return status_of_answer(error) == 416 or (type(error) is OSError and error.errno is None)
+
+
+def _whole(folder: Path) -> Bundle | None:
+    """The bundle in `folder` of the cache; None, with the folder removed, if it is not there or was damaged."""
+    if not is_folder(folder):
+        return None
+    try:
+        bundle = Bundle.read(folder)
+        bundle.verify()
+    except BundleError as error:
+        pass_interrupts_on(error)
+        shutil.rmtree(folder)
+        return None
+    return bundle
+
+
+def _manifest(name: HubName, sizes: dict[str, int | None], fetch: Any) -> Manifest:
+    """The manifest of a repository whose files have `sizes`, in bytes, as the hub states them."""
+    if MANIFEST_NAME not in sizes:
+        raise HubError(
+            f"{str(name)!r} is no bundle, because it holds no {MANIFEST_NAME}: run `edgelm export` on a checkpoint"
+        )
+    if (sizes[MANIFEST_NAME] or 0) > MAX_MANIFEST_BYTES:
+        raise HubError(f"{MANIFEST_NAME} of {str(name)!r} has more than {MAX_MANIFEST_BYTES:,} bytes")
+    path = fetch(MANIFEST_NAME)
+    try:
+        manifest = read_manifest(read_small_file(path, MAX_MANIFEST_BYTES))
+    except BundleError as error:
+        path.unlink()
+        raise BundleError(f"cannot use the bundle {str(name)!r}: {error}") from None
+    for file, fact in manifest.files.items():
+        if file not in sizes:
+            raise HubError(f"{str(name)!r} lacks the file {file!r} that its {MANIFEST_NAME} lists")
+        if sizes[file] is not None and sizes[file] != fact.size_bytes:
+            raise HubError(
+                f"{file!r} of {str(name)!r} has {sizes[file]:,} bytes on the hub, but its {MANIFEST_NAME} says "
+                f"{fact.size_bytes:,}"
+            )
+    return manifest
+
+
+def _require_content(path: Path, fact: FileFact, name: HubName) -> None:
+    if file_fact(path) != fact:
+        path.unlink()  # or the next pull would keep it
+        raise BundleError(
+            f"{path.name!r} of {str(name)!r} is not what its {MANIFEST_NAME} says (SHA-256 differs): pull it again, "
+            "and tell its owner if that does not help"
+        )
+
+
+def _require_room(model: CachedModel, manifest: Manifest, partial: Path) -> None:
+    """Raise HubError if the disk has no room for what is still missing."""
+    here = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    missing = sum(fact.size_bytes for fact in manifest.files.values()) - here
+    free = shutil.disk_usage(model.folder).free
+    if missing > free:
+        raise HubError(
+            f"{missing / 1e6:,.0f} MB are to come, but the disk of the cache {os.fspath(model.folder)!r} has "
+            f"{free / 1e6:,.0f} MB left: free some, or set EDGELM_CACHE to another folder"
+        )
+
+
+@contextmanager
+def _turn(model: CachedModel, name: HubName, tell: Tell) -> Iterator[None]:
+    """Hold the lock of a model, once no other process holds it."""
+    waited = False
+    while True:
+        with model.locked() as held:
+            if held:
+                yield
+                return
+        if not waited:
+            tell(f"another process changes {name.repo!r} in the cache: waiting for it")
+            waited = True
+        time.sleep(_LOCK_SECONDS)
