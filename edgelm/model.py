@@ -401,7 +401,8 @@ def load(
     """Load a bundle.
 
     Args:
-        path: the bundle's folder; None for the model embedded in the package.
+        path: the bundle: its folder, its packed file, the name of an installed package, or "owner/name" of what was
+            pulled (`edgelm.bundle.locate`); None for the model embedded in the package.
         device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
         threads: number of CPU threads; None for all CPUs that this process may use. Where the system refuses that many,
             the model runs on fewer, and a warning says so.
@@ -417,7 +418,7 @@ def load(
             keys and values, and the results stay the same.
 
     Raises:
-        BundleError: the folder is not a valid bundle, or its parts disagree.
+        BundleError: there is no such bundle, it is not valid, or its parts disagree.
         DeviceError: ONNX Runtime is missing, or the device cannot be used.
         TokenizerError: the bundle's tokenizer cannot be read.
         PrefixError: the prefix cannot be read, or was made for another model.
