@@ -8,6 +8,7 @@ import click
 from edgelm.bundle.cache import CachedModel, HubName, cache_folder, cached_refs
 from edgelm.bundle.folder import Bundle
 from edgelm.cli.interrupt import ends_at_once
+from edgelm.cli.progress import percent, progress
 from edgelm.cli.shared import json_option, print_json, print_table
 from edgelm.cli.streams import note
 from edgelm.errors import BundleError, EdgelmError
@@ -41,7 +42,8 @@ def pull_command(name: HubName) -> None:
     with ends_at_once():
         from edgelm.hub.pull import pull
 
-    bundle, ref = pull(name, note)
+    with progress("fetched") as show:
+        bundle, ref = pull(name, note, percent(show))
     note(f"{name}: commit {ref.commit[:12]}, {bundle.size_bytes / 1e6:.1f} MB, digest {bundle.manifest.digest}")
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgelm.bundle.cache import HubName
 from edgelm.errors import HubError, install_hint, pass_interrupts_on
@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Tell = Callable[[str], None]
 
-CHUNK_BYTES = 2**15
-"""How much of a download that is cut may be lost."""
 TRIES = 5
 """How often a request is sent that finds no hub, or is cut off."""
 MAX_WAIT_SECONDS = 120.0
@@ -32,22 +30,23 @@ def import_huggingface_hub() -> ModuleType:
         import huggingface_hub
     except ModuleNotFoundError:
         raise HubError(f"the package huggingface_hub is not installed; {install_hint('hub')}") from None
-    # A download that is cut keeps whole chunks only, and a chunk of huggingface_hub's own size holds a small model.
-    constants: Any = import_module("huggingface_hub.constants")
-    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # `ask` tells what happens
     if sys.stderr is None or not sys.stderr.isatty():
         import_module("huggingface_hub.utils").disable_progress_bars()
     return huggingface_hub
 
 
-def ask(request: Callable[[], Result], name: HubName, what: str, tell: Tell) -> Result:
+def ask(
+    request: Callable[[], Result], name: HubName, what: str, tell: Tell, advance: Callable[[], int] = lambda: 0
+) -> Result:
     """``request()``, sent again after a cut or a rate limit.
 
     `what` completes a sentence that begins with "cannot", as in "fetch 'a/b' from the hub". `tell` gets a line about
-    each wait. Raises HubError if it fails, and OSError if a file cannot be written.
+    each wait. Tries are counted anew whenever `advance` returns a larger number.
+
+    Raises HubError if the request fails, and OSError if a file cannot be written.
     """
-    tries = 0
+    tries, reached = 0, advance()
     while True:
         try:
             return request()
@@ -55,7 +54,8 @@ def ask(request: Callable[[], Result], name: HubName, what: str, tell: Tell) -> 
             pass_interrupts_on(error)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise
-            tries += 1
+            tries = 1 if advance() > reached else tries + 1
+            reached = advance()
             seconds = _wait_seconds(error, tries)
             if seconds is None:
                 words = failure_words(error, name.repo, name.revision)

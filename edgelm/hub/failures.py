@@ -3,6 +3,9 @@
 import email.utils
 import time
 
+_HTTP_LIBRARIES = frozenset({"requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2"})
+"""Those that huggingface_hub has used so far. The base class of their errors is Exception."""
+
 
 def status_of_answer(error: BaseException) -> int | None:
     """The HTTP status of the answer that `error` is about; None if there was no answer."""
@@ -19,7 +22,7 @@ def is_unreachable(error: BaseException) -> bool:
         return status >= 500
     library = type(error).__module__.partition(".")[0]
     kinds = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    return isinstance(error, kinds) or library in ("requests", "urllib3", "httpx", "httpcore")
+    return isinstance(error, kinds) or library in _HTTP_LIBRARIES
 
 
 def retry_after_seconds(error: BaseException) -> float | None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,20 @@ from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, 
 from edgelm.bundle.small_files import is_folder, read_small_file
 from edgelm.errors import BundleError, HubError, pass_interrupts_on
 from edgelm.hub.client import Tell, ask, import_huggingface_hub
-from edgelm.hub.failures import status_of_answer
+from edgelm.hub.download import Download
 
 _LOCK_SECONDS = 0.2
 """How often to look whether another process has finished."""
 
 
-def pull(name: HubName, tell: Tell = lambda line: None) -> tuple[Bundle, Ref]:
+def pull(
+    name: HubName, tell: Tell = lambda line: None, show: Callable[[float], None] = lambda share: None
+) -> tuple[Bundle, Ref]:
     """Fetch the bundle `name` into the cache, unless it is there; returns it, and which commit it is.
 
     Files that came before a cut, a kill or an error are kept, and the next call goes on behind their last byte. The
     bundle appears in the cache when all of its files are there with the hashes that its manifest states. `tell` gets a
-    line about what is waited for.
+    line about what is waited for, and `show` the share that has come.
 
     Raises:
         HubError: huggingface_hub is missing; the hub cannot be reached, refuses, or has no such bundle.
@@ -35,14 +37,14 @@ def pull(name: HubName, tell: Tell = lambda line: None) -> tuple[Bundle, Ref]:
     model = CachedModel.of(name.repo)
     try:
         with _turn(model, name, tell):
-            return _pull(hub, model, name, tell)
+            return _pull(hub, model, name, tell, show)
     except OSError as error:
         pass_interrupts_on(error)
         reason = f"{error.strerror or error}; free some space, or set EDGELM_CACHE to another folder"
         raise HubError(f"cannot write into the cache {str(model.folder)!r}: {reason}") from None
 
 
-def _pull(hub: Any, model: CachedModel, name: HubName, tell: Tell) -> tuple[Bundle, Ref]:
+def _pull(hub: Any, model: CachedModel, name: HubName, tell: Tell, show: Callable[[float], None]) -> tuple[Bundle, Ref]:
     what = f"fetch {str(name)!r} from the hub"
 
     def describe() -> Any:
@@ -55,26 +57,22 @@ def _pull(hub: Any, model: CachedModel, name: HubName, tell: Tell) -> tuple[Bund
     bundle = _whole(target)
     if bundle is None:
         partial = model.partial_folder(ref.commit)
+        partial.mkdir(parents=True, exist_ok=True)
 
-        def fetch(file: str) -> Path:
-            def download() -> str:
-                try:
-                    return str(hub.hf_hub_download(name.repo, file, revision=ref.commit, local_dir=partial))
-                except Exception as error:
-                    pass_interrupts_on(error)
-                    if _came_wrong(error):
-                        for begun in (partial / ".cache").rglob("*.incomplete"):
-                            begun.unlink()
-                    raise
+        def fetch(file: str, size_bytes: int, show: Callable[[int], None]) -> Path:
+            download = Download(name.repo, ref.commit, file, partial, size_bytes)
+            ask(lambda: download.run(show), name, what, tell, download.size_now)
+            return download.target
 
-            return Path(ask(download, name, what, tell))
-
-        manifest = _manifest(name, sizes, fetch)
+        manifest = _manifest(name, sizes, lambda size_bytes: fetch(MANIFEST_NAME, size_bytes, lambda done: None))
         _require_room(model, manifest, partial)
+        total = sum(fact.size_bytes for fact in manifest.files.values())
+        before = 0
         for file, fact in manifest.files.items():
-            _require_content(fetch(file), fact, name)
-        if is_folder(partial / ".cache"):  # huggingface_hub's own records
-            shutil.rmtree(partial / ".cache")
+            start = before
+            path = fetch(file, fact.size_bytes, lambda done: show((start + done) / total))  # noqa: B023 (used at once)
+            _require_content(path, fact, name)
+            before += fact.size_bytes
         bundle = Bundle.read(partial)
         bundle.verify()
         partial.rename(target)
@@ -82,11 +80,6 @@ def _pull(hub: Any, model: CachedModel, name: HubName, tell: Tell) -> tuple[Bund
     model.remember(ref)
     model.remove_unused()
     return bundle, ref
-
-
-def _came_wrong(error: Exception) -> bool:
-    """Whether more bytes came than the hub had announced, behind which no later download could go on."""
-    return status_of_answer(error) == 416 or (type(error) is OSError and error.errno is None)
 
 
 def _whole(folder: Path) -> Bundle | None:
@@ -103,15 +96,16 @@ def _whole(folder: Path) -> Bundle | None:
     return bundle
 
 
-def _manifest(name: HubName, sizes: dict[str, int | None], fetch: Any) -> Manifest:
+def _manifest(name: HubName, sizes: dict[str, int | None], fetch: Callable[[int], Path]) -> Manifest:
     """The manifest of a repository whose files have `sizes`, in bytes, as the hub states them."""
     if MANIFEST_NAME not in sizes:
         raise HubError(
             f"{str(name)!r} is no bundle, because it holds no {MANIFEST_NAME}: run `edgelm export` on a checkpoint"
         )
-    if (sizes[MANIFEST_NAME] or 0) > MAX_MANIFEST_BYTES:
+    size_bytes = sizes[MANIFEST_NAME]
+    if size_bytes is None or size_bytes > MAX_MANIFEST_BYTES:
         raise HubError(f"{MANIFEST_NAME} of {str(name)!r} has more than {MAX_MANIFEST_BYTES:,} bytes")
-    path = fetch(MANIFEST_NAME)
+    path = fetch(size_bytes)
     try:
         manifest = read_manifest(read_small_file(path, MAX_MANIFEST_BYTES))
     except BundleError as error:

@@ -98,7 +98,7 @@ def test_the_name_is_found_as_indexes_compare_it(site: Path) -> None:
             assert model.bundle.path == site / FOLDER
     assert [model.name for model in installed_models()] == [NAME]
     assert find_installed("another") is None
-    assert not [name for name in sys.modules if name.startswith("edgelm_model")]
+    assert not [name for name in sys.modules if name.startswith("edgelm_model_")]
 
 
 def test_what_stands_at_the_path_comes_first(
