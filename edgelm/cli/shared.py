@@ -183,6 +183,8 @@ def check_output_file(path: str) -> None:
     target = Path(path)
     if target.is_dir():
         raise click.ClickException(f"cannot write {path!r}: it is a folder; give a file")
+    if target.exists() and not target.is_file():  # it would be replaced
+        raise click.ClickException(f"cannot write {path!r}: it is a device or a pipe; give a file")
     if not target.parent.is_dir():
         raise click.ClickException(f"cannot write {path!r}: there is no folder {str(target.parent)!r}")
     if not os.access(target.parent, os.W_OK | os.X_OK):

@@ -244,6 +244,10 @@ def test_commands(packed: Path, edgelm_command: RunCommand, tmp_path: Path) -> N
     assert edgelm_command("run", "-m", name, "ab", "-n", "3", "--greedy").stdout == folder.stdout
     assert edgelm_command("unpack", name, "-o", "folder").status == 0
     assert "already" in edgelm_command("unpack", name, "-o", "folder").one_line()
+    assert "it is a folder" in edgelm_command("pack", name, "-o", ".").one_line()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert "it is a device or a pipe" in edgelm_command("pack", name, "-o", "pipe").one_line()
     assert "there is no folder 'no'" in edgelm_command("pack", name, "-o", "no/x.edgelm").one_line()
     (tmp_path / "plain").write_bytes(packed.read_bytes())
     assert edgelm_command("unpack", "plain").status == 2
