@@ -17,7 +17,10 @@ from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import BundleError, ConfigError, pass_interrupts_on, shown
 
 _READ_BYTES = 1 << 20
-_NOTHING_THERE = "there is no such folder, file or installed model; make one with `edgelm export`, or leave the model out to use the embedded one"
+_NOTHING_THERE = (
+    "there is no such folder, file or installed model; make one with `edgelm export`, or leave the model out to use "
+    "the embedded one"
+)
 
 
 @dataclass(frozen=True, slots=True)

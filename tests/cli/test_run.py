@@ -29,6 +29,7 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
             "choose",
             "perplexity",
             "embed",
+            "explain",
             "serve",
             "bake",
             "pretrain",
