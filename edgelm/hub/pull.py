@@ -76,6 +76,7 @@ def _pull(hub: Any, model: CachedModel, name: HubName, tell: Tell, show: Callabl
         bundle = Bundle.read(partial)
         bundle.verify()
         partial.rename(target)
+        shutil.rmtree(partial.parent)  # with what was begun of earlier commits
         bundle = Bundle.read(target)
     model.remember(ref)
     model.remove_unused()

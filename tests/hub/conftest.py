@@ -8,8 +8,6 @@ import pytest
 from tests.conftest import TINY_BUNDLE, CommandResult, RunCommand
 from tests.hub.stand_in import Hub, serving
 
-pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
-
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:

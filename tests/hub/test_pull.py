@@ -14,6 +14,7 @@ from tests.conftest import TINY_BUNDLE, CommandResult
 from tests.hub.conftest import Commands
 from tests.hub.stand_in import COMMIT, Hub
 
+pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
 pytestmark = pytest.mark.network
 
 OTHER_COMMIT = "f" * 40

@@ -9,6 +9,7 @@ from tests.hub.conftest import Commands
 from tests.hub.stand_in import COMMIT, Hub
 from tests.hub.test_pull import last_line
 
+pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
 pytestmark = pytest.mark.network
 
 
