@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 from starlette.responses import Response
 
-from edgelm.decoding.request import FinishReason
-from edgelm.generation.results import Choice, Chunk
+from edgelm.generation.results import Choice, Chunk, TextEnd
 from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.completions import OpenAiReason, openai_reason
@@ -109,7 +108,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: OpenAiReason
-    edgelm_finish_reason: FinishReason
+    edgelm_finish_reason: TextEnd
     """The reason in edgelm's own words."""
 
 
@@ -144,7 +143,7 @@ class ChatPiece(BaseModel):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: OpenAiReason | None = None
-    edgelm_finish_reason: FinishReason | None = None
+    edgelm_finish_reason: TextEnd | None = None
 
 
 class ChatEvent(BaseModel):

@@ -13,7 +13,7 @@ from edgelm.serve.errors import ApiError
 from edgelm.serve.fields import Text
 from edgelm.serve.limits import MAX_METADATA, MAX_PARTS, MAX_PROMPT_CHARACTERS
 from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 
 ShortText = Annotated[str, StringConstraints(max_length=1024)]
 Metadata = Annotated[

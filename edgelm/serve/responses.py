@@ -11,9 +11,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from edgelm.decoding.generation_config import GenerationOptions
-from edgelm.decoding.request import FinishReason
 from edgelm.errors import EdgelmError
-from edgelm.generation.results import Stats
+from edgelm.generation.results import Stats, TextEnd
 from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.completions import openai_reason
@@ -42,7 +41,7 @@ from edgelm.serve.limits import MAX_MESSAGES, MAX_PROMPT_CHARACTERS, MAX_TOP_LOG
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
 from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 
 _LOGPROBS = "message.output_text.logprobs"
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -370,7 +369,7 @@ class _Responding:
         )
 
 
-def _status(reason: FinishReason) -> Status:
+def _status(reason: TextEnd) -> Status:
     return "completed" if openai_reason(reason) == "stop" else "incomplete"
 
 

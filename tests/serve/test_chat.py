@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from edgelm import Model
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
 from edgelm.serve.chat import ChatRequest
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 from tests.conftest import replace_file
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
 from tests.serve.conftest import app_client

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from edgelm import Choices, JsonSchema, Model, Regex
 from edgelm.serve.settings import ServeSettings
 from edgelm.text import token_matcher
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
 from tests.serve.conftest import app_client
 

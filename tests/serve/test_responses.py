@@ -15,7 +15,7 @@ from edgelm.errors import ClosedError
 from edgelm.generation.results import Chunk
 from edgelm.serve.generating import Generation
 from edgelm.serve.responses import ResponseRequest
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 from tests.conftest import replace_file
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
 from tests.serve.conftest import app_client
