@@ -37,15 +37,15 @@ def call_grammar(use: ToolUse, token_ids: Mapping[str, int], free_tokens: Mappin
     if use.choice == "required":
         rules["start"] = "calls"
         return _joined(rules)
-    ids = " | ".join(f"<[{token_id}]>" for token_id in free_tokens.values())
-    before = f"(TEXT? ({ids}))*" if ids else ""
+    token = f"<[{','.join(map(str, sorted(free_tokens.values())))}]>" if free_tokens else ""
+    before = f"(TEXT? {token})*" if token else ""
     rules["start"] = f"{before} TEXT?"
     if syntax.marker:
         rules["TEXT"] = f"/{ANY_TEXT}/ & ~/{ANY_TEXT}{_escaped(syntax.marker)}{ANY_TEXT}/"
     else:
         rules["TEXT"] = f"/{ANY_TEXT}/"
         rules["FIRST"] = f"/{ANY_TEXT}/ & ~/{_escaped(syntax.begin)}{ANY_TEXT}/"
-        rules["start"] = f"FIRST? ({ids}) {before} TEXT? | FIRST?" if ids else "FIRST?"
+        rules["start"] = f"FIRST? {token} {before} TEXT? | FIRST?" if token else "FIRST?"
     if use.choice == "auto" and not syntax.marker:
         rules["start"] += " | calls"
     elif use.choice == "auto" and syntax.marker in token_ids:

@@ -154,7 +154,7 @@ class ConstraintReader:
         words, name = self._words, _NAMES[type(constraint)]
         with rust_errors(ConfigError, f"{name} cannot be read", "make it simpler"):
             try:
-                source = words.source(constraint)
+                source = _source(constraint, words)
             except ValueError as error:
                 pass_interrupts_on(error)
                 raise ConfigError(f"{name} cannot be read: {_reason(str(error))}") from None
@@ -174,7 +174,7 @@ class ConstraintReader:
     def _blame_function(self, constraint: Constraint, words: "_Vocabulary") -> None:
         """Raise ConfigError for the first function of a `ToolUse` whose schema cannot be read, if there is one."""
         for function, schema in constraint.functions if isinstance(constraint, ToolUse) else ():
-            reader = words.matcher(words.source(schema))
+            reader = words.matcher(_source(schema, words))
             if reader.is_error():
                 reason = _reason(reader.get_error(), schema)
                 raise ConfigError(f"the parameters of the function {function!r} cannot be read: {reason}")
@@ -210,33 +210,18 @@ class _Vocabulary:
         self._vocab_size = min(tokenizer.vocab_size, self._tokenizer.vocab_size)
         self._spellings: frozenset[bytes] | None = None
         # llguidance makes no text of these, but of all others. The tokenizer need not call them special.
-        self._special = {
+        self.special = {
             token: token_id
             for token, token_id in tokenizer.added_tokens.items()
             if token and token_id < self._vocab_size and self._tokenizer.is_special_token(token_id)
         }
         skipped = {*special, *eos_token_id}
-        self._written = {token: token_id for token, token_id in self._special.items() if token_id not in skipped}
+        self._written = {token: token_id for token, token_id in self.special.items() if token_id not in skipped}
 
-    def source(self, constraint: Constraint) -> str:
-        """The constraint in llguidance's own form. Raises ValueError if a schema is nested too deeply for it."""
-        from llguidance import LLMatcher
-
-        match constraint:
-            case Choices():
-                return LLMatcher.grammar_from_regex("|".join(map(_escaped, constraint.texts)))
-            case Regex():
-                return LLMatcher.grammar_from_regex(constraint.pattern)
-            case JsonSchema():
-                # Where blanks are allowed, small models write nothing else.
-                schema = str(constraint.schema)
-                return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
-            case Grammar():
-                return LLMatcher.grammar_from_lark(constraint.text)
-            case ToolUse():
-                around = "".join(constraint.syntax.parts)
-                free = {token: token_id for token, token_id in self._written.items() if token not in around}
-                return LLMatcher.grammar_from_lark(call_grammar(constraint, self._special, free))
+    def free_of(self, use: ToolUse) -> dict[str, int]:
+        """Of the tokens that llguidance makes no text of, those that have text, and that the syntax of calls lacks."""
+        around = "".join(use.syntax.parts)
+        return {token: token_id for token, token_id in self._written.items() if token not in around}
 
     def matcher(self, source: str) -> "LLMatcher":
         """A matcher, which may be in an error state."""
@@ -259,6 +244,24 @@ class _Vocabulary:
             return fewest[-1]
         # The last token may go on after the text.
         return min((fewest[start] + 1 for start in range(max(0, len(text) - longest), len(text))), default=0)
+
+
+def _source(constraint: Constraint, words: _Vocabulary) -> str:
+    """The constraint in llguidance's own form. Raises ValueError if a schema is nested too deeply for it."""
+    from llguidance import LLMatcher
+
+    match constraint:
+        case Choices():
+            return LLMatcher.grammar_from_regex("|".join(map(_escaped, constraint.texts)))
+        case Regex():
+            return LLMatcher.grammar_from_regex(constraint.pattern)
+        case JsonSchema():
+            # Where blanks are allowed, small models write nothing else.
+            return LLMatcher.grammar_from_json_schema(str(constraint.schema), overrides={"whitespace_flexible": False})
+        case Grammar():
+            return LLMatcher.grammar_from_lark(constraint.text)
+        case ToolUse():
+            return LLMatcher.grammar_from_lark(call_grammar(constraint, words.special, words.free_of(constraint)))
 
 
 def _escaped(text: str) -> str:

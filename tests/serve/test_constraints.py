@@ -145,7 +145,7 @@ def test_contradictions(chat_client: TestClient) -> None:
 def test_a_constraint_that_takes_long_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     release, begun = threading.Event(), threading.Event()
 
-    def slow(constraint: object) -> str:
+    def slow(constraint: object, words: object) -> str:
         begun.set()
         release.wait(30)
         return 'start: "a"'
