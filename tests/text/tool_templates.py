@@ -225,6 +225,21 @@ WEATHER: Tool = {
 }
 CLOCK: Tool = {"type": "function", "function": {"name": "clock", "description": "What time it is."}}
 TOOLS = [WEATHER, CLOCK]
+SHORT: Tool = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 6},
+                "days": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "maxItems": 2},
+            },
+            "required": ["city"],
+        },
+    },
+}
+"""The weather, with arguments that end soon whatever writes them."""
 
 
 def call(name: str, arguments: Any, id: str = "abcdefgh1") -> Any:
