@@ -171,7 +171,8 @@ async def answer_constraint(
     if given is not None and wanted == "none":
         return given
     if given is not None:
-        raise ApiError(400, 'what the answer must be is given by other fields: drop tools, or say tool_choice "none"')
+        message = 'other fields say what the answer must be: drop them, or tools, or say tool_choice "none"'
+        raise ApiError(400, message, param="tools")
     make = partial(call.model.tool_use, tools, tool_choice=wanted, parallel_tool_calls=parallel is not False)
     try:
         return await with_template(make, "tools")
