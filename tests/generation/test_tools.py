@@ -11,6 +11,7 @@ import edgelm
 from edgelm import ConfigError, Model, PromptError, load
 from edgelm.bundle.folder import default_bundle_path
 from tests.conftest import TINY_BUNDLE
+from tests.documents.pages import page
 from tests.text.chat_templates import system, user
 from tests.text.random_constraints import matches
 from tests.text.tool_templates import CLOCK, SHORT, TOOLS, WEATHER, call, calls, result
@@ -200,3 +201,11 @@ def test_without_llguidance_the_extra_is_named(model: Model, tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith("constraints need llguidance, which is missing; run: pip install 'edgelm[constrain]'")
+
+
+def test_the_program_of_the_page(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = (block.body for block in page("docs/tools.md").blocks if block.language == "python")
+    assert "path/to/qwen3" in program
+    exec(program.replace('"path/to/qwen3"', f"{str(model.bundle.path)!r}, device='cpu'"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] in ("get_weather: ['city']", "get_weather: ['city', 'days']")
