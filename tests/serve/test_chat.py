@@ -163,7 +163,7 @@ def test_a_message_cannot_write_a_control_token(chat_client: TestClient, chat_mo
         ),
         (
             {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]},
-            "messages.0.tool_calls.0",
+            "messages.0.tool_calls.0.id",
             "is missing",
         ),
         ({"messages": [{"role": "user", "content": "a" * 60_000}] * 2}, "messages", "120,000 characters"),

@@ -229,12 +229,12 @@ def test_an_empty_response_is_a_message(tool_client: TestClient, tool_model: Mod
         ({"messages": [{"role": "assistant", "tool_calls": [call("f", "{")]}]}, "messages", "no JSON object"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [call("f", {})]}]},
-            "messages.0.tool_calls.0",
+            "messages.0.tool_calls.0.function.arguments",
             "valid string",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [call("f", json.dumps({"a": "b" * 65_536}))]}]},
-            "messages.0.tool_calls.0",
+            "messages.0.tool_calls.0.function.arguments",
             "at most 65536 characters",
         ),
     ],
