@@ -133,14 +133,15 @@ class TextRun:
         self._prefix_tokens, self._learned_tokens, self._dropped_tokens = prefix_tokens, learned_tokens, dropped_tokens
         self._load_seconds = load_seconds
         rows = range(config.num_return_sequences)
-        # A special token that announces a call is read as text.
-        kept = "".join(config.constraint.syntax.parts) if isinstance(config.constraint, ToolUse) else ""
-        self._decoder = tokenizer.stream(
-            ids, skip_special_tokens=True, kept=[token for token in tokenizer.special_tokens if token in kept]
-        )
+        use = config.constraint if isinstance(config.constraint, ToolUse) else None
+        special = {} if use is None else tokenizer.special_tokens
+        # Those around calls are read as text.
+        kept = {} if use is None else {token: i for token, i in special.items() if token in "".join(use.syntax.parts)}
+        self._textless = frozenset(special.values()).difference(kept.values())
+        self._decoder = tokenizer.stream(ids, skip_special_tokens=True, kept=kept)
         self._decoder.leave_out(healed_characters)
         self._texts = [self._new_text() for _ in rows]
-        self._calls = [CallReader(config.constraint) for _ in rows] if isinstance(config.constraint, ToolUse) else []
+        self._calls = [] if use is None else [CallReader(use) for _ in rows]
         # Log-probabilities of the tokens whose text is not whole yet, by row.
         self._logprobs: list[deque[TokenLogprobs]] = [deque() for _ in rows]
         self._open_rows = len(rows)
@@ -172,6 +173,8 @@ class TextRun:
         calls: tuple[ToolCall, ...] = ()
         if self._calls:
             reader = self._calls[row]
+            if step.token_id in self._textless:
+                reader.gap()
             piece, calls = reader.push(piece) if reason is None else reader.finish(piece)
             if reader.made_calls and reason in ("eos", "stop"):
                 reason = "tool_calls"

@@ -24,7 +24,7 @@ def call_grammar(use: ToolUse, token_ids: Mapping[str, int], free_tokens: Mappin
     rules = dict[str, str]()
     if use.choice != "none":
         # In auto, the marker ends the free text.
-        begin = syntax.begin.removeprefix(syntax.marker) if use.choice == "auto" else syntax.begin
+        begin = syntax.begin_in_text.removeprefix(syntax.marker) if use.choice == "auto" else syntax.begin
         further = ""
         if use.parallel and syntax.between is not None:
             further = f"({_literal(syntax.between, token_ids)} call)*"

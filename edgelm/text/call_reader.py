@@ -25,9 +25,11 @@ class CallReader:
         self._held = ""  # text that was not handed out
         self._held_start = 0  # where it begins in the whole text, in characters
         self._end = 0
+        self._gaps: list[int] = []  # places of tokens without text
         self._waiting: deque[tuple[int, int]] = deque()  # tokens not handed out, each with the end of its text
         self._in_calls = use.choice == "required"
-        self._heads = [(name, re.compile(_pattern(syntax.begin + name + syntax.middle))) for name, _ in use.functions]
+        begin = syntax.begin if self._in_calls else syntax.begin_in_text
+        self._heads = [(name, re.compile(_pattern(begin + name + syntax.middle))) for name, _ in use.functions]
         self._further_heads = [
             (name, re.compile(_pattern((syntax.between or "") + name + syntax.middle))) for name, _ in use.functions
         ]
@@ -35,6 +37,10 @@ class CallReader:
         self._scan = _ObjectScan()
         self._head: re.Match[str] | None = None
         self._name = ""
+
+    def gap(self) -> None:
+        """Note that a token without text stands here: what is around it spells no marker."""
+        self._gaps.append(self._end)
 
     def push(self, piece: TextPiece) -> tuple[TextPiece, tuple[ToolCall, ...]]:
         """Take the next piece; returns the free text and the calls that are certain now.
@@ -65,17 +71,24 @@ class CallReader:
         if not syntax.marker:  # a call is the whole answer
             if self._held_start:
                 return self._release(len(self._held))
-            if self._held.startswith(syntax.begin):
+            if self._is_whole(0, syntax.begin):
                 self._in_calls = True
                 return ""
             return "" if syntax.begin.startswith(self._held) else self._release(len(self._held))
         found = self._held.find(syntax.marker)
+        while found >= 0 and not self._is_whole(found, syntax.marker):
+            found = self._held.find(syntax.marker, found + 1)
         if found >= 0:
             self._in_calls = True
             return self._release(found)
         longest = min(len(self._held), len(syntax.marker) - 1)
         begun = next((n for n in range(longest, 0, -1) if syntax.marker.startswith(self._held[-n:])), 0)
         return self._release(len(self._held) - begun)
+
+    def _is_whole(self, start: int, text: str) -> bool:
+        """Whether `text` is held at `start`, without a gap inside."""
+        place = self._held_start + start
+        return self._held.startswith(text, start) and not any(place < gap < place + len(text) for gap in self._gaps)
 
     def _calls(self) -> list[ToolCall]:
         """Hand out the calls that are complete."""

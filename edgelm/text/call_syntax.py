@@ -25,9 +25,11 @@ _VARIABLES = ("tools", "xml_tools")
 # As `json.dumps` takes them: between items, and between a key and its value.
 _SEPARATORS = ((", ", ": "), (",", ":"))
 
-_NAMES = ("edgelm_first_function", "edgelm_second_function")
-_IDS = ("edge1mId1", "edge1mId2")
-_ARGUMENTS: tuple[dict[str, Any], ...] = ({"edgelm_city": "first", "count": 11}, {"edgelm_city": "second", "count": 22})
+_NAMES = ("edgelm_first_function", "edgelm_second_function", "edgelm_third_function")
+_IDS = ("edge1mId1", "edge1mId2", "edge1mId3")
+_ARGUMENTS: tuple[dict[str, Any], ...] = tuple(
+    {"edgelm_city": place, "count": count} for place, count in (("first", 11), ("second", 22), ("third", 33))
+)
 _TEXT, _RESULT = "\U0010fffd", "edgelm result"
 _TOOLS = [
     {
@@ -48,6 +50,7 @@ _TOOLS = [
     for name in _NAMES
 ]
 _USER = {"role": "user", "content": "edgelm asks"}
+_RESULT_MESSAGE = {"role": "tool", "tool_call_id": _IDS[0], "content": _RESULT}
 _EXAMPLE = re.compile(
     r'(?P<opening><[^<>\s/]+>\s*)\{"name": <[^<>]*>, "(?P<key>arguments|parameters)": <[^<>]*>'
     r"(?P<close>\}\s*</[^<>\s]+>)"
@@ -60,8 +63,9 @@ class CallSyntax:
     """How calls are written: `begin` NAME `middle` ARGUMENTS `close`, then `between` NAME ... or `end`."""
 
     marker: str
-    """The beginning of `begin`, by which calls are told from text; empty where a whole answer is text or a call."""
+    """By which calls are told from text: a token, or a text. Empty where a whole answer is text or a call."""
     begin: str
+    """It begins with `marker`, perhaps behind blanks."""
     middle: str
     close: str
     """With it a call is complete."""
@@ -78,6 +82,11 @@ class CallSyntax:
     def parts(self) -> tuple[str, ...]:
         """Everything that is written around names and arguments."""
         return self.begin, self.middle, self.close, self.between or "", self.end
+
+    @property
+    def begin_in_text(self) -> str:
+        """How calls begin where text may stand before them: with the marker."""
+        return self.begin.lstrip() if self.marker else self.begin
 
     def written(self, name: str, arguments: dict[str, Any], *, first: bool) -> str:
         """A call as text, the first or a further one of an answer; without an id, as no template needs one here."""
@@ -121,23 +130,47 @@ def template_tools(render: Render, added_tokens: Iterable[str]) -> TemplateTools
 def _measured(render: Render, variable: str, instructions: str, tokens: Sequence[str]) -> TemplateTools:
     answered = [_USER, {"role": "assistant", "content": _TEXT}]
     plain, without_tools = _rendered(render, answered, variable), _rendered(render, answered, None)
-    syntax, no_text, called = None, None, None
-    for no_text in (None, ""):
-        called = _rendered(render, [_USER, _answer(1, no_text)], variable)
-        twice = _rendered(render, [_USER, _answer(2, no_text)], variable)
-        if plain is not None and _TEXT in plain and called is not None:
-            syntax = _read_off(plain, called, twice, tokens)
-        if syntax is not None:
-            break
-    writes_calls = syntax is not None
-    if syntax is None:
-        no_text, called, syntax = "", None, _shown_example(instructions)
-    before = [_USER, _answer(1, no_text)] if writes_calls else answered
-    results = _rendered(render, [*before, {"role": "tool", "tool_call_id": _IDS[0], "content": _RESULT}], variable)
-    takes_results = results is not None and _RESULT in results
-    around = "".join(syntax.parts if syntax else ()) + (results or "")
+    written = [_written(render, variable, no_text) for no_text in (None, "")]
+    # The first form that the template takes, and with which it takes results too, if there is one.
+    best = max((one for one in written if one is not None), key=lambda one: one.takes_results, default=None)
+    syntax = None
+    if best is None:
+        results, syntax = _rendered(render, [*answered, _RESULT_MESSAGE], variable), _shown_example(instructions)
+        best = _Written("", "", results or "")
+        writes_calls = False
+    else:
+        writes_calls = True
+        if plain is not None and _TEXT in plain:
+            several = _rendered(render, [_USER, _answer(len(_NAMES), best.no_text)], variable)
+            syntax = _read_off(plain, best.called, several, tokens)
+    around = "".join(syntax.parts if syntax else ()) + best.results
     own = (token for token in tokens if token in around and token not in (without_tools or ""))
-    return TemplateTools(variable, syntax, writes_calls, no_text, takes_results, frozenset(own))
+    return TemplateTools(variable, syntax, writes_calls, best.no_text, best.takes_results, frozenset(own))
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a template wrote of an answer with a call and without a text, which is said with `no_text`."""
+
+    no_text: str | None
+    called: str
+    results: str
+    """The same with the result of the call; empty where the template fails."""
+
+    @property
+    def takes_results(self) -> bool:
+        return _RESULT in self.results
+
+
+def _written(render: Render, variable: str, no_text: str | None) -> _Written | None:
+    """None where the template fails, or does not write the call."""
+    called = _rendered(render, [_USER, _answer(1, no_text)], variable)
+    asked = _rendered(render, [_USER], variable) or ""
+    answer = "" if called is None else called[_common_start(asked, called) :]
+    if called is None or _NAMES[0] not in answer or "None" in answer:
+        return None
+    results = _rendered(render, [_USER, _answer(1, no_text), _RESULT_MESSAGE], variable)
+    return _Written(no_text, called, results or "")
 
 
 def _rendered(render: Render, messages: Sequence[dict[str, Any]], variable: str | None) -> str | None:
@@ -156,22 +189,23 @@ def _answer(count: int, content: str | None) -> dict[str, Any]:
     return {"role": "assistant", "content": content, "tool_calls": calls}
 
 
-def _read_off(plain: str, called: str, twice: str | None, tokens: Sequence[str]) -> CallSyntax | None:
-    """The syntax, of the same answer as a text, with one call and with two; None if it is not of this form."""
-    start = _common_start(plain, called)
+def _read_off(plain: str, called: str, several: str | None, tokens: Sequence[str]) -> CallSyntax | None:
+    """The syntax, of the same answer as a text, with one call and with several; None if it is not of this form."""
+    start = _whole_tokens(called, _common_start(plain, called), tokens)
     one = _answer_part(plain, called, start, tokens)
     for item_separator, key_separator in _SEPARATORS:
         arguments = [json.dumps(value, separators=(item_separator, key_separator)) for value in _ARGUMENTS]
-        begin, found, rest = one.partition(_NAMES[0])
-        middle, found_too, tail = rest.partition(arguments[0])
-        if not found or not found_too or _NAMES[0] in rest or ID_PLACE in begin or "None" in begin:
+        begin, _, rest = one.partition(_NAMES[0])
+        middle, found, tail = rest.partition(arguments[0])
+        if not found or _NAMES[0] in rest or ID_PLACE in begin:
             continue
+        tail = _up_to_end_of_turn(tail, plain[plain.rindex(_TEXT) :], tokens)
         close, between, end = tail, None, ""
-        if twice is not None and twice.startswith(called[:start]):
-            two = _answer_part(plain, twice, start, tokens)
-            head = begin + _NAMES[0] + middle + arguments[0]
-            gap, found, rest = two.removeprefix(head).partition(_NAMES[1])
-            if two.startswith(head) and found and gap and rest == middle + arguments[1] + tail:
+        if several is not None and several.startswith(called[:start]):
+            part = _answer_part(plain, several, start, tokens)
+            gap = part.removeprefix(begin + _NAMES[0] + middle + arguments[0]).partition(_NAMES[1])[0]
+            calls = [name + middle + values for name, values in zip(_NAMES, arguments, strict=True)]
+            if gap and part.startswith(begin + gap.join(calls) + tail):
                 close = tail[: _whole_tokens(tail, _common_start(gap, tail), tokens)]
                 between, end = gap[len(close) :], tail[len(close) :]
         marker = _marker(begin, tokens)
@@ -190,6 +224,12 @@ def _answer_part(plain: str, called: str, start: int, tokens: Sequence[str]) -> 
     return part
 
 
+def _up_to_end_of_turn(tail: str, after_text: str, tokens: Sequence[str]) -> str:
+    """`tail` up to the first token with which the turn of a text ends."""
+    ends = [tail.index(token) for token in tokens if token in tail and token in after_text]
+    return tail[: min(ends)] if ends else tail
+
+
 def _shown_example(instructions: str) -> CallSyntax | None:
     """The syntax of an example in the instructions; None without one."""
     found = _EXAMPLE.search(instructions)
@@ -200,13 +240,15 @@ def _shown_example(instructions: str) -> CallSyntax | None:
 
 
 def _marker(begin: str, tokens: Sequence[str]) -> str:
-    """By what calls are told from text: a token, or what stands before the JSON."""
+    """By what calls are told from text: a token, or the text before a token and before the JSON."""
+    begin = begin.lstrip()
     token = next((token for token in tokens if begin.startswith(token)), None)
     if token is not None:
         return token
     json_begins = re.search(r'\s*\[?\s*\{\s*"', begin)
-    marker = begin if json_begins is None else begin[: json_begins.start()]
-    return marker if marker.strip() else ""
+    stops = [len(begin) if json_begins is None else json_begins.start()]
+    stops += [begin.index(token) for token in tokens if token in begin]
+    return begin[: min(stops)]
 
 
 def _common_start(one: str, other: str) -> int:

@@ -184,7 +184,7 @@ class ChatFormat:
             raise PromptError(f"{_NO_TOOLS}: leave {place} out, or export a model that was trained to call them")
         for index in in_use:
             is_result = messages[index]["role"] == "tool"
-            if not (found.takes_results if is_result else found.syntax is not None):
+            if not (found.takes_results if is_result else found.writes_calls or found.syntax is not None):
                 what = "results" if is_result else "calls"
                 raise PromptError(f"this bundle's chat template writes no {what} of tools: drop messages[{index}]")
         return found

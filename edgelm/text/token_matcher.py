@@ -215,13 +215,12 @@ class _Vocabulary:
             for token, token_id in tokenizer.added_tokens.items()
             if token and token_id < self._vocab_size and self._tokenizer.is_special_token(token_id)
         }
-        skipped = {*special, *eos_token_id}
-        self._written = {token: token_id for token, token_id in self.special.items() if token_id not in skipped}
+        self._no_end = {token: i for token, i in self.special.items() if i not in (end, *eos_token_id)}
 
     def free_of(self, use: ToolUse) -> dict[str, int]:
-        """Of the tokens that llguidance makes no text of, those that have text, and that the syntax of calls lacks."""
+        """Those of `special` that end no text and are no part of the syntax of calls."""
         around = "".join(use.syntax.parts)
-        return {token: token_id for token, token_id in self._written.items() if token not in around}
+        return {token: token_id for token, token_id in self._no_end.items() if token not in around}
 
     def matcher(self, source: str) -> "LLMatcher":
         """A matcher, which may be in an error state."""

@@ -110,6 +110,54 @@ def test_a_marker_that_is_no_token() -> None:
     assert (found.marker, found.begin) == ("CALL:", 'CALL:\n{"name": "')
 
 
+def test_a_line_break_before_the_marker() -> None:
+    """The marker alone begins a call; in text the line break may be missing."""
+    header = "{{- '<|im_start|>' + message.role }}"
+    assert header in HERMES
+    broken = HERMES.replace(header, "{{- '<|im_start|>' + message.role + '\\n' }}")
+    found = syntax_of(broken)
+    assert found is not None
+    assert (found.marker, found.begin) == ("<tool_call>", '\n<tool_call>\n{"name": "')
+    assert found.begin_in_text == '<tool_call>\n{"name": "'
+
+
+def test_calls_with_numbers() -> None:
+    """Each further call differs, so the syntax of one is known only."""
+    numbered = HERMES.replace('\\n<tool_call>\\n{"name', "\\n<tool_call>' ~ loop.index ~ '\\n{\"name")
+    found = syntax_of(numbered)
+    assert found is not None
+    assert (found.begin, found.between) == ('<tool_call>1\n{"name": "', None)
+
+
+def test_a_marker_that_begins_like_the_text_of_others() -> None:
+    """What two turns begin with alike is not cut inside a token."""
+    template = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + (
+        "{% for m in messages %}<|im_start|>{% for c in m.tool_calls or [] %}<|calls|>{{ c.function.name }}"
+        "{{ c.function.arguments | tojson }}{% endfor %}{% if m.content %}<|call|>{{ m.content }}{% endif %}<|im_end|>"
+        "{% endfor %}"
+    )
+    found = syntax_of(template)
+    assert found is not None
+    assert (found.marker, found.begin, found.middle, found.close, found.end) == ("<|calls|>", "<|calls|>", "", "", "")
+    assert found.between == "<|calls|>"
+
+
+@pytest.mark.parametrize("no_text", ["", None])
+def test_the_form_of_no_text_with_which_results_work_too(no_text: str | None) -> None:
+    test = "is string" if no_text == "" else "is none"
+    picky = HERMES.replace(
+        "{%- for message in messages %}",
+        "{%- for message in messages %}"
+        + (
+            "{%- if not loop.last and message.tool_calls and not (message.content " + test + ") %}"
+            "{{ raise_exception('no') }}{% endif %}"
+        ),
+    )
+    found = measured(picky)
+    assert found is not None
+    assert (found.no_text, found.takes_results) == (no_text, True)
+
+
 PYTHON = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + (
     "{% for m in messages %}<|im_start|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
     "[{{ c.function.name }}({% for k, v in c.function.arguments.items() %}{{ k }}={{ v | tojson }}{% endfor %})]"
@@ -118,11 +166,17 @@ PYTHON = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + (
 
 
 def test_what_is_no_json_is_not_guessed() -> None:
-    """Tools are shown, but their calls are not constrained, so chat refuses them; chat_prompt does not."""
+    """Prompts are as ever, but calls are not constrained, so chat refuses the tools."""
     chat = ChatFormat(ChatTemplate({"default": PYTHON}, {}), TOKENIZER)
     assert '"clock"' in chat.text([user("a")], tools=[CLOCK])
+    assert chat.text([user("a"), calls(call("clock", {"a": 1}))]).endswith("<|im_start|>[clock(a=1)]<|im_end|>")
     with pytest.raises(PromptError, match="does not tell how its model writes calls"):
         chat.tool_use([CLOCK])
+
+
+def test_a_template_that_writes_no_calls() -> None:
+    silent = HERMES.replace("for tool_call in message.tool_calls", "for tool_call in []").replace("<tool_call>", "")
+    chat = ChatFormat(ChatTemplate({"default": silent}, {}), TOKENIZER)
     with pytest.raises(PromptError, match=r"writes no calls of tools: drop messages\[1\]"):
         chat.ids([user("a"), calls(call("clock", {}))], tools=[CLOCK])
 

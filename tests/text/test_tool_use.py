@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgelm.bundle.chat_template import ChatTemplate
 from edgelm.errors import ConfigError
 from edgelm.text.call_reader import CallReader
 from edgelm.text.chat import ChatFormat
@@ -80,6 +81,7 @@ def drawn(model: Model, use: ToolUse, seed: int, limit: int = 300) -> Answer:
     kept = [token for token in model.tokenizer.special_tokens if token in "".join(use.syntax.parts)]
     stream = TextStream(model.tokenizer.stream(skip_special_tokens=True, kept=kept))
     added, quotes = set(model.tokenizer.added_tokens.values()), {*map(model.tokenizer.token_id, '"}]')}
+    textless = {i for token, i in model.tokenizer.special_tokens.items() if token not in kept}
     answer, handed_out = Answer([], "", [], False), list[int]()
 
     def take(piece: TextPiece, calls: tuple[ToolCall, ...]) -> None:
@@ -97,6 +99,8 @@ def drawn(model: Model, use: ToolUse, seed: int, limit: int = 300) -> Answer:
         for token in tokens:
             matcher.take(token)
             answer.ids.append(token)
+            if token in textless:
+                reader.gap()
             take(*reader.push(stream.push(token)))
     take(*reader.finish(stream.finish()))
     assert handed_out == answer.ids
@@ -117,7 +121,8 @@ def test_random_answers_obey_and_are_what_the_template_writes(template: str, cho
                 answer = drawn(chat_model, use, seed)
                 whole = tokenizer.decode(answer.ids)
                 if choice == "none":
-                    assert not answer.calls and answer.text == whole
+                    assert not answer.calls
+                    assert answer.text == tokenizer.decode(answer.ids, skip_special_tokens=True)
                 if choice in ("required", NAMED) and answer.is_whole:
                     assert answer.calls and not answer.text
                 assert (parallel and choice != NAMED) or len(answer.calls) <= 1
@@ -169,14 +174,15 @@ def test_free_text_cannot_spell_the_marker() -> None:
         assert allows(chat_model.matcher(use), chat_model.ids("[TOOL_CALLS]")) is (choice == "auto")
 
 
-def test_free_text_may_have_other_added_tokens() -> None:
-    """Thoughts, where <think> is a token, but no special one; the tags of calls and special ones are not text."""
+def test_free_text_may_have_other_tokens() -> None:
+    """Thoughts, where <think> is a token, and special tokens, as without tools; not those of calls, and no end."""
     for template in ("hermes", "mistral", "llama"):
         chat_model = model(template)
         for choice in ("auto", "none"):
             use = chat_model.chat.tool_use([SHORT], choice)
             assert allows(chat_model.matcher(use), chat_model.ids("<think>\nlong\n</think>\n\nb"))
-            assert not allows(chat_model.matcher(use), chat_model.ids("a<|im_start|>"))
+            assert allows(chat_model.matcher(use), chat_model.ids("a<|im_start|>b"))
+            assert not allows(chat_model.matcher(use), [chat_model.end])
     hermes = model("hermes")
     assert not allows(hermes.matcher(hermes.chat.tool_use([SHORT], "auto")), hermes.ids("a</tool_call>"))
 
@@ -301,3 +307,38 @@ def test_many_tools_are_read_in_time() -> None:
         matcher = chat_model.matcher(chat_model.chat.tool_use(tools, "required"))
         syntax = chat_model.chat.tool_use(tools).syntax
         assert allows(matcher, chat_model.ids(f'{syntax.begin}get_127{syntax.middle}{{"city": "a"}}{syntax.close}'))
+
+
+def test_blanks_before_the_marker_belong_to_the_text_of_auto() -> None:
+    tokenizer = tool_tokenizer("qwen").tokenizer
+    header = "{{- '<|im_start|>' + message.role }}"
+    broken = TOOL_TEMPLATES["hermes"].replace(header, "{{- '<|im_start|>' + message.role + '\\n' }}")
+    chat = ChatFormat(ChatTemplate({"default": broken}, {}), tokenizer)
+    chat_model = Model(tokenizer, chat, ConstraintReader(tokenizer))
+    call = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
+    auto, required = (chat.tool_use([PREFIX], choice) for choice in ("auto", "required"))
+    for before in ("", "\n", "a\n"):
+        assert allows(chat_model.matcher(auto), chat_model.ids(before + call))
+        assert read(auto, pieces_of(before + call, [1, 5]))[0] == before
+        assert allows(chat_model.matcher(required), chat_model.ids(before + call)) is (before == "\n")
+    text, calls, _ = read(required, pieces_of("\n" + call, [3]))
+    assert (text, len(calls)) == ("", 1)
+
+
+def test_a_token_without_text_does_not_glue_a_marker() -> None:
+    """Special tokens are skipped in texts, so what is around one looks like a marker, and was never one."""
+    for template, parts in (("hermes", ["a<tool", "_call>\n"]), ("llama", ['{"na', 'me": "'])):
+        chat_model = model(template)
+        use = chat_model.chat.tool_use([PREFIX], "auto")
+        gap = chat_model.tokenizer.special_tokens["<|user|>"]
+        rest = '{"name": "get", "arguments": {"wrong": 1}}\n'
+        ids = [*chat_model.ids(parts[0]), gap, *chat_model.ids(parts[1] + rest)]
+        assert allows(chat_model.matcher(use), ids)
+        reader, text, calls = CallReader(use), "", list[ToolCall]()
+        for number, part in enumerate([parts[0], None, parts[1] + rest]):
+            if part is None:
+                reader.gap()
+            free, made = reader.push(TextPiece(part or "", (number,)))
+            text, calls = text + free.text, [*calls, *made]
+        free, made = reader.finish(TextPiece("", ()))
+        assert (text + free.text, [*calls, *made]) == ("".join(parts) + rest, [])
