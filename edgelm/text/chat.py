@@ -229,7 +229,7 @@ class ChatFormat:
         return ControlTokens(self._tokenizer, {*self._special.tokens, *use.tokens})
 
     def _render(self, messages: list[Message], now: datetime | None, declared: Tools, use: TemplateTools | None) -> str:
-        characters = sum(map(characters_of, messages)) + (len(json.dumps(declared)) if declared else 0)
+        characters = sum(map(characters_of, messages)) + len(json.dumps(declared, ensure_ascii=False))
         size = _WORK_PER_CHARACTER * characters + _WORK_PER_MESSAGE * len(messages)
         if use is not None:
             messages = [_for_template(message, use) for message in messages]

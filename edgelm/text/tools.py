@@ -92,7 +92,7 @@ def checked_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise PromptError(f"tools[{index}] has the name {name!r} of another tool: names must differ")
-    characters = len(json.dumps(checked))
+    characters = len(json.dumps(checked, ensure_ascii=False))
     if characters > MAX_TOOL_CHARACTERS:
         raise PromptError(
             f"the tools have {characters:,} characters as JSON, more than {MAX_TOOL_CHARACTERS:,}: give fewer, or "

@@ -19,7 +19,7 @@ from tests.tool_bundles import make_tool_bundle
 
 ASKED = [user("How warm is it in Paris?")]
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
-SEEDED: Any = {"seed": 1, "temperature": 0.8, "max_new_tokens": 70}
+SEEDED: Any = {"seed": 1, "temperature": 0.8, "max_new_tokens": 50}
 # "[TOOL_CALLS]" is one special token, and so little else that the context of the tiny bundle holds a call.
 TINY_TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
