@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from edgelm.text.call_syntax import ID_PATTERN, ID_PLACE
-from edgelm.text.constraints import ToolUse
+from edgelm.text.constraints import JsonSchema, ToolUse
 
 ANY_TEXT = r"(.|\n)*"
 
@@ -32,7 +32,7 @@ def call_grammar(use: ToolUse, token_ids: Mapping[str, int], free_tokens: Mappin
         rules["call"] = f"function {_literal(syntax.close, token_ids)}"
         rules["function"] = "\n  | ".join(
             f"{_literal(name + syntax.middle, token_ids)} %json {_schema(use, schema)}"
-            for name, schema in ((name, schema.schema) for name, schema in use.functions)
+            for name, schema in use.functions
         )
     if use.choice == "required":
         rules["start"] = "calls"
@@ -61,9 +61,9 @@ def _joined(rules: Mapping[str, str]) -> str:
     return "%llguidance {}\n" + "".join(f"{name}: {rule}\n" for name, rule in rules.items())
 
 
-def _schema(use: ToolUse, schema: object) -> str:
+def _schema(use: ToolUse, schema: JsonSchema) -> str:
     """A schema with the separators of the syntax, without blanks elsewhere."""
-    content = json.loads(str(schema))
+    content = json.loads(str(schema.schema))
     content["x-guidance"] = {
         "whitespace_flexible": False,
         "item_separator": use.syntax.item_separator,
