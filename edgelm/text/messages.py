@@ -83,10 +83,10 @@ def checked_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 def characters_of(message: Message) -> int:
     """How long a checked message is, with calls as JSON; its role does not count."""
-    content, calls = message.get("content"), message.get("tool_calls", [])
+    content, calls = message.get("content"), message.get("tool_calls")
     texts = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
     texts += [message.get("name", ""), message.get("tool_call_id", "")]
-    return sum(map(len, texts)) + len(json.dumps(calls, ensure_ascii=False))
+    return sum(map(len, texts)) + (len(json.dumps(calls, ensure_ascii=False)) if calls else 0)
 
 
 def uses_tools(message: Message) -> bool:
