@@ -17,7 +17,7 @@ from typing import Any
 
 import edgelm
 from edgelm.engine.machine import cpu_name
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 
 SYSTEM = "You are a friendly guide to nature. Answer in one or two sentences."
 TURNS = (

@@ -48,14 +48,16 @@ if TYPE_CHECKING:
     from edgelm.model import Model, load
     from edgelm.scoring.explanation import ExplainedToken, Explanation
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
-    from edgelm.text.chat import ChatMessage
-    from edgelm.text.constraints import Choices, Grammar, JsonSchema, Regex
+    from edgelm.text.constraints import Choices, Grammar, JsonSchema, Regex, ToolUse
+    from edgelm.text.messages import ChatMessage
     from edgelm.text.stream_decoder import StreamDecoder
     from edgelm.text.tokenizer import Tokenizer
+    from edgelm.text.tools import Tool, ToolCall, ToolChoice
 
 __all__ = ["Bundle", "ChatMessage", "GenerationConfig", "Model", "Session", "StreamDecoder", "Tokenizer", "load"]
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
 __all__ += ["Choices", "Grammar", "JsonSchema", "Regex"]
+__all__ += ["Tool", "ToolCall", "ToolChoice", "ToolUse"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
 __all__ += ["ExplainedToken", "Explanation", "Option", "Perplexity", "Score", "Selection"]
 __all__ += ["TokenLogprob", "TokenLogprobs"]
@@ -69,8 +71,9 @@ _MODULE_OF = {
     "Session": "engine.session",
     "Submission": "generation.submission",
     **dict.fromkeys(["SchedulerLoad", "TextScheduler"], "generation.text_scheduler"),
-    "ChatMessage": "text.chat",
-    **dict.fromkeys(["Choices", "Grammar", "JsonSchema", "Regex"], "text.constraints"),
+    "ChatMessage": "text.messages",
+    **dict.fromkeys(["Choices", "Grammar", "JsonSchema", "Regex", "ToolUse"], "text.constraints"),
+    **dict.fromkeys(["Tool", "ToolCall", "ToolChoice"], "text.tools"),
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(["Model", "load"], "model"),

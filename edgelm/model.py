@@ -32,9 +32,12 @@ from edgelm.scoring import explanation, text_scores
 from edgelm.scoring.explanation import MAX_ATTENTION_BYTES, Explanation
 from edgelm.scoring.results import LengthNormalization, Perplexity, Pooling, Score, Selection, TokenLogprobs
 from edgelm.scoring.token_scores import Progress, Vector
-from edgelm.text.chat import ChatFormat, ChatMessage
+from edgelm.text.chat import ChatFormat
+from edgelm.text.constraints import ToolUse
+from edgelm.text.messages import ChatMessage
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
+from edgelm.text.tools import Tool, ToolChoice
 
 
 class Model:
@@ -265,7 +268,9 @@ class Model:
         """
         return self._texts.stream(self._run(prompt, options))
 
-    def chat_prompt(self, messages: Sequence[ChatMessage], *, now: datetime | None = None) -> list[int]:
+    def chat_prompt(
+        self, messages: Sequence[ChatMessage], *, tools: Sequence[Tool] | None = None, now: datetime | None = None
+    ) -> list[int]:
         """The token ids of a conversation, up to where the assistant's answer begins, for any method that continues.
 
         The bundle's chat template writes them, as transformers' ``apply_chat_template(add_generation_prompt=True)``
@@ -273,23 +278,66 @@ class Model:
 
         Args:
             messages: who said what, such as ``[{"role": "user", "content": "Hello"}]``.
+            tools: functions that the model may call, in OpenAI's shape; see `tool_use`.
             now: the date and time for templates that write the date; None for the present.
 
         Raises:
             PromptError: the bundle has no chat template, the messages are no conversation, or the template refuses
-                them.
+                them; or it has no tools.
             BundleError: the template cannot be read.
             EdgelmError: jinja2 is missing, the extra `chat`.
         """
-        return self._chat_format.ids(messages, now=now)
+        return self._chat_format.ids(messages, tools=tools, now=now)
 
-    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerationOptions]) -> Completion:
-        """The assistant's answer to a conversation. Raises as `chat_prompt` and `generate`."""
-        return self.generate(self.chat_prompt(messages), **options)
+    def tool_use(
+        self, tools: Sequence[Tool], *, tool_choice: ToolChoice = "auto", parallel_tool_calls: bool = True
+    ) -> ToolUse:
+        """The constraint of an answer that may call `tools`, for any method that takes `chat_prompt`.
 
-    def chat_stream(self, messages: Sequence[ChatMessage], **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
-        """The assistant's answer piece by piece, as `stream`. Raises as `chat_prompt` and `generate`."""
-        return self.stream(self.chat_prompt(messages), **options)
+        Args:
+            tools: functions in OpenAI's shape. Arguments are what `parameters` allow.
+            tool_choice: "auto" for a text or calls, "required" for calls, a named function for one call of it, and
+                "none" for a text without calls.
+            parallel_tool_calls: whether an answer may have several calls, where the template can write them.
+
+        Raises:
+            PromptError: the bundle has no chat template with tools, or `tools` are no tools.
+            ConfigError: `tool_choice` is unknown, or parameters are no usable schema.
+        """
+        return self._chat_format.tool_use(tools, tool_choice, parallel_tool_calls)
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        **options: Unpack[GenerationOptions],
+    ) -> Completion:
+        """The assistant's answer to a conversation, perhaps in calls of `tools`, which are in `Choice.tool_calls`.
+
+        Args and errors are those of `chat_prompt`, `tool_use` and `generate`; ConfigError also where there is a
+        `constraint` beside tools that may be called.
+        """
+        given = options.get("constraint")
+        constraint = self._chat_format.constraint(given, tools, tool_choice, parallel_tool_calls)
+        ids = self.chat_prompt(messages, tools=tools)
+        return self.generate(ids, **(options | {"constraint": constraint}))
+
+    def chat_stream(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[Chunk]:
+        """The assistant's answer piece by piece, as `stream`; a call comes in one piece. Otherwise as `chat`."""
+        given = options.get("constraint")
+        constraint = self._chat_format.constraint(given, tools, tool_choice, parallel_tool_calls)
+        return self.stream(self.chat_prompt(messages, tools=tools), **(options | {"constraint": constraint}))
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
         """As `generate`, without holding up the event loop; cancelling the task stops it within one token."""

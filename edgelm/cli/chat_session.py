@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgelm.decoding.generation_config import GenerationConfig
-    from edgelm.decoding.request import FinishReason
-    from edgelm.generation.results import Stats
+    from edgelm.generation.results import Stats, TextEnd
     from edgelm.model import Model
-    from edgelm.text.chat import ChatMessage
+    from edgelm.text.messages import ChatMessage
     from edgelm.text.plain_chat import PlainChatFormat
 
 _OWN_OPTIONS: dict[str, Any] = {
@@ -182,7 +181,7 @@ class ChatSession:
     def _encode(self, messages: "Sequence[ChatMessage]") -> list[int]:
         return self.model.chat_prompt(messages) if self._plain is None else self._plain.ids(messages)
 
-    def _tell_reason(self, reason: "FinishReason", kept: bool) -> None:
+    def _tell_reason(self, reason: "TextEnd", kept: bool) -> None:
         assert self.stats is not None
         if reason == "length":
             option = "/set max_new_tokens" if self._interactive else "-n"

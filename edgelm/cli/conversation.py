@@ -11,7 +11,7 @@ from edgelm.bundle.small_files import SmallFileError, read_small_file, status_of
 from edgelm.bundle.strict_json import Between, StrictJsonError, from_json, parse_json
 from edgelm.bundle.whole_file import write_whole_file
 from edgelm.errors import ContextError, EdgelmError
-from edgelm.text.chat import MAX_CHAT_CHARACTERS, MAX_MESSAGES, ChatMessage
+from edgelm.text.messages import MAX_CHAT_CHARACTERS, MAX_MESSAGES, ChatMessage
 
 MAX_FILE_BYTES = 8 * 2**20
 KEPT_SHARE = 0.75

@@ -28,8 +28,7 @@ from edgelm.cli.streams import note
 
 if TYPE_CHECKING:
     from edgelm.decoding.generation_config import GenerationOptions
-    from edgelm.decoding.request import FinishReason
-    from edgelm.generation.results import Chunk, Stats
+    from edgelm.generation.results import Chunk, Stats, TextEnd
     from edgelm.model import Model
     from edgelm.reuse.state import PromptState
     from edgelm.text.constraints import Constraint
@@ -153,13 +152,13 @@ def _may_colour(model: "Model", given: "GenerationOptions") -> bool:
     return True
 
 
-def _print_stream(chunks: "Iterator[Chunk]", echo: str | None, *, colours: bool) -> "tuple[Stats, list[FinishReason]]":
+def _print_stream(chunks: "Iterator[Chunk]", echo: str | None, *, colours: bool) -> "tuple[Stats, list[TextEnd]]":
     """Print each row as it comes, with a blank line between rows; nothing is printed before the first token.
 
     With `colours` new text has those of its probabilities. Returns the statistics, and why each row ended.
     """
     final: Stats | None = None
-    reasons: list[FinishReason] = []
+    reasons: list[TextEnd] = []
     row = -1
     painter = ProbabilityPainter()
     for chunk in chunks:

@@ -197,7 +197,7 @@ def _list_rule(
 
 def constraints() -> Rule:
     """A constraint."""
-    limit = "edgelm.Choices, Regex, JsonSchema or Grammar"
+    limit = "edgelm.Choices, Regex, JsonSchema, Grammar or ToolUse"
     return Rule("python", limit, lambda value: isinstance(value, Constraint), optional=True)
 
 

@@ -2,9 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from edgelm.decoding.request import FinishReason
 from edgelm.scoring.results import TokenLogprobs
+from edgelm.text.messages import ChatMessage, MessageCall
+from edgelm.text.tools import ToolCall
+
+TextEnd = Literal[FinishReason, "tool_calls"]
+"""Why a text ended. "tool_calls": it is complete, and has calls of tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +55,15 @@ class Chunk:
     """The tokens that this text completes."""
     index: int
     """Row of the text, from 0 to `num_return_sequences` - 1."""
-    finish_reason: FinishReason | None = None
+    finish_reason: TextEnd | None = None
     stats: Stats | None = None
     """Only the very last chunk has stats."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Log-probabilities of `token_ids`, where the option `logprobs` is given."""
     end_logprobs: TokenLogprobs | None = None
-    """Those of the end token, which `token_ids` leaves out, where the finish reason is "eos"."""
+    """Those of the end token, which `token_ids` leaves out, where the text ended with one."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of tools that are complete with this chunk. A call comes whole; its text is in no `text`."""
 
     def __str__(self) -> str:
         return self.text
@@ -67,11 +75,24 @@ class Choice:
 
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: TextEnd
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Log-probabilities of `token_ids`, where the option `logprobs` is given."""
     end_logprobs: TokenLogprobs | None = None
-    """Those of the end token, which `token_ids` leaves out, where the finish reason is "eos"."""
+    """Those of the end token, which `token_ids` leaves out, where the text ended with one."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Complete calls of tools, in their order, whose text is not in `text`; a call that was cut off is in it."""
+
+    @property
+    def message(self) -> ChatMessage:
+        """This answer as a message, for the next turn of the conversation."""
+        if not self.tool_calls:
+            return {"role": "assistant", "content": self.text}
+        calls = [
+            MessageCall(id=call.id, type="function", function={"name": call.name, "arguments": call.arguments})
+            for call in self.tool_calls
+        ]
+        return {"role": "assistant", "content": self.text or None, "tool_calls": calls}
 
     @classmethod
     def of_chunks(cls, chunks: Sequence[Chunk]) -> "Choice":
@@ -81,7 +102,8 @@ class Choice:
         text = "".join(chunk.text for chunk in chunks)
         ids = tuple(token for chunk in chunks for token in chunk.token_ids)
         logprobs = tuple(entry for chunk in chunks for entry in chunk.logprobs or ())
-        return cls(text, ids, reason, None if chunks[-1].logprobs is None else logprobs, chunks[-1].end_logprobs)
+        calls = tuple(call for chunk in chunks for call in chunk.tool_calls)
+        return cls(text, ids, reason, None if chunks[-1].logprobs is None else logprobs, chunks[-1].end_logprobs, calls)
 
 
 @dataclass(frozen=True, slots=True)

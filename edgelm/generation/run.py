@@ -9,12 +9,15 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import Step
 from edgelm.decoding.window import WindowSession
 from edgelm.engine.memory import peak_rss_bytes
-from edgelm.generation.results import Chunk, Completion, Stats
+from edgelm.generation.results import Chunk, Completion, Stats, TextEnd
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import TokenLogprobs
+from edgelm.text.call_reader import CallReader
+from edgelm.text.constraints import ToolUse
 from edgelm.text.prompts import Prompt
 from edgelm.text.stop_strings import TextStream
 from edgelm.text.tokenizer import Tokenizer
+from edgelm.text.tools import ToolCall
 
 
 class Meter:
@@ -130,9 +133,15 @@ class TextRun:
         self._prefix_tokens, self._learned_tokens, self._dropped_tokens = prefix_tokens, learned_tokens, dropped_tokens
         self._load_seconds = load_seconds
         rows = range(config.num_return_sequences)
-        self._decoder = tokenizer.stream(ids, skip_special_tokens=True)
+        use = config.constraint if isinstance(config.constraint, ToolUse) else None
+        special = {} if use is None else tokenizer.special_tokens
+        # Those around calls are read as text.
+        kept = {} if use is None else {token: i for token, i in special.items() if token in "".join(use.syntax.parts)}
+        self._textless = frozenset(special.values()).difference(kept.values())
+        self._decoder = tokenizer.stream(ids, skip_special_tokens=True, kept=kept)
         self._decoder.leave_out(healed_characters)
         self._texts = [self._new_text() for _ in rows]
+        self._calls = [] if use is None else [CallReader(use) for _ in rows]
         # Log-probabilities of the tokens whose text is not whole yet, by row.
         self._logprobs: list[deque[TokenLogprobs]] = [deque() for _ in rows]
         self._open_rows = len(rows)
@@ -159,14 +168,23 @@ class TextRun:
         if named is not None and step.token_id is not None:
             logprobs.append(named)
         piece = text.finish() if step.token_id is None else text.push(step.token_id)
+        reason: TextEnd | None = "stop" if text.stopped else step.finish_reason
+        end_logprobs = named if reason == "eos" else None
+        calls: tuple[ToolCall, ...] = ()
+        if self._calls:
+            reader = self._calls[row]
+            if step.token_id in self._textless:
+                reader.gap()
+            piece, calls = reader.push(piece) if reason is None else reader.finish(piece)
+            if reader.made_calls and reason in ("eos", "stop"):
+                reason = "tool_calls"
         ready = None if self.config.logprobs is None else tuple(logprobs.popleft() for _ in piece.token_ids)
-        reason = "stop" if text.stopped else step.finish_reason
         if reason is not None:
             self._open_rows -= 1
-        elif not piece.text:
+        elif not piece.text and not calls:
             return None
         stats = None if self._open_rows else self._stats()
-        return Chunk(piece.text, piece.token_ids, row, reason, stats, ready, named if reason == "eos" else None)
+        return Chunk(piece.text, piece.token_ids, row, reason, stats, ready, end_logprobs, calls)
 
     def completion(self, chunks: Iterable[Chunk]) -> Completion:
         """Join all chunks of this run."""

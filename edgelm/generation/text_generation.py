@@ -159,10 +159,9 @@ class TextGeneration:
                 f"the constraint needs at least {least} tokens, but max_new_tokens or max_length allows {limit}: "
                 "raise it"
             )
-        if config.context_overflow != "window" and least > room:
+        if config.context_overflow != "window" and 0 < room < least:  # a prompt without room is refused as such
             raise ConfigError(
-                f"the constraint needs at least {least} tokens, but the context has room for {max(0, room)}: "
-                "shorten the prompt"
+                f"the constraint needs at least {least} tokens, but the context has room for {room}: shorten the prompt"
             )
         return constraint.matcher
 

@@ -1,6 +1,7 @@
 """``POST /v1/chat/completions``: answers to conversations, by the bundle's chat template."""
 
 import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -9,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 from starlette.responses import Response
 
-from edgelm.decoding.request import FinishReason
-from edgelm.generation.results import Choice, Chunk
+from edgelm.generation.results import Choice, Chunk, TextEnd
 from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.completions import OpenAiReason, openai_reason
@@ -33,10 +33,26 @@ from edgelm.serve.conversation import (
 from edgelm.serve.errors import ApiError
 from edgelm.serve.fields import GenerationFields
 from edgelm.serve.generating import Generation, Usage
-from edgelm.serve.limits import MAX_MESSAGES, MAX_TOP_LOGPROBS
+from edgelm.serve.limits import MAX_MESSAGES, MAX_TOOLS, MAX_TOP_LOGPROBS
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
 from edgelm.serve.strict import NO_EFFECT, StrictBody, in_words, unsupported
+from edgelm.serve.tools import (
+    CHOICE_MEANING,
+    TOOLS_MEANING,
+    AnswerCall,
+    CallId,
+    ChatTool,
+    ChatToolChoice,
+    DeltaCall,
+    EarlierCall,
+    answer_constraint,
+    declared,
+)
+from edgelm.text.messages import ChatMessage
+
+ChatReason = Literal[OpenAiReason, "tool_calls"]
+OLDER_TOOLS = "it is the older form of tools"
 
 
 class MessagePart(TextPart):
@@ -48,14 +64,30 @@ class MessagePart(TextPart):
 class RequestMessage(StrictBody):
     """A message of the conversation."""
 
-    role: Literal["developer", "system", "user", "assistant"]
-    content: Content[MessagePart]
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: Content[MessagePart] | None = Field(
+        default=None, description="A text, or parts of text; may be missing beside `tool_calls` only."
+    )
     name: ShortText | None = Field(default=None, description="The speaker's name, for templates that write it.")
+    tool_calls: Annotated[list[EarlierCall], Field(min_length=1, max_length=MAX_TOOLS)] | None = Field(
+        default=None, description="Calls that the assistant made."
+    )
+    tool_call_id: CallId | None = Field(default=None, description="The call whose result a message of a tool is.")
     refusal: None = unsupported("a refusal is a text")
     annotations: NoAnnotations = Field(default=None, description=NO_EFFECT + "only an empty list is taken.")
     audio: None = unsupported(TEXT_ONLY)
-    function_call: None = unsupported(NO_TOOLS)
-    tool_calls: None = unsupported(NO_TOOLS)
+    function_call: None = unsupported(OLDER_TOOLS)
+
+    def message(self, place: str) -> ChatMessage:
+        """The message for the template. Raises ApiError, which calls it `place`."""
+        if self.content is None and not self.tool_calls:
+            raise ApiError(400, f"{place}.content is missing: give a text", param=f"{place}.content")
+        message = message_of(self.role, self.content, self.name)
+        if self.tool_calls:
+            message["tool_calls"] = [call.call for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 class ChatRequest(GenerationFields, ConversationFields):
@@ -77,9 +109,10 @@ class ChatRequest(GenerationFields, ConversationFields):
     )
     modalities: list[Literal["text"]] | None = Field(default=None, max_length=1, description="Only text.")
     metadata: Metadata | None = Field(default=None, description=NO_EFFECT + "nothing is stored.")
-    tools: None = unsupported(NO_TOOLS)
-    functions: None = unsupported(NO_TOOLS)
-    function_call: None = unsupported(NO_TOOLS)
+    tools: list[ChatTool] | None = Field(default=None, max_length=MAX_TOOLS, description=TOOLS_MEANING)
+    tool_choice: ChatToolChoice = Field(default=None, description=CHOICE_MEANING)
+    functions: None = unsupported(OLDER_TOOLS)
+    function_call: None = unsupported(OLDER_TOOLS)
     web_search_options: None = unsupported(NO_TOOLS)
     audio: None = unsupported(TEXT_ONLY)
     prediction: None = unsupported("no text is predicted")
@@ -98,8 +131,15 @@ class AnswerMessage(BaseModel):
     """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """Null where the answer has calls only."""
     refusal: None = None
+    tool_calls: list[AnswerCall] | None = None
+    """Complete calls; the field is absent without any."""
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name != "tool_calls" or value is not None}
 
 
 class ChatChoice(BaseModel):
@@ -108,8 +148,8 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: OpenAiReason
-    edgelm_finish_reason: FinishReason
+    finish_reason: ChatReason
+    edgelm_finish_reason: TextEnd
     """The reason in edgelm's own words."""
 
 
@@ -130,6 +170,7 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[DeltaCall] | None = None
 
     @model_serializer(mode="wrap")
     def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -143,8 +184,8 @@ class ChatPiece(BaseModel):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
-    finish_reason: OpenAiReason | None = None
-    edgelm_finish_reason: FinishReason | None = None
+    finish_reason: ChatReason | None = None
+    edgelm_finish_reason: TextEnd | None = None
 
 
 class ChatEvent(BaseModel):
@@ -194,6 +235,8 @@ class _Chat:
             raise ApiError(400, "response_format and constraint contradict each other: give one", param="constraint")
         if constraint is not None:
             self._options["constraint"] = constraint
+        self._messages = [message.message(f"messages.{index}") for index, message in enumerate(body.messages)]
+        self._calls_sent = Counter[int]()
         if body.logprobs:
             self._options["logprobs"] = body.top_logprobs or 0
         count = body.n or 1
@@ -202,9 +245,13 @@ class _Chat:
 
     async def submit(self) -> Generation:
         """Render the messages and queue the answer. Raises what the status shall tell."""
-        said = [message_of(message.role, message.content, message.name) for message in self.body.messages]
-        ids = await prompt_of(self.call, said, "messages")
-        return await self.call.submit(ids, self._options, max_time=self.body.max_time)
+        call, body, tools = self.call, self.body, declared(self.body.tools)
+        given = self._options.get("constraint")
+        constraint = await answer_constraint(call, given, tools, body.tool_choice, body.parallel_tool_calls)
+        ids = await prompt_of(call, self._messages, "messages", tools)
+        if constraint is not None:
+            self._options["constraint"] = constraint
+        return await call.submit(ids, self._options, max_time=body.max_time)
 
     async def whole(self, generation: Generation) -> ChatAnswer:
         """The answer in one piece."""
@@ -249,28 +296,37 @@ class _Chat:
         )
 
     def _choice(self, choice: Choice) -> ChatChoice:
-        reason = openai_reason(choice.finish_reason)
+        reason = _chat_reason(choice.finish_reason)
         assert reason is not None
+        message = AnswerMessage(content=choice.text)
+        if choice.tool_calls:
+            calls = [AnswerCall.of(call) for call in choice.tool_calls]
+            message = AnswerMessage(content=choice.text or None, tool_calls=calls)
         return ChatChoice(
             index=0,
-            message=AnswerMessage(content=choice.text),
+            message=message,
             logprobs=self._logprobs(choice.logprobs),
             finish_reason=reason,
             edgelm_finish_reason=choice.finish_reason,
         )
 
     def _pieces(self, chunk: Chunk) -> list[ChatPiece]:
-        """The text of a chunk, and the end of its answer, which is a piece of its own."""
+        """The text and the calls of a chunk, and the end of its answer, which is a piece of its own."""
         pieces = []
-        if chunk.text or chunk.token_ids:
-            logprobs = self._logprobs(chunk.logprobs)
-            pieces.append(ChatPiece(index=0, delta=Delta(content=chunk.text), logprobs=logprobs))
+        calls = [
+            DeltaCall(index=self._calls_sent[chunk.index] + number, **AnswerCall.of(call).model_dump())
+            for number, call in enumerate(chunk.tool_calls)
+        ]
+        self._calls_sent[chunk.index] += len(calls)
+        if chunk.text or chunk.token_ids or calls:
+            delta = Delta(content=chunk.text or None, tool_calls=calls) if calls else Delta(content=chunk.text)
+            pieces.append(ChatPiece(index=0, delta=delta, logprobs=self._logprobs(chunk.logprobs)))
         if chunk.finish_reason is not None:
             pieces.append(
                 ChatPiece(
                     index=0,
                     delta=Delta(),
-                    finish_reason=openai_reason(chunk.finish_reason),
+                    finish_reason=_chat_reason(chunk.finish_reason),
                     edgelm_finish_reason=chunk.finish_reason,
                 )
             )
@@ -278,6 +334,10 @@ class _Chat:
 
     def _logprobs(self, tokens: tuple[TokenLogprobs, ...] | None) -> ChatLogprobs | None:
         return None if tokens is None else ChatLogprobs(content=token_logprobs(tokens))
+
+
+def _chat_reason(reason: TextEnd | None) -> ChatReason | None:
+    return "tool_calls" if reason == "tool_calls" else openai_reason(reason)
 
 
 CHAT = Operation(

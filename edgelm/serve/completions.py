@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from edgelm.decoding.request import FinishReason
-from edgelm.generation.results import Choice, Chunk, Completion, Stats
+from edgelm.generation.results import Choice, Chunk, Completion, Stats, TextEnd
 from edgelm.serve.call import Call
 from edgelm.serve.echo import NO_ECHO, CompletionLogprobs, offsets_of, read_echo
 from edgelm.serve.errors import ApiError
@@ -60,7 +59,7 @@ class CompletionChoice(BaseModel):
     index: int
     logprobs: CompletionLogprobs | None = None
     finish_reason: OpenAiReason | None = None
-    edgelm_finish_reason: FinishReason | None = None
+    edgelm_finish_reason: TextEnd | None = None
     """The reason in edgelm's own words."""
 
 
@@ -76,11 +75,11 @@ class CompletionAnswer(BaseModel):
     usage: Usage | None = None
 
 
-def openai_reason(reason: FinishReason | None) -> OpenAiReason | None:
+def openai_reason(reason: TextEnd | None) -> OpenAiReason | None:
     """Why a text ended, in OpenAI's words: "eos" is "stop"; whatever cut a text off is "length"."""
     if reason is None:
         return None
-    return "stop" if reason in ("eos", "stop") else "length"
+    return "stop" if reason in ("eos", "stop", "tool_calls") else "length"
 
 
 async def complete(call: Call, body: CompletionRequest) -> Response:

@@ -23,3 +23,5 @@ MAX_MESSAGES = 1024
 MAX_PARTS = 64
 """Parts of one message."""
 MAX_METADATA = 16
+MAX_TOOLS = 128
+"""Functions of one conversation, and calls of one answer."""

@@ -113,7 +113,7 @@ def parsed(kind: type[Body], content: bytes) -> Body:
 
 def _told(kind: type[BaseModel], error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"][:4])
+    where = ".".join(str(part) for part in first["loc"][:6])
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg'].partition(': ')[2] or first['msg']}"[:200])
     if not where:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
@@ -11,9 +11,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from edgelm.decoding.generation_config import GenerationOptions
-from edgelm.decoding.request import FinishReason
 from edgelm.errors import EdgelmError
-from edgelm.generation.results import Stats
+from edgelm.generation.results import Stats, TextEnd
 from edgelm.scoring.results import TokenLogprobs
 from edgelm.serve.call import Call
 from edgelm.serve.completions import openai_reason
@@ -27,7 +26,6 @@ from edgelm.serve.conversation import (
     ConversationFields,
     Metadata,
     NoAnnotations,
-    Nothing,
     ShortText,
     TextPart,
     TokenWithTop,
@@ -38,17 +36,28 @@ from edgelm.serve.conversation import (
 from edgelm.serve.errors import ApiError, api_error
 from edgelm.serve.fields import SamplingFields, Text, sampling_options
 from edgelm.serve.generating import Generation
-from edgelm.serve.limits import MAX_MESSAGES, MAX_PROMPT_CHARACTERS, MAX_TOP_LOGPROBS
+from edgelm.serve.limits import MAX_MESSAGES, MAX_PROMPT_CHARACTERS, MAX_TOOLS, MAX_TOP_LOGPROBS
 from edgelm.serve.operation import Operation, json_answer
 from edgelm.serve.sse import Event, EventStream
 from edgelm.serve.strict import NO_EFFECT, OnlyFalse, StrictBody, in_words, unsupported
-from edgelm.text.chat import ChatMessage
+from edgelm.serve.tools import (
+    CHOICE_MEANING,
+    TOOLS_MEANING,
+    CallId,
+    FunctionName,
+    ResponseNamedTool,
+    ResponseTool,
+    ResponseToolChoice,
+    Word,
+    answer_constraint,
+    declared,
+    message_call,
+)
+from edgelm.text.messages import ChatMessage
+from edgelm.text.tools import ToolCall
 
 _LOGPROBS = "message.output_text.logprobs"
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
-
-
-NoTools = Annotated[Nothing, in_words(f"an empty list: {NO_TOOLS}")]
 
 
 class ItemPart(TextPart):
@@ -74,6 +83,33 @@ class InputItem(StrictBody):
     phase: None = unsupported(NO_EFFORT)
 
 
+class CallItem(StrictBody):
+    """A call that the assistant made; an item of an earlier response's `output` is one."""
+
+    type: Literal["function_call"]
+    call_id: CallId
+    name: FunctionName
+    arguments: Text = Field(description="A JSON object.")
+    id: ShortText | None = Field(default=None, description=NO_EFFECT + "nothing is stored.")
+    status: Literal["in_progress", "completed", "incomplete"] | None = Field(
+        default=None, description=NO_EFFECT + "a call is what it says."
+    )
+    namespace: None = unsupported(NO_TOOLS)
+    caller: None = unsupported(NO_TOOLS)
+
+
+class CallOutputItem(StrictBody):
+    """The result of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: CallId
+    output: Content[ItemPart]
+    id: ShortText | None = Field(default=None, description=NO_EFFECT + "nothing is stored.")
+    status: Literal["in_progress", "completed", "incomplete"] | None = Field(
+        default=None, description=NO_EFFECT + "a result is what it says."
+    )
+
+
 class TextOptions(StrictBody):
     """Options of the answer's text."""
 
@@ -93,10 +129,10 @@ class ResponseRequest(SamplingFields, ConversationFields):
     """A conversation to answer."""
 
     input: Annotated[
-        Text | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)],
+        Text | Annotated[list[InputItem | CallItem | CallOutputItem], Field(min_length=1, max_length=MAX_MESSAGES)],
         in_words(
             f"a text of at most {MAX_PROMPT_CHARACTERS:,} characters, or a list of 1 to {MAX_MESSAGES:,} messages with "
-            "a role (user, assistant, system, developer) and text content"
+            "a role (user, assistant, system, developer) and text content, calls of functions, and their outputs"
         ),
     ] = Field(description="What the user says, or the messages of a conversation.")
     instructions: Text | None = Field(default=None, description="A system message before the input.")
@@ -117,7 +153,8 @@ class ResponseRequest(SamplingFields, ConversationFields):
     truncation: Literal["disabled"] | None = Field(
         default=None, description=NO_EFFECT + "a conversation that does not fit is an error."
     )
-    tools: NoTools = Field(default=None, description=NO_EFFECT + "only an empty list is taken.")
+    tools: list[ResponseTool] | None = Field(default=None, max_length=MAX_TOOLS, description=TOOLS_MEANING)
+    tool_choice: ResponseToolChoice = Field(default=None, description=CHOICE_MEANING)
     max_tool_calls: None = unsupported(NO_TOOLS)
     previous_response_id: None = unsupported(NOTHING_STORED)
     conversation: None = unsupported(NOTHING_STORED)
@@ -146,6 +183,19 @@ class OutputMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     status: Status
     content: list[OutputText]
+
+
+class OutputCall(BaseModel):
+    """A complete call of a function."""
+
+    id: str
+    type: Literal["function_call"] = "function_call"
+    status: Status = "completed"
+    call_id: str
+    """What the output of the call names."""
+    name: str
+    arguments: str
+    """A JSON object that the function's parameters allow."""
 
 
 class InputTokensDetails(BaseModel):
@@ -214,14 +264,14 @@ class ResponseAnswer(BaseModel):
     instructions: str | None
     max_output_tokens: int | None
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall]
     parallel_tool_calls: bool
     previous_response_id: None = None
     store: Literal[False] = False
     temperature: float | None
     text: TextSettings
-    tool_choice: Literal["none", "auto"]
-    tools: list[None] = Field(default=[])
+    tool_choice: Word | ResponseNamedTool
+    tools: list[ResponseTool]
     top_logprobs: int
     top_p: float | None
     truncation: Literal["disabled"] = "disabled"
@@ -236,12 +286,14 @@ class ResponseEvent(BaseModel):
     sequence_number: int
     response: ResponseAnswer | None = None
     output_index: int | None = None
-    item: OutputMessage | None = None
+    item: OutputMessage | OutputCall | None = None
     item_id: str | None = None
     content_index: int | None = None
     part: OutputText | None = None
     delta: str | None = None
     text: str | None = None
+    name: str | None = None
+    arguments: str | None = None
     logprobs: list[TokenWithTop] | None = None
 
 
@@ -280,57 +332,92 @@ class _Responding:
         if body.max_output_tokens is not None:
             options["max_new_tokens"] = body.max_output_tokens
         constraint = None if body.text is None else constraint_of_format(body.text.format, "text.format")
+        tools = declared(body.tools)
+        constraint = await answer_constraint(self.call, constraint, tools, body.tool_choice, body.parallel_tool_calls)
         if constraint is not None:
             options["constraint"] = constraint
         if body.include:
             options["logprobs"] = body.top_logprobs or 0
-        ids = await prompt_of(self.call, self._messages(), "input")
+        ids = await prompt_of(self.call, self._messages(), "input", tools)
         return await self.call.submit(ids, options)
 
     async def whole(self, generation: Generation) -> ResponseAnswer:
         """The answer in one piece."""
         completion = await generation.completion()
         (choice,) = completion.choices
-        text = OutputText(text=choice.text, logprobs=_logprobs(choice.logprobs))
-        return self._answer(_status(choice.finish_reason), text, completion.stats)
+        status, output = _status(choice.finish_reason), list[OutputMessage | OutputCall]()
+        if choice.text or not choice.tool_calls:
+            output.append(self._message(status, OutputText(text=choice.text, logprobs=_logprobs(choice.logprobs))))
+        output += map(_output_call, choice.tool_calls)
+        return self._answer(status, output, completion.stats)
 
     async def events(self, generation: Generation) -> AsyncGenerator[Event, None]:
         """The answer as a stream, with the events of OpenAI's."""
         answer = self._answer("in_progress")
         yield self._event("response.created", response=answer)
         yield self._event("response.in_progress", response=answer)
-        begun = self._message("in_progress")
-        yield self._event("response.output_item.added", output_index=0, item=begun)
-        place: dict[str, Any] = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        yield self._event("response.content_part.added", **place, part=OutputText(text=""))
+        output = list[OutputMessage | OutputCall]()
+        place: dict[str, Any] | None = None  # of the message, once it has begun
         text, logprobs = "", list[TokenWithTop]()
         status: Status = "completed"
         stats: Stats | None = None
         try:
             async with aclosing(generation.chunks()) as chunks:
                 async for chunk in chunks:
-                    new = _logprobs(chunk.logprobs)
+                    new = [] if chunk.tool_calls else _logprobs(chunk.logprobs)
                     text, logprobs = text + chunk.text, logprobs + new
-                    if chunk.text or new:
+                    ends_empty = chunk.finish_reason is not None and not (output or chunk.tool_calls)
+                    if place is None and (chunk.text or new or ends_empty):
+                        place = {"item_id": self._item_id, "output_index": len(output), "content_index": 0}
+                        output.append(self._message("in_progress"))
+                        yield self._event("response.output_item.added", output_index=len(output) - 1, item=output[-1])
+                        yield self._event("response.content_part.added", **place, part=OutputText(text=""))
+                    if place is not None and (chunk.text or new):
                         yield self._event("response.output_text.delta", **place, delta=chunk.text, logprobs=new)
+                    for call in map(_output_call, chunk.tool_calls):
+                        for event in self._call_events(call, len(output)):
+                            yield event
+                        output.append(call)
                     if chunk.finish_reason is not None:
                         status, stats = _status(chunk.finish_reason), chunk.stats
         except EdgelmError as error:
             failed = self._answer("failed", error=_failure(error))
             yield self._event("response.failed", response=failed)
             return
-        part = OutputText(text=text, logprobs=logprobs)
-        yield self._event("response.output_text.done", **place, text=text, logprobs=logprobs)
-        yield self._event("response.content_part.done", **place, part=part)
-        yield self._event("response.output_item.done", output_index=0, item=self._message(status, part))
-        yield self._event(f"response.{status}", response=self._answer(status, part, stats))
+        if place is not None:
+            part, index = OutputText(text=text, logprobs=logprobs), place["output_index"]
+            output[index] = self._message(status, part)
+            yield self._event("response.output_text.done", **place, text=text, logprobs=logprobs)
+            yield self._event("response.content_part.done", **place, part=part)
+            yield self._event("response.output_item.done", output_index=index, item=output[index])
+        yield self._event(f"response.{status}", response=self._answer(status, output, stats))
+
+    def _call_events(self, call: OutputCall, index: int) -> Iterator[dict[str, Any]]:
+        """A call, which is there at once, in the events of one that grows."""
+        place: dict[str, Any] = {"item_id": call.id, "output_index": index}
+        begun = call.model_copy(update={"status": "in_progress", "arguments": ""})
+        yield self._event("response.output_item.added", output_index=index, item=begun)
+        yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
+        yield self._event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+        yield self._event("response.output_item.done", output_index=index, item=call)
 
     def _messages(self) -> list[ChatMessage]:
+        """The conversation; calls that follow one another, or a message of the assistant, are one answer of it."""
         body = self.body
-        said = [] if body.instructions is None else [message_of("system", body.instructions)]
+        messages = [] if body.instructions is None else [message_of("system", body.instructions)]
         if isinstance(body.input, str):
-            return [*said, message_of("user", body.input)]
-        return [*said, *(message_of(item.role, item.content) for item in body.input)]
+            return [*messages, message_of("user", body.input)]
+        for item in body.input:
+            if isinstance(item, InputItem):
+                messages.append(message_of(item.role, item.content))
+            elif isinstance(item, CallOutputItem):
+                messages.append(message_of("tool", item.output) | {"tool_call_id": item.call_id})
+            else:
+                call = message_call(item.call_id, item.name, item.arguments)
+                if not messages or messages[-1]["role"] != "assistant":
+                    messages.append(message_of("assistant", None))
+                messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", ()), call]
+        return messages
 
     def _event(self, type: str, **fields: Any) -> dict[str, Any]:
         event = ResponseEvent(type=type, sequence_number=self._sent, **fields)
@@ -343,7 +430,7 @@ class _Responding:
     def _answer(
         self,
         status: Status,
-        text: OutputText | None = None,
+        output: Sequence[OutputMessage | OutputCall] = (),
         stats: Stats | None = None,
         error: ResponseFailure | None = None,
     ) -> ResponseAnswer:
@@ -358,11 +445,12 @@ class _Responding:
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             model=call.name,
-            output=[] if text is None else [self._message(status, text)],
+            output=list(output),
             parallel_tool_calls=body.parallel_tool_calls is not False,
             temperature=body.temperature,
             text=TextSettings(format=body.text.format) if body.text and body.text.format else TextSettings(),
             tool_choice=body.tool_choice or "auto",
+            tools=body.tools or [],
             top_logprobs=body.top_logprobs or 0,
             top_p=body.top_p,
             usage=None if stats is None else ResponseUsage.of(stats),
@@ -370,8 +458,13 @@ class _Responding:
         )
 
 
-def _status(reason: FinishReason) -> Status:
+def _status(reason: TextEnd) -> Status:
     return "completed" if openai_reason(reason) == "stop" else "incomplete"
+
+
+def _output_call(call: ToolCall) -> OutputCall:
+    item_id = f"fc_{secrets.token_hex(24)}"
+    return OutputCall(id=item_id, call_id=call.id, name=call.name, arguments=call.arguments)
 
 
 def _logprobs(tokens: tuple[TokenLogprobs, ...] | None) -> list[TokenWithTop]:

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import ConfigError, pass_interrupts_on, shown
+from edgelm.text.call_syntax import CallSyntax
 
 MAX_REGEX_CHARACTERS = 16_384
 MAX_SOURCE_CHARACTERS = 65_536
@@ -104,7 +106,23 @@ class Grammar:
                 raise ConfigError(f"the grammar's %json in line {line} cannot be read: {_first_line(error)}") from None
 
 
-Constraint = Choices | Regex | JsonSchema | Grammar
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The text may call functions, in the model's own syntax and with arguments that their schemas allow.
+
+    `Model.tool_use` makes it. The calls of such a text are in `Choice.tool_calls`, not in its text.
+    """
+
+    functions: tuple[tuple[str, JsonSchema], ...]
+    """Names, and the schemas of their arguments, which are objects."""
+    syntax: CallSyntax
+    choice: Literal["auto", "none", "required"]
+    """Whether the text is any text or calls, is any text but no call, or is calls only."""
+    parallel: bool
+    """Whether there may be several calls."""
+
+
+Constraint = Choices | Regex | JsonSchema | Grammar | ToolUse
 
 
 def check_schema(schema: object) -> None:

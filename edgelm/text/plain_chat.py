@@ -5,8 +5,11 @@ from datetime import datetime
 from typing import Literal
 
 from edgelm.bundle.chat_template import ChatTemplate
-from edgelm.text.chat import ChatFormat, ChatMessage
+from edgelm.text.call_syntax import TemplateTools
+from edgelm.text.chat import ChatFormat, Tools
+from edgelm.text.messages import ChatMessage, Message
 from edgelm.text.tokenizer import Tokenizer
+from edgelm.text.tools import Tool
 
 PlainForm = Literal["lines", "labels"]
 """How a conversation is written. "lines": every message is a line. "labels": "User:" and "Assistant:" stand before it.
@@ -29,11 +32,13 @@ class PlainChatFormat(ChatFormat):
         self.stop_strings = _STOP_STRINGS[form]
         """Where an answer ends, because the model would begin the next message."""
 
-    def ids(self, messages: Sequence[ChatMessage], *, now: datetime | None = None) -> list[int]:
+    def ids(
+        self, messages: Sequence[ChatMessage], *, tools: Sequence[Tool] | None = None, now: datetime | None = None
+    ) -> list[int]:
         """The token ids of the conversation, as `ChatFormat.ids`; they begin like those of any text (BOS)."""
-        return self._begin + super().ids(messages, now=now)
+        return self._begin + super().ids(messages, tools=tools, now=now)
 
-    def _render(self, messages: list[ChatMessage], now: datetime | None) -> str:
+    def _render(self, messages: list[Message], now: datetime | None, declared: Tools, use: TemplateTools | None) -> str:
         texts = [(message["role"], _text(message)) for message in messages]
         if self._form == "lines":
             lines = [" ".join(text.split("\n")) for _, text in texts]
@@ -41,6 +46,6 @@ class PlainChatFormat(ChatFormat):
         return "".join(f"{_LABELS.get(role, '')}{text}\n" for role, text in texts) + "Assistant:"
 
 
-def _text(message: ChatMessage) -> str:
+def _text(message: Message) -> str:
     content = message["content"]
     return (content if isinstance(content, str) else "\n".join(part["text"] for part in content)).strip()

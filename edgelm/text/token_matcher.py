@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.errors import ConfigError, EdgelmError, TokenizerError, install_hint, pass_interrupts_on
-from edgelm.text.constraints import Choices, Constraint, Grammar, JsonSchema, Regex, place_of_key
+from edgelm.text.call_grammar import call_grammar
+from edgelm.text.constraints import Choices, Constraint, Grammar, JsonSchema, Regex, ToolUse, place_of_key
 from edgelm.text.rust import rust_errors
 from edgelm.text.tokenizer import Tokenizer
 
@@ -39,7 +40,10 @@ _NAMES = {
     Regex: "the regular expression",
     JsonSchema: "the JSON schema",
     Grammar: "the grammar",
+    ToolUse: "the calls of tools",
 }
+_SPECIAL = b"\xff"
+"""Stands before the id of a special token in llguidance's bytes; it is in no text."""
 _MEANS_SOMETHING = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")
 _AT = re.compile(r"(?:at )?(\d+)\((\d+)\): (.*)")
 _REGEX_ERROR = re.compile(r"regex parse error:\n    .*\n    ( *)\^.*\nerror: (.*)")
@@ -150,12 +154,13 @@ class ConstraintReader:
         words, name = self._words, _NAMES[type(constraint)]
         with rust_errors(ConfigError, f"{name} cannot be read", "make it simpler"):
             try:
-                source = _source(constraint)
+                source = _source(constraint, words)
             except ValueError as error:
                 pass_interrupts_on(error)
                 raise ConfigError(f"{name} cannot be read: {_reason(str(error))}") from None
             reader = words.matcher(source)
         if reader.is_error():
+            self._blame_function(constraint, words)
             raise ConfigError(f"{name} cannot be read: {_reason(reader.get_error(), constraint)}")
         matcher = Matcher(reader, self._tokenizer.vocab_size, words.ends, name)
         probe = matcher.copy()
@@ -163,7 +168,16 @@ class ConstraintReader:
             probe.mask()  # an error if there is no text at all
         if isinstance(constraint, Choices):
             return ReadConstraint(matcher, tuple(text.encode() for text in constraint.texts), True, words)
-        return ReadConstraint(matcher, (reader.deep_copy().compute_ff_bytes(),), False, words)
+        beginning, _, _ = reader.deep_copy().compute_ff_bytes().partition(_SPECIAL)
+        return ReadConstraint(matcher, (beginning,), False, words)
+
+    def _blame_function(self, constraint: Constraint, words: "_Vocabulary") -> None:
+        """Raise ConfigError for the first function of a `ToolUse` whose schema cannot be read, if there is one."""
+        for function, schema in constraint.functions if isinstance(constraint, ToolUse) else ():
+            reader = words.matcher(_source(schema, words))
+            if reader.is_error():
+                reason = _reason(reader.get_error(), schema)
+                raise ConfigError(f"the parameters of the function {function!r} cannot be read: {reason}")
 
 
 class _Vocabulary:
@@ -178,7 +192,8 @@ class _Vocabulary:
             hint = install_hint("constrain")
             raise ConfigError(f"constraints need llguidance, which is missing; {hint}") from None
         # Its bit in a mask says whether a text may end. A special token, because no text contains these.
-        end = next(iter([*tokenizer.special_tokens.values(), *eos_token_id]), None)
+        special = tokenizer.special_tokens.values()
+        end = next(iter([*(i for i in eos_token_id if i in special), *special, *eos_token_id]), None)
         if end is None:
             raise ConfigError("constraints need a token that ends a text, and this model has none: give eos_token_id")
         try:
@@ -194,6 +209,18 @@ class _Vocabulary:
         self._new_matcher = LLMatcher
         self._vocab_size = min(tokenizer.vocab_size, self._tokenizer.vocab_size)
         self._spellings: frozenset[bytes] | None = None
+        # llguidance makes no text of these, but of all others. The tokenizer need not call them special.
+        self.special = {
+            token: token_id
+            for token, token_id in tokenizer.added_tokens.items()
+            if token and token_id < self._vocab_size and self._tokenizer.is_special_token(token_id)
+        }
+        self._no_end = {token: i for token, i in self.special.items() if i not in (end, *eos_token_id)}
+
+    def free_of(self, use: ToolUse) -> dict[str, int]:
+        """Those of `special` that end no text and are no part of the syntax of calls."""
+        around = "".join(use.syntax.parts)
+        return {token: token_id for token, token_id in self._no_end.items() if token not in around}
 
     def matcher(self, source: str) -> "LLMatcher":
         """A matcher, which may be in an error state."""
@@ -218,7 +245,7 @@ class _Vocabulary:
         return min((fewest[start] + 1 for start in range(max(0, len(text) - longest), len(text))), default=0)
 
 
-def _source(constraint: Constraint) -> str:
+def _source(constraint: Constraint, words: _Vocabulary) -> str:
     """The constraint in llguidance's own form. Raises ValueError if a schema is nested too deeply for it."""
     from llguidance import LLMatcher
 
@@ -232,6 +259,8 @@ def _source(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_json_schema(str(constraint.schema), overrides={"whitespace_flexible": False})
         case Grammar():
             return LLMatcher.grammar_from_lark(constraint.text)
+        case ToolUse():
+            return LLMatcher.grammar_from_lark(call_grammar(constraint, words.special, words.free_of(constraint)))
 
 
 def _escaped(text: str) -> str:

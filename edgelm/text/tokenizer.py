@@ -7,7 +7,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,11 @@ class Tokenizer:
         return self._size
 
     @property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that are found in a text before it is cut into others, special or not, with their ids."""
+        return {token.content: token_id for token_id, token in self._backend.get_added_tokens_decoder().items()}
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """The added tokens that are marked as special, such as the end of a text, with their ids."""
         added = self._backend.get_added_tokens_decoder()
@@ -203,7 +208,9 @@ class Tokenizer:
             text = text.replace(old, new)
         return text
 
-    def stream(self, after: Sequence[int] = (), *, skip_special_tokens: bool = False) -> "StreamDecoder":
+    def stream(
+        self, after: Sequence[int] = (), *, skip_special_tokens: bool = False, kept: Collection[str] = ()
+    ) -> "StreamDecoder":
         """Return a decoder for ids that come one by one.
 
         Its texts join to `decode(after + ids)[len(decode(after)):]`, with the same `skip_special_tokens`.
@@ -211,11 +218,12 @@ class Tokenizer:
         Args:
             after: ids before those that will come, e.g. of a prompt.
             skip_special_tokens: whether special tokens have no text.
+            kept: special tokens that have text in any case.
 
         Raises:
             PromptError: `after` cannot be decoded.
         """
-        token_of = partial(self._token, skip_special_tokens=skip_special_tokens)
+        token_of = partial(self._token, skip_special_tokens=skip_special_tokens, kept=kept)
         return StreamDecoder(token_of, self._steps, self._check_ids(after))
 
     def spellings(self) -> list[bytes]:
@@ -326,10 +334,10 @@ class Tokenizer:
             )
         return number
 
-    def _token(self, token_id: int, skip_special_tokens: bool) -> str | None:
+    def _token(self, token_id: int, skip_special_tokens: bool, kept: Collection[str] = ()) -> str | None:
         """Return the token of an id, or None for an id without a token and for a special token to skip."""
         token: str | None = self._backend.id_to_token(self._check_id(token_id))
-        return None if skip_special_tokens and token in self._special else token
+        return None if skip_special_tokens and token in self._special and token not in kept else token
 
 
 def _vocab_size(backend: Backend) -> int:

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from edgelm.errors import PromptError
-from edgelm.text.chat import ChatFormat, ChatMessage
+from edgelm.text.chat import ChatFormat
+from edgelm.text.messages import ChatMessage
 from tests.text.chat_templates import (
     CONVERSATIONS,
     PARTS,

@@ -16,7 +16,7 @@ from edgelm.cli.chat_session import ChatSession
 from edgelm.cli.conversation import MAX_FILE_BYTES, Conversation, ConversationFileError, Turn
 from edgelm.cli.interrupt import sets
 from edgelm.errors import ConfigError, ContextError, PromptError
-from edgelm.text.chat import MAX_MESSAGES, ChatMessage
+from edgelm.text.messages import MAX_MESSAGES, ChatMessage
 from edgelm.text.plain_chat import PlainChatFormat, PlainForm
 from tests.conftest import ROOT, TINY_BUNDLE, RunCommand, make_chat_bundle
 

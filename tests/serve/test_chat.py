@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from edgelm import Model
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
 from edgelm.serve.chat import ChatRequest
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 from tests.conftest import replace_file
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
 from tests.serve.conftest import app_client
@@ -153,21 +153,28 @@ def test_a_message_cannot_write_a_control_token(chat_client: TestClient, chat_mo
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "is missing"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "a text"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role", "'developer', 'system', 'user'"),
+        ({"messages": [{"role": "function", "content": "a"}]}, "messages.0.role", "'developer', 'system', 'user'"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "knows no tools: leave messages[0] out"),
         ({"messages": [{"role": "user", "content": "a", "x": 1}]}, "messages.0.x", "unknown field"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]},
             "messages.0.content",
             "text parts",
         ),
-        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages.0.tool_calls", "null"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]},
+            "messages.0.tool_calls.0.id",
+            "is missing",
+        ),
         ({"messages": [{"role": "user", "content": "a" * 60_000}] * 2}, "messages", "120,000 characters"),
         ({"messages": [{"role": "user", "content": "a"}] * 1025}, "messages", "at most 1024"),
         ({"messages": [{"role": "user", "content": "refuse"}]}, "messages", "refuses these messages: not that"),
         ({"messages": [{"role": "user", "content": "word " * 100}]}, "messages", "context holds 64"),
-        ({"tools": [{"type": "function"}]}, "tools", "this server calls no tools"),
-        ({"functions": [{}]}, "functions", "this server calls no tools"),
-        ({"tool_choice": "required"}, "tool_choice", "'none' or 'auto'"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "is missing"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "chat template knows no tools"),
+        ({"functions": [{}]}, "functions", "older form of tools"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tool_choice": "maybe"}, "tool_choice", '"none", "auto", "required" or'),
         ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
         ({"modalities": ["audio"]}, "modalities.0", "'text'"),
         ({"audio": {}}, "audio", "text only"),

@@ -132,7 +132,7 @@ found["streamed tokens"] = sum(piece.usage_metadata["output_tokens"] for piece i
     for name in ("chats", "responses"):
         whole, streamed, batched, tokens, long, tools, without_template = found[name]
         assert (whole, streamed, batched, tokens, long) == (hello, hello, you, 12, later)
-        assert "this server calls no tools" in tools
+        assert "chat template knows no tools" in tools
         assert "no chat template" in without_template
     assert found["astream"] == [hello, hello]
     assert found["streamed tokens"] == 12

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from edgelm import Choices, JsonSchema, Model, Regex
 from edgelm.serve.settings import ServeSettings
 from edgelm.text import token_matcher
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
 from tests.serve.conftest import app_client
 
@@ -145,7 +145,7 @@ def test_contradictions(chat_client: TestClient) -> None:
 def test_a_constraint_that_takes_long_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     release, begun = threading.Event(), threading.Event()
 
-    def slow(constraint: object) -> str:
+    def slow(constraint: object, words: object) -> str:
         begun.set()
         release.wait(30)
         return 'start: "a"'

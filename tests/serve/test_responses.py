@@ -15,7 +15,7 @@ from edgelm.errors import ClosedError
 from edgelm.generation.results import Chunk
 from edgelm.serve.generating import Generation
 from edgelm.serve.responses import ResponseRequest
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 from tests.conftest import replace_file
 from tests.serve.chat_servers import chat_bundle, chat_client, chat_model
 from tests.serve.conftest import app_client
@@ -151,8 +151,10 @@ def test_a_failure_in_the_middle_ends_the_stream(chat_client: TestClient, monkey
         ({"input": "word " * 100}, "input", "context holds 64"),
         ({"input": "refuse"}, "input", "not that"),
         ({"input": "a" * 60_000, "instructions": "b" * 60_000}, "input", "120,000 characters"),
-        ({"tools": [{"type": "web_search"}]}, "tools", "this server calls no tools"),
-        ({"tool_choice": "required"}, "tool_choice", "'none' or 'auto'"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.name", "is missing"),
+        ({"tools": [{"type": "web_search", "name": "a"}]}, "tools.0.type", "should be 'function'"),
+        ({"tools": [{"type": "function", "name": "a"}]}, "tools", "chat template knows no tools"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "stores nothing"),
         ({"conversation": "conv_1"}, "conversation", "stores nothing"),
         ({"prompt": {"id": "p"}}, "prompt", "stores nothing"),

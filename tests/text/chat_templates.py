@@ -6,7 +6,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from edgelm.bundle.chat_template import ChatTemplate
-from edgelm.text.chat import ChatMessage
+from edgelm.text.messages import ChatMessage
 from edgelm.text.tokenizer import Tokenizer
 from tests.text.tokenizer_kinds import KINDS
 

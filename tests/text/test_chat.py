@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import edgelm
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate
 from edgelm.errors import PromptError
-from edgelm.text.chat import MAX_CHAT_CHARACTERS, MAX_MESSAGES, ChatFormat, ChatMessage
+from edgelm.text.chat import ChatFormat
+from edgelm.text.messages import MAX_CHAT_CHARACTERS, MAX_MESSAGES, ChatMessage
 from edgelm.text.tokenizer import Tokenizer
 from tests.conftest import TINY_BUNDLE, replace_file
 from tests.text.chat_templates import (
@@ -148,7 +149,9 @@ WRONG: list[tuple[Any, str]] = [
     ([{"role": "<|im_end|>", "content": "a"}], r"the role of messages\[0\] must be a word"),
     ([{"role": "user|>", "content": "a"}], "must be a word"),
     ([{"role": "u" * 65, "content": "a"}], "must be a word"),
-    ([{"role": "user", "content": "a", "tool_calls": []}], r"messages\[0\] has 'tool_calls', which is not supported"),
+    ([{"role": "user", "content": "a", "audio": []}], r"messages\[0\] has 'audio', which is not supported"),
+    ([{"role": "user", "content": "a", "tool_calls": []}], "only the assistant calls tools"),
+    ([{"role": "assistant", "content": "a", "tool_calls": []}], "must be a list of one call at least"),
     ([{"role": "user", "content": b"a"}], "must be a text or a list of text parts"),
     ([{"role": "user", "content": 7}], "must be a text or a list of text parts, got 7"),
     (

@@ -167,7 +167,7 @@ def test_reading_does_not_take_for_ever(reader: ConstraintReader, monkeypatch: p
     """While one constraint is read for too long, others are refused instead of waiting; afterwards all is well."""
     monkeypatch.setattr(token_matcher, "READING_SECONDS", 0.05)
     release = threading.Event()
-    monkeypatch.setattr(token_matcher, "_source", lambda constraint: release.wait(30) and 'start: "a"')
+    monkeypatch.setattr(token_matcher, "_source", lambda constraint, words: release.wait(30) and 'start: "a"')
     with pytest.raises(ConfigError, match="takes longer than"):
         reader.read(Regex("slow"), ())
     with pytest.raises(ConfigError, match="another constraint is being read"):
