@@ -301,9 +301,9 @@ def _tensor(data: bytes, span: Span) -> Tensor:
 def _place(data: bytes, message: Message, name: str) -> Place:
     entries: dict[str, str] = {}
     spans = message.spans("external_data", 3)
-    for span in spans:
-        entry = Message(data, span, _ENTRY)
-        entries[entry.text("key")] = entry.text("value")
+    for start, stop in spans:
+        key, value = _entry(data[start:stop])
+        entries[key] = value
     numbers = [entries.get(key, "") for key in ("offset", "length")]
     if (
         message.number("data_location") != 1
@@ -316,17 +316,32 @@ def _place(data: bytes, message: Message, name: str) -> Place:
     return Place(entries["location"], int(numbers[0]), int(numbers[1]))
 
 
+@lru_cache(256)  # every tensor names the same file, and those of different layers have the same lengths
+def _entry(data: bytes) -> tuple[str, str]:
+    entry = Message(data, (0, len(data)), _ENTRY)
+    return entry.text("key"), entry.text("value")
+
+
 def _port(data: bytes, span: Span) -> Port:
     message = Message(data, span, _PORT)
-    name = message.text("name")
-    tensor_type = Message(data, Message(data, message.span("type"), _TYPE).span("tensor_type"), _TENSOR_TYPE)
+    name, (start, stop) = message.text("name"), message.span("type")
+    dtype, shape = _type(data[start:stop])
+    if shape is None:
+        raise ProtobufError(f"a size of {name!r} must be a number or a name")
+    return Port(name, _dtype(dtype, name)[0], shape)
+
+
+@lru_cache(16)  # the keys and values of all layers have the same type
+def _type(data: bytes) -> tuple[int, tuple[int | str, ...] | None]:
+    """The number of an input's or output's type, and its shape, None if a size is not one number or one name."""
+    tensor_type = Message(data, Message(data, (0, len(data)), _TYPE).span("tensor_type"), _TENSOR_TYPE)
     shape: list[int | str] = []
     for size in Message(data, tensor_type.span("shape"), _SHAPE).spans("dim", MAX_RANK):
         dim = Message(data, size, _DIM)
         if dim.has("dim_value") == dim.has("dim_param"):
-            raise ProtobufError(f"a size of {name!r} must be a number or a name")
+            return tensor_type.number("elem_type"), None
         shape.append(dim.number("dim_value") if dim.has("dim_value") else dim.text("dim_param"))
-    return Port(name, _dtype(tensor_type.number("elem_type"), name)[0], tuple(shape))
+    return tensor_type.number("elem_type"), tuple(shape)
 
 
 def _dtype(number: int, name: str) -> tuple[str, int]:

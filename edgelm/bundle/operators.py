@@ -99,11 +99,13 @@ def _need(condition: bool, what: str) -> None:
 def _floats(call: Call, *indexes: int) -> None:
     """Require that the inputs are floats of one type."""
     dtypes = {call.input(index).dtype for index in indexes}
-    _need(len(dtypes) == 1 and dtypes <= set(FLOATS), f"takes floats of one type, not {', '.join(sorted(dtypes))}")
+    if not (len(dtypes) == 1 and dtypes.issubset(FLOATS)):
+        raise GraphError(f"takes floats of one type, not {', '.join(sorted(dtypes))}")
 
 
 def _fits(value: Value, shape: Shape, what: str) -> None:
-    _need(value.shape == shape, f"{what} has the shape {shown(value.shape)} instead of {shown(shape)}")
+    if value.shape != shape:
+        raise GraphError(f"{what} has the shape {shown(value.shape)} instead of {shown(shape)}")
 
 
 def _single(value: Value, what: str) -> None:

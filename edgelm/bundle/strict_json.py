@@ -8,6 +8,7 @@ import json
 import types
 from collections import Counter
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edgelm.errors import pass_interrupts_on, shown
@@ -108,17 +109,23 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
 
 def _dataclass(cls: type, value: object, where: str) -> object:
     given = _object(value, where)
-    hints = get_type_hints(cls, include_extras=True)
-    names = [field.name for field in fields(cls)]
+    kinds, optional = _fields_of(cls)
     prefix = f"{where}." if where else ""
     for name in given:
-        if name not in names:
+        if name not in kinds:
             raise StrictJsonError(f"has the unknown field {shown(prefix + name)}")
-    optional = {field.name for field in fields(cls) if field.default is None}  # an absent field means null
-    for name in names:
+    for name in kinds:
         if name not in given and name not in optional:
             raise StrictJsonError(f"lacks the field {prefix + name!r}")
-    return cls(**{name: _convert(hints[name], given.get(name), prefix + name, None) for name in names})
+    return cls(**{name: _convert(kind, given.get(name), prefix + name, None) for name, kind in kinds.items()})
+
+
+@cache  # a manifest has many objects of few classes
+def _fields_of(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
+    """The kinds of a dataclass's fields by name, and the fields that may be absent, which means null."""
+    hints = get_type_hints(cls, include_extras=True)
+    kinds = {field.name: hints[field.name] for field in fields(cls)}
+    return kinds, frozenset(field.name for field in fields(cls) if field.default is None)
 
 
 def _plain(key: str) -> str:
