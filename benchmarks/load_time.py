@@ -53,7 +53,7 @@ def milliseconds(checkout: Path, bundle: Path | None, caches: Path) -> list[floa
 
 
 def print_bundle(old: Path, bundle: Path | None, rounds: int, caches: Path) -> None:
-    """Load a bundle with both checkouts `rounds` times, after a round for the caches of files, and print the medians."""
+    """Load a bundle with both checkouts `rounds` times, after a round that fills caches, and print the medians."""
     times: dict[Path, list[list[float]]] = {old: [], ROOT: []}
     for count in range(rounds + 1):
         for checkout in (old, ROOT) if count % 2 else (ROOT, old):
@@ -62,7 +62,8 @@ def print_bundle(old: Path, bundle: Path | None, rounds: int, caches: Path) -> N
                 times[checkout].append(took)
     print("the embedded model" if bundle is None else bundle)
     print(f"  {'ms':14} {'old':>8} {'new':>8} {'new - old':>10}")
-    for name, before, after in zip(MEASURED, zip(*times[old]), zip(*times[ROOT]), strict=True):
+    for index, name in enumerate(MEASURED):
+        before, after = ([took[index] for took in times[checkout]] for checkout in (old, ROOT))
         more = statistics.median(new - old for old, new in zip(before, after, strict=True))
         print(f"  {name:14} {statistics.median(before):8.1f} {statistics.median(after):8.1f} {more:+10.1f}", flush=True)
 
