@@ -20,6 +20,7 @@ from edgelm.bundle.small_files import SmallFileError
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import BundleError, PromptError, TokenizerError, pass_interrupts_on, shown
 from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
+from edgelm.text.long_text import PIECE_CHARACTERS, LongTexts
 from edgelm.text.rust import rust_errors
 from edgelm.text.stream_decoder import StreamDecoder
 from edgelm.text.tokenizer_file import MAX_FILE_BYTES, TokenizerFile, check_tokenizer_json
@@ -70,6 +71,7 @@ class Tokenizer:
             self._steps = decoder_steps(decoder, clean_up=clean_up_tokenization_spaces)
             self._beyond: dict[int, str] = {}  # tokens with ids that the model does not know
         self._backend, self._clean_up, self._file = backend, clean_up_tokenization_spaces, file
+        self._long_texts = None if file is None or file.cuts is None else LongTexts(backend, file.cuts)
         # Rust panics where such a decoder meets a short token, and a panic writes to stderr.
         self._may_panic = any(isinstance(step, Strip) and step.stop for step in self._steps)
 
@@ -180,7 +182,12 @@ class Tokenizer:
         check_text(text)
         self._check_length(text)
         with rust_errors(PromptError, "the tokenizer cannot encode this text", "shorten it or change it"):
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            if self._long_texts is None or len(text) <= PIECE_CHARACTERS:
+                return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            ids = self._long_texts.encode(text)
+            around = self._backend.encode("", add_special_tokens=add_special_tokens).ids
+        opening = len(around) - self._closing if add_special_tokens else 0
+        return [*around[:opening], *ids, *around[opening:]]
 
     def _known(self, ids: list[int]) -> list[int]:
         """`ids`, after a check that the model knows each of them."""

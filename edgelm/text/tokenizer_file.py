@@ -16,6 +16,7 @@ from typing import Any
 
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import TokenizerError, pass_interrupts_on, shown
+from edgelm.text.long_text import CutFacts, cut_facts
 from edgelm.text.regexes import Regex, RegexError, read_regex
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -50,6 +51,8 @@ class TokenizerFile:
     """The longest run of characters without a blank, or of blanks, that its regular expressions can take."""
     runs_cross_blanks: bool
     """Whether the whole text is one run, because an expression passes blanks, or blanks become other characters."""
+    cuts: CutFacts | None
+    """Where a long text may be cut; None if it has to stay whole."""
 
 
 def check_tokenizer_json(text: str | bytes) -> TokenizerFile:
@@ -91,7 +94,7 @@ def _check(data: bytes) -> TokenizerFile:
     regexes = [regex for part in chain(*parts.values()) if (regex := _regex_of(part)) is not None]
     runs = [regex.run_characters for regex in regexes if regex.run_characters is not None]
     crosses = any(regex.crosses_blanks for regex in regexes) or any(_changes_blanks(p) for p in parts["normalizer"])
-    return TokenizerFile(highest + 1, added, min(runs, default=None), crosses)
+    return TokenizerFile(highest + 1, added, min(runs, default=None), crosses, cut_facts(content, parts))
 
 
 # Values
