@@ -347,11 +347,11 @@ class Copy:
             paths = [str(self.folder), str(self.folder / "export"), str(self.folder / "models")]
             sys.path[:0] = paths
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+            # The first run leaves bytecode for the mutants, but a mutant's own must not outlive it.
+            sys.dont_write_bytecode = isinstance(plugin, Only)
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1" if isinstance(plugin, Only) else ""
             if isinstance(plugin, Watch):
                 plugin.begin()
-            else:  # a mutant's bytecode must not outlive it
-                sys.dont_write_bytecode = True
-                os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "tests")]:
                 del sys.modules[name]
             options = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", f"--basetemp={self.folder / 'tmp'}"]

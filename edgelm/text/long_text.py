@@ -148,8 +148,9 @@ class LongTexts:
             if data[at] & 0xC0 == 0x80 or (self._facts.is_normalized and data[at] >= 0x80):
                 continue
             if piece.token_to_word(index) != piece.token_to_word(index - 1):
-                # A run of blanks has to end before the piece does.
-                if not _are_blanks(data[at : at + 8].decode(errors="ignore")[:2]):
+                # A run of blanks has to end before the piece does, or at an added token.
+                around = data[at : at + 8].decode(errors="ignore")[:2]
+                if _NOT_BLANK.search(around) or ids[index - 1] in self._facts.added_bytes:
                     return [(index, at, True)]
             elif len(within) < _TRIES and self._is_uniform(piece, ids, data, index, at):
                 within.append((index, at, False))
@@ -180,7 +181,3 @@ class _TokenBytes(dict[int, int]):
     def __missing__(self, token_id: int) -> int:
         self[token_id] = len(self._token_of(token_id) or "")  # a letter for each byte
         return self[token_id]
-
-
-def _are_blanks(text: str) -> bool:
-    return not _NOT_BLANK.search(text)
