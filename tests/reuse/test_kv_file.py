@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -25,6 +26,7 @@ from edgelm.reuse.kv_file import (
     KvMetadata,
     check_kv_dtype,
     is_safetensors,
+    named_errors,
     read_kv_file,
     write_kv_file,
 )
@@ -305,3 +307,19 @@ def test_any_corruption_is_refused_or_changes_nothing(tmp_path_factory: pytest.T
         check(name, content[:start] + inserted + content[start + removed :])
 
     corrupt()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signal")
+def test_an_exception_of_a_signal_handler_passes_unchanged() -> None:
+    def expire(number: int, frame: object) -> None:
+        raise TimeoutError("the task took too long")  # an OSError, as the errors of files are
+
+    before = signal.signal(signal.SIGUSR1, expire)
+    try:
+        with pytest.raises(TimeoutError, match="the task took too long"), named_errors(StateError, "state file", "x"):
+            signal.raise_signal(signal.SIGUSR1)
+        read = named_errors(StateError, "state file", "x")
+        with pytest.raises(StateError, match="cannot read the state file 'x': too long"), read:
+            raise TimeoutError("too long")
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -1,8 +1,11 @@
 """A prompt that begins like an earlier prompt is computed from the first difference, with equal results."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from edgelm import Bundle, Completion, Model
 from edgelm.engine.graph import Graph
 from edgelm.ids import shared_tokens
 from edgelm.reuse.pool import SessionPool
+from edgelm.reuse.state import PromptState
 from tests.conftest import TINY_BUNDLE
 
 PROMPT = list(range(20, 50))
@@ -163,6 +167,48 @@ def test_a_forked_child_borrows_while_a_thread_of_its_parent_chose_a_session() -
     over.set()
     thread.join(20)
     assert status == 0
+
+
+OPERATIONS: dict[str, Callable[[SessionPool], object]] = {
+    "states": lambda pool: pool.states,
+    "add": lambda pool: pool.add(PromptState((1, 2), np.zeros((4, 4, 2, 8), np.float32))),
+    "forget": lambda pool: pool.forget(),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks with the C library of Linux")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_child_that_c_code_forked_does_not_wait_for_the_parents_lock(graph: Graph, name: str) -> None:
+    pool = SessionPool(graph)
+    locked, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool._lock:
+            locked.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    assert locked.wait(20)
+    child = ctypes.PyDLL(None).fork()  # calls no hook of Python's
+    if child == 0:
+        try:
+            signal.alarm(20)
+            OPERATIONS[name](pool)
+        finally:
+            os._exit(0 if sys.exception() is None else 1)
+    status = os.waitpid(child, 0)[1]
+    over.set()
+    thread.join(20)
+    assert status == 0
+
+
+def test_without_a_limit_one_session_is_kept(graph: Graph) -> None:
+    pool = SessionPool(graph)
+    with pool.borrowed(PROMPT) as (first, _), pool.borrowed(PROMPT) as (second, _):
+        first.step(PROMPT)
+        second.step(PROMPT)
+    assert pool.idle_bytes == len(PROMPT) * second.bytes_per_token
 
 
 def test_a_closed_pool_lends_nothing() -> None:

@@ -16,7 +16,7 @@ from edgelm import Bundle, BundleError, ClosedError, ContextError, Model, Prefix
 from edgelm.bundle.folder import default_bundle_path, file_fact
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.scheduler import Scheduler
-from edgelm.reuse.prefix import PromptEncoder, read_prefix, write_learned_prefix
+from edgelm.reuse.prefix import PromptEncoder, _padded_heads, bake, read_prefix, write_learned_prefix
 from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
@@ -397,6 +397,24 @@ def test_a_learned_prefix_has_the_head_dim_of_the_checkpoint(learned: Pair, tmp_
     assert prefix.content.shape == (4, 4, 3, 8) and not prefix.content[..., 6:].any()
     with pytest.raises(PrefixError, match="a model of other sizes"):
         read_prefix(tmp_path / "8", Bundle.read(bundle))
+
+
+def test_padded_heads_that_turn_by_hand() -> None:
+    """Number i of a head of 6 turns with number i + 3, in a head of 8 with number i + 4; values do not turn."""
+    head = np.arange(1, 7, dtype=np.float32)
+    content = np.stack([head, 10 * head, 100 * head, 1000 * head]).reshape(4, 1, 1, 6)  # two layers
+    keys, values = np.array([1, 2, 3, 0, 4, 5, 6, 0]), np.array([1, 2, 3, 4, 5, 6, 0, 0])
+    turning = _padded_heads(content, 8, turns=True).reshape(4, 8)
+    assert np.array_equal(turning, [keys, 10 * values, 100 * keys, 1000 * values])
+    still = _padded_heads(content, 8, turns=False).reshape(4, 8)
+    assert np.array_equal(still, [values, 10 * values, 100 * values, 1000 * values])
+    assert _padded_heads(content, 6, turns=True) is content
+
+
+def test_a_session_is_empty_after_it_computed_a_prefix(tiny: Pair, tmp_path: Path) -> None:
+    with tiny[0]._sessions.borrowed() as (session, _):
+        bake(session, tiny[0].tokenizer, TINY_TEXT, tmp_path / "again.prefix")
+        assert session.position == 0
 
 
 def test_an_empty_prompt_to_continue(tiny: Pair) -> None:

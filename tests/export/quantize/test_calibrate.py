@@ -11,7 +11,7 @@ import torch
 from edgelm_export.model.decoder import Array, DecoderWeights, Linear, Norm
 from edgelm_export.model.families import collect_weights
 from edgelm_export.model.forward import DecoderForward
-from edgelm_export.quantize.calibrate import SAMPLE_TOKENS, smooth, store
+from edgelm_export.quantize.calibrate import SAMPLE_TOKENS, smooth, store, store_table
 from edgelm_export.quantize.recipe import BLOCK4, fixed_recipe
 from edgelm_export.quantize.smooth import best_factors, fold_columns, fold_norm
 from edgelm_export.quantize.storage import INT8_ROW
@@ -190,3 +190,15 @@ def test_stored_matrices_stand_for_the_weights(model: Any, precision: Any, tmp_p
     difference = np.abs(log_probabilities(stored.restored, judged) - source).mean()
     most = {"fp32": 0.0, "fp16": 0.005, "int8": 0.1, "w8a8": 0.1, "int4": 1.0, "int4-small": 1.5}
     assert difference <= most[precision]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_4_bits_are_rounded_for_the_logits_only_in_the_head(tied: bool, tmp_path: Path) -> None:
+    model = TorchModel(save_checkpoint(tmp_path / "m", Shape(tied=tied))).model.requires_grad_(False)
+    weights, rows = collect_weights(model), np.random.default_rng(0).integers(0, 300, (8, 64))
+    recipe = fixed_recipe("int4-small", weights)
+    stored = store(weights, recipe, rows).stored
+    for table in weights.tables:
+        nearest = store_table(table.weight, recipe.storage[table.name])
+        is_nearest = np.array_equal(stored[table.name].restored(), nearest.restored())
+        assert is_nearest == (table is not weights.output_table)

@@ -81,6 +81,27 @@ def test_a_grid_with_offsets_keeps_its_codes() -> None:
     assert relative_error(grid.restored(), source) < 0.005  # rounding to 4 bits again makes 0.08
 
 
+def test_remainders_stand_in_the_order_of_their_blocks() -> None:
+    steps, remainders = np.float32(0.5), np.array([[0.25, 0, -0.125, 0.0625]], np.float32)
+    codes = np.tile(np.arange(32) % 16, (1, 4, 1))
+    source = (steps * (codes - 8) + remainders[..., None]).astype(np.float32).reshape(1, 128)
+    grid = find_grid(source)
+    assert grid is not None and grid.zero_points is None
+    added = grid.codes.restored()[:, grid.columns :]
+    assert np.abs(added - remainders).max() < 0.25 / 14  # half a step of 4 bits
+
+
+@pytest.mark.parametrize("away", [-100, 100])
+def test_a_grid_far_from_zero_keeps_zero_points_of_4_bits(away: int) -> None:
+    codes = np.tile(np.arange(32) % 16, (1, 2, 1)).astype(np.float32)
+    codes[0, 1] += away  # only this block needs a zero point
+    source = (0.5 * (codes - 8)).astype(np.float32).reshape(1, 64)
+    grid = find_grid(source)
+    assert grid is not None and grid.zero_points is not None
+    assert grid.zero_points.tolist() == [[8, 0 if away > 0 else 15, 8]]  # the last one is of the block of remainders
+    assert relative_error(grid.restored(), source) < 0.01
+
+
 def test_steps_that_float16_does_not_hold_stay_float32() -> None:
     rng = np.random.default_rng(0)
     # As in Q4_K, a step is a product of two numbers. These are too small for float16.
