@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
 import edgelm
-from edgelm import ConfigError, PrefixError, StateError
+from edgelm import Bundle, ConfigError, PrefixError, StateError
 from edgelm.ids import KeysValues
 from edgelm.reuse.kv_file import (
     KvDtype,
@@ -323,3 +323,15 @@ def test_an_exception_of_a_signal_handler_passes_unchanged() -> None:
             raise TimeoutError("too long")
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_file_of_more_than_a_tebibyte_is_refused_by_its_size(tmp_path: Path) -> None:
+    path, manifest = tmp_path / "x.state", Bundle.read(TINY_BUNDLE).manifest
+    for size_bytes, words in ((2**40, "it is no state"), (2**40 + 1, "more than 1,099,511,627,776")):
+        try:
+            with path.open("wb") as stream:
+                stream.truncate(size_bytes)  # takes no room
+        except OSError:
+            pytest.skip("this file system has no files of that size")
+        with pytest.raises(StateError, match=words):
+            read_state(path, manifest)
