@@ -36,7 +36,7 @@ _CLEAN_UP_OF_TOKENS = [*CLEAN_UP[:7], (" do not", " don't"), *CLEAN_UP[7:]]
 # that alphabet becomes the one whose Latin-1 byte it stands for, and all other Latin-1 characters become U+FFFF.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _MOVED = [byte for byte in range(256) if byte not in _PRINTABLE]
-_LATIN_1_OF = dict.fromkeys(_MOVED, 0xFFFF) | {256 + i: byte for i, byte in enumerate(_MOVED)}
+LATIN_1_OF = dict.fromkeys(_MOVED, 0xFFFF) | {256 + i: byte for i, byte in enumerate(_MOVED)}
 
 _BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")  # Rust parses a plus sign too
 _BEGINS_BYTE_TOKEN = re.compile(r"<(0(x([+0-9A-Fa-f]([0-9A-Fa-f]>?)?)?)?)?")
@@ -94,7 +94,7 @@ class _ByteLevel(DecoderStep):
 
     def push(self, text: str, ends: bool) -> list[Piece]:
         try:
-            data = b"" if self._stands_for_itself else text.translate(_LATIN_1_OF).encode("latin-1")
+            data = b"" if self._stands_for_itself else text.translate(LATIN_1_OF).encode("latin-1")
         except UnicodeEncodeError:
             self._stands_for_itself = True
         if self._stands_for_itself:
@@ -103,7 +103,7 @@ class _ByteLevel(DecoderStep):
             self._token += text
             return []
         elif self._token:
-            data, self._token = self._token.translate(_LATIN_1_OF).encode("latin-1") + data, ""
+            data, self._token = self._token.translate(LATIN_1_OF).encode("latin-1") + data, ""
         if ends:
             self._stands_for_itself = False
         data = self._bytes + data

@@ -21,6 +21,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+from edgelm.text.decoder_steps import LATIN_1_OF
 from edgelm.text.regexes import GPT2, GPT4, QWEN
 
 PIECE_CHARACTERS = 8192
@@ -44,6 +45,8 @@ class CutFacts:
     """The length of each added token in UTF-8, by id."""
     exclusive: tuple[str, ...]
     """Added tokens that take blanks away, or look at what stands around them: a text with one of them is not cut."""
+    unknown: bytes
+    """Bytes without a token. They are dropped, or become one token together, so a text with one of them is not cut."""
     is_normalized: bool
     """Whether the text is put into NFC first. Then a piece begins with an ASCII character, which NFC never joins."""
 
@@ -61,16 +64,18 @@ def cut_facts(content: Mapping[str, Any], parts: Mapping[str, Sequence[Mapping[s
         normalizers not in ([], ["NFC"])
         or not _cuts_words(parts["pre_tokenizer"])
         or not all(_keeps_text(part) for part in parts["post_processor"])
-        or model.get("type") != "BPE"
+        or "merges" not in model
         or not isinstance(vocab, dict)
         or any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
-        or not all(letter in vocab for letter in ByteLevel.alphabet())  # an unknown letter would be dropped
     ):
         return None
     added = [token for token in content.get("added_tokens") or [] if token["content"]]
     exclusive = [t for t in added if any(t.get(flag) for flag in ("lstrip", "rstrip", "single_word"))]
     lengths = {token["id"]: len(token["content"].encode()) for token in added}
-    return CutFacts(lengths, tuple(token["content"] for token in exclusive), bool(normalizers))
+    unknown = "".join(letter for letter in ByteLevel.alphabet() if letter not in vocab).translate(LATIN_1_OF)
+    return CutFacts(
+        lengths, tuple(token["content"] for token in exclusive), unknown.encode("latin-1"), bool(normalizers)
+    )
 
 
 def _cuts_words(parts: Sequence[Mapping[str, Any]]) -> bool:
@@ -123,6 +128,8 @@ class LongTexts:
         """How many tokens of the piece at `start` count, where the next piece starts, and that piece."""
         content, ids = text[start : start + PIECE_CHARACTERS], piece.ids
         data = content.encode()
+        if len(data.translate(None, self._facts.unknown)) < len(data):
+            return None
         if sum(map(self._bytes.__getitem__, ids)) != len(data):
             return None  # a tokenizer that changes the text in a way that is not known here
         if self._facts.is_normalized and self._backend.normalizer.normalize_str(content) != content:

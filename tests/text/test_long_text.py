@@ -1,5 +1,6 @@
 """Texts that are encoded in pieces have the ids of the whole text, wherever the pieces end."""
 
+import json
 import random
 from collections.abc import Callable
 from functools import cache
@@ -197,6 +198,28 @@ def test_a_token_that_looks_around_keeps_a_text_whole() -> None:
     tokenizer = _of_kind("codegen")
     check(tokenizer, "undefined def " * 100)
     check(tokenizer, "a \t\t b" * 100)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("unknown", [None, "<|endoftext|>"])
+def test_bytes_without_a_token_keep_a_text_whole(fuse: bool, unknown: str | None) -> None:
+    letters = [letter for letter in sorted(pre_tokenizers.ByteLevel.alphabet()) if letter != _letters("\x06")[0]]
+    vocab = {letter: i for i, letter in enumerate(["<|endoftext|>", *letters, "aa"])}
+    backend = Backend(models.BPE(vocab, [("a", "a")], unk_token=unknown, fuse_unk=fuse))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(["<|endoftext|>"])
+    tokenizer = Tokenizer.from_json(backend.to_str())
+    assert tokenizer._long_texts is not None
+    for text in ("a" * 500, "a" * 200 + "\x06" * 12 + "é今" * 50 + "\x06" * 14 + "a" * 300, "\x06" * 13 + "今a" * 300):
+        check(tokenizer, text)
+
+
+def test_files_without_the_models_type() -> None:
+    content = json.loads(text_of("gpt2"))
+    del content["model"]["type"]
+    tokenizer = Tokenizer.from_json(json.dumps(content))
+    assert tokenizer._long_texts is not None
+    check(tokenizer, "aaa the " * 100)
 
 
 def test_a_split_special_token_keeps_a_text_whole() -> None:
