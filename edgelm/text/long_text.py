@@ -16,7 +16,7 @@ Llama 3, and of Qwen; other tokenizers get their texts whole. A piece ends in on
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -32,7 +32,7 @@ _WORD_START_TOKENS = 256
 """If so many tokens before the end of a piece no word begins, the piece ends within a word."""
 _AROUND_TOKENS = 8
 """A piece that ends within a word has to show so many tokens of the word on each side: two characters at least."""
-_TRIES = 4
+_TRIES = 2
 _BLANK = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 _NOT_BLANK = re.compile(rf"[^{_BLANK.pattern[1:]}")
 
@@ -96,6 +96,13 @@ def _keeps_text(processor: Mapping[str, Any]) -> bool:
     return [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece] == ["A"]
 
 
+class _Piece(NamedTuple):
+    """A part of a text, encoded."""
+
+    encoding: Encoding
+    ids: list[int]
+
+
 class LongTexts:
     """Encodes long texts in pieces."""
 
@@ -107,7 +114,7 @@ class LongTexts:
     def encode(self, text: str) -> list[int]:
         """The ids of `text` without the special tokens around it; what Rust raises is raised."""
         if self._backend.encode_special_tokens or any(token in text for token in self._facts.exclusive):
-            return list(self._whole(text).ids)
+            return self._whole(text).ids
         ids: list[int] = []
         start, piece = 0, self._whole(text[:PIECE_CHARACTERS])
         while start + PIECE_CHARACTERS < len(text):
@@ -121,10 +128,11 @@ class LongTexts:
         ids += piece.ids
         return ids
 
-    def _whole(self, text: str) -> Encoding:
-        return self._backend.encode(text, add_special_tokens=False)
+    def _whole(self, text: str) -> _Piece:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return _Piece(encoding, encoding.ids)
 
-    def _next(self, text: str, start: int, piece: Encoding) -> tuple[int, int, Encoding] | None:
+    def _next(self, text: str, start: int, piece: _Piece) -> tuple[int, int, _Piece] | None:
         """How many tokens of the piece at `start` count, where the next piece starts, and that piece."""
         content, ids = text[start : start + PIECE_CHARACTERS], piece.ids
         data = content.encode()
@@ -134,15 +142,16 @@ class LongTexts:
             return None  # a tokenizer that changes the text in a way that is not known here
         if self._facts.is_normalized and self._backend.normalizer.normalize_str(content) != content:
             return None
-        for taken, at, is_word_start in self._places(piece, ids, data)[:_TRIES]:
+        for taken, at, is_word_start in self._places(piece, data):
             next_start = start + len(data[:at].decode())
             following = self._whole(text[next_start : next_start + PIECE_CHARACTERS])
             if is_word_start or following.ids[0] == ids[taken]:
                 return taken, next_start, following
         return None
 
-    def _places(self, piece: Encoding, ids: list[int], data: bytes) -> list[tuple[int, int, bool]]:
+    def _places(self, piece: _Piece, data: bytes) -> list[tuple[int, int, bool]]:
         """Where a piece may end, the best place first: tokens and bytes before it, and whether a word begins there."""
+        encoding, ids = piece
         within: list[tuple[int, int, bool]] = []
         at, last, seen = len(data), len(data) - self._margin_bytes, 0
         for index in range(len(ids) - 1, 0, -1):
@@ -154,28 +163,30 @@ class LongTexts:
                 break
             if data[at] & 0xC0 == 0x80 or (self._facts.is_normalized and data[at] >= 0x80):
                 continue
-            if piece.token_to_word(index) != piece.token_to_word(index - 1):
+            if encoding.token_to_word(index) != encoding.token_to_word(index - 1):
                 # A run of blanks has to end before the piece does, or at an added token.
                 around = data[at : at + 8].decode(errors="ignore")[:2]
                 if _NOT_BLANK.search(around) or ids[index - 1] in self._facts.added_bytes:
                     return [(index, at, True)]
-            elif len(within) < _TRIES and self._is_uniform(piece, ids, data, index, at):
+            elif len(within) < _TRIES and self._is_uniform(piece, data, index, at):
                 within.append((index, at, False))
         return within
 
-    def _is_uniform(self, piece: Encoding, ids: list[int], data: bytes, index: int, at: int) -> bool:
+    def _is_uniform(self, piece: _Piece, data: bytes, index: int, at: int) -> bool:
         """Whether the word around `at` goes on behind it as if it began there, for all known expressions.
 
         It does within a run of letters, digits or marks, and in a word of blanks alone. It may not in line ends behind
         marks, which are part of a word of GPT-4's expression.
         """
-        word = piece.token_to_word(index)
-        first, end = piece.word_to_tokens(word) or (index, index)
+        encoding, ids = piece
+        first, end = encoding.word_to_tokens(encoding.token_to_word(index)) or (index, index)
         if not first + _AROUND_TOKENS <= index < end - _AROUND_TOKENS:
             return False
-        before = data[at - sum(map(self._bytes.__getitem__, ids[first:index])) : at].decode(errors="ignore")
-        around = before[-1:] + data[at : at + 8].decode(errors="ignore")[:2]
-        return not _BLANK.search(around) or not _NOT_BLANK.search(before + around)
+        around = data[at - 8 : at].decode(errors="ignore")[-1:] + data[at : at + 8].decode(errors="ignore")[:2]
+        if not _BLANK.search(around):
+            return True
+        start = at - sum(map(self._bytes.__getitem__, ids[first:index]))
+        return not _NOT_BLANK.search(data[start:at].decode(errors="ignore") + around)
 
 
 class _TokenBytes(dict[int, int]):
