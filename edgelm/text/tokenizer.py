@@ -26,7 +26,7 @@ from edgelm.text.stream_decoder import StreamDecoder
 from edgelm.text.tokenizer_file import MAX_FILE_BYTES, TokenizerFile, check_tokenizer_json
 
 MAX_TEXT_CHARACTERS = 2**24
-"""The longest text that is encoded at once; Rust takes hundreds of bytes for each character (docs/reliability.md)."""
+"""The longest text; most tokenizers take hundreds of bytes for each character (docs/reliability.md)."""
 
 # The clean-up as decoder steps, with which a tokenizer.json alone can carry it.
 _CLEAN_UP_STEPS: list[dict[str, Any]] = [{"type": "Fuse"}]

@@ -4,8 +4,9 @@
     python -m tests.text.text_bombs --characters 100000 gpt2    # 100,000 and 1,000,000 characters
     python -m tests.text.text_bombs --times [KIND ...]          # CPU time and memory, 100,000 and 1,000,000 characters
 
-Only instructions tell whether the work is linear. Times grow faster, because Rust keeps hundreds of bytes for each
-character, and memory is slower the more of it is in use. valgrind counts the instructions. All need Linux.
+Instructions tell whether the work is linear, whatever the machine does meanwhile; valgrind counts them. Where a text is
+not encoded in pieces, times grow faster, because Rust keeps hundreds of bytes for each character, and memory is slower
+the more of it is in use. All need Linux.
 """
 
 import argparse
