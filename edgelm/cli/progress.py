@@ -3,13 +3,15 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from edgelm.cli.streams import note
 
 TERMINAL_FIRST_SECONDS, TERMINAL_NEXT_SECONDS = 1.0, 0.1
 FILE_FIRST_SECONDS, FILE_NEXT_SECONDS = 5.0, 30.0
 """Seconds before the first line, and between lines. FILE_ is for standard error that is no terminal."""
+
+LONG_PROMPT_CHARACTERS = 2_000
 
 Show = Callable[[str], None]
 
@@ -43,6 +45,26 @@ def progress(what: str, clock: Callable[[], float] = time.monotonic) -> Iterator
     finally:
         if width:
             _rewrite("", width)
+
+
+@contextmanager
+def prompt_progress(prompt: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Gives the option `prompt_progress` for a long `prompt`, None for a short one; the line goes with its last token.
+
+    A short prompt is computed in one piece, which is a little faster.
+    """
+    if len(prompt) < LONG_PROMPT_CHARACTERS:
+        yield None
+        return
+    with ExitStack() as shown:
+        show = shown.enter_context(progress("reading the prompt"))
+
+        def tell(done: int, total: int) -> None:
+            show(f"{done:,} of {total:,} tokens")
+            if done == total:
+                shown.close()
+
+        yield tell
 
 
 def percent(show: Show) -> Callable[[float], None]:

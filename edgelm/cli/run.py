@@ -12,6 +12,7 @@ import click
 from edgelm.cli.constraint_flags import EXIT_CUT, constraint_options
 from edgelm.cli.generation_flags import GroupedCommand, generation_flag, generation_options, given_options
 from edgelm.cli.probability_colours import ProbabilityPainter, begin_colours, reason_without_colours
+from edgelm.cli.progress import prompt_progress
 from edgelm.cli.shared import (
     OpenModel,
     TextCommand,
@@ -90,12 +91,13 @@ def command(
         )
     colours = show_probs and _may_colour(model, given)
     kept = None if state is None or not os.path.lexists(state) else model.load_state(state)
-    if as_json:
-        completion = model.generate(text, **given)
-        final, reasons = completion.stats, [choice.finish_reason for choice in completion.choices]
-        print_json({**_model_facts(model), **asdict(completion)})
-    else:
-        final, reasons = _print_stream(model.stream(text, **given), None if no_echo else text, colours=colours)
+    with prompt_progress(text) as given["prompt_progress"]:
+        if as_json:
+            completion = model.generate(text, **given)
+            final, reasons = completion.stats, [choice.finish_reason for choice in completion.choices]
+            print_json({**_model_facts(model), **asdict(completion)})
+        else:
+            final, reasons = _print_stream(model.stream(text, **given), None if no_echo else text, colours=colours)
     if state is not None and final.dropped_tokens:
         note("edgelm: the prompt is longer than the context, so its state is not kept")
     elif state is not None:

@@ -26,6 +26,7 @@ from edgelm.decoding.options import (
     check_support,
     constraints,
     event,
+    function,
     functions,
     number,
     one_of,
@@ -57,6 +58,13 @@ class Cancel(Protocol):
 
     def is_set(self) -> bool:
         """Whether to stop."""
+
+
+class PromptProgress(Protocol):
+    """A function that is told how far the computation of a prompt is."""
+
+    def __call__(self, done: int, total: int, /) -> object:
+        """`done` of the prompt's `total` tokens are computed. What is returned is not used."""
 
 
 class LogitsProcessor(Protocol):
@@ -144,6 +152,12 @@ class GenerationConfig:
         event(),
         "End the text before its next token once the event is set, from any thread. The text so far is returned, "
         'with the finish reason "cancelled". Python only.',
+    )
+    prompt_progress: PromptProgress | None = LENGTH.option(  # noqa: RUF009
+        None,
+        function(),
+        "Called with how many tokens of the prompt are computed, and how many it has, after every 64 of them. "
+        "Not in a batch. Python only.",
     )
     context_overflow: Literal["stop", "truncate", "window"] = LENGTH.option(
         "stop",
@@ -406,6 +420,7 @@ class GenerationOptions(TypedDict, total=False):
     min_length: int
     max_time: float | None
     cancel: Cancel | None
+    prompt_progress: PromptProgress | None
     context_overflow: Literal["stop", "truncate", "window"]
     pinned_tokens: int
     eos_token_id: int | Sequence[int] | None

@@ -207,6 +207,11 @@ def event() -> Rule:
     return Rule("python", limit, lambda value: callable(getattr(value, "is_set", None)), optional=True)
 
 
+def function() -> Rule:
+    """A function of the caller's."""
+    return Rule("python", "a function", callable, optional=True)
+
+
 def _is_whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
@@ -323,6 +328,7 @@ SUPPORT = {
     "penalty_alpha": Support(in_search=True, in_batch=False),
     "logprobs": Support(in_search=False, in_batch=True),
     "prompt_lookup_num_tokens": Support(in_search=False, in_batch=False),
+    "prompt_progress": Support(in_search=True, in_batch=False),
     "context_overflow='window'": Support(in_search=False, in_batch=False),
 }
 """Features that do not work with every decoding method and in every batch."""

@@ -19,8 +19,9 @@ from edgelm.ids import Hidden, IdArray, Logits, prompt_chunks
 FinishReason = Literal["eos", "stop", "length", "context", "time", "cancelled"]
 Computed = TypeVar("Computed")
 
-CANCEL_PIECE_TOKENS = 64
-"""A prompt's computation can be cancelled between pieces of this size, each of which takes as long as a few steps."""
+PIECE_TOKENS = 64
+"""A prompt's computation can be cancelled, and is reported, between pieces of this size. A piece takes as long as a few
+steps."""
 _FIRST_BUFFER = 1024
 """Room for new tokens at first, because a text with a window may be endless."""
 
@@ -163,15 +164,20 @@ class Request:
     def in_pieces(self, compute: Callable[[IdArray], Computed], ids: IdArray) -> list[Computed] | None:
         """The results of `compute`, a method of the session, for pieces of `ids` (T,); None if cancelled in between.
 
-        Only a request with `cancel` has more than one piece.
+        Only a request with `cancel` or `prompt_progress` has more than one piece.
         """
-        if self.config.cancel is None:
+        tell = self.config.prompt_progress
+        if self.config.cancel is None and tell is None:
             return [compute(ids)]
         results = []
-        for piece in prompt_chunks(ids, CANCEL_PIECE_TOKENS):
+        left = len(ids)
+        for piece in prompt_chunks(ids, PIECE_TOKENS):
             if self.interruption == "cancelled":
                 return None
             results.append(compute(piece))
+            left -= len(piece)
+            if tell is not None:
+                tell(len(self.prompt) - left, len(self.prompt))
         return results
 
     def text_buffer(self, rows: int = 1) -> IdArray:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.cli.progress import FILE_FIRST_SECONDS, FILE_NEXT_SECONDS, percent, progress
+from edgelm.cli.progress import FILE_FIRST_SECONDS, FILE_NEXT_SECONDS, percent, progress, prompt_progress
 from tests.conftest import TINY_BUNDLE, RunCommand
 
 TINY = ("-m", str(TINY_BUNDLE))
@@ -170,6 +170,21 @@ def test_without_standard_error_nothing_is_shown(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudoterminal and SIGINT")
+def test_a_long_prompt_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal the line goes before the first text; a short prompt is computed in one piece and tells nothing."""
+    with prompt_progress("short") as option:
+        assert option is None
+    monkeypatch.setattr("edgelm.cli.progress.TERMINAL_FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("edgelm.cli.progress.TERMINAL_NEXT_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with prompt_progress("long " * 500) as option:
+        assert option is not None
+        option(64, 128)
+        assert capsys.readouterr().err == "\rreading the prompt: 64 of 128 tokens"
+        option(128, 128)
+        assert capsys.readouterr().err.endswith("\r"), "the line is gone before the first text comes"
+
+
 def test_a_long_perplexity_shows_progress_and_can_be_cancelled(tmp_path: Path) -> None:
     import pty
     import signal

@@ -178,7 +178,7 @@ def test_every_option_is_in_the_typed_dict_the_flags_and_the_page() -> None:
     names = set(OPTIONS)
     assert list(GenerationOptions.__annotations__) == list(OPTIONS)
     flags = {p.name for p in command.params if isinstance(p, click.Option)}
-    assert names - {"logits_processor", "cancel", "constraint"} <= flags
+    assert names - {"logits_processor", "cancel", "prompt_progress", "constraint"} <= flags
     assert {"choices", "regex", "json_schema", "grammar"} <= flags  # the kinds of constraint
     page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in names)

@@ -110,6 +110,29 @@ def test_max_time_counts_after_the_first_token_even_where_a_prompt_can_be_cancel
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_prompt_tells_how_far_it_is(method: str) -> None:
+    told: list[tuple[int, int]] = []
+    options = METHODS[method] | {"max_new_tokens": 3, "prompt_progress": lambda *numbers: told.append(numbers)}
+    prompt = [1, 2, 3] * 70
+    with_progress = generate(FakeSession(likely_rows(0)), prompt, GenerationConfig().updated(options), 0)
+    tokens = [[step.token_id for step in steps] for steps in with_progress]
+    assert told == [(64, 210), (128, 210), (192, 210), (210, 210)]
+    without = generate(
+        FakeSession(likely_rows(0)), prompt, GenerationConfig().updated(METHODS[method] | {"max_new_tokens": 3}), 0
+    )
+    assert tokens == [[step.token_id for step in steps] for steps in without]
+
+
+def test_a_reused_part_of_a_prompt_counts_as_computed() -> None:
+    told: list[tuple[int, int]] = []
+    config = GenerationConfig().updated({"max_new_tokens": 1, "prompt_progress": lambda *numbers: told.append(numbers)})
+    session = FakeSession(likely_rows(0))
+    session.step([1, 2, 3] * 40)
+    list(next(generate(session, [1, 2, 3] * 70, config, 0, reused=120)))
+    assert told == [(184, 210), (210, 210)]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_prompt_is_cancelled_between_its_pieces(method: str) -> None:
     class Cancel:
         asked = 0
