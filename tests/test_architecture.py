@@ -11,6 +11,7 @@ RUNTIME_ROOMS = (
     ("cli", "pyinstaller"),
     "serve",
     "model",
+    "latent",
     "generation",
     "pictures",
     "scoring",

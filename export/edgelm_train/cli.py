@@ -146,7 +146,9 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
     if done.report is not None:
         losses = done.report.losses
         if chosen.latent:
-            _say_results(out, done, "held-out loss: " + "; ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+            _say_results(
+                out, done, "held-out loss: " + "; ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            )
         else:
             _say_results(out, done, f"held-out loss {losses['before']:.4f} before, {losses['after']:.4f} after")
         click.echo("\n    ".join(["use it like this:", *done.report.next_steps]), err=True)

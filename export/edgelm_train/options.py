@@ -234,7 +234,9 @@ class FinetuneOptions(TrainingOptions):
     )
     free_bits: float | None = declare(
         None,
-        Option("Nats of each latent dimension that cost nothing.", "NATS", unset=f"{FREE_BITS}", at_least=0, at_most=100),
+        Option(
+            "Nats of each latent dimension that cost nothing.", "NATS", unset=f"{FREE_BITS}", at_least=0, at_most=100
+        ),
     )
     kl_cycles: int | None = declare(
         None,

@@ -94,8 +94,8 @@ def read_latent(folder: Path, model: Any, name: str) -> LatentMaps | None:
     config = model.config
     if set(weights) != {*_POSTERIOR, *_PREFIX}:
         raise ExportError(f"{LATENT_FILE} of {name!r} has other tensors than a latent part: train it again")
-    size, row = len(weights["posterior.bias"]) // 2, 2 * config.n_layer * config.n_embd
-    tokens = len(weights["prefix.bias"]) // row
+    size, row = len(weights["posterior.bias"].flatten()) // 2, 2 * config.n_layer * config.n_embd
+    tokens = len(weights["prefix.bias"].flatten()) // row
     shapes = [(2 * size, config.n_embd), (2 * size,), (row * tokens, size), (row * tokens,)]
     found = [tuple(weights[key].shape) for key in (*_POSTERIOR, *_PREFIX)]
     if found != shapes or not (1 <= size <= MAX_SIZE and 1 <= tokens <= MAX_TOKENS):

@@ -200,4 +200,3 @@ def read_lines(file: Path, held_out: Path | None, checkpoint: Checkpoint, end: i
 def _texts(file: Path) -> list[str]:
     lines = read_text_file(file)[1].splitlines()
     return [text for line in lines if (text := line.strip())]
-
