@@ -202,7 +202,9 @@ def _end_token(checkpoint: Checkpoint) -> int:
     """The token before and behind every text of a latent part: the first at which the checkpoint's texts end."""
     ends = stop_ids(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
     if not ends:
-        raise ExportError(f"{checkpoint.name!r} has a latent part and no eos_token_id, which its texts begin and end with")
+        raise ExportError(
+            f"{checkpoint.name!r} has a latent part and no eos_token_id, which its texts begin and end with"
+        )
     return ends[0]
 
 

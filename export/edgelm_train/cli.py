@@ -127,9 +127,9 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
     edgelm run -m gpt2-int8 --prefix reviews/prefix.safetensors "So dull. It was"
 
     With --latent, each line of a plain text is a text of its own, and the result is a checkpoint with a latent part.
-    Otherwise every token of a plain text is learned. Of an example, only the completion and an end-of-text token after it are
-    learned; without templates, the columns "prompt" and "completion" are taken. Ctrl-C writes a checkpoint, and the
-    same command goes on from there.
+    Otherwise every token of a plain text is learned. Of an example, only the completion and an end-of-text token
+    after it are learned; without templates, the columns "prompt" and "completion" are taken. Ctrl-C writes a
+    checkpoint, and the same command goes on from there.
     """
     chosen = FinetuneOptions(**options)
     task = chosen.task_for(data)

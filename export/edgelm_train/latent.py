@@ -118,7 +118,7 @@ def finetune_latent(
             "parameters of the latent maps": maps,
             "latent dimensions": size,
             "active dimensions": measured.active_units,
-            "KL(q(z|x) || p(z)), nats per text": measured.kl_nats,
+            "divergence of the encoder from the prior, nats per text": measured.kl_nats,
             "free bits, nats per dimension": free_bits,
             "cycles of the weight of the divergence": cycles,
             "word dropout": options.word_dropout or 0.0,
@@ -142,8 +142,8 @@ def finetune_latent(
 
 def _losses(measured: Measured) -> dict[str, float]:
     return {
-        "reconstruction, z drawn from q(z|x)": measured.reconstruction.per_token,
-        "reconstruction, z the mean of q(z|x)": measured.of_means.per_token,
+        "reconstruction, z drawn by the encoder": measured.reconstruction.per_token,
+        "reconstruction, z the encoder's mean": measured.of_means.per_token,
         "reconstruction, z of another text": measured.shuffled.per_token,
         "negative evidence lower bound": measured.bound,
     }

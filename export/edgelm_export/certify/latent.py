@@ -94,9 +94,7 @@ def certify_latent(draft: Bundle, model: Any, maps: LatentMaps) -> LatentReferen
     texts = [draw(model, maps, vector, begin, end, longest, seed) for seed, vector in enumerate(z)]
     posteriors = [encode(model, maps, ids) for ids in texts]
     mean, log_variance = (np.stack([pair[place].numpy() for pair in posteriors]) for place in (0, 1))
-    of_texts = [
-        token_logprobs(model, maps, [*ids, end], vector).numpy() for ids, vector in zip(texts, z, strict=True)
-    ]
+    of_texts = [token_logprobs(model, maps, [*ids, end], vector).numpy() for ids, vector in zip(texts, z, strict=True)]
     logprobs = _padded(of_texts, longest).astype(np.float32)
     data = LatentReferenceData(
         lengths=np.array([len(ids) for ids in texts]),

@@ -160,7 +160,12 @@ def _files_to_fetch(names: set[str]) -> set[str]:
         return {name for name in names if re.fullmatch(rf"{pattern}(\.index\.json)?", name)}
 
     weights = matching(r"model(-\d+-of-\d+)?\.safetensors") or matching(r"pytorch_model(-\d+-of-\d+)?\.bin")
-    return {"README.md", "config.json", "generation_config.json", LATENT_FILE} | TOKENIZER_FILES | chat_files(names) | weights
+    return (
+        {"README.md", "config.json", "generation_config.json", LATENT_FILE}
+        | TOKENIZER_FILES
+        | chat_files(names)
+        | weights
+    )
 
 
 def _config_json(folder: Path, fields: dict[str, Any], model: transformers.PreTrainedModel) -> str:
