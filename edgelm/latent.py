@@ -40,7 +40,8 @@ class Posterior:
         """A vector drawn from the distribution, float32 (Z,): mean + sigma * noise; raises ConfigError."""
         noise = _noise(len(self.mean), seed)
         with np.errstate(over="ignore"):
-            return (self.mean + np.exp(0.5 * self.log_variance) * noise).astype(np.float32)
+            drawn: Vector = (self.mean + np.exp(0.5 * self.log_variance) * noise).astype(np.float32)
+        return drawn
 
     @property
     def kl_divergence(self) -> float:

@@ -124,7 +124,8 @@ def encode_numbers(arrays: dict[str, npt.NDArray[Any]], dtype: str) -> bytes:
 
 def encode_latent_reference(data: LatentReferenceData) -> bytes:
     """The bytes of a file of reference texts with the content `data`."""
-    layout = _reference_layout(*data.ids.shape, data.z.shape[1])
+    texts, longest = data.ids.shape
+    layout = _reference_layout(texts, longest, data.z.shape[1])
     return b"".join(getattr(data, name).astype(kind).tobytes() for name, kind, _ in layout)
 
 

@@ -13,8 +13,8 @@ from edgelm.cli.streams import print_line
 from edgelm.errors import PromptError, pass_interrupts_on, shown
 
 if TYPE_CHECKING:
+    from edgelm.bundle.latent_maps import Vector
     from edgelm.decoding.generation_config import GenerationOptions
-    from edgelm.latent import Vector
     from edgelm.model import Model
 
 

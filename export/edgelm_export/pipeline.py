@@ -156,16 +156,17 @@ def export(
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
         manifest, added = replace(manifest, certificate=measured), None
-        if checkpoint.latent is not None and manifest.latent is not None:
+        if checkpoint.latent is not None:
             report("measuring the latent part against the source")
             manifest = seal(draft, manifest)
             of_latent = certify_latent(Bundle.read(draft), checkpoint.model, checkpoint.latent)
             if not (of_latent.passed or accept_quality_loss):
                 raise ExportError(
-                    f"the latent part of the {stored.recipe.name} bundle missed its gate ({of_latent.gate}): perplexity "
-                    f"ratio {of_latent.perplexity_ratio:.4f}, posteriors shifted by {of_latent.posterior_shift:.2g} "
-                    "standard deviations; nothing was written; choose a finer precision or add --accept-quality-loss"
+                    f"the latent part of the {stored.recipe.name} bundle missed its gate ({of_latent.gate}): ratio "
+                    f"{of_latent.perplexity_ratio:.4f}, shift {of_latent.posterior_shift:.2g}; nothing was written; "
+                    "choose a finer precision or add --accept-quality-loss"
                 )
+            assert manifest.latent is not None
             manifest = replace(manifest, latent=replace(manifest.latent, reference=of_latent))
         if planned is not None:
             report(f"adding the prefix {prefix}")

@@ -34,6 +34,7 @@ def finetune_latent(
     as `edgelm_train.finetune.finetune`.
     """
     check_out(out)
+    options.task_for(data)
     checkpoint = base.load()
     end = EndOfText.of(checkpoint)
     if end.token_id is None:

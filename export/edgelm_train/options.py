@@ -269,7 +269,7 @@ class FinetuneOptions(TrainingOptions):
             return
         if self.chosen_method != "full":
             raise TrainingError(f"--latent trains all weights; leave out --method {self.method}")
-        others = {"prompt": self.prompt, "completion": self.completion, "turn": self.turn}
+        others: dict[str, object] = {"prompt": self.prompt, "completion": self.completion, "turn": self.turn}
         others |= {"window": self.window, "rank": self.rank}
         for flag, value in others.items():
             if value is not None:

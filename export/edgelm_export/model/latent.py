@@ -24,7 +24,7 @@ MAX_SIZE = 4096
 MAX_TOKENS = 64
 
 
-class LatentMaps(torch.nn.Module):
+class LatentMaps(torch.nn.Module):  # type: ignore[misc]
     """The map from pooled hidden states to q(z|x), and the map from z to the prefix."""
 
     def __init__(self, config: transformers.GPT2Config, size: int, tokens: int) -> None:
@@ -104,10 +104,11 @@ def read_latent(folder: Path, model: Any, name: str) -> LatentMaps | None:
         raise ExportError(f"{LATENT_FILE} of {name!r} contains NaN or infinity: it is damaged")
     maps = LatentMaps(config, size, tokens)
     maps.load_state_dict({key: value.float() for key, value in weights.items()})
-    return maps.eval().requires_grad_(False)
+    maps.eval().requires_grad_(False)
+    return maps
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def encode(model: Any, maps: LatentMaps, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and log variance of q(z|x), (Z,) each, of one text's `ids`, the token before it included."""
     tokens = torch.tensor([ids])
@@ -116,7 +117,7 @@ def encode(model: Any, maps: LatentMaps, ids: list[int]) -> tuple[torch.Tensor, 
     return mean[0], log_variance[0]
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def token_logprobs(model: Any, maps: LatentMaps, ids: list[int], z: torch.Tensor) -> torch.Tensor:
     """log p of each of `ids` but the first behind the prefix of `z` (Z,), in nats, (T - 1,)."""
     tokens = torch.tensor([ids])
@@ -124,7 +125,7 @@ def token_logprobs(model: Any, maps: LatentMaps, ids: list[int], z: torch.Tensor
     return logits.double().log_softmax(dim=-1).gather(1, tokens[0, 1:, None])[:, 0]
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def draw(model: Any, maps: LatentMaps, z: torch.Tensor, begin: int, end: int, longest: int, seed: int) -> list[int]:
     """A text drawn at temperature 1 from p(x|z): `begin`, and the tokens after it up to `end`, which is left out.
 

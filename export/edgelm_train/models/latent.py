@@ -47,7 +47,8 @@ class LatentGPT2(transformers.GPT2LMHeadModel):  # type: ignore[misc]
         Texts are padded on the right, where causal attention never looks.
         """
         hidden = self.transformer(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
-        return self.latent.of_hidden(hidden, encoder_reads(labels))
+        found: tuple[torch.Tensor, torch.Tensor] = self.latent.of_hidden(hidden, encoder_reads(labels))
+        return found
 
     def decode(self, input_ids: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V) for `input_ids` (B, T) behind the prefix of `z` (B, Z)."""

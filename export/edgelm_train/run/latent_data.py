@@ -106,8 +106,11 @@ class LatentData:
                 means.append(mean.cpu())
                 tokens += sum(len(example.ids) - 1 for example in by_length[start : start + _ROWS_AT_ONCE])
         divergence = torch.cat(divergences)
+        of_draws, of_means, shuffled = (Loss(float(sum_nats), tokens) for sum_nats in nats)
         return Measured(
-            *(Loss(float(sum_nats), tokens) for sum_nats in nats),
+            reconstruction=of_draws,
+            of_means=of_means,
+            shuffled=shuffled,
             kl_nats=float(divergence.sum(dim=1).mean()),
             with_free_bits_nats=float(with_free_bits(divergence, model.free_bits)),
             texts=len(self.held_out),
@@ -190,10 +193,9 @@ def read_lines(file: Path, held_out: Path | None, checkpoint: Checkpoint, end: i
                 "leave it out of the text"
             )
         parts.append(usable)
-    for path, examples, least in ((file, parts[0], 2), (held_out or file, parts[1], 2)):
-        if len(examples) < least:
-            what = "to train on" if examples is parts[0] else "held out"
-            raise TrainingError(f"{path} has {counted(len(examples), 'usable text')} {what}: give more lines of text")
+    for path, what, found in ((file, "to train on", parts[0]), (held_out or file, "held out", parts[1])):
+        if len(found) < 2:
+            raise TrainingError(f"{path} has {counted(len(found), 'usable text')} {what}: give more lines of text")
     return LatentData(parts[0], parts[1], end, tuple(notes))
 
 
