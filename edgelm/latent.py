@@ -24,6 +24,8 @@ from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 
 MAX_STEPS = 10_000
+_MAX_NUMBER = 1000
+"""Of a vector: texts lie within about 10 of the origin, and far beyond it the decoder computes infinite numbers."""
 _MAX_SEED = 2**64 - 1
 
 
@@ -122,11 +124,10 @@ class Latent:
         if array.dtype.kind not in "fiu" or array.shape != (self.size,):
             what = f"{array.dtype} of shape {array.shape}" if array.dtype.kind in "fiu" else shown(z)
             raise PromptError(f"{expected}, got {what}")
-        with np.errstate(over="ignore"):
-            vector = array.astype(np.float32)
-        if not np.isfinite(vector).all():
-            raise PromptError(f"{expected}, and one of these is NaN, infinite or too large")
-        return vector
+        wrong = array[~(np.abs(array.astype(np.float64)) <= _MAX_NUMBER)]
+        if len(wrong):
+            raise PromptError(f"{expected} from -{_MAX_NUMBER} to {_MAX_NUMBER}, got {wrong[0]}")
+        return array.astype(np.float32)
 
     def prefixes(self, latent: object, count: int) -> list[LatentPrefix]:
         """What stands before each of `count` texts: one vector (Z,) before all of them, or one for each, (count, Z).
