@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edgelm.generation.results import Choice, Chunk, Completion, Stats
     from edgelm.generation.submission import Submission
     from edgelm.generation.text_scheduler import SchedulerLoad, TextScheduler
+    from edgelm.latent import Latent, Posterior
     from edgelm.model import Model, load
     from edgelm.scoring.explanation import ExplainedToken, Explanation
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
@@ -56,8 +57,13 @@ __all__ = ["Bundle", "ChatMessage", "GenerationConfig", "Model", "Session", "Str
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
 __all__ += ["Choices", "Grammar", "JsonSchema", "Regex"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
+<<<<<<< HEAD
 __all__ += ["ExplainedToken", "Explanation", "Option", "Perplexity", "Score", "Selection"]
 __all__ += ["TokenLogprob", "TokenLogprobs"]
+=======
+__all__ += ["Latent", "Posterior"]
+__all__ += ["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"]
+>>>>>>> 5e5d67b (The page, the benchmark and the format of the latent part)
 __all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
 __all__ += ["ForkError", "InsufficientMemoryError", "PrefixError", "PromptError"]
 __all__ += ["QueueFullError", "StateError", "TokenizerError"]
@@ -72,6 +78,7 @@ _MODULE_OF = {
     **dict.fromkeys(["Choices", "Grammar", "JsonSchema", "Regex"], "text.constraints"),
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
+    **dict.fromkeys(["Latent", "Posterior"], "latent"),
     **dict.fromkeys(["Model", "load"], "model"),
     **dict.fromkeys(["Choice", "Chunk", "Completion", "Stats"], "generation.results"),
     **dict.fromkeys(["ExplainedToken", "Explanation"], "scoring.explanation"),

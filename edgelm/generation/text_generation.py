@@ -163,7 +163,7 @@ class TextGeneration:
         if self._healer is None:
             self._healer = TokenHealer(self._encoder.tokenizer)
         if latent is not None:
-            return self._healer.heal(ids, 0, [latent.begin_token_id])
+            return self._healer.heal(ids, 1, [latent.begin_token_id])  # the token before every text stays
         try:
             empty = self._encoder.ids_to_continue("")
         except PromptError:  # the model cannot begin with nothing
