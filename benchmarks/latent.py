@@ -15,15 +15,16 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import edgelm
 from edgelm.model import Model
-from edgelm_export.model.latent import encode, token_logprobs
-from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
+
+if TYPE_CHECKING:
+    from edgelm_export.source.checkpoint import Checkpoint
 
 PAIRS = 10
 STEPS = 5
@@ -86,8 +87,10 @@ class Differences:
     perplexity_ratio: float
 
 
-def compare(model: Model, source: Checkpoint, texts: list[str]) -> Differences:
+def compare(model: Model, source: "Checkpoint", texts: list[str]) -> Differences:
     """Compare a bundle with its checkpoint, text by text."""
+    from edgelm_export.model.latent import encode, token_logprobs
+
     assert source.latent is not None and model.bundle.manifest.latent is not None
     begin, end = model.bundle.manifest.latent.begin_token_id, model.bundle.manifest.latent.end_token_id
     shifts: list[npt.NDArray[np.float32]] = []
@@ -132,6 +135,10 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=100, help="texts to compare with torch; default %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    import torch
+
+    from edgelm_export.source.checkpoint import load_checkpoint
+
     torch.set_num_threads(1)
     texts = [line.strip() for line in arguments.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts = texts[: arguments.limit]
