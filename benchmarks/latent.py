@@ -6,8 +6,9 @@
     python -m benchmarks.latent captions captions-int8 --texts val.en
 
 `train.en` and `val.en` are the English captions of Multi30k, which are for research only; any file with a short text on
-each line will do. The bundle is measured with the runtime. `captions/report.json` has what torch measured at the end of training, and the
-loss of the same model trained without z. The first texts are compared with torch one by one. Prints Markdown.
+each line will do. The bundle is measured with the runtime. `captions/report.json` has what torch measured at the end of
+training, and the loss of the same model trained without z. The first texts are compared with torch one by one. Prints
+Markdown.
 """
 
 import argparse

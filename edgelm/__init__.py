@@ -57,13 +57,9 @@ __all__ = ["Bundle", "ChatMessage", "GenerationConfig", "Model", "Session", "Str
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
 __all__ += ["Choices", "Grammar", "JsonSchema", "Regex"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
-<<<<<<< HEAD
 __all__ += ["ExplainedToken", "Explanation", "Option", "Perplexity", "Score", "Selection"]
 __all__ += ["TokenLogprob", "TokenLogprobs"]
-=======
 __all__ += ["Latent", "Posterior"]
-__all__ += ["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"]
->>>>>>> 5e5d67b (The page, the benchmark and the format of the latent part)
 __all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
 __all__ += ["ForkError", "InsufficientMemoryError", "PrefixError", "PromptError"]
 __all__ += ["QueueFullError", "StateError", "TokenizerError"]
