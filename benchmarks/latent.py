@@ -2,7 +2,7 @@
 
     edgelm finetune CHECKPOINT --data train.en --held-out val.en --latent --alone --epochs 1.25 --batch-size 32 \\
         --evaluations 3 --patience 0 --out captions
-    edgelm export captions --out captions-int8
+    edgelm export captions -o captions-int8
     python -m benchmarks.latent captions captions-int8 --texts val.en
 
 `train.en` and `val.en` are the English captions of Multi30k, which are for research only; any file with a short text on
