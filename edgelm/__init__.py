@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edgelm.generation.results import Choice, Chunk, Completion, Stats
     from edgelm.generation.submission import Submission
     from edgelm.generation.text_scheduler import SchedulerLoad, TextScheduler
+    from edgelm.latent import Latent, Posterior
     from edgelm.model import Model, load
     from edgelm.scoring.explanation import ExplainedToken, Explanation
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
@@ -61,6 +62,7 @@ __all__ += ["Tool", "ToolCall", "ToolChoice", "ToolUse"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
 __all__ += ["ExplainedToken", "Explanation", "Option", "Perplexity", "Score", "Selection"]
 __all__ += ["TokenLogprob", "TokenLogprobs"]
+__all__ += ["Latent", "Posterior"]
 __all__ += ["BundleError", "ClosedError", "ConfigError", "ContextError", "DeviceError", "EdgelmError", "ExportError"]
 __all__ += ["ForkError", "HubError", "InsufficientMemoryError", "PrefixError", "PromptError"]
 __all__ += ["QueueFullError", "StateError", "TokenizerError"]
@@ -76,6 +78,7 @@ _MODULE_OF = {
     **dict.fromkeys(["Tool", "ToolCall", "ToolChoice"], "text.tools"),
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
+    **dict.fromkeys(["Latent", "Posterior"], "latent"),
     **dict.fromkeys(["Model", "load"], "model"),
     **dict.fromkeys(["Choice", "Chunk", "Completion", "Stats"], "generation.results"),
     **dict.fromkeys(["ExplainedToken", "Explanation"], "scoring.explanation"),

@@ -10,6 +10,8 @@ from datetime import datetime
 from functools import cached_property, partial
 from typing import Self, TypedDict, Unpack
 
+import numpy.typing as npt
+
 from edgelm.bundle.chat_template import read_chat_template
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.small_files import check_path
@@ -24,6 +26,7 @@ from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
 from edgelm.generation.text_generation import TextGeneration
 from edgelm.generation.text_scheduler import DEFAULT_MAX_WAITING, TextScheduler
+from edgelm.latent import Latent
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
 from edgelm.reuse.pool import SessionPool, check_limit_bytes
 from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learned_sha256, read_prefix
@@ -126,16 +129,29 @@ class Model:
             scheduler.release()
         self._sessions.close()
 
-    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
+    @cached_property
+    def latent(self) -> Latent:
+        """The model's latent space; raises BundleError if the bundle has none."""
+        return Latent(self.bundle, self.tokenizer, self._sessions, has_prefix=self.prefix is not None)
+
+    def generate(
+        self, prompt: Prompt, *, latent: npt.ArrayLike | None = None, **options: Unpack[GenerationOptions]
+    ) -> Completion:
         """Continue `prompt`, a text or token ids, with `options` of `GenerationConfig` over the bundle's defaults.
 
+        A `latent` vector (Z,), of a bundle that has a latent part, decides what is written; see `Model.latent`. The
+        prompt behind it may be empty.
+
         Raises:
-            PromptError: the prompt is empty, is neither text nor token ids, or has an unknown token id.
+            PromptError: the prompt is empty, is neither text nor token ids, or has an unknown token id; or `latent` is
+                no vector of Z numbers.
+            BundleError: `latent` is given, and the bundle has no latent part.
+            PrefixError: `latent` is given, and the model has a prefix.
             ContextError: the prompt is longer than the context.
             ConfigError: an option is unknown or out of range, or it contradicts another option.
             ClosedError: the model is closed, or was closed meanwhile.
         """
-        run = self._run(prompt, options)
+        run = self._run(prompt, options, latent)
         return run.completion(self._texts.stream(run))
 
     def generate_batch(
@@ -144,6 +160,7 @@ class Model:
         *,
         each: Sequence[GenerationOptions] | None = None,
         max_rows: int = DEFAULT_MAX_ROWS,
+        latent: npt.ArrayLike | None = None,
         **options: Unpack[GenerationOptions],
     ) -> list[Completion]:
         """Continue many prompts of any lengths side by side: each as `generate` would, several times faster in all.
@@ -157,10 +174,12 @@ class Model:
             prompts: texts or token ids.
             each: options of each prompt, over `options`.
             max_rows: maximum number of texts that decode at a time; each takes the memory of one more context.
+            latent: a vector (Z,) before all prompts, or a vector before each of them, (prompts, Z).
 
         Raises: as `generate`.
         """
-        return self._texts.batch(prompts, self.generation_config.updated(dict(options)), each, max_rows)
+        latents = None if latent is None else self.latent.prefixes(latent, len(prompts))
+        return self._texts.batch(prompts, self.generation_config.updated(dict(options)), each, max_rows, latents)
 
     def scheduler(
         self,
@@ -260,13 +279,15 @@ class Model:
         for scheduler in self._open_schedulers():
             scheduler.forget()
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[Chunk]:
+    def stream(
+        self, prompt: Prompt, *, latent: npt.ArrayLike | None = None, **options: Unpack[GenerationOptions]
+    ) -> Iterator[Chunk]:
         """Continue `prompt` piece by piece; the last chunk has the finish reason and the stats.
 
         With `num_return_sequences` the rows follow one another, numbered by `Chunk.index`. Raises the errors of
         `generate` before the first chunk.
         """
-        return self._texts.stream(self._run(prompt, options))
+        return self._texts.stream(self._run(prompt, options, latent))
 
     def chat_prompt(
         self, messages: Sequence[ChatMessage], *, tools: Sequence[Tool] | None = None, now: datetime | None = None
@@ -339,22 +360,26 @@ class Model:
         constraint = self._chat_format.constraint(given, tools, tool_choice, parallel_tool_calls)
         return self.stream(self.chat_prompt(messages, tools=tools), **(options | {"constraint": constraint}))
 
-    async def agenerate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Completion:
+    async def agenerate(
+        self, prompt: Prompt, *, latent: npt.ArrayLike | None = None, **options: Unpack[GenerationOptions]
+    ) -> Completion:
         """As `generate`, without holding up the event loop; cancelling the task stops it within one token."""
         cancel = self._either_cancel(options)
         pool, context = self._workers.pool(), copy_context()
-        run = await call_in_thread(pool, context, partial(self._run, prompt, options | {"cancel": cancel}))
+        run = await call_in_thread(pool, context, partial(self._run, prompt, options | {"cancel": cancel}, latent))
         async with aclosing(stream_in_thread(partial(self._texts.stream, run), cancel, pool, context)) as stream:
             chunks = [chunk async for chunk in stream]
         return run.completion(chunks)
 
-    def astream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> AsyncGenerator[Chunk, None]:
+    def astream(
+        self, prompt: Prompt, *, latent: npt.ArrayLike | None = None, **options: Unpack[GenerationOptions]
+    ) -> AsyncGenerator[Chunk, None]:
         """As `stream`, for ``async for``; cancelling the task, or ``aclose()``, stops it within one token.
 
         A ConfigError for the options is raised at once, the remaining errors of `generate` before the first chunk.
         """
         cancel = self._either_cancel(options)
-        begin = partial(self.stream, prompt, **(options | {"cancel": cancel}))
+        begin = partial(self.stream, prompt, latent=latent, **(options | {"cancel": cancel}))
         return stream_in_thread(begin, cancel, self._workers.pool(), copy_context())
 
     def warmup(self) -> float:
@@ -424,8 +449,9 @@ class Model:
             )
         return ChatFormat(template, self.tokenizer)
 
-    def _run(self, prompt: Prompt, options: GenerationOptions) -> TextRun:
-        return self._texts.run(prompt, self.generation_config.updated(dict(options)))
+    def _run(self, prompt: Prompt, options: GenerationOptions, latent: npt.ArrayLike | None = None) -> TextRun:
+        before = None if latent is None else self.latent.prefixes(latent, 1)[0]
+        return self._texts.run(prompt, self.generation_config.updated(dict(options)), before)
 
     def _open_schedulers(self) -> list[TextScheduler]:
         alive = (reference() for reference in self._schedulers)

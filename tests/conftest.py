@@ -167,6 +167,16 @@ def make_chat_bundle(folder: Path) -> Path:
     return bundle
 
 
+def make_latent_bundle(folder: Path) -> Path:
+    """The tiny bundle with a latent part of random maps, in a new folder inside `folder`."""
+    bundle, latent = Path(shutil.copytree(TINY_BUNDLE, folder / "tiny")), DATA / "tiny-latent"
+    for name in ("latent.bin", "latent_reference.bin"):
+        replace_file(bundle, name, (latent / name).read_bytes())
+    entry = json.loads((latent / "latent.json").read_text(encoding="utf-8"))
+    edit_manifest(bundle, lambda m: m.update(latent=entry, required_features=["latent"]))
+    return bundle
+
+
 @dataclass(frozen=True)
 class CommandResult:
     """Exit status and output of a command."""

@@ -11,6 +11,7 @@ RUNTIME_ROOMS = (
     ("cli", "pyinstaller"),
     ("serve", "hub"),
     "model",
+    "latent",
     "generation",
     "pictures",
     "scoring",
@@ -24,7 +25,7 @@ RUNTIME_ROOMS = (
 """The rooms of edgelm/, from the top down: a room imports itself and the rooms below it."""
 
 EXPORT_ROOMS = ("cli", "pipeline", "fit", "publish", "certify", "source", "graph", "quantize", "model")
-TRAIN_ROOMS = ("cli", ("pretrain", "finetune", "distill"), ("options", "run"), "models", "data")
+TRAIN_ROOMS = ("cli", ("pretrain", "finetune", "distill"), "latent", ("options", "run"), "models", "data")
 
 Rooms = tuple[str | tuple[str, ...], ...]
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from edgelm.bundle.certificate import Certificate
+from edgelm.bundle.latent_facts import LATENT_FEATURE, LatentFacts
 from edgelm.bundle.strict_json import Between, Bytes, Count, StrictJsonError, from_json, parse_json
 from edgelm.errors import UPGRADE_HINT, BundleError
 
@@ -22,7 +23,7 @@ PREFIX_FILE = "prefix.safetensors"
 """Keys and values that stand before every prompt. A bundle has both the feature and the file, or neither."""
 VALUE_DIVISORS_FILE = "value_divisors.bin"
 """The factors by which smoothing divided the values, float32 (layers, H, D). Only smoothed bundles have this file."""
-KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE})
+KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE})
 """Names that this version knows in `required_features`. A bundle with any other name needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -143,6 +144,8 @@ class Manifest:
     certificate: Certificate | None
     files: dict[str, FileFact] = field(default_factory=dict)
     digest: str = ""
+    latent: LatentFacts | None = None
+    """The latent part. A bundle has both this entry and the feature `latent`, or neither."""
 
     def sealed(self) -> "Manifest":
         """A copy of the manifest with its digest filled in."""
@@ -158,6 +161,8 @@ class Manifest:
         optional = {field.name for field in fields(Source) if field.default is None}
         given = content["source"].items()
         content["source"] = {name: value for name, value in given if value is not None or name not in optional}
+        if self.latent is None:
+            del content["latent"]
         return content
 
 
@@ -226,6 +231,7 @@ def _check_consistency(manifest: Manifest) -> None:
         raise StrictJsonError("names two files that differ only in upper and lower case")
     if (PREFIX_FEATURE in manifest.required_features) != (PREFIX_FILE in manifest.files):
         raise StrictJsonError(f"has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone")
+    _check_latent(manifest)
     if facts.source_head_dim > facts.head_dim:
         sizes = f"{facts.source_head_dim}, more than the cache's head_dim of {facts.head_dim}"
         raise StrictJsonError(f"architecture.source_head_dim is {sizes}")
@@ -249,3 +255,20 @@ def _check_consistency(manifest: Manifest) -> None:
         raise StrictJsonError("certificate.texts is empty")
     if not graph.devices:
         raise StrictJsonError("graph.devices is empty")
+
+
+def _check_latent(manifest: Manifest) -> None:
+    latent = manifest.latent
+    if (LATENT_FEATURE in manifest.required_features) != (latent is not None):
+        raise StrictJsonError(f"has the feature {LATENT_FEATURE!r} without the entry 'latent', or the entry alone")
+    if latent is None:
+        return
+    graph, files = manifest.graph, [latent.file, *([] if latent.reference is None else [latent.reference.file])]
+    for name in files:
+        if name not in manifest.files:
+            raise StrictJsonError(f"lists no file {name[:80]!r}, which its latent part needs")
+    if len({*files, graph.file, graph.weights_file}) != len(files) + 2:
+        raise StrictJsonError("gives two parts of the bundle one file: the graph, the weights and the latent part")
+    for name, token in (("begin_token_id", latent.begin_token_id), ("end_token_id", latent.end_token_id)):
+        if token >= manifest.architecture.vocab_size:
+            raise StrictJsonError(f"latent.{name} is {token}, which is not in the vocabulary")

@@ -24,6 +24,7 @@ _COMMANDS = {
     "perplexity": ("edgelm.cli.scoring:perplexity", "Measure the perplexity of a text."),
     "embed": ("edgelm.cli.scoring:embed", "Turn a text into a vector."),
     "explain": ("edgelm.cli.explain:command", "Show how likely each token of a text was, and where attention looked."),
+    "latent": ("edgelm.cli.latent:command", "Turn texts into latent vectors, and vectors into texts."),
     "serve": ("edgelm.cli.serve:command", "Answer HTTP requests like OpenAI's API."),
     "bake": ("edgelm.cli.bake:command", "Precompute a text that precedes every prompt."),
     "pretrain": ("edgelm_train.cli:pretrain_command", "Train a tokenizer and a GPT-2 model on text files."),

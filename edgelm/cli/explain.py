@@ -62,7 +62,7 @@ def command(text: str | None, output: str | None, top: int, open_model: OpenMode
     model = open_model()
     explanation = _explained(model, content, top, output)
     if output is not None:
-        _write(output, explanation, model.bundle.path.name)
+        _write(output, explanation, model.bundle.name)
     if as_json:
         print_json(_json(explanation, model))
     elif output is None:

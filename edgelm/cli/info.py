@@ -6,6 +6,7 @@ import click
 
 from edgelm.bundle.certificate import Certificate, Quality
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.latent_facts import LatentFacts
 from edgelm.bundle.manifest import PREFIX_FILE
 from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, storage_formats
 
@@ -44,6 +45,7 @@ def _facts(bundle: Bundle) -> list[Fact]:
         ("runs on", f"{', '.join(graph.devices)}; ONNX Runtime {graph.minimum_onnxruntime} or newer"),
         ("on disk", f"{bundle.size_bytes / 1e6:.1f} MB in {bundle.file_count} files"),
         *([("prefix", _prefix_fact(bundle))] if PREFIX_FILE in manifest.files else []),
+        *([("latent", _latent_fact(manifest.latent))] if manifest.latent is not None else []),
         ("made by", manifest.created_by),
         ("digest", manifest.digest),
     ]
@@ -56,6 +58,17 @@ def _prefix_fact(bundle: Bundle) -> str:
     assert prefix is not None, "the manifest lists it"
     origin = "learned" if prefix.text is None else f"the text {shortened(prefix.text)}"
     return f"{prefix.tokens} tokens before every prompt, {origin}; the certificate was measured without it"
+
+
+def _latent_fact(latent: LatentFacts) -> str:
+    fact = f"vectors of {latent.size} numbers, which take {latent.prefix_tokens} tokens of the context"
+    if latent.reference is None:
+        return f"{fact}; not measured"
+    r = latent.reference
+    return (
+        f"{fact}; texts behind vectors: perplexity source {r.source_perplexity:.4f} (x {r.perplexity_ratio:.4f}), "
+        f"posteriors shifted by {r.posterior_shift:.4f} standard deviations; gate: {'passed' if r.passed else 'MISSED'}"
+    )
 
 
 def _certified(certificate: Certificate) -> list[Fact]:

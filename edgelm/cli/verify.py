@@ -1,6 +1,8 @@
 """``edgelm verify``: a bundle's files against its manifest, and its results against its certificate."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,10 @@ from edgelm.cli.progress import percent, progress
 from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, print_wrapped, threads_option
 from edgelm.cli.streams import note
 from edgelm.errors import BundleError
+
+if TYPE_CHECKING:
+    from edgelm.engine.session import Session
+    from edgelm.scoring.verification import Check
 
 
 @click.command(name="verify")
@@ -55,7 +61,7 @@ def _measure(bundle: Bundle, threads: int | None, content: dict[str, object], as
     with progress("measured") as show:
         observed = observe_session(facts, data, session, progress=percent(show))
     measured = figures(facts, data, observed)
-    all_checks = checks(facts, data, measured, drift(data, observed))
+    all_checks = [*checks(facts, data, measured, drift(data, observed)), *_latent_checks(bundle, session)]
     machine = {"cpu": cpu_name(), "threads": session.threads, "tokens": facts.tokens}
     results = [{**asdict(check), "passed": check.passed} for check in all_checks]
     content["measured"] = {**machine, **asdict(measured), "checks": results}
@@ -73,8 +79,25 @@ def _measure(bundle: Bundle, threads: int | None, content: dict[str, object], as
                 ("same most likely token", f"{top1:.2%}", f"{facts.top1_agreement:.2%}", "", ""),
             ]
         )
+    return _failed(all_checks)
+
+
+def _latent_checks(bundle: Bundle, session: "Session") -> "list[Check]":
+    """The comparisons of the latent part, measured again with `session`; none where the bundle has none."""
+    if bundle.manifest.latent is None:
+        return []
+    from edgelm.bundle.latent_maps import read_latent_maps, read_latent_reference
+    from edgelm.scoring.latent_scores import latent_checks, observe_latent
+
+    reference, data = read_latent_reference(bundle)
+    facts, maps = read_latent_maps(bundle)
+    note(f"measuring the latent part on {reference.texts} texts")
+    return latent_checks(reference, data, observe_latent(facts, maps, data, session))
+
+
+def _failed(checks: "Sequence[Check]") -> list[str]:
     return [
         f"{check.name} {check.measured:.4g}, not {check.stated:.4g} ± {check.tolerance:.2g}"
-        for check in all_checks
+        for check in checks
         if not check.passed
     ]

@@ -9,6 +9,7 @@ from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import Step
 from edgelm.decoding.window import WindowSession
 from edgelm.engine.memory import peak_rss_bytes
+from edgelm.generation.latent_prefix import LatentPrefix
 from edgelm.generation.results import Chunk, Completion, Stats, TextEnd
 from edgelm.scoring import text_scores
 from edgelm.scoring.results import TokenLogprobs
@@ -92,6 +93,7 @@ class TextRun:
         seed: the caller's, or a random one.
         reused_tokens: how many of `ids` were not computed. The decoding loop sets it.
         matcher: what the texts must obey, at their beginning; None if they may be anything.
+        latent: the latent vector that stands before `ids`; None for none.
         window: the window that the decoding loop uses, if any. The decoding loop sets it.
     """
 
@@ -109,6 +111,7 @@ class TextRun:
         dropped_tokens: int = 0,
         healed_characters: int = 0,
         load_seconds: float = 0.0,
+        latent: LatentPrefix | None = None,
     ) -> None:
         """Make a run of finished parts; `TextGeneration.run` builds them.
 
@@ -124,8 +127,9 @@ class TextRun:
             dropped_tokens: tokens of the prompt that are not in `ids`, because they do not fit.
             healed_characters: how much of the prompt's end the new tokens spell again; it is no new text.
             load_seconds: how long the model took to load, for the statistics.
+            latent: see the class.
         """
-        self.ids, self.config, self.seed, self.matcher = ids, config, seed, matcher
+        self.ids, self.config, self.seed, self.matcher, self.latent = ids, config, seed, matcher, latent
         self.reused_tokens = 0
         self.window: WindowSession | None = None
         self._tokenizer = tokenizer

@@ -11,6 +11,7 @@ from edgelm.decoding.request import behind_prefix, fitted
 from edgelm.decoding.scheduler import Scheduler, check_max_rows
 from edgelm.decoding.window import WindowSession
 from edgelm.errors import ConfigError, ContextError, PromptError
+from edgelm.generation.latent_prefix import LatentPrefix, LatentSessions
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
 from edgelm.generation.runs_together import RunsTogether
@@ -33,8 +34,8 @@ class TextGeneration:
         self._healer: TokenHealer | None = None
         self._breaker_ids: dict[tuple[str | int, ...], tuple[int, ...]] = {}
 
-    def run(self, prompt: Prompt, config: GenerationConfig) -> TextRun:
-        """Check a prompt and fit it into the context.
+    def run(self, prompt: Prompt, config: GenerationConfig, latent: LatentPrefix | None = None) -> TextRun:
+        """Check a prompt, which may stand behind a `latent` vector, and fit it into the context.
 
         Raises:
             PromptError: the prompt is empty, is neither text nor token ids, has an unknown token id, or cannot be
@@ -46,11 +47,16 @@ class TextGeneration:
         if config.dry_multiplier and any(isinstance(breaker, str) for breaker in config.dry_sequence_breakers):
             config = config.updated({"dry_sequence_breakers": self._breakers(config.dry_sequence_breakers)})
         seed = secrets.randbits(63) if config.seed is None else config.seed
-        ids = self._encoder.ids_to_continue(prompt)
-        healed = self._healed(prompt, ids) if config.token_healing else HealedPrompt(ids, None, 0)
+        if latent is None:
+            ids = self._encoder.ids_to_continue(prompt)
+            learned_tokens, context_length = self._encoder.learned_tokens, self._context_length
+        else:
+            ids = latent.ids(self._encoder.tokenizer, prompt)
+            learned_tokens, context_length = latent.tokens, self._context_length - latent.tokens
+        healed = self._healed(prompt, ids, latent) if config.token_healing else HealedPrompt(ids, None, 0)
         ids = healed.ids
-        prefix_tokens, learned_tokens = self._encoder.prefix_tokens(ids), self._encoder.learned_tokens
-        prefix, own, room = ids[:prefix_tokens], ids[prefix_tokens:], self._context_length - prefix_tokens
+        prefix_tokens = 0 if latent is not None else self._encoder.prefix_tokens(ids)
+        prefix, own, room = ids[:prefix_tokens], ids[prefix_tokens:], context_length - prefix_tokens
         kept, config = fitted(own, config, room)
         if prefix_tokens + learned_tokens and len(kept) > room:
             raise ContextError(
@@ -62,7 +68,7 @@ class TextGeneration:
             config.new_token_limit(len(kept))  # refuses a max_length by the prompt's own length
         if prefix_tokens or config.context_overflow == "truncate":
             config = behind_prefix(config, prefix_tokens)  # nothing is left to cut
-        matcher = healed.matcher or self._matcher(config, prefix_tokens + len(kept))
+        matcher = healed.matcher or self._matcher(config, prefix_tokens + len(kept), context_length)
         return TextRun(
             self._encoder.tokenizer,
             prompt,
@@ -75,6 +81,7 @@ class TextGeneration:
             dropped_tokens=len(own) - len(kept),
             healed_characters=healed.characters,
             load_seconds=self._load_seconds,
+            latent=latent,
         )
 
     def stream(self, run: TextRun) -> Iterator[Chunk]:
@@ -82,8 +89,10 @@ class TextGeneration:
         run.begin()
         config, windowed = run.config, run.config.context_overflow == "window"
         # A window forgets its prompt. Contrastive search needs the hidden states of the whole text, which are not kept.
-        known = () if config.penalty_alpha is not None else run.ids
+        known = () if config.penalty_alpha is not None or run.latent is not None else run.ids
         with self._sessions.borrowed(known, keep=not windowed) as (session, reused):
+            if run.latent is not None:
+                session.begin_after(run.latent.content)
             run.reused_tokens = reused
             run.window = WindowSession(session, config.pinned_tokens, run.ids[:reused]) if windowed else None
             decoder, asks = run.window or session, config.stop_strings and config.num_beams > 1
@@ -112,8 +121,12 @@ class TextGeneration:
         common: GenerationConfig,
         each: Sequence[GenerationOptions] | None,
         max_rows: int,
+        latents: Sequence[LatentPrefix] | None = None,
     ) -> list[Completion]:
-        """Decode all prompts side by side, as `Model.generate_batch`, with the options `common` to all prompts."""
+        """Decode all prompts side by side, as `Model.generate_batch`, with the options `common` to all prompts.
+
+        `latents` are what stands before each prompt, one for each.
+        """
         check_max_rows(max_rows)
         if isinstance(prompts, str):
             raise PromptError("prompts must be a list, got one text: call generate for it")
@@ -125,14 +138,22 @@ class TextGeneration:
             raise ConfigError("each must hold the options of every prompt as a dict")
         if len(own) != len(prompts):
             raise PromptError(f"each must hold options for every prompt: {len(prompts)} of them, got {len(own)}")
-        runs = [self.run(p, common.updated(dict(options))) for p, options in zip(prompts, own, strict=True)]
+        before = [None] * len(prompts) if latents is None else latents
+        configs = [common.updated(dict(options)) for options in own]
+        runs = [self.run(*of_prompt) for of_prompt in zip(prompts, configs, before, strict=True)]
         rows = sum(run.config.num_return_sequences for run in runs)
         with self._sessions.borrowed() as (session, _):
-            scheduler = Scheduler(session, max_rows=min(max_rows, max(1, rows)), states=self._sessions.states)
+            max_rows = min(max_rows, max(1, rows))
+            if latents:
+                session.begin_after(latents[0].content)  # all vectors take as many tokens of the context
+                keyed = {str(place): latent for place, latent in enumerate(latents)}
+                scheduler = Scheduler(session, max_rows=max_rows, sessions=LatentSessions(session, keyed))
+            else:
+                scheduler = Scheduler(session, max_rows=max_rows, states=self._sessions.states)
             chunks = _decode_together(RunsTogether(scheduler), runs)
         return [run.completion(of_run) for run, of_run in zip(runs, chunks, strict=True)]
 
-    def _healed(self, prompt: Prompt, ids: list[int]) -> HealedPrompt:
+    def _healed(self, prompt: Prompt, ids: list[int], latent: LatentPrefix | None) -> HealedPrompt:
         """A prompt, encoded as `ids`, without the end that token healing takes back."""
         if not isinstance(prompt, str):
             raise PromptError(
@@ -141,18 +162,20 @@ class TextGeneration:
             )
         if self._healer is None:
             self._healer = TokenHealer(self._encoder.tokenizer)
+        if latent is not None:
+            return self._healer.heal(ids, 1, [latent.begin_token_id])  # the token before every text stays
         try:
             empty = self._encoder.ids_to_continue("")
         except PromptError:  # the model cannot begin with nothing
             empty = []
         return self._healer.heal(ids, self._encoder.prefix_tokens(ids), empty)
 
-    def _matcher(self, config: GenerationConfig, prompt_tokens: int) -> TokenMatcher | None:
+    def _matcher(self, config: GenerationConfig, prompt_tokens: int, context_length: int) -> TokenMatcher | None:
         """What the text must obey. Raises ConfigError if it needs more tokens than may follow the prompt."""
         if config.constraint is None:
             return None
         constraint = self._constraints.read(config.constraint, config.eos_token_id)
-        limit, room = config.new_token_limit(prompt_tokens), self._context_length + 1 - prompt_tokens
+        limit, room = config.new_token_limit(prompt_tokens), context_length + 1 - prompt_tokens
         least = constraint.least_tokens(min(limit, room))
         if least > limit:
             raise ConfigError(
@@ -183,10 +206,10 @@ def _decode_together(together: RunsTogether, runs: Sequence[TextRun]) -> list[li
     Raises the errors of `Scheduler.request` before anything is computed, those of `Scheduler.step`, and any exception
     of the first text that fails.
     """
-    for run in runs:
+    for place, run in enumerate(runs):
         run.begin()
         for row, request in enumerate(together.requests(run)):
-            together.add(run, row, request)
+            together.add(run, row, request, key=str(place) if run.latent is not None else "")
     chunks: dict[TextRun, list[Chunk]] = {run: [] for run in runs}
     while together.scheduler.pending:
         for run, result in together.step():

@@ -88,7 +88,7 @@ class _ByteLevel(DecoderStep):
 
     def bytes_of(self, token: str) -> bytes:
         try:
-            return token.translate(_LATIN_1_OF).encode("latin-1")
+            return token.translate(LATIN_1_OF).encode("latin-1")
         except UnicodeEncodeError:
             return token.encode()
 

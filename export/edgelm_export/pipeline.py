@@ -12,6 +12,7 @@ import torch
 from edgelm import __version__
 from edgelm.bundle.certificate import Certificate
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.latent_facts import LATENT_FEATURE
 from edgelm.bundle.manifest import (
     FORMAT_VERSION,
     PREFIX_FEATURE,
@@ -27,6 +28,7 @@ from edgelm.engine.machine import default_threads
 from edgelm.errors import ExportError
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.certify.certificate import MAX_ROW_TOKENS, EvaluationText, certify, read_eval_text
+from edgelm_export.certify.latent import certify_latent, write_latent
 from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph.decoder import write_graph
@@ -42,7 +44,7 @@ from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint
 from edgelm_export.source.context import shorten_context
 from edgelm_export.source.drawn_text import TextDrawer
 from edgelm_export.source.fingerprint import body_sha256
-from edgelm_export.source.generation_settings import bundle_settings
+from edgelm_export.source.generation_settings import bundle_settings, stop_ids
 from edgelm_export.source.prune import FEATURE, prune_vocabulary
 
 EVALUATION_TOKENS = 10_000
@@ -138,7 +140,13 @@ def export(
         graph, matrices = write_graph(stored, draft)
         _check_account(checkpoint, stored.source, matrices)
         _write_value_divisors(stored.source, draft)
-        manifest = seal(draft, _uncertified(checkpoint, stored, graph, matrices))
+        uncertified = _uncertified(checkpoint, stored, graph, matrices)
+        if checkpoint.latent is not None:
+            end = _end_token(checkpoint)
+            latent = write_latent(checkpoint.latent, stored.source, stored.recipe.name, (end, end), draft)
+            features = (*uncertified.required_features, LATENT_FEATURE)
+            uncertified = replace(uncertified, latent=latent, required_features=features)
+        manifest = seal(draft, uncertified)
         drawn = EvaluationText(f"drawn from the source at temperature 1, seed {EVALUATION_SEED}", texts)
         measured = certify(Bundle.read(draft), limit, reference.logits, [drawn, *files], report)
         if not (measured.passed or accept_quality_loss):
@@ -149,6 +157,18 @@ def export(
                 "nothing was written; choose a finer precision or add --accept-quality-loss"
             )
         manifest, added = replace(manifest, certificate=measured), None
+        if checkpoint.latent is not None:
+            report("measuring the latent part against the source")
+            manifest = seal(draft, manifest)
+            of_latent = certify_latent(Bundle.read(draft), checkpoint.model, checkpoint.latent)
+            if not (of_latent.passed or accept_quality_loss):
+                raise ExportError(
+                    f"the latent part of the {stored.recipe.name} bundle missed its gate ({of_latent.gate}): ratio "
+                    f"{of_latent.perplexity_ratio:.4f}, shift {of_latent.posterior_shift:.2g}; nothing was written; "
+                    "choose a finer precision or add --accept-quality-loss"
+                )
+            assert manifest.latent is not None
+            manifest = replace(manifest, latent=replace(manifest.latent, reference=of_latent))
         if planned is not None:
             report(f"adding the prefix {prefix}")
             manifest = seal(draft, manifest)
@@ -178,6 +198,16 @@ def _uncertified(
         source=replace(checkpoint.source, body_sha256=body_sha256(checkpoint.model)),
         certificate=None,
     )
+
+
+def _end_token(checkpoint: Checkpoint) -> int:
+    """The token before and behind every text of a latent part: the first at which the checkpoint's texts end."""
+    ends = stop_ids(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
+    if not ends:
+        raise ExportError(
+            f"{checkpoint.name!r} has a latent part and no eos_token_id, which its texts begin and end with"
+        )
+    return ends[0]
 
 
 def _check_account(checkpoint: Checkpoint, weights: DecoderWeights, matrices: tuple[Matrix, ...]) -> None:

@@ -126,9 +126,10 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
         --method prefix --out reviews
     edgelm run -m gpt2-int8 --prefix reviews/prefix.safetensors "So dull. It was"
 
-    Every token of a plain text is learned. Of an example, only the completion and an end-of-text token after it are
-    learned; without templates, the columns "prompt" and "completion" are taken. Ctrl-C writes a checkpoint, and the
-    same command goes on from there.
+    With --latent, each line of a plain text is a text of its own, and the result is a checkpoint with a latent part.
+    Otherwise every token of a plain text is learned. Of an example, only the completion and an end-of-text token
+    after it are learned; without templates, the columns "prompt" and "completion" are taken. Ctrl-C writes a
+    checkpoint, and the same command goes on from there.
     """
     chosen = FinetuneOptions(**options)
     task = chosen.task_for(data)
@@ -136,14 +137,20 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
         context = find_base(base, revision).context_length
         if context is not None:
             chosen.room_in(context)
-        _check_data(data, chosen.held_out, task)
+        if not chosen.latent:
+            _check_data(data, chosen.held_out, task)
         _say_loading()
         from edgelm_train.finetune import finetune
 
         done = finetune(base, data, out, chosen, revision=revision, say=_say)
     if done.report is not None:
         losses = done.report.losses
-        _say_results(out, done, f"held-out loss {losses['before']:.4f} before, {losses['after']:.4f} after")
+        if chosen.latent:
+            _say_results(
+                out, done, "held-out loss: " + "; ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            )
+        else:
+            _say_results(out, done, f"held-out loss {losses['before']:.4f} before, {losses['after']:.4f} after")
         click.echo("\n    ".join(["use it like this:", *done.report.next_steps]), err=True)
     return _exit_status(done)
 

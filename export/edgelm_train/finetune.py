@@ -13,6 +13,7 @@ from edgelm_export.source.generation_settings import FILE
 from edgelm_train.data.corpus import counted
 from edgelm_train.data.end_of_text import EndOfText
 from edgelm_train.data.templates import ChatTask, Task
+from edgelm_train.latent import finetune_latent
 from edgelm_train.models.adapters import save_prefix, with_low_rank, with_prefix
 from edgelm_train.models.base import Base, find_base
 from edgelm_train.models.result import save_result, set_settings_aside
@@ -47,7 +48,8 @@ def finetune(
     ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix). `base` is a folder in Hugging Face layout, or a
     hub id with the branch, tag or commit `revision`. It may also be the folder of a LoRA adapter whose base is at hand:
     lora goes on with this adapter, and the other methods start from the base with the adapter merged into it. `say`
-    gets lines about the progress.
+    gets lines about the progress. With ``options.latent`` the result is a checkpoint with a latent part; see
+    `edgelm_train.latent`.
 
     Raises:
         ExportError: the base cannot be loaded.
@@ -57,6 +59,8 @@ def finetune(
     """
     check_out(out)
     with locked(out, "edgelm finetune"):
+        if options.latent:
+            return finetune_latent(find_base(base, revision), data, out, options, say)
         return _finetune(find_base(base, revision), data, out, options, say)
 
 
@@ -65,7 +69,7 @@ def _finetune(
 ) -> Finished[TuningReport]:
     check_out(out)
     task = options.task_for(data)
-    goes_on = base.adapter is not None and options.method == "lora"
+    goes_on = base.adapter is not None and options.chosen_method == "lora"
     checkpoint = base.load(merged=not goes_on)
     end = EndOfText.of(checkpoint)
     prepared = _read(data, task, options, checkpoint)
@@ -99,9 +103,9 @@ def _finetune(
     schedule = Schedule(
         steps=steps,
         batch_tokens=batch,
-        learning_rate=options.learning_rate or _LEARNING_RATES[options.method],
+        learning_rate=options.learning_rate or _LEARNING_RATES[options.chosen_method],
         warmup_steps=round(0.05 * steps),
-        weight_decay=_WEIGHT_DECAY[options.method],
+        weight_decay=_WEIGHT_DECAY[options.chosen_method],
         beta2=0.999,
         precision=precision,
         seed=options.seed,
@@ -109,7 +113,7 @@ def _finetune(
         patience=options.patience or None,
     )
     say(
-        f"{counted(learned, 'parameter')} to learn by {options.method}, {counted(schedule.steps, 'step')}; "
+        f"{counted(learned, 'parameter')} to learn by {options.chosen_method}, {counted(schedule.steps, 'step')}; "
         f"held-out loss before training: {before.per_token:.4f} nats per token"
     )
     outcome = train_on(prepared, tuned, out / RUN_FOLDER, schedule, options.device, say)
@@ -121,7 +125,7 @@ def _finetune(
         facts={
             "base": checkpoint.name,
             **({} if base.adapter is None else {"adapter that it started from": str(base.adapter)}),
-            "method": options.method,
+            "method": options.chosen_method,
             "parameters learned": learned,
             "rows to train on": prepared.rows,
             "held-out tokens": before.tokens,
@@ -138,20 +142,20 @@ def _finetune(
             base.source,
             base.revision,
             out,
-            options.method,
+            options.chosen_method,
             task if isinstance(prepared, TextData) else prepared.task,
             first_adapter=None if base.adapter is None else str(base.adapter),
             settings=end.is_new,
         ),
     )
     with saving(out):
-        if options.method == "full":
+        if options.chosen_method == "full":
             save_result(tuned.cpu(), checkpoint, end, out)
-        elif options.method == "lora":
+        elif options.chosen_method == "lora":
             tuned.cpu().save_pretrained(out)
         else:
             save_prefix(tuned.cpu(), checkpoint, out / PREFIX_FILE)
-        if end.is_new and options.method != "full":
+        if end.is_new and options.chosen_method != "full":
             end.write_settings(out)
         follow_umask(out)
     return Finished.with_report(report, outcome, {"": outcome.log}, schedule.batch_tokens, out)
@@ -172,9 +176,9 @@ def _read(data: Path, task: Task | ChatTask | None, options: FinetuneOptions, ch
 
 
 def _with_method(model: Any, options: FinetuneOptions, data: TuningData) -> Any:
-    if options.method == "lora":
+    if options.chosen_method == "lora":
         return with_low_rank(model, options.rank or LORA_RANK)
-    if options.method == "prefix":
+    if options.chosen_method == "prefix":
         return with_prefix(model, data.first_ids(options.prefix_tokens))
     return model.requires_grad_(True)
 

@@ -9,7 +9,7 @@ and all that it imports, must load without torch.
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgelm.errors import TrainingError
 from edgelm.reuse.prefix import LEAST_ROOM_TOKENS
@@ -20,6 +20,9 @@ from edgelm_train.data.templates import ChatTask, Task
 from edgelm_train.models.sizes import SIZES, check_size
 
 LORA_RANK = 8
+LATENT_SIZE, LATENT_TOKENS, FREE_BITS, KL_CYCLES = 32, 4, 0.5, 4
+MAX_LATENT_SIZE, MAX_LATENT_TOKENS = 4096, 64
+_OF_LATENT = ("latent_size", "latent_tokens", "free_bits", "kl_cycles", "word_dropout", "alone")
 Method = Literal["full", "lora", "prefix"]
 Device = Literal["auto", "cpu", "cuda"]
 Value = TypeVar("Value")
@@ -81,7 +84,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for declared in declarations(type(self)):
             value, choices = getattr(self, declared.name), get_args(declared.kind)
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise TrainingError(f"--{declared.flag} must be one of {', '.join(choices)}, got {value}")
             limit = None if value is None else declared.option.limit_broken_by(value)
             if limit is not None:
@@ -98,7 +101,7 @@ def declarations(options: type[TrainingOptions]) -> list[Declaration]:
     hints, declared_options = get_type_hints(options), []
     for declared in fields(options):
         option, kind = declared.metadata["option"], hints[declared.name]
-        if get_origin(kind) is UnionType:
+        if get_origin(kind) in (UnionType, Union):  # a Literal or None is a Union
             (kind,) = (part for part in get_args(kind) if part is not NoneType)
         flag = option.flag or declared.name.replace("_", "-")
         declared_options.append(Declaration(declared.name, flag, kind, declared.default, option))
@@ -191,8 +194,12 @@ class PretrainOptions(TrainingOptions):
 class FinetuneOptions(TrainingOptions):
     """How a checkpoint is tuned."""
 
-    method: Method = declare(
-        "lora", Option("Train all weights, an adapter, or a prefix that stands before every prompt.")
+    method: Method | None = declare(
+        None,
+        Option(
+            "Train all weights, an adapter, or a prefix that stands before every prompt.",
+            unset="lora; full with --latent",
+        ),
     )
     prompt: str | None = declare(
         None, Option(r"The prompt, with columns in braces: 'Review: {text}\nIt was'.", "TEMPLATE")
@@ -208,12 +215,70 @@ class FinetuneOptions(TrainingOptions):
         None, Option("Rank of LoRA's matrices.", "N", unset=f"{LORA_RANK}, or that of the adapter", at_least=1)
     )
     prefix_tokens: int = declare(16, Option("Tokens of the context that a prefix takes.", "N", at_least=2))
+    latent: bool = declare(
+        False, Option("Learn a latent space of the lines of a text too: a variational auto-encoder (docs/latent.md).")
+    )
+    latent_size: int | None = declare(
+        None,
+        Option("Dimensions of the latent space.", "N", unset=f"{LATENT_SIZE}", at_least=1, at_most=MAX_LATENT_SIZE),
+    )
+    latent_tokens: int | None = declare(
+        None,
+        Option(
+            "Tokens of the context that a latent vector takes.",
+            "N",
+            unset=f"{LATENT_TOKENS}",
+            at_least=1,
+            at_most=MAX_LATENT_TOKENS,
+        ),
+    )
+    free_bits: float | None = declare(
+        None,
+        Option(
+            "Nats of each latent dimension that cost nothing.", "NATS", unset=f"{FREE_BITS}", at_least=0, at_most=100
+        ),
+    )
+    kl_cycles: int | None = declare(
+        None,
+        Option(
+            "How often the weight of the divergence rises from 0 to 1; 0: it is always 1.",
+            "N",
+            unset=f"{KL_CYCLES}",
+            at_least=0,
+            at_most=1000,
+        ),
+    )
+    word_dropout: float | None = declare(
+        None,
+        Option("Part of the words that the decoder must do without in training.", "PART", unset="0", fraction=True),
+    )
+    alone: bool = declare(False, Option("With --latent: also train the same model without z, to compare."))
     held_out: Path | None = declare(None, _HELD_OUT_FILE)
     learning_rate: float | None = declare(None, replace(_LEARNING_RATE, unset="by method"))
     patience: int = declare(3, _PATIENCE)
     evaluations: int = declare(10, _EVALUATIONS)
     device: Device = declare("auto", _DEVICE)
     seed: int = declare(0, _SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.latent:
+            given = [name for name in _OF_LATENT if getattr(self, name) not in (None, False)]
+            if given:
+                raise TrainingError(f"--{given[0].replace('_', '-')} belongs to --latent; give both, or neither")
+            return
+        if self.chosen_method != "full":
+            raise TrainingError(f"--latent trains all weights; leave out --method {self.method}")
+        others: dict[str, object] = {"prompt": self.prompt, "completion": self.completion, "turn": self.turn}
+        others |= {"window": self.window, "rank": self.rank}
+        for flag, value in others.items():
+            if value is not None:
+                raise TrainingError(f"--latent learns the lines of a plain text; leave out --{flag}")
+
+    @property
+    def chosen_method(self) -> Method:
+        """What is trained: the method asked for, or the default."""
+        return self.method or ("full" if self.latent else "lora")
 
     def task_for(self, data: Path) -> Task | ChatTask | None:
         """How rows of `data` become examples; None where the file is plain text.
@@ -223,6 +288,8 @@ class FinetuneOptions(TrainingOptions):
             TrainingError: an option does not suit this kind of file, or another option.
         """
         if is_records_file(data):
+            if self.latent:
+                raise TrainingError(f"--latent learns the lines of a plain text, and {str(data)!r} is a file of rows")
             if self.window is not None:
                 raise TrainingError("--window is for plain text; an example is never cut")
             if self.turn is None:
@@ -247,7 +314,7 @@ class FinetuneOptions(TrainingOptions):
         Raises:
             TrainingError: --prefix-tokens or --window is too large for the context.
         """
-        room = context - self.prefix_tokens if self.method == "prefix" else context
+        room = context - self.prefix_tokens if self.chosen_method == "prefix" else context
         if room < LEAST_ROOM_TOKENS:
             message = f"--prefix-tokens {self.prefix_tokens} leaves no room in the context of {context}"
             raise TrainingError(f"{message}: give at most {context - LEAST_ROOM_TOKENS}")

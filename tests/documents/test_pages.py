@@ -55,6 +55,8 @@ def test_commands_and_flags_exist(each: Page) -> None:
         if words[0] in ("export", "pretrain", "finetune", "distill") and (MISSING or TRAINING_MISSING):
             continue
         command = cli.get_command(click.Context(cli), words[0])
+        if isinstance(command, click.Group) and len(words) > 1:
+            command = command.get_command(click.Context(command), words[1])
         assert command is not None, f"edgelm {' '.join(words)}"
         flags = {flag for option in command.params for flag in [*option.opts, *option.secondary_opts]} | {
             "-h",

@@ -54,7 +54,7 @@ An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters
 ```sh
 edgelm run -m {folder_name} "Once upon a time"
 ```
-{_about_prefix(prefix)}
+{_about_prefix(prefix)}{_about_latent(manifest)}
 ## What it lost
 
 Measured against {source.name} in float32, with the runtime of edgelm:
@@ -130,6 +130,20 @@ def _about_prefix(prefix: Prefix | None) -> str:
     return f"""
 {prefix.tokens} tokens stand before every prompt, {origin}. The bundle contains their keys and values, so nothing needs
 to compute them. The figures below were measured without them.
+"""
+
+
+def _about_latent(manifest: Manifest) -> str:
+    """A paragraph about the bundle's latent part."""
+    latent = manifest.latent
+    if latent is None or latent.reference is None:
+        return ""
+    r = latent.reference
+    return f"""
+The bundle has a latent space of {latent.size} dimensions: `edgelm latent encode` turns a text into a vector, and
+`edgelm latent decode` a vector into a text. On {r.texts} texts drawn behind vectors of their own, the perplexity of the
+source is {r.source_perplexity:.4f} and that of this bundle × {r.perplexity_ratio:.4f}; the means of its posteriors
+are {r.posterior_shift:.4f} standard deviations away. Gate: {r.gate}: **{"passed" if r.passed else "missed"}**.
 """
 
 

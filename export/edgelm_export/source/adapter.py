@@ -61,6 +61,10 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
     """
     if importlib.util.find_spec("peft") is None:
         raise ExportError(f"--adapter needs peft; {install_hint('cpu,export')}")
+    if checkpoint.latent is not None:
+        raise ExportError(
+            f"{checkpoint.name!r} has a latent part, which fits its own weights only: export it without an adapter"
+        )
     folder, name, commit = locate(adapter, None, lambda names: {CONFIG, *WEIGHTS, *TOKENIZER_FILES}, "LoRA adapter")
     config = read_json(folder / CONFIG, "no adapter that peft wrote")
     options = _options(config, name)

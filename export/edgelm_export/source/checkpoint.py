@@ -18,6 +18,7 @@ from edgelm.bundle.manifest import Architecture, Source
 from edgelm.errors import ExportError, TokenizerError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.model.families import FAMILIES, describe
+from edgelm_export.model.latent import LATENT_FILE, LatentMaps, read_latent
 from edgelm_export.source.chat_template import chat_files, read_source_template
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
 from edgelm_export.source.gguf import SUFFIX, unpacked
@@ -49,6 +50,8 @@ class Checkpoint:
     tokenizer_eos_token_id: int | None = None
     """The tokenizer's own end-of-text token, which may lie beyond the vocabulary. `generation_settings` says where
     generated text ends; training needs this one too."""
+    latent: LatentMaps | None = None
+    """The latent part beside the weights, as ``edgelm finetune --latent`` writes it."""
 
     @property
     def name(self) -> str:
@@ -109,7 +112,8 @@ def _load_folder(
     config_json = _config_json(folder, config, model)
     origin = Source(name, commit, license_name, type(model).__name__, parameters, vocab_size=vocab_size)
     template = read_source_template(folder)
-    return Checkpoint(origin, card, model, loaded, config_json, settings, template, notes, eos_token_id)
+    latent = read_latent(folder, model, name)
+    return Checkpoint(origin, card, model, loaded, config_json, settings, template, notes, eos_token_id, latent)
 
 
 def _tokenizer(folder: Path, name: str, given: str | None) -> tuple[Tokenizer, int | None, tuple[str, ...]]:
@@ -156,7 +160,12 @@ def _files_to_fetch(names: set[str]) -> set[str]:
         return {name for name in names if re.fullmatch(rf"{pattern}(\.index\.json)?", name)}
 
     weights = matching(r"model(-\d+-of-\d+)?\.safetensors") or matching(r"pytorch_model(-\d+-of-\d+)?\.bin")
-    return {"README.md", "config.json", "generation_config.json"} | TOKENIZER_FILES | chat_files(names) | weights
+    return (
+        {"README.md", "config.json", "generation_config.json", LATENT_FILE}
+        | TOKENIZER_FILES
+        | chat_files(names)
+        | weights
+    )
 
 
 def _config_json(folder: Path, fields: dict[str, Any], model: transformers.PreTrainedModel) -> str:

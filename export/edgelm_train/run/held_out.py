@@ -49,7 +49,7 @@ def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: i
 def _loss(model: Any, batches: Iterable[Iterable[torch.Tensor]]) -> Loss:
     """The loss on batches of ids (B, T) and labels (B, T), as training takes them."""
     nats, tokens = 0.0, 0
-    with _measuring(model):
+    with measuring(model):
         for ids, labels in batches:
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
             labels = labels[:, 1:].to(model.device)
@@ -60,7 +60,7 @@ def _loss(model: Any, batches: Iterable[Iterable[torch.Tensor]]) -> Loss:
 
 
 @contextmanager
-def _measuring(model: Any) -> Iterator[None]:
+def measuring(model: Any) -> Iterator[None]:
     """In this context `model` computes in float32, without dropout and gradients; its state is restored afterwards.
 
     accelerate replaces the forward method of a model by one in mixed precision, and never restores it.
