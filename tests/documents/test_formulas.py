@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -817,15 +816,14 @@ latent_model = pytest.mark.skipif(
 def test_the_bound_is_below_the_log_probability() -> None:
     """For a model whose integrals are known: z and x are numbers, p(z) = N(0, 1), p(x|z) = N(z, 1)."""
     import torch
-
-    loss: Any = import_module("edgelm_train.models.latent_loss")
+    from edgelm_train.models.latent_loss import kl_divergence
 
     x = 1.3
     exact = -math.log(2 * math.pi * 2) / 2 - x**2 / 4  # p(x) = N(0, 2)
 
     def bound(mean: float, variance: float) -> float:
         reconstruction = -math.log(2 * math.pi) / 2 - ((x - mean) ** 2 + variance) / 2
-        divergence = loss.kl_divergence(torch.tensor([[mean]]), torch.tensor([[math.log(variance)]]))
+        divergence = kl_divergence(torch.tensor([[mean]]), torch.tensor([[math.log(variance)]]))
         return reconstruction - float(divergence.sum())
 
     assert bound(x / 2, 0.5) == pytest.approx(exact, rel=1e-5)  # q is the true p(z|x)
@@ -836,11 +834,10 @@ def test_the_bound_is_below_the_log_probability() -> None:
 @pytest.fixture(scope="module")
 def latent(gpt2: Small) -> Any:
     import torch
-
-    latent_gpt2: Any = import_module("edgelm_train.models.latent").LatentGPT2
+    from edgelm_train.models.latent import LatentGPT2
 
     torch.manual_seed(1)
-    return latent_gpt2.of(gpt2.model, 4, 2, free_bits=0.1).eval()
+    return LatentGPT2.of(gpt2.model, 4, 2, free_bits=0.1).eval()
 
 
 @latent_model
@@ -861,11 +858,10 @@ def test_encoder(latent: Any) -> None:
 @formula(r"z = \mu + \sigma \odot \epsilon")
 def test_draw_of_z() -> None:
     import torch
-
-    loss: Any = import_module("edgelm_train.models.latent_loss")
+    from edgelm_train.models.latent_loss import sample
 
     mean, log_variance, noise = normal(3, 4), normal(3, 4, seed=1), normal(3, 4, seed=2)
-    found = loss.sample(*map(torch.from_numpy, (mean, log_variance, noise))).numpy()
+    found = sample(*map(torch.from_numpy, (mean, log_variance, noise))).numpy()
     np.testing.assert_allclose(found, mean + np.sqrt(np.exp(log_variance)) * noise, rtol=1e-5)
 
 
@@ -873,8 +869,7 @@ def test_draw_of_z() -> None:
 @formula(r"\mathcal{L}_{\mathrm{rec}} = -\sum_{t} \log p(x_t \mid x_1, \dots, x_{t-1}, z)")
 def test_reconstruction_loss(latent: Any) -> None:
     import torch
-
-    loss: Any = import_module("edgelm_train.models.latent_loss")
+    from edgelm_train.models.latent_loss import reconstruction_loss
 
     ids, z = torch.from_numpy(IDS[None]), torch.from_numpy(normal(1, 4))
     with torch.no_grad():
@@ -882,7 +877,7 @@ def test_reconstruction_loss(latent: Any) -> None:
         assert not torch.allclose(logits, latent.decode(ids, -z))  # the prefix is read
     p = softmax(logits[0].numpy().astype(np.float64))
     expected = -sum(math.log(p[t, IDS[t + 1]]) for t in range(7))
-    assert float(loss.reconstruction_loss(logits, ids)) == pytest.approx(expected, rel=1e-5)
+    assert float(reconstruction_loss(logits, ids)) == pytest.approx(expected, rel=1e-5)
 
 
 @latent_model
@@ -890,14 +885,13 @@ def test_reconstruction_loss(latent: Any) -> None:
 def test_divergence_from_the_prior() -> None:
     """The closed form is the integral of q log(q / p)."""
     import torch
-
-    loss: Any = import_module("edgelm_train.models.latent_loss")
+    from edgelm_train.models.latent_loss import kl_divergence
 
     for mean, sigma in ((0.0, 1.0), (1.2, 0.4), (-0.5, 1.7)):
         z = np.linspace(mean - 12 * sigma, mean + 12 * sigma, 20001)
         q = np.exp(-(((z - mean) / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
         log_ratio = -(((z - mean) / sigma) ** 2) / 2 - math.log(sigma) + z**2 / 2
-        found = loss.kl_divergence(torch.tensor([[mean]]), torch.tensor([[2 * math.log(sigma)]]))
+        found = kl_divergence(torch.tensor([[mean]]), torch.tensor([[2 * math.log(sigma)]]))
         assert float(found) == pytest.approx(float((q * log_ratio).sum() * (z[1] - z[0])), abs=1e-5)
 
 
@@ -905,12 +899,11 @@ def test_divergence_from_the_prior() -> None:
 @formula(r"\mathcal{L}_{\mathrm{KL}} = \sum_{j=1}^{Z} \max\left(\kappa,\ \overline{\mathrm{KL}_j}\right)")
 def test_free_bits() -> None:
     import torch
-
-    loss: Any = import_module("edgelm_train.models.latent_loss")
+    from edgelm_train.models.latent_loss import with_free_bits
 
     divergence = np.abs(normal(5, 6)) * np.array([0.01, 0.1, 0.5, 1, 2, 0], np.float32)
     expected = sum(max(0.3, float(column.mean())) for column in divergence.T)
-    assert float(loss.with_free_bits(torch.from_numpy(divergence), 0.3)) == pytest.approx(expected, rel=1e-5)
+    assert float(with_free_bits(torch.from_numpy(divergence), 0.3)) == pytest.approx(expected, rel=1e-5)
 
 
 @latent_model
@@ -920,11 +913,10 @@ def test_free_bits() -> None:
 )
 def test_annealed_loss(latent: Any) -> None:
     import torch
-
-    loss: Any = import_module("edgelm_train.models.latent_loss")
+    from edgelm_train.models.latent_loss import kl_divergence, kl_weight, reconstruction_loss, sample, with_free_bits
 
     for n in range(40):
-        assert loss.kl_weight(n, 40, 4) == pytest.approx(min(1, 2 * (n % 10) / 10))
+        assert kl_weight(n, 40, 4) == pytest.approx(min(1, 2 * (n % 10) / 10))
     ids = torch.from_numpy(np.stack([IDS, IDS[::-1]]))
     labels = ids.clone()
     labels[:, 0] = -100
@@ -934,7 +926,7 @@ def test_annealed_loss(latent: Any) -> None:
         found = float(latent(ids, labels=labels, kl_weight=beta).loss)
         mean, log_variance = latent.posterior(ids, labels)
         torch.manual_seed(3)
-        z = loss.sample(mean, log_variance, torch.randn_like(mean))
-        reconstruction = float(loss.reconstruction_loss(latent.decode(ids, z), labels).mean())
-        divergence = float(loss.with_free_bits(loss.kl_divergence(mean, log_variance), 0.1))
+        z = sample(mean, log_variance, torch.randn_like(mean))
+        reconstruction = float(reconstruction_loss(latent.decode(ids, z), labels).mean())
+        divergence = float(with_free_bits(kl_divergence(mean, log_variance), 0.1))
     assert found == pytest.approx((reconstruction + 0.6 * divergence) / 7, rel=1e-5)  # nats a token
