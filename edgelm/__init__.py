@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from edgelm.generation.results import Choice, Chunk, Completion, Stats
     from edgelm.generation.submission import Submission
+    from edgelm.generation.task_format import TaskFormat, TaskLabel, TaskText, TaskVector
     from edgelm.generation.text_scheduler import SchedulerLoad, TextScheduler
     from edgelm.latent import Latent, Posterior
     from edgelm.model import Model, load
@@ -59,6 +60,7 @@ __all__ = ["Bundle", "ChatMessage", "GenerationConfig", "Model", "Session", "Str
 __all__ += ["Choice", "Chunk", "Completion", "Stats"]
 __all__ += ["Choices", "Grammar", "JsonSchema", "Regex"]
 __all__ += ["Tool", "ToolCall", "ToolChoice", "ToolUse"]
+__all__ += ["TaskFormat", "TaskLabel", "TaskText", "TaskVector"]
 __all__ += ["SchedulerLoad", "Submission", "TextScheduler"]
 __all__ += ["ExplainedToken", "Explanation", "Option", "Perplexity", "Score", "Selection"]
 __all__ += ["TokenLogprob", "TokenLogprobs"]
@@ -76,6 +78,7 @@ _MODULE_OF = {
     "ChatMessage": "text.messages",
     **dict.fromkeys(["Choices", "Grammar", "JsonSchema", "Regex", "ToolUse"], "text.constraints"),
     **dict.fromkeys(["Tool", "ToolCall", "ToolChoice"], "text.tools"),
+    **dict.fromkeys(["TaskFormat", "TaskLabel", "TaskText", "TaskVector"], "generation.task_format"),
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(["Latent", "Posterior"], "latent"),

@@ -3,7 +3,8 @@
 import reprlib
 
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHOWN_CHARACTERS = 60
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _SHOWN_CHARACTERS
 
 UPGRADE_HINT = "run: pip install -U edgelm (in a clone: git pull)"
 """How to get a newer edgelm, at the end of a message."""
@@ -38,6 +39,13 @@ def shown(value: object) -> str:
     except Exception as error:  # its __repr__ fails, or it contains such a number
         pass_interrupts_on(error)
         return f"a value of the type {type(value).__name__}"
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text on one line, in quotes, so that people recognize the text."""
+    import json  # slow to import, and rarely needed
+
+    return json.dumps(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...", ensure_ascii=False)
 
 
 class EdgelmError(Exception):

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from contextvars import copy_context
 from datetime import datetime
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from edgelm.errors import BundleError, PromptError
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
+from edgelm.generation.task_format import TaskFormat, TaskInput, TaskResult
 from edgelm.generation.text_generation import TextGeneration
 from edgelm.generation.text_scheduler import DEFAULT_MAX_WAITING, TextScheduler
 from edgelm.latent import Latent
@@ -55,6 +57,7 @@ class Model:
         tokenizer: the bundle's tokenizer.
         prefix: keys and values that stand before every prompt; None for no prefix.
         generation_config: defaults of every generation, from the bundle's ``generation_config.json``.
+        task_format: what `task` does; None where neither the bundle nor `load` names a task.
         load_seconds: how long loading took; the statistics of every generation repeat it.
     """
 
@@ -67,10 +70,11 @@ class Model:
         load_seconds: float = 0.0,
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
+        task_format: TaskFormat | None = None,
         loaded_as: "LoadArguments | None" = None,
         owns_graph: bool = True,
     ) -> None:
-        """Join finished parts; `load` builds them, and explains `prefix_cache_bytes` and `prefix`.
+        """Join finished parts; `load` builds them, and explains `prefix_cache_bytes`, `prefix` and the task.
 
         `loaded_as` are the arguments of `load` that make an equal model; without them the model is not pickled.
         `owns_graph` says whether `close` closes the graph too.
@@ -78,6 +82,7 @@ class Model:
         self._loaded_as = loaded_as
         self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
         self.generation_config = generation_config or GenerationConfig()
+        self.task_format = task_format
         self.load_seconds = load_seconds
         self._encoder = PromptEncoder(tokenizer, prefix, bos_token_id(self.bundle))
         learned, text_state = None, None
@@ -244,7 +249,9 @@ class Model:
         with self._sessions.borrowed() as (session, _):
             bake(session, self.tokenizer, text, path, dtype)
 
-    def with_prefix(self, path: str | os.PathLike[str], *, prefix_cache_bytes: int = 0) -> "Model":
+    def with_prefix(
+        self, path: str | os.PathLike[str], *, prefix_cache_bytes: int = 0, task: str | os.PathLike[str] | None = None
+    ) -> "Model":
         """This model with another prefix before every prompt, in place of its own; both share the weights in memory.
 
         The new model works as long as this one is open, and closing it frees its own caches only. `load` explains the
@@ -252,16 +259,19 @@ class Model:
 
         Raises:
             PrefixError: the prefix cannot be read, or was made for another model.
-            ConfigError: an argument is out of range.
+            ConfigError: an argument is out of range, or the task cannot be read.
             ClosedError: this model is closed.
         """
         self._sessions.check_open()
         check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
         check_path("path", path)
-        kept = read_prefix(path, self.bundle)
-        loaded_as = self._loaded_as
+        kept, task_format, loaded_as = read_prefix(path, self.bundle), self.task_format, self._loaded_as
         if loaded_as is not None:
             loaded_as = {**loaded_as, "prefix": os.fspath(kept.path), "prefix_cache_bytes": prefix_cache_bytes}
+        if task is not None:
+            check_path("task", task)
+            task_format = TaskFormat.of_bundle(self.bundle, self.tokenizer, self.generation_config, task)
+            loaded_as = None if loaded_as is None else {**loaded_as, "task": os.fspath(Path(task).absolute())}
         return Model(
             self.graph,
             self.tokenizer,
@@ -269,6 +279,7 @@ class Model:
             load_seconds=self.load_seconds,
             prefix_cache_bytes=prefix_cache_bytes,
             prefix=kept,
+            task_format=task_format,
             loaded_as=loaded_as,
             owns_graph=False,
         )
@@ -359,6 +370,33 @@ class Model:
         given = options.get("constraint")
         constraint = self._chat_format.constraint(given, tools, tool_choice, parallel_tool_calls)
         return self.stream(self.chat_prompt(messages, tools=tools), **(options | {"constraint": constraint}))
+
+    def task(
+        self, given: TaskInput | None = None, options: GenerationOptions | None = None, /, **fields: str
+    ) -> TaskResult:
+        """Do the bundle's task (docs/tasks.md) with an input: ``task("a text")``, or ``task(premise=..., ...)``.
+
+        Args:
+            given: the text of the only field, or a dict of all fields.
+            options: generation options over the task's, where the task generates.
+            fields: the fields by name, in place of `given`.
+
+        Returns a `TaskLabel`, a `TaskText` or a `TaskVector`, as the task's kind is.
+
+        Raises:
+            PromptError: a field is missing, unknown or empty; or there is no task.
+            ContextError, ConfigError, ClosedError: as `generate`.
+        """
+        task = self.task_format
+        if task is None:
+            raise PromptError("this bundle has no task: load it with a task's file, or export it with --task")
+        config = task.config(self.generation_config, options)
+        prompts = task.prompts(task.values(given, fields))
+        if task.writes_text:
+            run = self._texts.run(prompts[0], config)
+            return task.written(run.completion(self._texts.stream(run)))
+        with self._sessions.borrowed() as (session, _):
+            return task.judged(session, self._encoder, prompts)
 
     async def agenerate(
         self, prompt: Prompt, *, latent: npt.ArrayLike | None = None, **options: Unpack[GenerationOptions]
@@ -469,6 +507,7 @@ def load(
     shared_threads: bool = False,
     prefix_cache_bytes: int = 0,
     prefix: str | os.PathLike[str] | None = None,
+    task: str | os.PathLike[str] | None = None,
     batch_invariant: bool = False,
     context: int | None = None,
 ) -> Model:
@@ -486,6 +525,7 @@ def load(
             is computed from where they differ. The last prompt is kept even if it takes more memory.
         prefix: a file of keys and values that stand before every prompt (docs/embedding.md); it replaces the prefix
             in the bundle, if any.
+        task: a file that says what `Model.task` does (docs/tasks.md); it replaces the task in the bundle, if any.
         batch_invariant: whether `generate` computes the same bits as `generate_batch` and the scheduler in every
             recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
         context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
@@ -497,11 +537,11 @@ def load(
         TokenizerError: the bundle's tokenizer cannot be read.
         PrefixError: the prefix cannot be read, or was made for another model.
         InsufficientMemoryError: the model would not fit into the memory that this process may use.
-        ConfigError: `prefix_cache_bytes` is not a number of bytes, `path` or `prefix` is no path, or `context`
-            is longer than the bundle's own.
+        ConfigError: `prefix_cache_bytes` is not a number of bytes, `path`, `prefix` or `task` is no path, the task
+            cannot be used, or `context` is longer than the bundle's own.
     """
     check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
-    for name, place in (("path", path), ("prefix", prefix)):
+    for name, place in (("path", path), ("prefix", prefix), ("task", task)):
         if place is not None:
             check_path(name, place)
     started = time.perf_counter()
@@ -512,6 +552,7 @@ def load(
     refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
     tokenizer = Tokenizer.of_bundle(bundle)
     config = GenerationConfig.of_bundle(bundle)
+    task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task)
     graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )
@@ -522,6 +563,7 @@ def load(
         shared_threads=shared_threads,
         prefix_cache_bytes=prefix_cache_bytes,
         prefix=None if prefix is None or kept is None else os.fspath(kept.path),
+        task=None if task is None else os.fspath(Path(task).absolute()),
         batch_invariant=batch_invariant,
         context=context,
     )
@@ -533,6 +575,7 @@ def load(
         load_seconds=seconds,
         prefix_cache_bytes=prefix_cache_bytes,
         prefix=kept,
+        task_format=task_format,
         loaded_as=arguments,
     )
 
@@ -546,6 +589,7 @@ class LoadArguments(TypedDict):
     shared_threads: bool
     prefix_cache_bytes: int
     prefix: str | None
+    task: str | None
     batch_invariant: bool
     context: int | None
 

@@ -17,7 +17,7 @@ import pytest
 
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
 from edgelm.bundle.folder import file_fact
-from edgelm.bundle.manifest import digest_of
+from edgelm.bundle.manifest import TASK_FEATURE, TASK_FILE, digest_of
 from edgelm.engine.call import OTHER_DRAFTS, DraftCost
 
 pytest_plugins = ["tests.build_side"]
@@ -174,6 +174,13 @@ def make_latent_bundle(folder: Path) -> Path:
         replace_file(bundle, name, (latent / name).read_bytes())
     entry = json.loads((latent / "latent.json").read_text(encoding="utf-8"))
     edit_manifest(bundle, lambda m: m.update(latent=entry, required_features=["latent"]))
+    return bundle
+
+
+def give_task(bundle: Path, task: dict[str, Any]) -> Path:
+    """Put a task into a bundle, as an export with ``--task`` does; returns the bundle's folder."""
+    replace_file(bundle, TASK_FILE, json.dumps(task).encode())
+    edit_manifest(bundle, lambda m: m["required_features"].append(TASK_FEATURE))
     return bundle
 
 

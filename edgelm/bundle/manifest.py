@@ -21,9 +21,12 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 PREFIX_FEATURE = "prefix"
 PREFIX_FILE = "prefix.safetensors"
 """Keys and values that stand before every prompt. A bundle has both the feature and the file, or neither."""
+TASK_FEATURE = "task"
+TASK_FILE = "task.json"
+"""What the bundle is for. A bundle has both the feature and the file, or neither."""
 VALUE_DIVISORS_FILE = "value_divisors.bin"
 """The factors by which smoothing divided the values, float32 (layers, H, D). Only smoothed bundles have this file."""
-KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE})
+KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE})
 """Names that this version knows in `required_features`. A bundle with any other name needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -229,8 +232,9 @@ def _check_consistency(manifest: Manifest) -> None:
             raise StrictJsonError(f"files.{name}.sha256 is not 64 hexadecimal digits")
     if len({name.lower() for name in names}) != len(names):
         raise StrictJsonError("names two files that differ only in upper and lower case")
-    if (PREFIX_FEATURE in manifest.required_features) != (PREFIX_FILE in manifest.files):
-        raise StrictJsonError(f"has the feature {PREFIX_FEATURE!r} without {PREFIX_FILE!r}, or the file alone")
+    for feature, file in ((PREFIX_FEATURE, PREFIX_FILE), (TASK_FEATURE, TASK_FILE)):
+        if (feature in manifest.required_features) != (file in manifest.files):
+            raise StrictJsonError(f"has the feature {feature!r} without {file!r}, or the file alone")
     _check_latent(manifest)
     if facts.source_head_dim > facts.head_dim:
         sizes = f"{facts.source_head_dim}, more than the cache's head_dim of {facts.head_dim}"

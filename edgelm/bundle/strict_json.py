@@ -96,6 +96,8 @@ def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> ob
     if get_origin(kind) is dict:
         inner, items = get_args(kind)[1], _object(value, where).items()
         return {_string(key, where): _convert(inner, item, f"{where}.{_plain(key)}", None) for key, item in items}
+    if kind is object:  # JSON of any form, for a reader of its own; the size of its file bounds it
+        return value
     if is_dataclass(kind):
         return _dataclass(cast(type, kind), value, where)
     if kind is str:

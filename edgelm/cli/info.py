@@ -8,7 +8,9 @@ from edgelm.bundle.certificate import Certificate, Quality
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.latent_facts import LatentFacts
 from edgelm.bundle.manifest import PREFIX_FILE
+from edgelm.bundle.task import ChatTask, ChooseTask, EmbedTask, Measured, Task, fields_of, read_task
 from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, storage_formats
+from edgelm.errors import shortened
 
 Fact = tuple[str, str]
 
@@ -19,11 +21,15 @@ Fact = tuple[str, str]
 def command(place: str, as_json: bool) -> None:
     """Show a bundle's source, size and quality certificate."""
     bundle = Bundle.read(place)
+    task = read_task(bundle)
     if as_json:
-        print_json({"path": str(bundle.path), "size_bytes": bundle.size_bytes, **asdict(bundle.manifest)})
+        own = {} if task is None else {"task": asdict(task)}
+        print_json({"path": str(bundle.path), "size_bytes": bundle.size_bytes, **asdict(bundle.manifest), **own})
         return
     certificate = bundle.manifest.certificate
-    print_table([*_facts(bundle), *([("certificate", "none")] if certificate is None else _certified(certificate))])
+    about_task = [] if task is None else _task_facts(task)
+    about_quality = [("certificate", "none")] if certificate is None else _certified(certificate)
+    print_table([*_facts(bundle), *about_task, *about_quality])
 
 
 def _facts(bundle: Bundle) -> list[Fact]:
@@ -51,8 +57,28 @@ def _facts(bundle: Bundle) -> list[Fact]:
     ]
 
 
+def _task_facts(task: Task) -> list[Fact]:
+    what = task.description or "no description"
+    facts = [("task", f"{task.kind}: {what}"), ("  input", ", ".join(fields_of(task)))]
+    if isinstance(task, ChooseTask):
+        more = [f"and {len(task.choices) - 12:,} more"] if len(task.choices) > 12 else []
+        facts.append(("  labels", ", ".join([*list(task.choices)[:12], *more])))
+    if isinstance(task, ChatTask):
+        facts.append(("  system", "none" if task.system is None else shortened(task.system)))
+    else:
+        facts.append(("  template", shortened(task.template)))
+    if isinstance(task, EmbedTask) and task.second_template is not None:
+        facts.append(("  compared", shortened(task.second_template)))
+    return facts + [("  measured", _score(measured)) for measured in task.measured or ()]
+
+
+def _score(measured: Measured) -> str:
+    source = "" if measured.float_value is None else f" (source {measured.float_value:.4g})"
+    return f"{measured.metric} {measured.value:.4g}{source} on {measured.count:,} examples, {measured.data}"
+
+
 def _prefix_fact(bundle: Bundle) -> str:
-    from edgelm.reuse.prefix import baked_prefix, shortened  # imports numpy: only bundles with a prefix need it
+    from edgelm.reuse.prefix import baked_prefix  # imports numpy: only bundles with a prefix need it
 
     prefix = baked_prefix(bundle)
     assert prefix is not None, "the manifest lists it"

@@ -7,7 +7,6 @@
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -34,8 +33,6 @@ from edgelm.reuse.kv_file import (
 )
 from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
-
-_SHOWN_CHARACTERS = 60
 
 LEAST_ROOM_TOKENS = 8
 """A prefix leaves at least this many tokens of the context to a prompt and its continuation."""
@@ -216,11 +213,6 @@ def _read(place: Path | Extent, bundle: Bundle) -> Prefix:
 def baked_prefix(bundle: Bundle) -> Prefix | None:
     """The prefix in the bundle's folder, or None; raises PrefixError if it does not fit the bundle."""
     return _read(bundle.extent(PREFIX_FILE), bundle) if PREFIX_FILE in bundle.manifest.files else None
-
-
-def shortened(text: str) -> str:
-    """The beginning of a text on one line, in quotes, so that people recognize the text."""
-    return json.dumps(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...", ensure_ascii=False)
 
 
 def learned_sha256(prefix: Prefix | None) -> str | None:

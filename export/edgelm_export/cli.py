@@ -10,6 +10,7 @@ import click
 
 from edgelm.bundle.certificate import Quality
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.bundle.task import read_task_file
 from edgelm.cli.interrupt import unwinds
 from edgelm.cli.shared import Size
 from edgelm.cli.streams import escaped, note
@@ -81,6 +82,12 @@ _CHOOSE = "Choose the bits of every matrix so that"
     help="Type of the prefix's keys and values. float16 halves the prefix and changes the last bits of the results.  "
     "[default: the model's own]",
 )
+@click.option(
+    "--task",
+    type=_FILE,
+    metavar="FILE",
+    help="JSON that says what the bundle is for, such as its template and its labels (docs/tasks.md).",
+)
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even where it misses its quality gate.")
 def command(
     source: str,
@@ -98,6 +105,7 @@ def command(
     context: int | None,
     prefix: Path | None,
     prefix_dtype: KvDtype | None,
+    task: Path | None,
     accept_quality_loss: bool,
 ) -> None:
     """Turn the checkpoint SOURCE, a folder, a hub id or a GGUF file, into a bundle.
@@ -121,6 +129,8 @@ def command(
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ExportError(f"export needs {', '.join(missing)}; {install_hint('cpu,export')}")
     check_output(Path(output).absolute())  # before torch is loaded, which takes seconds
+    if task is not None:
+        read_task_file(task)
     with unwinds() as raise_again:
         progress = _Progress(raise_again)
         progress.begin("loading torch, transformers and optimum")
@@ -140,6 +150,7 @@ def command(
                 context=context,
                 prefix=prefix,
                 prefix_dtype=prefix_dtype,
+                task=task,
                 accept_quality_loss=accept_quality_loss,
                 eval_texts=eval_texts,
                 report=progress.begin,

@@ -16,6 +16,7 @@ from edgelm.bundle.latent_facts import LATENT_FEATURE
 from edgelm.bundle.manifest import (
     FORMAT_VERSION,
     PREFIX_FEATURE,
+    TASK_FEATURE,
     VALUE_DIVISORS_FILE,
     FixedPrecision,
     GraphFacts,
@@ -36,6 +37,7 @@ from edgelm_export.model.decoder import DecoderWeights
 from edgelm_export.publish.card import model_card
 from edgelm_export.publish.folder import folder_bytes, seal, workshop
 from edgelm_export.publish.prefix import plan_prefix
+from edgelm_export.publish.task import check_task, plan_task
 from edgelm_export.quantize.budget import Budget, check_budget
 from edgelm_export.quantize.calibrate import StoredDecoder
 from edgelm_export.source.adapter import merge_adapter
@@ -74,6 +76,7 @@ def export(
     context: int | None = None,
     prefix: Path | None = None,
     prefix_dtype: KvDtype | None = None,
+    task: Path | None = None,
     accept_quality_loss: bool = False,
     eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
@@ -95,13 +98,15 @@ def export(
         context: the longest text, in tokens; None for the source's own context.
         prefix: file to put before every prompt of the bundle: UTF-8 text, or a prefix that was learned.
         prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
+        task: file that says what the bundle is for (docs/tasks.md).
         accept_quality_loss: whether to publish a bundle that missed its gate.
         eval_texts: files of UTF-8 text to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
 
     Raises:
-        ExportError: the output is taken or not writable, the source cannot be exported, or the gate was missed.
+        ExportError: the output is taken or not writable, the source or the task cannot be used, or the gate was missed.
     """
+    planned_task = None if task is None else plan_task(task)
     torch.set_num_threads(default_threads())  # torch itself ignores a container's quota
     output = Path(output).absolute()
     with workshop(output) as (draft, scratch):
@@ -117,6 +122,8 @@ def export(
             checkpoint = shorten_context(checkpoint, context)
         planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         settings, notes = bundle_settings(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
+        if planned_task is not None:
+            check_task(planned_task.task, checkpoint.tokenizer, checkpoint.chat_template, settings)
         bos, row_tokens = settings.get("bos_token_id"), min(checkpoint.architecture.context_length, MAX_ROW_TOKENS)
         bos_token_id = bos if isinstance(bos, int) else None
         files = [read_eval_text(path, checkpoint.tokenizer, bos_token_id, row_tokens) for path in eval_texts]
@@ -126,6 +133,8 @@ def export(
         drawer = TextDrawer(checkpoint.model, scratch / "source")
         texts = drawer.draw(EVALUATION_TOKENS, EVALUATION_SEED)
         _write_papers(checkpoint, settings, draft)
+        if planned_task is not None:
+            planned_task.write(draft)
         budget, limit = None, None
         if isinstance(precision, Budget):
             budget, limit = precision, precision.max_perplexity_ratio
@@ -146,6 +155,8 @@ def export(
             latent = write_latent(checkpoint.latent, stored.source, stored.recipe.name, (end, end), draft)
             features = (*uncertified.required_features, LATENT_FEATURE)
             uncertified = replace(uncertified, latent=latent, required_features=features)
+        if planned_task is not None:
+            uncertified = replace(uncertified, required_features=(*uncertified.required_features, TASK_FEATURE))
         manifest = seal(draft, uncertified)
         drawn = EvaluationText(f"drawn from the source at temperature 1, seed {EVALUATION_SEED}", texts)
         measured = certify(Bundle.read(draft), limit, reference.logits, [drawn, *files], report)
@@ -176,7 +187,8 @@ def export(
             manifest = replace(manifest, required_features=(*manifest.required_features, PREFIX_FEATURE))
         if budget is not None:
             check_budget(budget, folder_bytes(draft), measured.footprint.peak_rss_bytes)
-        card = model_card(manifest, measured, output.name, stored.source.model_type, checkpoint.card, added)
+        job = None if planned_task is None else planned_task.task
+        card = model_card(manifest, measured, output.name, stored.source.model_type, checkpoint.card, added, job)
         (draft / "README.md").write_text(card, encoding="utf-8")
         seal(draft, manifest)
         move_into_place(draft, output)

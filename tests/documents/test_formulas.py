@@ -816,6 +816,7 @@ latent_model = pytest.mark.skipif(
 def test_the_bound_is_below_the_log_probability() -> None:
     """For a model whose integrals are known: z and x are numbers, p(z) = N(0, 1), p(x|z) = N(z, 1)."""
     import torch
+
     from edgelm_train.models.latent_loss import kl_divergence
 
     x = 1.3
@@ -834,6 +835,7 @@ def test_the_bound_is_below_the_log_probability() -> None:
 @pytest.fixture(scope="module")
 def latent(gpt2: Small) -> Any:
     import torch
+
     from edgelm_train.models.latent import LatentGPT2
 
     torch.manual_seed(1)
@@ -858,6 +860,7 @@ def test_encoder(latent: Any) -> None:
 @formula(r"z = \mu + \sigma \odot \epsilon")
 def test_draw_of_z() -> None:
     import torch
+
     from edgelm_train.models.latent_loss import sample
 
     mean, log_variance, noise = normal(3, 4), normal(3, 4, seed=1), normal(3, 4, seed=2)
@@ -869,6 +872,7 @@ def test_draw_of_z() -> None:
 @formula(r"\mathcal{L}_{\mathrm{rec}} = -\sum_{t} \log p(x_t \mid x_1, \dots, x_{t-1}, z)")
 def test_reconstruction_loss(latent: Any) -> None:
     import torch
+
     from edgelm_train.models.latent_loss import reconstruction_loss
 
     ids, z = torch.from_numpy(IDS[None]), torch.from_numpy(normal(1, 4))
@@ -885,6 +889,7 @@ def test_reconstruction_loss(latent: Any) -> None:
 def test_divergence_from_the_prior() -> None:
     """The closed form is the integral of q log(q / p)."""
     import torch
+
     from edgelm_train.models.latent_loss import kl_divergence
 
     for mean, sigma in ((0.0, 1.0), (1.2, 0.4), (-0.5, 1.7)):
@@ -899,6 +904,7 @@ def test_divergence_from_the_prior() -> None:
 @formula(r"\mathcal{L}_{\mathrm{KL}} = \sum_{j=1}^{Z} \max\left(\kappa,\ \overline{\mathrm{KL}_j}\right)")
 def test_free_bits() -> None:
     import torch
+
     from edgelm_train.models.latent_loss import with_free_bits
 
     divergence = np.abs(normal(5, 6)) * np.array([0.01, 0.1, 0.5, 1, 2, 0], np.float32)
@@ -913,6 +919,7 @@ def test_free_bits() -> None:
 )
 def test_annealed_loss(latent: Any) -> None:
     import torch
+
     from edgelm_train.models.latent_loss import kl_divergence, kl_weight, reconstruction_loss, sample, with_free_bits
 
     for n in range(40):

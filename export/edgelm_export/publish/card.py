@@ -4,7 +4,9 @@ import json
 
 from edgelm.bundle.certificate import Certificate, Quality
 from edgelm.bundle.manifest import Manifest
-from edgelm.reuse.prefix import Prefix, shortened
+from edgelm.bundle.task import ChatTask, ChooseTask, Task, fields_of
+from edgelm.errors import shortened
+from edgelm.reuse.prefix import Prefix
 
 _BAR_CHARACTERS = 32
 _PRECISION_TEXT = {
@@ -25,6 +27,7 @@ def model_card(
     model_type: str,
     source_card: str,
     prefix: Prefix | None = None,
+    task: Task | None = None,
 ) -> str:
     """The text of the card.
 
@@ -32,6 +35,8 @@ def model_card(
         folder_name: name of the bundle's folder, for the commands.
         model_type: name of the family, for the tags.
         source_card: text of the source's own card, which is quoted at the end; empty where there is none.
+        prefix: the bundle's prefix, if any.
+        task: the bundle's task, if any.
     """
     source, recipe, c, made_on = manifest.source, manifest.recipe, certificate, certificate.footprint
     # JSON strings are YAML strings: quoted, so that a name cannot end the front matter.
@@ -52,9 +57,9 @@ An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters
 {_PRECISION_TEXT[recipe.name]}. It runs without torch:
 
 ```sh
-edgelm run -m {folder_name} "Once upon a time"
+{_command(folder_name, task)}
 ```
-{_about_prefix(prefix)}{_about_latent(manifest)}
+{_about_task(task)}{_about_prefix(prefix)}{_about_latent(manifest)}
 ## What it lost
 
 Measured against {source.name} in float32, with the runtime of edgelm:
@@ -120,6 +125,35 @@ def _bar(label: str, share: float, value: str) -> str:
 def _cell(text: str) -> str:
     """`text` without line ends and bars, which would end its cell of the table."""
     return " ".join(text.replace("|", "\\|").split())
+
+
+def _command(folder_name: str, task: Task | None) -> str:
+    """How to run the bundle."""
+    if task is None:
+        return f'edgelm run -m {folder_name} "Once upon a time"'
+    if isinstance(task, ChatTask):
+        return f"edgelm chat -m {folder_name}"
+    fields = fields_of(task)
+    if len(fields) == 1:
+        return f'edgelm run -m {folder_name} "..."'
+    return " ".join([f"edgelm run -m {folder_name}", *(f'--field {name}="..."' for name in fields)])
+
+
+def _about_task(task: Task | None) -> str:
+    """A paragraph about the bundle's task, and what it scored."""
+    if task is None:
+        return ""
+    fields = ", ".join(f"`{name}`" for name in fields_of(task))
+    what = f" {_cell(task.description)}" if task.description else ""
+    lines = [f"\n**What it does** ({task.kind}, from {fields}).{what}"]
+    if isinstance(task, ChooseTask):
+        lines.append(f"Its labels: {_cell(', '.join(task.choices))}.")
+    if task.measured:
+        lines += ["", "| metric | this bundle | source | data | examples |", "|---|--:|--:|---|--:|"]
+    for m in task.measured or ():
+        source = "" if m.float_value is None else f"{m.float_value:.4g}"
+        lines.append(f"| {_cell(m.metric)} | {m.value:.4g} | {source} | {_cell(m.data)} | {m.count:,} |")
+    return "\n".join(lines) + "\n"
 
 
 def _about_prefix(prefix: Prefix | None) -> str:

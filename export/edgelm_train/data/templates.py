@@ -1,50 +1,35 @@
 """Templates that turn a row of a file, or the turns of a chat, into prompts and completions."""
 
 import re
-import string
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
+from edgelm.bundle.template import Template as NamedTemplate
+from edgelm.bundle.template import TemplateError
 from edgelm.errors import ConfigError
 
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
-@dataclass(frozen=True)
-class Template:
-    """Text with column names in braces, as in Python's ``str.format``; ``{{`` and ``}}`` stand for braces."""
-
-    parts: tuple[tuple[str, str | None], ...]
-    """Pairs of a text and the column whose value follows it; None where no column follows."""
+class Template(NamedTemplate):
+    """A template whose names are columns."""
 
     @classmethod
-    def parse(cls, text: str) -> "Template":
+    def parse(cls, text: str) -> Self:
         r"""Read a template as it is typed in a shell, where ``\n`` is a new line, ``\t`` a tab and ``\\`` a backslash.
 
         Raises:
             ConfigError: a brace has no partner, or encloses something other than the name of a column.
         """
         try:
-            parts = list(string.Formatter().parse(unescaped(text)))
-        except ValueError as error:
-            raise ConfigError(f"the template {text!r} cannot be read: {error}; write {{{{ for a brace") from None
-        for _, name, spec, conversion in parts:
-            if name == "" or spec or conversion:
-                raise ConfigError(f"the template {text!r} must have names of columns in its braces, like {{text}}")
-        return cls(tuple((literal, name) for literal, name, _, _ in parts))
+            return cls.read(unescaped(text))
+        except TemplateError as error:
+            raise ConfigError(f"the template {text!r} {error}") from None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The column names, each once."""
-        return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
-
-    def fill(self, row: Mapping[str, str]) -> str:
-        """The text for one row, which must have all `columns`."""
-        return "".join(literal + ("" if name is None else row[name]) for literal, name in self.parts)
-
-    def shown(self) -> str:
-        """The text with each column as its name in braces."""
-        return self.fill({name: f"{{{name}}}" for name in self.columns})
+        return self.names
 
 
 @dataclass(frozen=True)
