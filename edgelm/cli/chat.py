@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from edgelm.bundle.chat_template import read_chat_template
+from edgelm.bundle.task import ChatTask
 from edgelm.cli.chat_commands import completed_words, run_command
 from edgelm.cli.chat_session import OWN_OPTIONS, ChatSession
 from edgelm.cli.conversation import Conversation, ConversationFileError
@@ -15,6 +16,7 @@ from edgelm.cli.interrupt import sets
 from edgelm.cli.line_reader import LineCleared, LineReader, Message, line_reader, read_message
 from edgelm.cli.shared import OpenModel, json_option, model_options
 from edgelm.cli.streams import note
+from edgelm.cli.task_flags import task_option
 from edgelm.errors import ConfigError, PromptError, TokenizerError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ PLAIN_HELP = (
 
 @click.command(name="chat", cls=GroupedCommand)
 @model_options
+@task_option
 @generation_options_without(*OWN_OPTIONS)
 @click.option("--system", metavar="TEXT", help="The system message: what the model should know or do throughout.")
 @click.option("--plain", type=click.Choice(list(_PLAIN)), help=PLAIN_HELP)
@@ -40,6 +43,7 @@ PLAIN_HELP = (
 @click.option("--stats", is_flag=True, help="Print times and memory on stderr after each answer.")
 def command(
     open_model: OpenModel,
+    task: str | None,
     system: str | None,
     plain: str | None,
     as_json: bool,
@@ -55,7 +59,13 @@ def command(
     """
     lines = line_reader(completed_words)
     interactive = sys.stdin.isatty()
-    model = open_model()
+    model = open_model(task=task)
+    own = None if model.task_format is None else model.task_format.task
+    if isinstance(own, ChatTask) and model.task_format is not None:
+        model.generation_config = model.task_format.config(model.generation_config)  # this command's own model
+        system, plain = own.system if system is None else system, own.plain if plain is None else plain
+    elif task is not None:
+        raise ConfigError(f"the task {task!r} is no chat: use it with edgelm run")
     session = ChatSession(
         model,
         Conversation(system),

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,6 +18,7 @@ from edgelm.cli.shared import (
     TextCommand,
     check_output_file,
     json_option,
+    model_facts,
     model_options,
     print_json,
     read_prompt,
@@ -25,6 +26,8 @@ from edgelm.cli.shared import (
     stats_line,
 )
 from edgelm.cli.streams import note
+from edgelm.cli.task_answers import answer_lines, print_judged, read_fields
+from edgelm.cli.task_flags import input_options, task_option
 
 if TYPE_CHECKING:
     from edgelm.decoding.generation_config import GenerationOptions
@@ -44,6 +47,8 @@ class RunCommand(TextCommand, GroupedCommand):
 @click.command(name="run", cls=RunCommand)
 @click.argument("prompt", required=False)
 @model_options
+@task_option
+@input_options
 @generation_options
 @constraint_options
 @click.option("--file", type=click.Path(path_type=Path), metavar="PATH", help="Read the prompt from this UTF-8 file.")
@@ -56,6 +61,10 @@ class RunCommand(TextCommand, GroupedCommand):
 def command(
     prompt: str | None,
     open_model: OpenModel,
+    task: str | None,
+    fields: tuple[str, ...],
+    lines: bool,
+    raw: bool,
     file: Path | None,
     no_echo: bool,
     as_json: bool,
@@ -65,24 +74,44 @@ def command(
     constraint: "Constraint | None",
     **options: object,  # the values of `generation_options`
 ) -> None:
-    """Continue PROMPT. Without PROMPT, or with -, read it from standard input.
+    """Continue PROMPT, or do the bundle's task with it. Without PROMPT, or with -, read it from standard input.
 
     \b
     edgelm run "Once upon a time"
     edgelm run --greedy -n 20 "Lily went to"
     echo "One day" | edgelm run --no-echo --seed 7
+    edgelm run -m a-bundle-with-a-task "I loved it"
+    cat reviews.txt | edgelm run -m a-bundle-with-a-task --lines
     """
     if options["logprobs"] is not None and not as_json:
         click.get_current_context().fail("--logprobs needs --json, because plain text has no place for them")
     if show_probs and as_json:
         click.get_current_context().fail("--show-probs colours text, and --json has none: give --logprobs 0 with it")
-    text = _prompt_text(prompt, file)
     given = cast("GenerationOptions", given_options(options))
     if constraint is not None:
         given["constraint"] = constraint
+    if raw:
+        _check_alone("--raw", task=task, field=fields or None)
+    if lines:
+        argument = None if prompt == "-" else prompt
+        others = {"field": fields or None, "state": state, "stats": stats or None, "logprobs": options["logprobs"]}
+        others["show-probs"] = show_probs or None
+        _check_alone("--lines", prompt=argument, file=file, **others)
+        answer_lines(open_model(task=task), given, raw=raw, as_json=as_json)
+        return
+    if fields:
+        _check_alone("--field", prompt=prompt, file=file)
+    named, text = read_fields(fields), "" if fields else _prompt_text(prompt, file)
     if state is not None:
         check_output_file(state)
-    model = open_model()
+    model = open_model(task=task)
+    if model.task_format is not None and not raw:
+        if show_probs:
+            click.get_current_context().fail("--show-probs is for texts that are continued: drop it, or add --raw")
+        _do_task(model, named or model.task_format.read_input(text), given, as_json=as_json, state=state, stats=stats)
+        return
+    if named:
+        click.get_current_context().fail("--field is given, but the bundle has no task: give a prompt")
     if text.endswith(" ") and not model.generation_config.updated(dict(given)).token_healing:
         note(
             "edgelm: the prompt ends with a blank, which usually belongs to the next word: leave it out, or give "
@@ -94,7 +123,7 @@ def command(
         if as_json:
             completion = model.generate(text, **given)
             final, reasons = completion.stats, [choice.finish_reason for choice in completion.choices]
-            print_json({**_model_facts(model), **asdict(completion)})
+            print_json({**model_facts(model), **asdict(completion)})
         else:
             final, reasons = _print_stream(model.stream(text, **given), None if no_echo else text, colours=colours)
     if state is not None and final.dropped_tokens:
@@ -103,10 +132,54 @@ def command(
         _keep_state(model, state, text, kept)
     if stats:
         note(stats_line(final, model))
+    if constraint is not None:
+        _exit_if_cut(reasons)
+
+
+def _do_task(
+    model: "Model", values: dict[str, str], given: "GenerationOptions", *, as_json: bool, state: str | None, stats: bool
+) -> None:
+    """Print what the model's task makes of one input."""
+    task, context = model.task_format, click.get_current_context()
+    assert task is not None
+    config = task.config(model.generation_config, given)
+    if state is not None:
+        context.fail("--state keeps a prompt, and a task makes another one each time: drop it, or add --raw")
+    if not task.writes_text:
+        if stats:
+            context.fail("--stats is about generated text, and this task generates none: drop it, or add --raw")
+        print_judged(model, values, as_json=as_json)
+        return
+    from edgelm.generation.task_format import stripped
+
+    (prompt,) = task.prompts(task.values(values))
+    model.generation_config = config  # this command's own model
+    if as_json:
+        result = task.written(model.generate(prompt))
+        final, reasons = result.completion.stats, [choice.finish_reason for choice in result.completion.choices]
+        print_json({**model_facts(model), "text": result.text, **asdict(result.completion)})
+    else:
+        final, reasons = _print_stream(stripped(model.stream(prompt)), None, colours=False)
+    if stats:
+        note(stats_line(final, model))
+    if config.constraint is not None:
+        _exit_if_cut(reasons)
+
+
+def _exit_if_cut(reasons: "Sequence[FinishReason]") -> None:
+    """End with `EXIT_CUT` if a text under a constraint did not end by itself."""
     cut = [reason for reason in reasons if reason not in ("eos", "stop")]
-    if constraint is not None and cut:
+    if cut:
         note(f"edgelm: the text was cut off ({cut[0]}) before it was what it must be: allow more tokens with -n")
         click.get_current_context().exit(EXIT_CUT)
+
+
+def _check_alone(flag: str, **others: object) -> None:
+    """Raise UsageError if one of `others`, by the names of their flags, is given beside `flag`."""
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        other = "a prompt" if given[0] == "prompt" else f"--{given[0]}"
+        click.get_current_context().fail(f"{flag} and {other} are given; give one of them")
 
 
 def _prompt_text(prompt: str | None, file: Path | None) -> str:
@@ -175,14 +248,3 @@ def _print_stream(chunks: "Iterator[Chunk]", echo: str | None, *, colours: bool)
         final = chunk.stats or final
     assert final is not None  # the last chunk always carries the stats
     return final, reasons
-
-
-def _model_facts(model: "Model") -> dict[str, object]:
-    manifest = model.bundle.manifest
-    return {
-        "model": str(model.bundle.path),
-        "digest": manifest.digest,
-        "precision": manifest.recipe.name,
-        "device": str(model.session.device),
-        "threads": model.session.threads,
-    }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from edgelm.model import Model
 
 Function = TypeVar("Function", bound=Callable[..., object])
-OpenModel = Callable[[], "Model"]
+
+
+class OpenModel(Protocol):
+    """Loads the model that a command's options name."""
+
+    def __call__(self, *, task: str | None = None) -> "Model":
+        """Load it, with the task in the file `task` in place of the bundle's own."""
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -117,11 +123,11 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         threads: int | None,
         **options: object,
     ) -> None:
-        def open_model() -> "Model":
+        def open_model(*, task: str | None = None) -> "Model":
             with ends_at_once():
                 from edgelm.model import load
 
-                return load(model, device=device, threads=threads, prefix=prefix, context=context)
+                return load(model, device=device, threads=threads, prefix=prefix, task=task, context=context)
 
         command(open_model=open_model, **options)
 
@@ -300,6 +306,18 @@ def stats_line(stats: "Stats", model: "Model") -> str:
         f"{stats.new_tokens} tok{drafts}, {stats.tokens_per_second:.1f} tok/s | load {stats.load_seconds:.2f} s | "
         f"peak {stats.peak_rss_bytes / 1e6:.0f} MB | {model.session.device}, {model.session.threads} threads"
     )
+
+
+def model_facts(model: "Model") -> dict[str, object]:
+    """What made an answer, for an object of JSON."""
+    manifest = model.bundle.manifest
+    return {
+        "model": str(model.bundle.path),
+        "digest": manifest.digest,
+        "precision": manifest.recipe.name,
+        "device": str(model.session.device),
+        "threads": model.session.threads,
+    }
 
 
 def _ignore(how_far: str) -> None:
