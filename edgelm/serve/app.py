@@ -31,6 +31,7 @@ from edgelm.serve.responses import RESPONSES
 from edgelm.serve.scores import CHOOSE, SCORE
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Shelf
+from edgelm.serve.tasks import TASK
 from edgelm.serve.tokens import DETOKENIZE, TOKENIZE, tokenizer_info
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     SCORE,
     CHOOSE,
     EXPLAIN,
+    TASK,
     TOKENIZE,
     DETOKENIZE,
 )
