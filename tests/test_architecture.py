@@ -25,7 +25,7 @@ RUNTIME_ROOMS = (
 """The rooms of edgelm/, from the top down: a room imports itself and the rooms below it."""
 
 EXPORT_ROOMS = ("cli", "pipeline", "fit", "publish", "certify", "source", "graph", "quantize", "model")
-TRAIN_ROOMS = ("cli", ("pretrain", "finetune", "distill"), "latent", ("options", "run"), "models", "data")
+TRAIN_ROOMS = ("cli", ("pretrain", "finetune", "distill", "evaluate"), "latent", ("options", "run"), "models", "data")
 
 Rooms = tuple[str | tuple[str, ...], ...]
 

@@ -30,6 +30,7 @@ _COMMANDS = {
     "pretrain": ("edgelm_train.cli:pretrain_command", "Train a tokenizer and a GPT-2 model on text files."),
     "finetune": ("edgelm_train.cli:finetune_command", "Fine-tune a GPT-2 checkpoint on a text or on examples."),
     "distill": ("edgelm_train.cli:distill_command", "Train a smaller GPT-2 model to imitate a checkpoint."),
+    "evaluate": ("edgelm_train.cli:evaluate_command", "Measure a bundle's task on labelled data."),
     "export": ("edgelm_export.cli:command", "Convert a checkpoint into a bundle."),
     "info": ("edgelm.cli.info:command", "Show a bundle's source, size and quality certificate."),
     "verify": ("edgelm.cli.verify:command", "Check a bundle's files and measure its quality again."),

@@ -1,4 +1,4 @@
-"""The commands ``edgelm pretrain``, ``finetune`` and ``distill``.
+"""The commands ``edgelm pretrain``, ``finetune``, ``distill`` and ``evaluate``.
 
 This file loads without torch: a command refuses what it can before it loads the module that does the work.
 """
@@ -6,16 +6,22 @@ This file loads without torch: a command refuses what it can before it loads the
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from edgelm.cli.progress import percent, progress
+from edgelm.cli.shared import OpenModel, json_option, model_options, print_json
+from edgelm.cli.streams import escaped, note, print_line
+from edgelm.cli.task_answers import read_fields
 from edgelm.errors import TrainingError, install_hint
 from edgelm_train.data.bpe import load_bpe
 from edgelm_train.data.corpus import read_corpus, read_parts
 from edgelm_train.data.examples import read_pairs
+from edgelm_train.data.records import read_records
 from edgelm_train.data.templates import ChatTask, Task, unescaped
 from edgelm_train.data.text_file import check_file
 from edgelm_train.models.base import find_base
@@ -185,6 +191,55 @@ def distill_command(teacher: str, data: Path, out: Path, revision: str | None, *
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in done.report.losses.items())
         _say_results(out, done, f"held-out loss: {losses}")
     return _exit_status(done)
+
+
+@click.command(name="evaluate")
+@model_options
+@click.option("--task", metavar="FILE", help="Task file (docs/tasks.md); by default the bundle's own task.")
+@click.option("--data", required=True, type=_FILE, metavar="FILE", help="Examples: JSON Lines, JSON, TSV or CSV.")
+@click.option("--target", required=True, metavar="COLUMN", help="The column of the right label, text or number.")
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="The column of a field of the task, where it has another name. Repeatable.",
+)
+@click.option("--name", metavar="TEXT", help="What to call the data in the result.  [default: the file's name]")
+@json_option("Print one JSON object for each metric, as a task file lists them under `measured`.")
+def evaluate_command(
+    open_model: OpenModel,
+    task: str | None,
+    data: Path,
+    target: str,
+    fields: tuple[str, ...],
+    name: str | None,
+    as_json: bool,
+) -> None:
+    """Measure a bundle's task on labelled data: accuracy, BLEU and ROUGE-L, or Spearman's correlation.
+
+    \b
+    edgelm evaluate -m sentiment-int8 --data dev.tsv --target label
+    edgelm evaluate -m en-de-int8 --data test.csv --target de --field text=en
+    """
+    columns = read_fields(fields)
+    records = read_records(data)
+    model = open_model(task=task)
+    from edgelm_train.evaluate import evaluate
+
+    with progress("evaluated") as show:
+        done = evaluate(model, records, target, columns, name or data.name, percent(show))
+    for line in done.unanswered[:3]:
+        note(f"edgelm: no answer to {line}")
+    if done.unanswered:
+        note(f"edgelm: {len(done.unanswered):,} of {len(records.rows):,} inputs have no answer; they count as wrong")
+    for measured in done.measured:
+        if as_json:
+            print_json({key: value for key, value in asdict(measured).items() if value is not None})
+        else:
+            print_line(
+                escaped(f"{measured.metric} {measured.value:.4g} on {measured.count:,} examples, {measured.data}")
+            )
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
             "pretrain",
             "finetune",
             "distill",
+            "evaluate",
             "export",
             "info",
             "verify",
