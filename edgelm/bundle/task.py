@@ -128,7 +128,7 @@ def read_task(bundle: Bundle) -> Task | None:
     if TASK_FILE not in bundle.manifest.files:
         return None
     try:
-        return parse_task(read_small_file(bundle.file(TASK_FILE), MAX_TASK_BYTES))
+        return parse_task(bundle.read_file(TASK_FILE, MAX_TASK_BYTES))
     except (SmallFileError, StrictJsonError) as error:
         raise BundleError(f"{TASK_FILE} {error}") from None
 

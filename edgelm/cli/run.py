@@ -166,7 +166,7 @@ def _do_task(
         _exit_if_cut(reasons)
 
 
-def _exit_if_cut(reasons: "Sequence[FinishReason]") -> None:
+def _exit_if_cut(reasons: "Sequence[TextEnd]") -> None:
     """End with `EXIT_CUT` if a text under a constraint did not end by itself."""
     cut = [reason for reason in reasons if reason not in ("eos", "stop")]
     if cut:

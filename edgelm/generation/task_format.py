@@ -24,15 +24,15 @@ from edgelm.bundle.task import (
 )
 from edgelm.bundle.template import Template
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
-from edgelm.decoding.request import FinishReason
 from edgelm.engine.session import Session
 from edgelm.errors import BundleError, ConfigError, PromptError, shown
-from edgelm.generation.results import Chunk, Completion
+from edgelm.generation.results import Chunk, Completion, TextEnd
 from edgelm.reuse.prefix import PromptEncoder
 from edgelm.scoring import text_scores
 from edgelm.scoring.token_scores import Vector
-from edgelm.text.chat import ChatFormat, ChatMessage
+from edgelm.text.chat import ChatFormat
 from edgelm.text.constraints import Choices, Constraint, Grammar, JsonSchema, Regex
+from edgelm.text.messages import ChatMessage
 from edgelm.text.plain_chat import PlainChatFormat
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer, check_text
@@ -62,7 +62,7 @@ class TaskText:
 
     text: str
     """Without the blanks around it."""
-    finish_reason: FinishReason
+    finish_reason: TextEnd
     completion: Completion
     """The whole result, as `Model.generate` returns it."""
 
