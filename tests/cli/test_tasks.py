@@ -129,6 +129,8 @@ def test_a_constrained_line_that_is_cut(edgelm_command: RunCommand, tmp_path: Pa
     [
         (["-n", "5", "cat"], 2, "'max_new_tokens' has no effect, because this task (choose) generates no text"),
         (["--stats", "cat"], 2, "--stats is about generated text"),
+        (["--show-probs", "cat"], 2, "--show-probs is for texts that are continued"),
+        (["--lines", "--show-probs"], 2, "--lines and --show-probs are given"),
         (["--state", "s", "cat"], 2, "--state keeps a prompt"),
         (["--field", "who", "x"], 2, "--field and a prompt are given"),
         (["--field", "who"], 2, "--field takes NAME=TEXT, got 'who'"),
