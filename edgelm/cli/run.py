@@ -154,12 +154,14 @@ def _do_task(
 
     (prompt,) = task.prompts(task.values(values))
     model.generation_config = config  # this command's own model
-    if as_json:
-        result = task.written(model.generate(prompt))
-        final, reasons = result.completion.stats, [choice.finish_reason for choice in result.completion.choices]
-        print_json({**model_facts(model), "text": result.text, **asdict(result.completion)})
-    else:
-        final, reasons = _print_stream(stripped(model.stream(prompt)), None, colours=False)
+    with prompt_progress(prompt if isinstance(prompt, str) else "") as told:
+        if as_json:
+            result = task.written(model.generate(prompt, prompt_progress=told))
+            final, reasons = result.completion.stats, [choice.finish_reason for choice in result.completion.choices]
+            print_json({**model_facts(model), "text": result.text, **asdict(result.completion)})
+        else:
+            chunks = stripped(model.stream(prompt, prompt_progress=told))
+            final, reasons = _print_stream(chunks, None, colours=False)
     if stats:
         note(stats_line(final, model))
     if config.constraint is not None:

@@ -23,7 +23,7 @@ from edgelm.bundle.task import (
     read_task_file,
 )
 from edgelm.bundle.template import Template
-from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
+from edgelm.decoding.generation_config import OPTIONS, GenerationConfig, GenerationOptions
 from edgelm.engine.session import Session
 from edgelm.errors import BundleError, ConfigError, PromptError, shown
 from edgelm.generation.results import Chunk, Completion, TextEnd
@@ -287,8 +287,8 @@ class TaskFormat:
         options: dict[str, object] = {}
         if isinstance(self.task, (GenerateTask, ChatTask)):
             options |= self.task.generation or {}
-            for name in ("constraint", "cancel", "logits_processor"):  # not JSON
-                if name in options:
+            for name in options:
+                if name in OPTIONS and OPTIONS[name].rule.kind == "python":  # not JSON
                     raise ConfigError(f"generation cannot have {name!r}")
             if self.task.constraint is not None:
                 options["constraint"] = _constraint(self.task.constraint)

@@ -7,7 +7,7 @@ import pytest
 
 import edgelm
 from edgelm import ExportError, TaskLabel
-from edgelm.bundle.task import parse_task
+from edgelm.bundle.task import MAX_TASK_BYTES, parse_task
 from edgelm_export.pipeline import export
 from edgelm_export.publish.card import model_card
 from tests.conftest import TINY_BUNDLE, RunCommand
@@ -31,12 +31,12 @@ def test_a_bundle_with_a_task(tmp_path: Path) -> None:
     file.write_text(json.dumps(TASK, indent=7), encoding="utf-8")
     bundle = export(str(source), tmp_path / "letters", "fp32", accept_quality_loss=True, task=file).bundle
     assert bundle.manifest.required_features == ("task",)
-    assert bundle.file("task.json").read_bytes() == file.read_bytes()
+    assert bundle.read_file("task.json", MAX_TASK_BYTES) == file.read_bytes()
     bundle.verify()
     with edgelm.load(bundle.path, device="cpu", threads=1) as model:
         result, own = model.task("x y"), model.choose("x y is", [" a", " b"])
     assert isinstance(result, TaskLabel) and result.probability == own.best.probability
-    card = bundle.file("README.md").read_text(encoding="utf-8")
+    card = bundle.read_file("README.md", 2**20).decode()
     assert 'edgelm run -m letters "..."' in card and "Which \\| letter." in card
     assert "| accuracy | 0.75 | 0.76 | letters, dev | 1,200 |" in card
 
