@@ -30,6 +30,7 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
             "perplexity",
             "embed",
             "explain",
+            "latent",
             "serve",
             "bake",
             "pretrain",
