@@ -3,6 +3,8 @@
 import email.utils
 import time
 
+from edgelm.errors import pass_interrupts_on
+
 _HTTP_LIBRARIES = frozenset({"requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2"})
 """Those that huggingface_hub has used so far. The base class of their errors is Exception."""
 
@@ -33,7 +35,8 @@ def retry_after_seconds(error: BaseException) -> float | None:
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError) as error:
+        pass_interrupts_on(error)
         return None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from edgelm.bundle.cache import DEFAULT_REVISION, CachedModel, HubName, Ref
 from edgelm.bundle.folder import Bundle, file_fact
 from edgelm.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileFact, Manifest, read_manifest
-from edgelm.bundle.small_files import is_folder, read_small_file
+from edgelm.bundle.small_files import is_folder, read_small_file, status_of
 from edgelm.errors import BundleError, HubError, pass_interrupts_on
 from edgelm.hub.client import Tell, ask, import_huggingface_hub
 from edgelm.hub.download import Download
@@ -134,7 +135,8 @@ def _require_content(path: Path, fact: FileFact, name: HubName) -> None:
 
 def _require_room(model: CachedModel, manifest: Manifest, partial: Path) -> None:
     """Raise HubError if the disk has no room for what is still missing."""
-    here = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    statuses = (status_of(path) for path in partial.rglob("*"))
+    here = sum(status.st_size for status in statuses if status is not None and stat.S_ISREG(status.st_mode))
     missing = sum(fact.size_bytes for fact in manifest.files.values()) - here
     free = shutil.disk_usage(model.folder).free
     if missing > free:
