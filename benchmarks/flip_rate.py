@@ -21,7 +21,8 @@ from benchmarks.data import HELD_OUT_STORIES
 from benchmarks.machine import machine_facts
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.session import Session
-from edgelm.model import Model, load
+from edgelm.loading import load
+from edgelm.model import Model
 
 RECIPES: tuple[FixedPrecision, ...] = ("fp32", "int8", "w8a8", "int4", "int4-small")
 WAYS = (

@@ -27,7 +27,7 @@ from benchmarks.machine import machine_facts
 from benchmarks.published import PUBLISHED, Answers, ask, read_published
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import FixedPrecision
-from edgelm.model import load
+from edgelm.loading import load
 
 WIKITEXT2 = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
 """Data set, file and member of the raw test text. Its lines equal those of Salesforce/wikitext."""

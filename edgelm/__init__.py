@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from edgelm.generation.task_format import TaskFormat, TaskLabel, TaskText, TaskVector
     from edgelm.generation.text_scheduler import SchedulerLoad, TextScheduler
     from edgelm.latent import Latent, Posterior
-    from edgelm.model import Model, load
+    from edgelm.loading import load
+    from edgelm.model import Model
     from edgelm.scoring.explanation import ExplainedToken, Explanation
     from edgelm.scoring.results import Option, Perplexity, Score, Selection, TokenLogprob, TokenLogprobs
     from edgelm.text.constraints import Choices, Grammar, JsonSchema, Regex, ToolUse
@@ -82,7 +83,8 @@ _MODULE_OF = {
     "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(["Latent", "Posterior"], "latent"),
-    **dict.fromkeys(["Model", "load"], "model"),
+    "load": "loading",
+    "Model": "model",
     **dict.fromkeys(["Choice", "Chunk", "Completion", "Stats"], "generation.results"),
     **dict.fromkeys(["ExplainedToken", "Explanation"], "scoring.explanation"),
     **dict.fromkeys(["Option", "Perplexity", "Score", "Selection", "TokenLogprob", "TokenLogprobs"], "scoring.results"),

@@ -1,4 +1,4 @@
-"""The public door: `load` joins a bundle's graph, tokenizer and defaults into a `Model`."""
+"""A loaded model, through which every program reaches the rooms; `edgelm.loading.load` makes one."""
 
 import os
 import time
@@ -9,19 +9,18 @@ from contextvars import copy_context
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from typing import Protocol, Self, Unpack
 
 import numpy.typing as npt
 
 from edgelm.bundle.chat_template import read_chat_template
-from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions, bos_token_id
 from edgelm.decoding.scheduler import DEFAULT_MAX_ROWS
 from edgelm.engine.graph import Graph
-from edgelm.engine.memory import ModelMemory, refuse_if_too_large
+from edgelm.engine.memory import ModelMemory
 from edgelm.engine.session import Session
-from edgelm.errors import BundleError, PromptError
+from edgelm.errors import PromptError
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
@@ -31,7 +30,7 @@ from edgelm.generation.text_scheduler import DEFAULT_MAX_WAITING, TextScheduler
 from edgelm.latent import Latent
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
 from edgelm.reuse.pool import SessionPool, check_limit_bytes
-from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, baked_prefix, learned_sha256, read_prefix
+from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, learned_sha256, read_prefix
 from edgelm.reuse.state import PromptState, read_state, write_state
 from edgelm.scoring import explanation, text_scores
 from edgelm.scoring.explanation import MAX_ATTENTION_BYTES, Explanation
@@ -43,6 +42,16 @@ from edgelm.text.messages import ChatMessage
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
 from edgelm.text.tools import Tool, ToolChoice
+
+
+class LoadedAs(Protocol):
+    """The arguments with which a model was loaded. A pickle of the model is a pickle of them."""
+
+    def again(self, digest: str, config: GenerationConfig) -> "Model":
+        """Load the bundle of this `digest` once more, with the defaults `config`; raises the errors of `load`."""
+
+    def behind(self, prefix: Path, prefix_cache_bytes: int, task: str | os.PathLike[str] | None) -> "LoadedAs":
+        """The arguments of the model that `Model.with_prefix` makes of this one; `task` None keeps the task."""
 
 
 class Model:
@@ -71,7 +80,7 @@ class Model:
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
         task_format: TaskFormat | None = None,
-        loaded_as: "LoadArguments | None" = None,
+        loaded_as: LoadedAs | None = None,
         owns_graph: bool = True,
     ) -> None:
         """Join finished parts; `load` builds them, and explains `prefix_cache_bytes`, `prefix` and the task.
@@ -117,7 +126,7 @@ class Model:
         """
         if self._loaded_as is None:
             raise TypeError("a model made of parts cannot be pickled: make it with edgelm.load")
-        return unpickled, (self._loaded_as, self.bundle.manifest.digest, self.generation_config)
+        return self._loaded_as.again, (self.bundle.manifest.digest, self.generation_config)
 
     @property
     def closed(self) -> bool:
@@ -266,12 +275,9 @@ class Model:
         check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
         check_path("path", path)
         kept, task_format, loaded_as = read_prefix(path, self.bundle), self.task_format, self._loaded_as
-        if loaded_as is not None:
-            loaded_as = {**loaded_as, "prefix": os.fspath(kept.path), "prefix_cache_bytes": prefix_cache_bytes}
         if task is not None:
             check_path("task", task)
             task_format = TaskFormat.of_bundle(self.bundle, self.tokenizer, self.generation_config, task)
-            loaded_as = None if loaded_as is None else {**loaded_as, "task": os.fspath(Path(task).absolute())}
         return Model(
             self.graph,
             self.tokenizer,
@@ -280,7 +286,7 @@ class Model:
             prefix_cache_bytes=prefix_cache_bytes,
             prefix=kept,
             task_format=task_format,
-            loaded_as=loaded_as,
+            loaded_as=None if loaded_as is None else loaded_as.behind(kept.path, prefix_cache_bytes, task),
             owns_graph=False,
         )
 
@@ -497,110 +503,3 @@ class Model:
 
     def _either_cancel(self, options: GenerationOptions) -> EitherCancel:
         return EitherCancel(self.generation_config.updated(dict(options)).cancel)
-
-
-def load(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    shared_threads: bool = False,
-    prefix_cache_bytes: int = 0,
-    prefix: str | os.PathLike[str] | None = None,
-    task: str | os.PathLike[str] | None = None,
-    batch_invariant: bool = False,
-    context: int | None = None,
-) -> Model:
-    """Load a bundle.
-
-    Args:
-        path: the bundle: its folder, its packed file, the name of an installed package, or "owner/name" of what was
-            pulled (`edgelm.bundle.locate`); None for the model embedded in the package.
-        device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
-        threads: number of CPU threads; None for all CPUs that this process may use. Where the system refuses that many,
-            the model runs on fewer, and a warning says so.
-        shared_threads: whether to run on threads that all models of the process share: fewer threads, but slower, and
-            unusable after a fork. Either all models of a process share threads or no model does.
-        prefix_cache_bytes: memory for the keys and values of earlier prompts. A prompt that begins like an earlier one
-            is computed from where they differ. The last prompt is kept even if it takes more memory.
-        prefix: a file of keys and values that stand before every prompt (docs/embedding.md); it replaces the prefix
-            in the bundle, if any.
-        task: a file that says what `Model.task` does (docs/tasks.md); it replaces the task in the bundle, if any.
-        batch_invariant: whether `generate` computes the same bits as `generate_batch` and the scheduler in every
-            recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
-        context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
-            keys and values, and the results stay the same.
-
-    Raises:
-        BundleError: there is no such bundle, it is not valid, or its parts disagree.
-        DeviceError: ONNX Runtime is missing, or the device cannot be used.
-        TokenizerError: the bundle's tokenizer cannot be read.
-        PrefixError: the prefix cannot be read, or was made for another model.
-        InsufficientMemoryError: the model would not fit into the memory that this process may use.
-        ConfigError: `prefix_cache_bytes` is not a number of bytes, `path`, `prefix` or `task` is no path, the task
-            cannot be used, or `context` is longer than the bundle's own.
-    """
-    check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
-    for name, place in (("path", path), ("prefix", prefix), ("task", task)):
-        if place is not None:
-            check_path(name, place)
-    started = time.perf_counter()
-    bundle = Bundle.read(default_bundle_path() if path is None else path)
-    if context is not None:
-        bundle = bundle.with_context(context)
-    kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
-    refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
-    tokenizer = Tokenizer.of_bundle(bundle)
-    config = GenerationConfig.of_bundle(bundle)
-    task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task)
-    graph = Graph.open(
-        bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
-    )
-    arguments = LoadArguments(
-        path=None if path is None else os.fspath(bundle.path),
-        device=device,
-        threads=threads,
-        shared_threads=shared_threads,
-        prefix_cache_bytes=prefix_cache_bytes,
-        prefix=None if prefix is None or kept is None else os.fspath(kept.path),
-        task=None if task is None else os.fspath(Path(task).absolute()),
-        batch_invariant=batch_invariant,
-        context=context,
-    )
-    seconds = time.perf_counter() - started
-    return Model(
-        graph,
-        tokenizer,
-        config,
-        load_seconds=seconds,
-        prefix_cache_bytes=prefix_cache_bytes,
-        prefix=kept,
-        task_format=task_format,
-        loaded_as=arguments,
-    )
-
-
-class LoadArguments(TypedDict):
-    """The arguments of `load` in a pickled model, with absolute paths."""
-
-    path: str | None
-    device: str
-    threads: int | None
-    shared_threads: bool
-    prefix_cache_bytes: int
-    prefix: str | None
-    task: str | None
-    batch_invariant: bool
-    context: int | None
-
-
-def unpickled(arguments: LoadArguments, digest: str, config: GenerationConfig) -> Model:
-    """The model that a pickle describes; raises BundleError if there is another bundle now, with another `digest`."""
-    model = load(**arguments)
-    if model.bundle.manifest.digest != digest:
-        model.close()
-        raise BundleError(
-            f"{os.fspath(model.bundle.path)!r} is not the bundle of the pickled model: load it here, or pickle it again"
-        )
-    model.generation_config = config
-    return model

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 RUNTIME_ROOMS = (
     ("cli", "pyinstaller"),
     ("serve", "hub"),
+    "loading",
     "model",
     "latent",
     "generation",

@@ -29,7 +29,7 @@ from edgelm.bundle.folder import Bundle
 from edgelm.bundle.latent_facts import LatentFacts, LatentReference
 from edgelm.bundle.manifest import Architecture
 from edgelm.bundle.small_files import SmallFileError
-from edgelm.errors import BundleError
+from edgelm.errors import BundleError, pass_interrupts_on
 from edgelm.ids import KeysValues
 
 Vector = npt.NDArray[np.float32]
@@ -163,6 +163,7 @@ def _read(bundle: Bundle, name: str, layout: _Layout) -> dict[str, npt.NDArray[A
     except SmallFileError as error:
         raise BundleError(f"{name!r} {error}") from None
     except OSError as error:
+        pass_interrupts_on(error)
         raise BundleError(f"cannot read {name!r} of {str(bundle.path)!r}: {error.strerror or error}") from None
     if len(raw) != expected:
         raise BundleError(f"{name!r} has {len(raw):,} bytes, but bundle.json describes {expected:,}")

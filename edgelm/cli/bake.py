@@ -37,7 +37,7 @@ def command(
     text = read_text_file(text_file, PrefixError)
     check_output_file(output)
     with ends_at_once():
-        from edgelm.model import load  # imports numpy and ONNX Runtime: after the cheap checks
+        from edgelm.loading import load  # imports numpy and ONNX Runtime: after the cheap checks
 
         loaded = load(model, device=device, threads=threads)
     loaded.save_prefix(output, text, dtype=dtype)

@@ -37,7 +37,7 @@ def command(
 
         from edgelm.engine.device import onnxruntime_version
         from edgelm.engine.machine import cpu_name, system_name
-        from edgelm.model import load
+        from edgelm.loading import load
 
         model = load(place, device=device, threads=threads)
     session, manifest = model.session, model.bundle.manifest

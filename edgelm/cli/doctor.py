@@ -246,7 +246,7 @@ def _bundle(place: str | None, *, works: bool) -> Iterator[Finding]:
         return
     try:
         refuse_if_too_large(bundle)
-        from edgelm.model import load
+        from edgelm.loading import load
 
         with load(bundle.path) as model:
             stats = model.generate([0], max_new_tokens=4, do_sample=False, eos_token_id=()).stats

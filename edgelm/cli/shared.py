@@ -125,7 +125,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         def open_model(*, task: str | None = None) -> "Model":
             with ends_at_once():
-                from edgelm.model import load
+                from edgelm.loading import load
 
                 return load(model, device=device, threads=threads, prefix=prefix, task=task, context=context)
 

@@ -3,7 +3,7 @@
 import logging
 
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm.serve.settings import ServeSettings
 from edgelm.serve.shelf import Place, ServedModel
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgelm import Model
-from edgelm.model import load
+from edgelm.loading import load
 from tests.export.checkpoints import SMALL_FAMILIES, Tiny, TinyExport, TorchModel
 
 pytestmark = pytest.mark.export

@@ -15,7 +15,7 @@ from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
 from edgelm.decoding.scheduler import Scheduler
 from edgelm.engine.session import Session
-from edgelm.model import load
+from edgelm.loading import load
 from tests.against_transformers.test_variants import QUANTIZED_SHAPES
 from tests.export.checkpoints import Ids, Logits, Shape, Tiny, TinyExport
 

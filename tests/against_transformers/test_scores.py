@@ -5,7 +5,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from edgelm.model import Model, load
+from edgelm.loading import load
+from edgelm.model import Model
 from tests.build_side import Report
 from tests.export.checkpoints import Ids, Shape, Tiny, TinyExport
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgelm.bundle.folder import Bundle
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm_export.pipeline import export
 from edgelm_export.source.tokenizer import load_tokenizer
 from tests.conftest import CommandResult, RunCommand

@@ -28,7 +28,7 @@ from edgelm.decoding.logprobs import log_softmax
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
 from edgelm.ids import IdArray, Logits
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm.scoring.verification import Check, checks, drift, figures, observe_session, source_perplexity
 from edgelm_export.certify.certificate import _top, make_reference, measure_footprint, read_eval_text
 from edgelm_export.fit import _runtime_bytes

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.graph import Graph
-from edgelm.model import Model, load
+from edgelm.loading import load
+from edgelm.model import Model
 from edgelm.scoring.comparison import Comparison, compare_texts
 from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.pipeline import Exported, export

@@ -11,7 +11,7 @@ import transformers
 from edgelm import ExportError, Model, PrefixError
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.graph import Graph
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm.reuse.prefix import write_learned_prefix
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.pipeline import export

@@ -9,7 +9,7 @@ import torch
 
 from edgelm import Model
 from edgelm.engine.graph import Graph
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm.reuse.prefix import write_learned_prefix
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.pipeline import export

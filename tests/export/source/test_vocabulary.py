@@ -17,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError
-from edgelm.model import load
+from edgelm.loading import load
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.pipeline import export
 from edgelm_export.source.checkpoint import load_checkpoint

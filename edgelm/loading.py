@@ -1,0 +1,143 @@
+"""The public door: `load` joins a bundle's graph, tokenizer and defaults into a `Model`."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgelm.bundle.folder import Bundle, default_bundle_path
+from edgelm.bundle.small_files import check_path
+from edgelm.decoding.generation_config import GenerationConfig
+from edgelm.engine.graph import Graph
+from edgelm.engine.memory import refuse_if_too_large
+from edgelm.errors import BundleError
+from edgelm.generation.task_format import TaskFormat
+from edgelm.model import Model
+from edgelm.reuse.pool import check_limit_bytes
+from edgelm.reuse.prefix import baked_prefix, read_prefix
+from edgelm.text.tokenizer import Tokenizer
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    shared_threads: bool = False,
+    prefix_cache_bytes: int = 0,
+    prefix: str | os.PathLike[str] | None = None,
+    task: str | os.PathLike[str] | None = None,
+    batch_invariant: bool = False,
+    context: int | None = None,
+) -> Model:
+    """Load a bundle.
+
+    Args:
+        path: the bundle: its folder, its packed file, the name of an installed package, or "owner/name" of what was
+            pulled (`edgelm.bundle.locate`); None for the model embedded in the package.
+        device: "auto", "cpu", "cuda" or "cuda:N"; an explicit device never falls back.
+        threads: number of CPU threads; None for all CPUs that this process may use. Where the system refuses that many,
+            the model runs on fewer, and a warning says so.
+        shared_threads: whether to run on threads that all models of the process share: fewer threads, but slower, and
+            unusable after a fork. Either all models of a process share threads or no model does.
+        prefix_cache_bytes: memory for the keys and values of earlier prompts. A prompt that begins like an earlier one
+            is computed from where they differ. The last prompt is kept even if it takes more memory.
+        prefix: a file of keys and values that stand before every prompt (docs/embedding.md); it replaces the prefix
+            in the bundle, if any.
+        task: a file that says what `Model.task` does (docs/tasks.md); it replaces the task in the bundle, if any.
+        batch_invariant: whether `generate` computes the same bits as `generate_batch` and the scheduler in every
+            recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
+        context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
+            keys and values, and the results stay the same.
+
+    Raises:
+        BundleError: there is no such bundle, it is not valid, or its parts disagree.
+        DeviceError: ONNX Runtime is missing, or the device cannot be used.
+        TokenizerError: the bundle's tokenizer cannot be read.
+        PrefixError: the prefix cannot be read, or was made for another model.
+        InsufficientMemoryError: the model would not fit into the memory that this process may use.
+        ConfigError: `prefix_cache_bytes` is not a number of bytes, `path`, `prefix` or `task` is no path, the task
+            cannot be used, or `context` is longer than the bundle's own.
+    """
+    check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
+    for name, place in (("path", path), ("prefix", prefix), ("task", task)):
+        if place is not None:
+            check_path(name, place)
+    started = time.perf_counter()
+    bundle = Bundle.read(default_bundle_path() if path is None else path)
+    if context is not None:
+        bundle = bundle.with_context(context)
+    kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
+    refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
+    tokenizer = Tokenizer.of_bundle(bundle)
+    config = GenerationConfig.of_bundle(bundle)
+    task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task)
+    graph = Graph.open(
+        bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
+    )
+    arguments = LoadArguments(
+        path=None if path is None else os.fspath(bundle.path),
+        device=device,
+        threads=threads,
+        shared_threads=shared_threads,
+        prefix_cache_bytes=prefix_cache_bytes,
+        prefix=None if prefix is None or kept is None else os.fspath(kept.path),
+        task=None if task is None else os.fspath(Path(task).absolute()),
+        batch_invariant=batch_invariant,
+        context=context,
+    )
+    seconds = time.perf_counter() - started
+    return Model(
+        graph,
+        tokenizer,
+        config,
+        load_seconds=seconds,
+        prefix_cache_bytes=prefix_cache_bytes,
+        prefix=kept,
+        task_format=task_format,
+        loaded_as=arguments,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadArguments:
+    """The arguments of `load`, with absolute paths."""
+
+    path: str | None
+    device: str
+    threads: int | None
+    shared_threads: bool
+    prefix_cache_bytes: int
+    prefix: str | None
+    task: str | None
+    batch_invariant: bool
+    context: int | None
+
+    def again(self, digest: str, config: GenerationConfig) -> Model:
+        """The model that a pickle describes; raises BundleError if there is another bundle now, of another `digest`."""
+        model = load(
+            self.path,
+            device=self.device,
+            threads=self.threads,
+            shared_threads=self.shared_threads,
+            prefix_cache_bytes=self.prefix_cache_bytes,
+            prefix=self.prefix,
+            task=self.task,
+            batch_invariant=self.batch_invariant,
+            context=self.context,
+        )
+        if model.bundle.manifest.digest != digest:
+            place = os.fspath(model.bundle.path)
+            model.close()
+            raise BundleError(f"{place!r} is not the bundle of the pickled model: load it here, or pickle it again")
+        model.generation_config = config
+        return model
+
+    def behind(self, prefix: Path, prefix_cache_bytes: int, task: str | os.PathLike[str] | None) -> "LoadArguments":
+        """The arguments of the model that `Model.with_prefix` makes; `task` None keeps the task."""
+        return replace(
+            self,
+            prefix=os.fspath(prefix),
+            prefix_cache_bytes=prefix_cache_bytes,
+            task=self.task if task is None else os.fspath(Path(task).absolute()),
+        )
