@@ -29,6 +29,7 @@ from edgelm.engine.machine import default_threads
 from edgelm.errors import ExportError
 from edgelm.reuse.kv_file import KvDtype
 from edgelm_export.certify.certificate import MAX_ROW_TOKENS, EvaluationText, certify, read_eval_text
+from edgelm_export.certify.chats import chat_difference
 from edgelm_export.certify.latent import certify_latent, write_latent
 from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
@@ -120,6 +121,7 @@ def export(
             checkpoint = prune_vocabulary(checkpoint, vocabulary)
         if context is not None:
             checkpoint = shorten_context(checkpoint, context)
+        checkpoint = _with_equal_chats(checkpoint)
         planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         settings, notes = bundle_settings(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
         if planned_task is not None:
@@ -220,6 +222,17 @@ def _end_token(checkpoint: Checkpoint) -> int:
             f"{checkpoint.name!r} has a latent part and no eos_token_id, which its texts begin and end with"
         )
     return ends[0]
+
+
+def _with_equal_chats(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` without its chat template, and with a note, where the runtime would write chats otherwise."""
+    if checkpoint.chat_template is None:
+        return checkpoint
+    difference = chat_difference(checkpoint.chat_template, checkpoint.tokenizer)
+    if difference is None:
+        return checkpoint
+    note = f"the bundle has no chat template, because edgelm does not use it as transformers does: {difference}"
+    return replace(checkpoint, chat_template=None, notes=(*checkpoint.notes, note))
 
 
 def _check_account(checkpoint: Checkpoint, weights: DecoderWeights, matrices: tuple[Matrix, ...]) -> None:
