@@ -39,13 +39,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         held = _HeldBody()
+        headers = Headers(scope=scope)
         try:
             try:
-                headers = Headers(scope=scope)
                 self._check_head(scope, headers)
                 scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
                 receive = await self._with_body(scope["method"], headers, receive, held)
             except ApiError as error:
+                if error.close and headers.get("expect", "").lower() != "100-continue":
+                    await _drain(receive)
                 await error.response()(scope, receive, send)
                 return
             await self._app(scope, receive, send)
@@ -110,7 +112,6 @@ class Guard:
         busy.close = True
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > limit:
-            await _drain(receive)
             raise too_large
         body = bytearray()
         try:
@@ -126,7 +127,6 @@ class Guard:
                     if self._bodies_bytes > self._settings.max_bodies_bytes:
                         raise busy
                     if len(body) > limit:
-                        await _drain(receive)
                         raise too_large
                     if not message.get("more_body", False):
                         return bytes(body)

@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -32,6 +33,31 @@ def status(answer: bytes) -> int:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert json.loads(body)["error"]["message"]
     return int(head.split()[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "host", "expected"),
+    [("text/plain", "localhost", 415), ("application/json", "evil.example", 403)],
+)
+def test_a_refused_body_is_read_so_that_the_answer_arrives(
+    server: Running, kind: str, host: str, expected: int
+) -> None:
+    """A connection that is closed with unread bytes is reset, and the client may lose the answer."""
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: 1000000\r\n\r\n"
+    with server.connect() as connection:
+        connection.sendall(head.encode() + b"a" * 900_000)
+        time.sleep(0.1)  # the server has seen the head by now
+        connection.sendall(b"a" * 100_000)
+        answer = b""
+        while piece := connection.recv(1 << 16):  # a reset raises
+            answer += piece
+    assert status(answer) == expected
+
+
+def test_who_waits_to_send_a_body_is_not_asked_for_it(server: Running) -> None:
+    """With "Expect: 100-continue" the refusal comes at once, and there is nothing to read."""
+    head = HEAD.replace(b"application/json", b"text/plain") + b"Expect: 100-continue\r\nContent-Length: 200000\r\n\r\n"
+    assert status(server.answer(head)) == 415
 
 
 @pytest.mark.parametrize(

@@ -57,5 +57,6 @@ def test_schemathesis_finds_nothing(chat_bundle: Path, tmp_path: Path) -> None:
                 answers[recorder["label"], interaction["response"]["status_code"]] += 1
     sys.stdout.write(f"{sum(answers.values()):,} requests: {dict(sorted(answers.items()))}\n")
     assert {status for _, status in answers if status >= 500} <= {UNAVAILABLE}
-    # Wrong requests alone would prove little: every route did its work as well.
-    assert {label for label, status in answers if status == 200} >= {label for label, _ in answers if "POST" in label}
+    # Wrong requests alone would prove little: every route did its work as well, but one: this bundle has no task.
+    working = {label for label, _ in answers if "POST" in label} - {"POST /v1/task"}
+    assert {label for label, status in answers if status == 200} >= working
