@@ -175,6 +175,14 @@ def test_what_safetensors_accepts_is_refused_too(old: str, new: str, words: str,
     assert words in refusal(tmp_path / "a", content)
 
 
+def test_a_header_has_32_kib_at_most(tmp_path: Path) -> None:
+    header, data = split(write(tmp_path / "a").read_bytes())
+    path = tmp_path / "b"
+    path.write_bytes(joined(header + " " * (32_768 - len(header.encode())), data))
+    assert np.array_equal(read_kv_file(path, "file", "text").keys_values, keys_values())
+    assert "its header is damaged" in refusal(path, joined(header + " " * (32_769 - len(header.encode())), data))
+
+
 OTHER_TENSORS = "its header describes other tensors"
 
 

@@ -6,7 +6,7 @@ import pickle
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ from edgelm import Bundle, BundleError, ClosedError, ContextError, Model, Prefix
 from edgelm.bundle.folder import default_bundle_path, file_fact
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.scheduler import Scheduler
-from edgelm.reuse.prefix import PromptEncoder, _padded_heads, bake, read_prefix, write_learned_prefix
+from edgelm.reuse.prefix import Prefix, PromptEncoder, _padded_heads, bake, read_prefix, write_learned_prefix
+from edgelm.text.tokenizer import Tokenizer
 from tests.conftest import TINY_BUNDLE, RunCommand, edit_manifest
 from tests.reuse.kv_files import Damage, facts_changed, header_changed, saved_again
 
@@ -600,3 +601,10 @@ def test_info_names_it_and_verify_measures_without_it(edgelm_command: RunCommand
     verified, plain = (edgelm_command("verify", str(folder), "--json") for folder in (tiny_copy, TINY_BUNDLE))
     assert verified.status == 0
     assert json.loads(verified.stdout)["measured"]["checks"] == json.loads(plain.stdout)["measured"]["checks"]
+
+
+def test_of_a_prompt_at_least_one_token_is_not_the_prefixs() -> None:
+    prefix = Prefix("x", (1, 2, 3), np.zeros((2, 1, 3, 8), np.float32), "ab" * 32, Path("x"))
+    encoder = PromptEncoder(cast("Tokenizer", None), prefix)
+    prompts = ([1, 2, 3, 4], [1, 2, 3], [1, 2], [1, 9], [9])
+    assert [encoder.prefix_tokens(ids) for ids in prompts] == [3, 2, 1, 1, 0]

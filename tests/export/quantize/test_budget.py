@@ -58,6 +58,12 @@ def test_what_is_good_enough_is_not_paid_for() -> None:
     assert sizes(plan(BY_HAND, 100, 100, 1.1)) == {"a": 10, "b": 10}
 
 
+def test_a_step_costs_what_it_adds_and_not_what_the_matrix_takes() -> None:
+    """10 bytes more for a large matrix win against 20 more for a small one that gain less for each byte."""
+    options = {"large": [option(100, 2.0), option(110, 1.0)], "small": [option(10, 2.0), option(30, 0.5)]}
+    assert sizes(plan(options, 130, 1000, 0)) == {"large": 110, "small": 10}
+
+
 def test_memory_limits_too() -> None:
     assert sizes(plan(BY_HAND, 100, 30, 0)) == {"a": 20, "b": 10}
 
