@@ -102,6 +102,40 @@ def test_the_limit_bounds_what_is_kept(graph: Graph) -> None:
     assert large.idle_bytes == 3 * 31 * bytes_per_token
 
 
+def test_of_sessions_that_come_back_together_the_first_goes(graph: Graph) -> None:
+    """Three are lent at the same time, and the limit has room for two."""
+    pool = SessionPool(graph, limit_bytes=2 * 31 * graph.session().bytes_per_token)
+    prompts = [[first, *PROMPT] for first in range(3)]
+    with pool.borrowed(prompts[0]) as (a, _), pool.borrowed(prompts[1]) as (b, _), pool.borrowed(prompts[2]) as (c, _):
+        for session, prompt in zip((a, b, c), prompts, strict=True):
+            session.step(prompt)
+    reused = []
+    for prompt in (prompts[1], prompts[0], prompts[2]):  # the last one lent came back first
+        with pool.borrowed(prompt) as (lent, count):
+            lent.step(prompt[count:])
+            reused.append(count)
+    assert reused == [29, 29, 0]
+
+
+def test_a_session_that_began_behind_something_else_holds_no_prompt(graph: Graph) -> None:
+    other = graph.session()
+    other.step(PROMPT[:4])
+    pool = SessionPool(graph)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.begin_after(other.remembered(4))
+        lent.step(PROMPT)
+    with pool.borrowed(PROMPT) as (_, reused):
+        assert reused == 0
+
+
+def test_a_session_from_before_a_fork_is_not_kept(graph: Graph) -> None:
+    pool = SessionPool(graph)
+    with pool.borrowed(PROMPT) as (lent, _):
+        lent.step(PROMPT)
+        pool.after_fork()
+    assert pool.idle_bytes == 0
+
+
 def test_threads_may_share_a_pool() -> None:
     model = edgelm.load(TINY_BUNDLE, device="cpu", threads=1, prefix_cache_bytes=10**6)
     rng = np.random.default_rng(0)

@@ -192,3 +192,10 @@ def test_block_sizes_below_a_limit(k: int, most: int, size: int) -> None:
 def test_relative_error_by_hand() -> None:
     assert relative_error(floats(1, 2, 2), floats(1, 2, 4)) == pytest.approx(2 / math.sqrt(21))
     assert relative_error(floats(0, 0), floats(0, 0)) == 0
+
+
+def test_8_bits_take_the_first_scale_and_search_no_other() -> None:
+    """The value of the largest magnitude lies on code -128, whatever its sign."""
+    rows = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    largest = [max(block, key=abs) for block in rows.reshape(-1, 32).tolist()]
+    assert search_scales(rows, 8, 32).ravel() == pytest.approx(np.array(largest) / -128, rel=1e-6)
