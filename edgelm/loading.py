@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgelm.bundle.folder import Bundle, default_bundle_path
+from edgelm.bundle.manifest import TASK_FEATURE
 from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import refuse_if_too_large
 from edgelm.errors import BundleError
-from edgelm.generation.task_format import TaskFormat
 from edgelm.model import Model
 from edgelm.reuse.pool import check_limit_bytes
 from edgelm.reuse.prefix import baked_prefix, read_prefix
@@ -71,7 +71,11 @@ def load(
     refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
     tokenizer = Tokenizer.of_bundle(bundle)
     config = GenerationConfig.of_bundle(bundle)
-    task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task)
+    task_format = None
+    if task is not None or TASK_FEATURE in bundle.manifest.required_features:
+        from edgelm.generation.task_format import TaskFormat
+
+        task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task)
     graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )

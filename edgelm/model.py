@@ -9,7 +9,7 @@ from contextvars import copy_context
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 import numpy.typing as npt
 
@@ -24,10 +24,8 @@ from edgelm.errors import PromptError
 from edgelm.generation.asynchronous import EitherCancel, Workers, call_in_thread, stream_in_thread
 from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
-from edgelm.generation.task_format import TaskFormat, TaskInput, TaskResult
 from edgelm.generation.text_generation import TextGeneration
 from edgelm.generation.text_scheduler import DEFAULT_MAX_WAITING, TextScheduler
-from edgelm.latent import Latent
 from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
 from edgelm.reuse.pool import SessionPool, check_limit_bytes
 from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, learned_sha256, read_prefix
@@ -42,6 +40,10 @@ from edgelm.text.messages import ChatMessage
 from edgelm.text.prompts import Prompt
 from edgelm.text.tokenizer import Tokenizer
 from edgelm.text.tools import Tool, ToolChoice
+
+if TYPE_CHECKING:  # few bundles have a task or a latent part, and importing these would slow every start
+    from edgelm.generation.task_format import TaskFormat, TaskInput, TaskResult
+    from edgelm.latent import Latent
 
 
 class LoadedAs(Protocol):
@@ -79,7 +81,7 @@ class Model:
         load_seconds: float = 0.0,
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
-        task_format: TaskFormat | None = None,
+        task_format: "TaskFormat | None" = None,
         loaded_as: LoadedAs | None = None,
         owns_graph: bool = True,
     ) -> None:
@@ -144,8 +146,10 @@ class Model:
         self._sessions.close()
 
     @cached_property
-    def latent(self) -> Latent:
+    def latent(self) -> "Latent":
         """The model's latent space; raises BundleError if the bundle has none."""
+        from edgelm.latent import Latent
+
         return Latent(self.bundle, self.tokenizer, self._sessions, has_prefix=self.prefix is not None)
 
     def generate(
@@ -276,6 +280,8 @@ class Model:
         check_path("path", path)
         kept, task_format, loaded_as = read_prefix(path, self.bundle), self.task_format, self._loaded_as
         if task is not None:
+            from edgelm.generation.task_format import TaskFormat
+
             check_path("task", task)
             task_format = TaskFormat.of_bundle(self.bundle, self.tokenizer, self.generation_config, task)
         return Model(
@@ -378,8 +384,8 @@ class Model:
         return self.stream(self.chat_prompt(messages, tools=tools), **(options | {"constraint": constraint}))
 
     def task(
-        self, given: TaskInput | None = None, options: GenerationOptions | None = None, /, **fields: str
-    ) -> TaskResult:
+        self, given: "TaskInput | None" = None, options: GenerationOptions | None = None, /, **fields: str
+    ) -> "TaskResult":
         """Do the bundle's task (docs/tasks.md) with an input: ``task("a text")``, or ``task(premise=..., ...)``.
 
         Args:

@@ -41,7 +41,7 @@ class HubName:
 
     @classmethod
     def parsed(cls, text: str) -> "HubName | None":
-        """The name that `text` is; None if it is none."""
+        """`text` as a name; None where it does not have the form of one."""
         match = _MODEL.fullmatch(text)
         if match is None or "--" in text or ".." in text:
             return None

@@ -68,7 +68,7 @@ def installed_models() -> list[InstalledModel]:
 
 
 def find_installed(name: str) -> InstalledModel | None:
-    """The installed model `name`, None if there is none; raises BundleError if two packages have one of this name."""
+    """The installed model `name`; None where no package has it. Raises BundleError if two packages have it."""
     found = [model for model in installed_models() if canonical(model.name) == canonical(name)]
     if len(found) > 1:
         packages = " and ".join(f"{model.package} {model.version}" for model in found)

@@ -1,8 +1,7 @@
-"""The two maps of a latent part, and its reference texts: files of little-endian numbers without a header.
+"""The two maps of a latent part, and its reference texts: files of arrays (`edgelm.bundle.array_file`).
 
-Every size follows from ``bundle.json``, so each file has exactly one right length. Z latent dimensions, E hidden size,
-R = 2·layers·G·N·p numbers of a vector's prefix (G key-value heads, N positions, p cached head dim), M texts, L tokens
-of the longest text. The maps, of the type that the manifest states:
+Z latent dimensions, E hidden size, R = 2·layers·G·N·p numbers of a vector's prefix (G key-value heads, N positions, p
+cached head dim), M texts, L tokens of the longest text. The maps, of the type that the manifest states:
 
     posterior_weight  (2·Z, E)   mean, then log variance: W h + b of the mean h of a text's hidden states
     posterior_bias    (2·Z,)
@@ -25,16 +24,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.array_file import ArrayLayout, read_arrays
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.latent_facts import LatentFacts, LatentReference
 from edgelm.bundle.manifest import Architecture
-from edgelm.bundle.small_files import SmallFileError
-from edgelm.errors import BundleError, pass_interrupts_on
+from edgelm.errors import BundleError
 from edgelm.ids import KeysValues
 
 Vector = npt.NDArray[np.float32]
 """(Z,)"""
-_Layout = list[tuple[str, np.dtype[Any], tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +127,7 @@ def encode_latent_reference(data: LatentReferenceData) -> bytes:
     return b"".join(getattr(data, name).astype(kind).tobytes() for name, kind, _ in layout)
 
 
-def _reference_layout(texts: int, longest: int, size: int) -> _Layout:
+def _reference_layout(texts: int, longest: int, size: int) -> ArrayLayout:
     whole, number = np.dtype("<u4"), np.dtype("<f4")
     shapes = {"lengths": (texts,), "ids": (texts, longest)}
     shapes |= {"source_logprobs": (texts, longest), "bundle_logprobs": (texts, longest)}
@@ -152,27 +150,9 @@ def _facts_of(bundle: Bundle) -> LatentFacts:
     return facts
 
 
-def _read(bundle: Bundle, name: str, layout: _Layout) -> dict[str, npt.NDArray[Any]]:
+def _read(bundle: Bundle, name: str, layout: ArrayLayout) -> dict[str, npt.NDArray[Any]]:
     """The arrays of the file `name`; raises BundleError if it has another size or a number that is not finite."""
-    expected = sum(kind.itemsize * math.prod(shape) for _, kind, shape in layout)
-    stated = bundle.manifest.files[name].size_bytes
-    if stated != expected:
-        raise BundleError(f"{name!r} has {stated:,} bytes, but bundle.json describes {expected:,}")
-    try:
-        raw = bundle.read_file(name, expected)
-    except SmallFileError as error:
-        raise BundleError(f"{name!r} {error}") from None
-    except OSError as error:
-        pass_interrupts_on(error)
-        raise BundleError(f"cannot read {name!r} of {str(bundle.path)!r}: {error.strerror or error}") from None
-    if len(raw) != expected:
-        raise BundleError(f"{name!r} has {len(raw):,} bytes, but bundle.json describes {expected:,}")
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    at = 0
-    for field, kind, shape in layout:
-        count = math.prod(shape)
-        arrays[field] = np.frombuffer(raw, kind, count, at).reshape(shape)
-        at += count * kind.itemsize
-        if kind.kind == "f" and not np.isfinite(arrays[field]).all():
-            raise BundleError(f"{name!r} holds a NaN or infinity: it is damaged")
+    arrays = read_arrays(bundle, name, layout)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise BundleError(f"{name!r} holds a NaN or infinity: it is damaged")
     return arrays

@@ -1,7 +1,7 @@
 """The reference file: tokens, and the log-probabilities that source and bundle gave them when the bundle was made.
 
-The file holds little-endian arrays without a header. Every size follows from ``bundle.json``, so the file has exactly
-one right length. T tokens, K likeliest tokens of the source at a position, V vocabulary:
+The file holds arrays without a header (`edgelm.bundle.array_file`). T tokens, K likeliest tokens of the source at a
+position, V vocabulary:
 
     ids          (T,)    uint16, or uint32 where V > 65,536
     top_ids      (T, K)  the type of ids; the source's likeliest token first
@@ -12,7 +12,6 @@ one right length. T tokens, K likeliest tokens of the source at a position, V vo
     bundle_mean  (V,)    float32: the bundle's mean log-probability of every token over the T positions, in nats
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgelm.bundle.array_file import ArrayLayout, read_arrays
 from edgelm.bundle.certificate import Reference
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.small_files import SmallFileError
 from edgelm.errors import BundleError
 from edgelm.ids import IdArray, Logprobs
 
@@ -58,24 +57,8 @@ def read_reference(bundle: Bundle) -> tuple[Reference, ReferenceData]:
     vocab, context = sizes.vocab_size, sizes.context_length
     if facts.row_tokens > context:
         raise BundleError(f"certificate.reference.row_tokens is {facts.row_tokens}, but the context holds {context}")
-    layout = _layout(facts, vocab)
-    expected = sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in layout)
-    stated = bundle.manifest.files[facts.file].size_bytes
-    if stated != expected:
-        raise BundleError(f"{facts.file!r} has {stated:,} bytes, but bundle.json describes {expected:,}")
-    try:
-        raw = bundle.read_file(facts.file, expected)
-    except SmallFileError as error:
-        raise BundleError(f"{facts.file!r} {error}") from None
-    if len(raw) != expected:
-        raise BundleError(f"{facts.file!r} has {len(raw):,} bytes, but bundle.json describes {expected:,}")
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    at = 0
-    for name, dtype, shape in layout:
-        count = int(np.prod(shape))
-        stored = np.frombuffer(raw, dtype, count, at).reshape(shape)
-        at += count * dtype.itemsize
-        arrays[name] = _decoded(name, stored)
+    stored = read_arrays(bundle, facts.file, _layout(facts, vocab))
+    arrays = {name: _decoded(name, array) for name, array in stored.items()}
     if max(arrays["ids"].max(), arrays["top_ids"].max()) >= vocab or not np.isfinite(arrays["bundle_mean"]).all():
         raise BundleError(f"{facts.file!r} holds a token id outside the vocabulary, or a NaN or infinity")
     return facts, ReferenceData(**arrays)
@@ -100,7 +83,7 @@ def rounded(log_probabilities: Logprobs) -> Logprobs:
     return _decoded("source_top", _encoded("source_top", log_probabilities))
 
 
-def _layout(facts: Reference, vocab: int) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+def _layout(facts: Reference, vocab: int) -> ArrayLayout:
     tokens, top = (facts.tokens,), (facts.tokens, facts.top_count)
     shapes = {"top_ids": top, "source_top": top, "bundle_top": top, "bundle_mean": (vocab,)}
     return [(name, dtype, shapes.get(name, tokens)) for name, dtype in _types(vocab).items()]
