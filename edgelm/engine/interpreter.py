@@ -6,12 +6,17 @@ computing, a token or a piece of a prompt each, and daemon threads begin no furt
 """
 
 import atexit
+import sys
 import weakref
 from importlib import import_module
 from threading import RLock
 
 from edgelm.engine.fork import notice_fork, watch_forks
 from edgelm.errors import DeviceError
+
+# Imported once, and not in each call: Python's search for a module drops the TimeoutError that a signal handler raises
+# in it, as every OSError.
+_interpreters = import_module("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
 
 
 class _NativeCalls:
@@ -55,14 +60,8 @@ def native_lock() -> RLock:
 
 def require_main_interpreter() -> None:
     """Raise DeviceError in a sub-interpreter, where numpy does not load, or ONNX Runtime hangs."""
-    for name in ("_interpreters", "_xxsubinterpreters"):  # since Python 3.13, and before
-        try:
-            interpreters = import_module(name)
-        except ImportError:
-            continue
-        if interpreters.get_current() != interpreters.get_main():
-            raise DeviceError(
-                "edgelm does not run in a sub-interpreter, because numpy and ONNX Runtime do not: use the main "
-                "interpreter (mod_wsgi: WSGIApplicationGroup %{GLOBAL}), or another process"
-            )
-        return
+    if _interpreters.get_current() != _interpreters.get_main():
+        raise DeviceError(
+            "edgelm does not run in a sub-interpreter, because numpy and ONNX Runtime do not: use the main "
+            "interpreter (mod_wsgi: WSGIApplicationGroup %{GLOBAL}), or another process"
+        )

@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 
 import edgelm
-from benchmarks.interrupts import Interrupter
+from benchmarks.interrupts import Interrupter, uses
 from edgelm.bundle.small_files import is_folder
 from edgelm.decoding.scheduler import Scheduler
 from edgelm.errors import TokenizerError, pass_interrupts_on
@@ -32,6 +32,28 @@ def test_interrupts_at_random_moments(tmp_path: Path, monkeypatch: pytest.Monkey
         interrupter.interrupt()
     interrupter.close()
     assert interrupter.arrived > 50
+
+
+class Searches:
+    """A finder that finds nothing, and writes down what it was asked for."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def find_spec(self, name: str, *_path: object) -> None:
+        self.names.append(name)
+
+
+def test_no_use_searches_for_a_module_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's search for a module drops a handler's TimeoutError, as it does with every OSError."""
+    searches = Searches()
+    with edgelm.load(TINY_BUNDLE, threads=1) as model:
+        for use in uses(str(TINY_BUNDLE), tmp_path).values():
+            use(model)  # imports on first use
+        monkeypatch.setattr(sys, "meta_path", [searches, *sys.meta_path])
+        for use in uses(str(TINY_BUNDLE), tmp_path).values():
+            use(model)
+    assert searches.names == []
 
 
 def raised_by_handler(exception: BaseException, *, deeper: bool = False) -> None:
