@@ -38,7 +38,7 @@ def chunkings(length: int) -> list[list[int]]:
     """Places to cut a text into pieces of 2, of 3 and 7, or of random lengths of at least 2."""
     rng = np.random.default_rng(0)
     cuts_of_texts: list[list[int]] = [[]]
-    for low, high in [(2, 3), (3, 4), (7, 8), (2, 4), (2, 9), (2, 30), (2, 30)]:
+    for low, high in [(2, 3), (3, 4), (7, 8), (2, 4), (2, 9), (2, 30)]:
         cuts, at = [], 0
         while (at := at + int(rng.integers(low, high))) <= length - 2:
             cuts.append(at)
@@ -54,7 +54,7 @@ def remembered(session: Session) -> list[Logits]:
 def test_chunks_and_threads_change_no_bit(tiny: Tiny) -> None:
     """Neither the next token's logits nor the cache depends on how a text is cut."""
     sessions = {threads: tiny.session(threads) for threads in (1, 2)}
-    for length in sorted({2, 3, 8, tiny.shape.context - 1, tiny.shape.context}):
+    for length in (3, tiny.shape.context - 1, tiny.shape.context):
         ids = tiny.text()[:length]
         sessions[1].reset()
         logits, cache = sessions[1].step(ids), remembered(sessions[1])

@@ -83,7 +83,7 @@ def test_no_text_is_shown_twice(name: str, options: dict[str, Any], request: pyt
     """With every method and at every cut, the tokens spell the prompt's end and then the text, and the text alone
     is shown."""
     model: Model = request.getfixturevalue(name)
-    for prompt in cuts(TINY_TEXT if name == "tiny" else TEXT, 12):
+    for prompt in cuts(TINY_TEXT if name == "tiny" else TEXT, 6):
         ids, rest = healed_ids(model, prompt)
         done = model.generate(prompt, token_healing=True, max_new_tokens=12, seed=2, **options)
         assert done.prompt == prompt

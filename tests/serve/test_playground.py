@@ -324,12 +324,9 @@ def test_a_reload_loses_nothing(visit: Visit) -> None:
 
 
 PROMPTS = [
-    'It\'s "quoted", $HOME `ls` \\n !x',
-    "two\nlines\tand a tab",
-    "-n",
+    'It\'s "quoted", $HOME `ls` \\n !x\ntwo\nlines\tand a tab héllo “中文” \U0001f600 \\\' \\"',
     "--help",
     "-",
-    "héllo “中文” \U0001f600 \\' \\\"",
 ]
 
 

@@ -272,8 +272,11 @@ STAGES = ["loading torch", "loading checkpoint", "exporting the reference", "dra
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+@pytest.mark.parametrize(
+    ("stage", "number", "status"),
+    [*((stage, signal.SIGINT, 130) for stage in STAGES), (STAGES[-1], signal.SIGTERM, 143)],
+    ids=[*STAGES, "TERM"],
+)
 def test_interrupted_export_leaves_nothing(source: Path, tmp_path: Path, stage: str, number: int, status: int) -> None:
     command = [sys.executable, "-m", "edgelm", "export", "checkpoint", "-o", "out", "--precision", "int8"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
