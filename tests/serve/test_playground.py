@@ -324,9 +324,11 @@ def test_a_reload_loses_nothing(visit: Visit) -> None:
 
 
 PROMPTS = [
-    'It\'s "quoted", $HOME `ls` \\n !x\ntwo\nlines\tand a tab héllo “中文” \U0001f600 \\\' \\"',
+    'It\'s "quoted", $HOME `ls` \\n !x',
+    "two\nlines\tand a tab",
     "--help",
     "-",
+    "héllo “中文” \U0001f600 \\' \\\"",
 ]
 
 

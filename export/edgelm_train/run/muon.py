@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95

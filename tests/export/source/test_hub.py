@@ -63,8 +63,8 @@ def failure(status: int, stdout: str, stderr: str) -> str:
     return lines[-1]
 
 
-def test_export_from_the_hub(hub: Hub, hub_env: dict[str, str], tmp_path: Path, build_command: RunCommand) -> None:
-    done = build_command("export", "owner/tiny", "-o", "out", "--precision", "fp32", env=hub_env)
+def test_export_from_the_hub(hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/tiny", "-o", "out", "--precision", "fp32", env=hub_env)
     assert done.status == 0, done.stderr
     manifest = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))
     assert manifest["source"]["name"] == "owner/tiny"
@@ -90,30 +90,32 @@ def test_export_from_the_hub(hub: Hub, hub_env: dict[str, str], tmp_path: Path, 
     reference = tmp_path / "hf-home" / "hub" / "models--owner--tiny" / "refs" / "main"
     assert reference.read_text(encoding="utf-8") == COMMIT, "without it nobody finds the model again offline"
     assert "hf-home" not in "".join(path.name for path in (tmp_path / "out").iterdir())
-    assert build_command("run", "-m", "out", "-n", "3", "a").status == 0
-    assert build_command("verify", "out").status == 0
+    assert edgelm_command("run", "-m", "out", "-n", "3", "a").status == 0
+    assert edgelm_command("verify", "out").status == 0
 
 
-def test_revision_of_a_short_name(hub: Hub, hub_env: dict[str, str], tmp_path: Path, build_command: RunCommand) -> None:
-    done = build_command("export", "tiny2", "-o", "out", "--precision", "fp32", "--revision", "v1", env=hub_env)
+def test_revision_of_a_short_name(
+    hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand
+) -> None:
+    done = edgelm_command("export", "tiny2", "-o", "out", "--precision", "fp32", "--revision", "v1", env=hub_env)
     assert done.status == 0, done.stderr
     assert ("GET", "/api/models/tiny2/revision/v1") in hub.asked
     source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
     assert (source["name"], source["revision"]) == ("tiny2", COMMIT)
 
 
-def test_only_pickled_weights(hub: Hub, hub_env: dict[str, str], tmp_path: Path, build_command: RunCommand) -> None:
+def test_only_pickled_weights(hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
     upload = save_checkpoint(tmp_path / "pickled", Shape(layers=1, context=16, stored="bin"))
     hub.files["owner/pickled"] = {path.name: path.read_bytes() for path in upload.iterdir()}
-    done = build_command("export", "owner/pickled", "-o", "out", "--precision", "fp32", env=hub_env)
+    done = edgelm_command("export", "owner/pickled", "-o", "out", "--precision", "fp32", env=hub_env)
     assert done.status == 0, done.stderr
     assert "pytorch_model.bin" in hub.fetched()
     source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
     assert source["license"] is None
 
 
-def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, build_command: RunCommand) -> None:
-    done = build_command("export", "owner/nothing", "-o", "out", env=hub_env)
+def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/nothing", "-o", "out", env=hub_env)
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/nothing'" in line
     assert "no public model of this name; for a private one run `hf auth login`" in line
@@ -121,8 +123,8 @@ def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, build_comma
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_revision(hub_env: dict[str, str], tmp_path: Path, build_command: RunCommand) -> None:
-    done = build_command("export", "owner/tiny", "--revision", "v9", "-o", "out", env=hub_env)
+def test_unknown_revision(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/tiny", "--revision", "v9", "-o", "out", env=hub_env)
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/tiny'" in line
     assert "no revision 'v9'; check the revision" in line
@@ -157,15 +159,15 @@ def test_network_that_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HTTPSConnectionPool" not in str(caught.value)
 
 
-def test_hub_that_does_not_answer(hub_env: dict[str, str], tmp_path: Path, build_command: RunCommand) -> None:
+def test_hub_that_does_not_answer(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
     env = hub_env | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nobody listens
-    done = build_command("export", "owner/tiny", "-o", "out", env=env)
+    done = edgelm_command("export", "owner/tiny", "-o", "out", env=env)
     assert "cannot fetch 'owner/tiny' from the hub" in failure(done.status, done.stdout, done.stderr)
     assert not (tmp_path / "out").exists()
 
 
-def test_told_to_stay_offline(hub: Hub, hub_env: dict[str, str], tmp_path: Path, build_command: RunCommand) -> None:
-    done = build_command("export", "owner/tiny", "-o", "out", env=hub_env | {"HF_HUB_OFFLINE": "1"})
+def test_told_to_stay_offline(hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/tiny", "-o", "out", env=hub_env | {"HF_HUB_OFFLINE": "1"})
     assert "cannot fetch 'owner/tiny' from the hub" in failure(done.status, done.stdout, done.stderr)
     assert hub.asked == []
 
