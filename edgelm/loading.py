@@ -14,7 +14,7 @@ from edgelm.engine.memory import refuse_if_too_large
 from edgelm.errors import BundleError
 from edgelm.model import Model
 from edgelm.reuse.pool import check_limit_bytes
-from edgelm.reuse.prefix import baked_prefix, read_prefix
+from edgelm.reuse.prefix import Prefix, baked_prefix, read_prefix
 from edgelm.text.tokenizer import Tokenizer
 
 
@@ -43,8 +43,8 @@ def load(
         prefix_cache_bytes: memory for the keys and values of earlier prompts. A prompt that begins like an earlier one
             is computed from where they differ. The last prompt is kept even if it takes more memory.
         prefix: a file of keys and values that stand before every prompt (docs/embedding.md); it replaces the prefix
-            in the bundle, if any.
-        task: a file that says what `Model.task` does (docs/tasks.md); it replaces the task in the bundle, if any.
+            in the bundle, if any. A task in the file replaces the bundle's task.
+        task: a file that says what `Model.task` does (docs/tasks.md), in place of a task in the prefix or the bundle.
         batch_invariant: whether `generate` computes the same bits as `generate_batch` and the scheduler in every
             recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
         context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
@@ -54,7 +54,7 @@ def load(
         BundleError: there is no such bundle, it is not valid, or its parts disagree.
         DeviceError: ONNX Runtime is missing, or the device cannot be used.
         TokenizerError: the bundle's tokenizer cannot be read.
-        PrefixError: the prefix cannot be read, or was made for another model.
+        PrefixError: the prefix cannot be read, was made for another model, or has a task that cannot be used.
         InsufficientMemoryError: the model would not fit into the memory that this process may use.
         ConfigError: `prefix_cache_bytes` is not a number of bytes, `path`, `prefix` or `task` is no path, the task
             cannot be used, or `context` is longer than the bundle's own.
@@ -71,11 +71,11 @@ def load(
     refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
     tokenizer = Tokenizer.of_bundle(bundle)
     config = GenerationConfig.of_bundle(bundle)
-    task_format = None
-    if task is not None or TASK_FEATURE in bundle.manifest.required_features:
+    task_format, of_prefix = None, kept is not None and kept.task is not None
+    if task is not None or of_prefix or TASK_FEATURE in bundle.manifest.required_features:
         from edgelm.generation.task_format import TaskFormat
 
-        task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task)
+        task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task, kept)
     graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )
@@ -137,11 +137,12 @@ class LoadArguments:
         model.generation_config = config
         return model
 
-    def behind(self, prefix: Path, prefix_cache_bytes: int, task: str | os.PathLike[str] | None) -> "LoadArguments":
-        """The arguments of the model that `Model.with_prefix` makes; `task` None keeps the task."""
+    def behind(self, prefix: Prefix, prefix_cache_bytes: int, task: str | os.PathLike[str] | None) -> "LoadArguments":
+        """The arguments of the model that `Model.with_prefix` makes; `task` None leaves the task to the prefix."""
+        kept = self.task if prefix.task is None else None
         return replace(
             self,
-            prefix=os.fspath(prefix),
+            prefix=os.fspath(prefix.path),
             prefix_cache_bytes=prefix_cache_bytes,
-            task=self.task if task is None else os.fspath(Path(task).absolute()),
+            task=kept if task is None else os.fspath(Path(task).absolute()),
         )

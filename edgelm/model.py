@@ -8,7 +8,6 @@ from contextlib import aclosing
 from contextvars import copy_context
 from datetime import datetime
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 import numpy.typing as npt
@@ -52,8 +51,8 @@ class LoadedAs(Protocol):
     def again(self, digest: str, config: GenerationConfig) -> "Model":
         """Load the bundle of this `digest` once more, with the defaults `config`; raises the errors of `load`."""
 
-    def behind(self, prefix: Path, prefix_cache_bytes: int, task: str | os.PathLike[str] | None) -> "LoadedAs":
-        """The arguments of the model that `Model.with_prefix` makes of this one; `task` None keeps the task."""
+    def behind(self, prefix: Prefix, prefix_cache_bytes: int, task: str | os.PathLike[str] | None) -> "LoadedAs":
+        """The arguments of the model that `Model.with_prefix` makes; `task` None leaves the task to the prefix."""
 
 
 class Model:
@@ -68,7 +67,7 @@ class Model:
         tokenizer: the bundle's tokenizer.
         prefix: keys and values that stand before every prompt; None for no prefix.
         generation_config: defaults of every generation, from the bundle's ``generation_config.json``.
-        task_format: what `task` does; None where neither the bundle nor `load` names a task.
+        task_format: what `task` does; None where neither `load`, the prefix nor the bundle names a task.
         load_seconds: how long loading took; the statistics of every generation repeat it.
     """
 
@@ -256,22 +255,40 @@ class Model:
         self._sessions.add(state)
         return state
 
-    def save_prefix(self, path: str | os.PathLike[str], text: str, *, dtype: KvDtype | None = None) -> None:
-        """Write `text` with its keys and values to the file `path`, for `load(..., prefix=path)`; see `bake`."""
+    def save_prefix(
+        self,
+        path: str | os.PathLike[str],
+        text: str,
+        *,
+        dtype: KvDtype | None = None,
+        task: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Write `text` with its keys and values to the file `path`, for `load(..., prefix=path)`; see `bake`.
+
+        With the task in the file `task` (docs/tasks.md) the prefix says what it is for. Raises ConfigError too if this
+        model cannot do the task.
+        """
         check_path("path", path)
+        given = None
+        if task is not None:
+            from edgelm.generation.prefix_task import read_usable_task
+
+            check_path("task", task)
+            given = read_usable_task(task, self.bundle, self.tokenizer, self.generation_config)
         with self._sessions.borrowed() as (session, _):
-            bake(session, self.tokenizer, text, path, dtype)
+            bake(session, self.tokenizer, text, path, dtype, given)
 
     def with_prefix(
         self, path: str | os.PathLike[str], *, prefix_cache_bytes: int = 0, task: str | os.PathLike[str] | None = None
     ) -> "Model":
         """This model with another prefix before every prompt, in place of its own; both share the weights in memory.
 
-        The new model works as long as this one is open, and closing it frees its own caches only. `load` explains the
-        arguments.
+        The new model works as long as this one is open, and closing it frees its own caches only. It does the task of
+        the file `task`, or else the prefix's, or else this model's, unless that came with this model's prefix: then
+        the bundle's. `load` explains the arguments.
 
         Raises:
-            PrefixError: the prefix cannot be read, or was made for another model.
+            PrefixError: the prefix cannot be read, was made for another model, or has a task that cannot be used.
             ConfigError: an argument is out of range, or the task cannot be read.
             ClosedError: this model is closed.
         """
@@ -279,11 +296,13 @@ class Model:
         check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
         check_path("path", path)
         kept, task_format, loaded_as = read_prefix(path, self.bundle), self.task_format, self._loaded_as
-        if task is not None:
+        of_own_prefix = task_format is not None and self.prefix is not None and task_format.task is self.prefix.task
+        if task is not None or kept.task is not None or of_own_prefix:
             from edgelm.generation.task_format import TaskFormat
 
-            check_path("task", task)
-            task_format = TaskFormat.of_bundle(self.bundle, self.tokenizer, self.generation_config, task)
+            if task is not None:
+                check_path("task", task)
+            task_format = TaskFormat.of_bundle(self.bundle, self.tokenizer, self.generation_config, task, kept)
         return Model(
             self.graph,
             self.tokenizer,
@@ -292,7 +311,7 @@ class Model:
             prefix_cache_bytes=prefix_cache_bytes,
             prefix=kept,
             task_format=task_format,
-            loaded_as=None if loaded_as is None else loaded_as.behind(kept.path, prefix_cache_bytes, task),
+            loaded_as=None if loaded_as is None else loaded_as.behind(kept, prefix_cache_bytes, task),
             owns_graph=False,
         )
 
@@ -386,7 +405,7 @@ class Model:
     def task(
         self, given: "TaskInput | None" = None, options: GenerationOptions | None = None, /, **fields: str
     ) -> "TaskResult":
-        """Do the bundle's task (docs/tasks.md) with an input: ``task("a text")``, or ``task(premise=..., ...)``.
+        """Do the task that the model has (docs/tasks.md): ``task("a text")``, or ``task(premise=..., ...)``.
 
         Args:
             given: the text of the only field, or a dict of all fields.
@@ -401,7 +420,9 @@ class Model:
         """
         task = self.task_format
         if task is None:
-            raise PromptError("this bundle has no task: load it with a task's file, or export it with --task")
+            raise PromptError(
+                "this bundle has no task: load it with a task's file or a prefix that has one, or export it with --task"
+            )
         config = task.config(self.generation_config, options)
         prompts = task.prompts(task.values(given, fields))
         if task.writes_text:

@@ -24,6 +24,8 @@ PREFIX_FILE = "prefix.safetensors"
 TASK_FEATURE = "task"
 TASK_FILE = "task.json"
 """What the bundle is for. A bundle has both the feature and the file, or neither."""
+MAX_TASK_BYTES = 2**20
+"""The longest task, in a bundle or in a prefix file."""
 VALUE_DIVISORS_FILE = "value_divisors.bin"
 """The factors by which smoothing divided the values, float32 (layers, H, D). Only smoothed bundles have this file."""
 KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE})

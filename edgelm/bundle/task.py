@@ -1,4 +1,4 @@
-"""The job of a bundle as data: how an input becomes a prompt, and what becomes of the model's answer.
+"""The job of a bundle or a prefix as data: how an input becomes a prompt, and what becomes of the model's answer.
 
 ``docs/tasks.md`` describes the file for people. Nothing here is ever run: a template only puts texts in their places.
 """
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.manifest import TASK_FILE
+from edgelm.bundle.manifest import MAX_TASK_BYTES, TASK_FILE
 from edgelm.bundle.small_files import SmallFileError, read_small_file
 from edgelm.bundle.strict_json import Between, Count, StrictJsonError, from_json, parse_json
 from edgelm.bundle.template import Template, TemplateError
 from edgelm.errors import BundleError, ConfigError, pass_interrupts_on, shown
 
-MAX_TASK_BYTES = 2**20
 MAX_TEMPLATE_CHARACTERS = 2**16
 """The longest template; examples before the input count."""
 MAX_FIELDS = 32
@@ -112,6 +111,15 @@ class EmbedTask:
 
 Task = ChooseTask | GenerateTask | ChatTask | EmbedTask
 
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """A task, and the bytes that state it, which a bundle or a prefix file gets unchanged."""
+
+    task: Task
+    content: bytes
+
+
 MESSAGE_FIELD = "message"
 """The field of a chat's input."""
 
@@ -133,10 +141,11 @@ def read_task(bundle: Bundle) -> Task | None:
         raise BundleError(f"{TASK_FILE} {error}") from None
 
 
-def read_task_file(path: str | os.PathLike[str]) -> Task:
+def read_task_file(path: str | os.PathLike[str]) -> TaskFile:
     """The task in the file `path`, as `read_task`; raises ConfigError if it cannot be read."""
     try:
-        return parse_task(read_small_file(path, MAX_TASK_BYTES))
+        content = read_small_file(path, MAX_TASK_BYTES)
+        return TaskFile(parse_task(content), content)
     except (SmallFileError, StrictJsonError) as error:
         raise ConfigError(f"the task {os.fspath(path)!r} {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path

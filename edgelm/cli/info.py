@@ -1,6 +1,7 @@
-"""``edgelm info``: what a bundle is, where it came from, and what its conversion cost."""
+"""``edgelm info``: what a bundle is, where it came from, and what its conversion cost; and what a prefix is."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,24 +13,47 @@ from edgelm.bundle.task import ChatTask, ChooseTask, EmbedTask, Measured, Task, 
 from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, storage_formats
 from edgelm.errors import shortened
 
+if TYPE_CHECKING:
+    from edgelm.reuse.prefix import Prefix
+
 Fact = tuple[str, str]
 
 
 @click.command(name="info")
 @bundle_options
+@click.option("--prefix", metavar="FILE", help="Prefix file to show too, with its task in place of the bundle's.")
 @json_option("Print the whole manifest as one JSON object.")
-def command(place: str, as_json: bool) -> None:
+def command(place: str, prefix: str | None, as_json: bool) -> None:
     """Show a bundle's source, size and quality certificate."""
     bundle = Bundle.read(place)
-    task = read_task(bundle)
+    kept = _prefix(bundle, prefix)
+    task = read_task(bundle) if kept is None or kept.task is None else kept.task
     if as_json:
-        own = {} if task is None else {"task": asdict(task)}
+        own: dict[str, object] = {} if task is None else {"task": asdict(task)}
+        if prefix is not None and kept is not None:
+            own["prefix"] = {
+                "path": str(kept.path),
+                "text": kept.text,
+                "tokens": kept.tokens,
+                "size_bytes": kept.path.stat().st_size,
+                "sha256": kept.sha256,
+            }
         print_json({"path": str(bundle.path), "size_bytes": bundle.size_bytes, **asdict(bundle.manifest), **own})
         return
     certificate = bundle.manifest.certificate
+    about_prefix = [] if kept is None else [("prefix", _prefix_fact(kept, in_bundle=prefix is None))]
     about_task = [] if task is None else _task_facts(task)
     about_quality = [("certificate", "none")] if certificate is None else _certified(certificate)
-    print_table([*_facts(bundle), *about_task, *about_quality])
+    print_table([*_facts(bundle), *about_prefix, *about_task, *about_quality])
+
+
+def _prefix(bundle: Bundle, path: str | None) -> "Prefix | None":
+    """The prefix in the file `path`, or else the bundle's own."""
+    if path is None and PREFIX_FILE not in bundle.manifest.files:
+        return None
+    from edgelm.reuse.prefix import baked_prefix, read_prefix  # imports numpy, which few bundles need
+
+    return baked_prefix(bundle) if path is None else read_prefix(path, bundle)
 
 
 def _facts(bundle: Bundle) -> list[Fact]:
@@ -50,7 +74,6 @@ def _facts(bundle: Bundle) -> list[Fact]:
         ("precision", f"{recipe.name}: {storage_formats(bundle)}"),
         ("runs on", f"{', '.join(graph.devices)}; ONNX Runtime {graph.minimum_onnxruntime} or newer"),
         ("on disk", f"{bundle.size_bytes / 1e6:.1f} MB in {bundle.file_count} files"),
-        *([("prefix", _prefix_fact(bundle))] if PREFIX_FILE in manifest.files else []),
         *([("latent", _latent_fact(manifest.latent))] if manifest.latent is not None else []),
         ("made by", manifest.created_by),
         ("digest", manifest.digest),
@@ -77,13 +100,10 @@ def _score(measured: Measured) -> str:
     return f"{measured.metric} {measured.value:.4g}{source} on {measured.count:,} examples, {measured.data}"
 
 
-def _prefix_fact(bundle: Bundle) -> str:
-    from edgelm.reuse.prefix import baked_prefix  # imports numpy: only bundles with a prefix need it
-
-    prefix = baked_prefix(bundle)
-    assert prefix is not None, "the manifest lists it"
+def _prefix_fact(prefix: "Prefix", *, in_bundle: bool) -> str:
     origin = "learned" if prefix.text is None else f"the text {shortened(prefix.text)}"
-    return f"{prefix.tokens} tokens before every prompt, {origin}; the certificate was measured without it"
+    place = "" if in_bundle else f"{prefix.path}, {prefix.path.stat().st_size / 1e3:,.0f} kB; "
+    return f"{place}{prefix.tokens} tokens before every prompt, {origin}; the certificate was measured without it"
 
 
 def _latent_fact(latent: LatentFacts) -> str:

@@ -82,6 +82,7 @@ def command(
     echo "One day" | edgelm run --no-echo --seed 7
     edgelm run -m a-bundle-with-a-task "I loved it"
     cat reviews.txt | edgelm run -m a-bundle-with-a-task --lines
+    edgelm run --prefix a-prefix-with-a-task "I loved it"
     """
     if options["logprobs"] is not None and not as_json:
         click.get_current_context().fail("--logprobs needs --json, because plain text has no place for them")
@@ -111,7 +112,9 @@ def command(
         _do_task(model, named or model.task_format.read_input(text), given, as_json=as_json, state=state, stats=stats)
         return
     if named:
-        click.get_current_context().fail("--field is given, but the bundle has no task: give a prompt")
+        click.get_current_context().fail(
+            "--field is given, but the bundle has no task, nor a prefix with one: give a prompt"
+        )
     if text.endswith(" ") and not model.generation_config.updated(dict(given)).token_healing:
         note(
             "edgelm: the prompt ends with a blank, which usually belongs to the next word: leave it out, or give "

@@ -54,7 +54,13 @@ def _seconds(flag: str, default: float | None, meaning: str) -> Decorator:
     show_envvar=True,
     help="Bundle, or NAME=BUNDLE; by default the embedded model. Repeatable; the first one is the default.",
 )
-@_texts("--task", "tasks", "NAME=FILE", "Model NAME: a prefix file before one of the models, on the same weights.")
+@_texts(
+    "--prefix",
+    "prefixes",
+    "NAME=FILE",
+    "Model NAME: a prefix file before one of the models, on the same weights, with the prefix's own task.",
+)
+@click.option("--task", metavar="FILE", help="Task file (docs/tasks.md) of the first model, in place of its own task.")
 @click.option(
     "--host",
     default=_DEFAULTS.host,
@@ -91,7 +97,8 @@ def _seconds(flag: str, default: float | None, meaning: str) -> Decorator:
 @click.option("--verbose", is_flag=True, help="Report loads, unloads and bad requests on stderr.")
 def command(
     models: tuple[str, ...],
-    tasks: tuple[str, ...],
+    prefixes: tuple[str, ...],
+    task: str | None,
     host: str,
     port: int,
     api_key_file: str | None,
@@ -115,6 +122,7 @@ def command(
     \b
     edgelm serve
     edgelm serve -m small=models/gpt2-int4 -m models/gpt2-int8
+    edgelm serve -m models/gpt2-int8 --prefix mood=mood.prefix --prefix topic=topic.prefix
     edgelm serve --host 0.0.0.0 --api-key-file keys.txt
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
@@ -124,7 +132,7 @@ def command(
         from edgelm.serve.app import create_app
         from edgelm.serve.loading import load_place
         from edgelm.serve.server import Server, listen
-        from edgelm.serve.shelf import Shelf, place_of, read_place, read_task
+        from edgelm.serve.shelf import Shelf, place_of, read_place, read_place_behind_prefix, with_task
 
         settings = ServeSettings(
             host=host,
@@ -142,7 +150,9 @@ def command(
         )
         places = [read_place(text) for text in models] or [place_of(Bundle.read(default_bundle_path()))]
 
-        places += [read_task(text, places) for text in tasks]
+        if task is not None:
+            places[0] = with_task(places[0], task)
+        places += [read_place_behind_prefix(text, places) for text in prefixes]
 
         def load(place: "Place", base: "ServedModel | None") -> "ServedModel":
             return load_place(place, base, settings, device=device, threads=threads)
@@ -199,11 +209,12 @@ def _start_screen(settings: ServeSettings, places: "list[Place]", url: str) -> l
         when = "loads now" if number == 0 else "loads when first asked for"
         megabytes = place.memory_bytes(settings) / 1e6
         on = "" if place.base is None else f" on {place.base}"
+        job = "" if place.task is None else f", with a task ({place.task.kind})"
         rows.append(
             (
                 "models" if number == 0 else "",
                 f"{place.name}{on}: {recipe.name}, context {architecture.context_length:,}, "
-                f"about {megabytes:,.0f} MB; {when}",
+                f"about {megabytes:,.0f} MB{job}; {when}",
             )
         )
     keys = f"{len(settings.keys)} API key{'s' if len(settings.keys) > 1 else ''}"

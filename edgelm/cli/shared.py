@@ -107,7 +107,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
     `open_model()` loads the model. Call it after the cheap checks, because it imports numpy and ONNX Runtime.
     """
-    meaning = "Prefix file (of `edgelm bake` or prefix-tuning) that precedes every prompt."
+    meaning = "Prefix file (of `edgelm bake` or prefix-tuning) that precedes every prompt, perhaps with a task."
 
     @model_option
     @click.option("--prefix", metavar="FILE", help=meaning)

@@ -18,7 +18,9 @@ def _option(*names: str, help: str, metavar: str | None = None, multiple: bool =
 
 def task_option(function: Function) -> Function:
     """``--task``, the path of a file."""
-    meaning = "Task file (docs/tasks.md) that says what to do with an input; by default the bundle's own task."
+    meaning = (
+        "Task file (docs/tasks.md) that says what to do with an input; by default the prefix's or the bundle's own."
+    )
     option: Callable[[Function], Function] = _option("--task", metavar="FILE", help=meaning)
     return option(function)
 

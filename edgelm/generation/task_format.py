@@ -1,4 +1,4 @@
-"""A bundle's task at work: an input becomes a prompt, and the model's answer becomes a result."""
+"""The task of a bundle or a prefix at work: an input becomes a prompt, and the model's answer becomes a result."""
 
 import json
 import os
@@ -25,9 +25,9 @@ from edgelm.bundle.task import (
 from edgelm.bundle.template import Template
 from edgelm.decoding.generation_config import OPTIONS, GenerationConfig, GenerationOptions
 from edgelm.engine.session import Session
-from edgelm.errors import BundleError, ConfigError, PromptError, shown
+from edgelm.errors import BundleError, ConfigError, EdgelmError, PrefixError, PromptError, shown
 from edgelm.generation.results import Chunk, Completion, TextEnd
-from edgelm.reuse.prefix import PromptEncoder
+from edgelm.reuse.prefix import Prefix, PromptEncoder
 from edgelm.scoring import text_scores
 from edgelm.scoring.token_scores import Vector
 from edgelm.text.chat import ChatFormat
@@ -137,21 +137,27 @@ class TaskFormat:
         tokenizer: Tokenizer,
         config: GenerationConfig,
         file: str | os.PathLike[str] | None = None,
+        prefix: Prefix | None = None,
     ) -> "TaskFormat | None":
-        """The task of `bundle`, or the one in `file` instead; None where neither has one.
+        """The task in `file`, or else that of `prefix`, or else that of `bundle`; None where none has one.
 
-        Raises BundleError if the bundle's own task cannot be used, ConfigError if that of `file` cannot.
+        Raises ConfigError if the task of `file` cannot be used, PrefixError if that of `prefix` cannot, and BundleError
+        if that of `bundle` cannot.
         """
-        task = read_task(bundle) if file is None else read_task_file(file)
-        if task is None:
+        error: type[EdgelmError]
+        if file is not None:
+            task, error, name = read_task_file(file).task, ConfigError, f"the task {os.fspath(file)!r}"
+        elif prefix is not None and prefix.task is not None:
+            task, error, name = prefix.task, PrefixError, f"the task of the prefix {os.fspath(prefix.path)!r}"
+        elif (own := read_task(bundle)) is not None:
+            task, error, name = own, BundleError, f"{TASK_FILE} of {os.fspath(bundle.path)!r}"
+        else:
             return None
         template = read_chat_template(bundle) if isinstance(task, ChatTask) else None
         try:
             return cls(task, tokenizer, None if template is None else ChatFormat(template, tokenizer), config)
-        except (ConfigError, PromptError) as error:  # PromptError: no template is the default
-            if file is None:
-                raise BundleError(f"{TASK_FILE} of {os.fspath(bundle.path)!r}: {error}") from None
-            raise ConfigError(f"the task {os.fspath(file)!r}: {error}") from None
+        except (ConfigError, PromptError) as reason:  # PromptError: no template is the default
+            raise error(f"{name}: {reason}") from None
 
     @property
     def writes_text(self) -> bool:

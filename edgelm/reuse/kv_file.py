@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.bundle.folder import Extent
+from edgelm.bundle.manifest import MAX_TASK_BYTES
 from edgelm.bundle.small_files import SmallFileError, check_small_file
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
 from edgelm.bundle.whole_file import write_whole_file
@@ -52,8 +53,11 @@ class KvMetadata:
     prefix: str | None = None
     """SHA-256 of the learned prefix that stood before a state (`Prefix.sha256`)."""
     sha256: str = ""
-    """SHA-256 (hex) of the tensors' bytes, in the alphabetical order of their names."""
+    """SHA-256 (hex) of the tensors' bytes without the task's, in the alphabetical order of their names."""
     format_version: Count = _FORMAT_VERSION
+    task_sha256: str | None = None
+    """SHA-256 (hex) of the task. It is apart because `sha256` identifies a prefix: a state that was saved behind it
+    fits, whatever the prefix is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class KvFile:
     """(T,); (0,) for a learned prefix, whose virtual tokens have no ids."""
     text: str | None
     """The baked text; None for the other kinds."""
+    task: bytes | None = None
+    """What a prefix is for, as the content of a task file (docs/tasks.md), which `edgelm.bundle.task` reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +92,28 @@ class _Header:
     token_ids: _Tensor | None = None
     text: _Tensor | None = None
     """UTF-8 bytes. A tensor, because a text may be longer than a header should be."""
+    task: _Tensor | None = None
+    """The bytes of a task file. A tensor for the same reason."""
 
     def fits(self, metadata: KvMetadata) -> bool:
         """Whether the tensors are those of the kind, with its dtypes and shapes."""
         kind, shape, ids, text = metadata.kind, self.keys_values.shape, self.token_ids, self.text
+        stated = metadata.task_sha256 is not None
         return (
             (ids is not None, text is not None) == (kind != "learned", kind == "text")
             and (metadata.prefix is None or kind == "state")
             and (self.keys_values.dtype in ("F32", "F16") and len(shape) == 4 and shape[0] % 2 == 0)
             and (ids is None or (ids.dtype, ids.shape) == ("U32", shape[2:3]))
             and (text is None or (text.dtype, len(text.shape)) == ("U8", 1))
+            and (self.task is not None) == stated
+            and (self.task is None or (self.task.dtype, len(self.task.shape), kind != "state") == ("U8", 1, True))
         )
 
     def fills(self, size_bytes: int) -> bool:
         """Whether the tensors lie behind each other without gap or overlap in `size_bytes`."""
         end = 0
-        tensors = [tensor for tensor in (self.keys_values, self.token_ids, self.text) if tensor is not None]
-        for tensor in sorted(tensors, key=lambda tensor: tensor.data_offsets):
+        tensors = (self.keys_values, self.token_ids, self.text, self.task)
+        for tensor in sorted(filter(None, tensors), key=lambda tensor: tensor.data_offsets):
             length = math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.dtype]).itemsize
             if tensor.data_offsets != (end, end + length):
                 return False
@@ -117,16 +128,18 @@ def write_kv_file(
     dtype: KvDtype,
     ids: tuple[int, ...] = (),
     text: str | None = None,
+    task: bytes | None = None,
 ) -> None:
     """Write a `KvFile`. An existing file is replaced in one step, or stays unchanged.
 
     Args:
         path: the file to write.
-        metadata: all but `sha256`, which is computed here.
+        metadata: all but the hashes, which are computed here.
         keys_values: (2·layers, H, T, p).
         dtype: type in which the keys and values are stored.
         ids: T token ids; empty for a learned prefix.
         text: the baked text; None for the other kinds.
+        task: what a prefix is for, the content of a task file; None for none, and for states.
 
     Raises:
         StateError, PrefixError: a key or value is NaN, infinite, or too large for `dtype`; a state's is a StateError.
@@ -146,7 +159,13 @@ def write_kv_file(
         tensors["token_ids"] = np.array(ids, "<u4")
     if text is not None:
         tensors["text"] = np.frombuffer(text.encode(), np.uint8)
-    facts = json.dumps(asdict(replace(metadata, sha256=_sha256(tensors))), ensure_ascii=False)
+    stated = asdict(replace(metadata, sha256=_sha256(tensors), task_sha256=None))
+    if task is None:
+        del stated["task_sha256"]  # so that readers that know no tasks read the file
+    else:
+        tensors["task"] = np.frombuffer(task, np.uint8)
+        stated["task_sha256"] = hashlib.sha256(task).hexdigest()
+    facts = json.dumps(stated, ensure_ascii=False)
     content = save(tensors, {"edgelm_kv": facts})
     try:
         write_whole_file(Path(path), content)
@@ -183,13 +202,15 @@ def read_kv_file(place: str | os.PathLike[str] | Extent, name: str, *kinds: KvKi
             raise KvFileError(f"it is no {name}")
         if not header.fits(metadata):
             raise KvFileError("its header describes other tensors than such a file has")
+        if header.task is not None and header.task.shape[0] > MAX_TASK_BYTES:
+            raise KvFileError(f"its task has {header.task.shape[0]:,} bytes, more than {MAX_TASK_BYTES:,}")
         if not header.fills(size_bytes - _LENGTH_BYTES - header_bytes):
             raise KvFileError("its tensors do not fit the file")
         skipped = begin % mmap.ALLOCATIONGRANULARITY
         mapped = mmap.mmap(stream.fileno(), skipped + size_bytes, access=mmap.ACCESS_READ, offset=begin - skipped)
         data = mapped if os.name == "posix" else mapped[:]  # Windows does not let a mapped file be replaced
     tensors: dict[str, npt.NDArray[Any]] = {}
-    for key in ("keys_values", "token_ids", "text"):
+    for key in ("keys_values", "token_ids", "text", "task"):
         if (tensor := getattr(header, key)) is not None:
             offset = skipped + _LENGTH_BYTES + header_bytes + tensor.data_offsets[0]
             array = np.frombuffer(data, _DTYPES[tensor.dtype], math.prod(tensor.shape), offset)
@@ -200,7 +221,10 @@ def read_kv_file(place: str | os.PathLike[str] | Extent, name: str, *kinds: KvKi
         text = tensors["text"].tobytes().decode("utf-8") if "text" in tensors else None
     except UnicodeDecodeError:
         raise KvFileError("its text is damaged") from None
-    return KvFile(metadata, tensors["keys_values"], tensors.get("token_ids", np.empty(0, np.uint32)), text)
+    task = tensors["task"].tobytes() if "task" in tensors else None
+    if task is not None and hashlib.sha256(task).hexdigest() != metadata.task_sha256:
+        raise KvFileError("its task is damaged")
+    return KvFile(metadata, tensors["keys_values"], tensors.get("token_ids", np.empty(0, np.uint32)), text, task)
 
 
 def is_safetensors(start: bytes) -> bool:
@@ -247,8 +271,9 @@ def _header(text: bytes, name: str) -> tuple[_Header, KvMetadata]:
 
 
 def _sha256(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Of all tensors but the task."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(tensors.keys() - {"task"}):
         digest.update(tensors[name].data)
     return digest.hexdigest()
 

@@ -4,6 +4,8 @@
   same as with the text itself before every prompt.
 - *Learned* keys and values of virtual tokens (prefix-tuning: Li and Liang, arXiv 2101.00190): they have no ids, and fit
   every bundle made of the checkpoint they were learned with.
+
+The file of either may also state a task, so that one bundle does several jobs, one for each prefix.
 """
 
 import hashlib
@@ -12,12 +14,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgelm.bundle.folder import Bundle, Extent
 from edgelm.bundle.manifest import PREFIX_FILE, VALUE_DIVISORS_FILE, Manifest
 from edgelm.bundle.small_files import SmallFileError
+from edgelm.bundle.strict_json import StrictJsonError
 from edgelm.engine.session import Session
 from edgelm.errors import PrefixError, PromptError, shown
 from edgelm.ids import LEAST_TOKENS, KeysValues, common_prefix
@@ -33,6 +37,9 @@ from edgelm.reuse.kv_file import (
 )
 from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # few prefixes have a task
+    from edgelm.bundle.task import Task, TaskFile
 
 LEAST_ROOM_TOKENS = 8
 """A prefix leaves at least this many tokens of the context to a prompt and its continuation."""
@@ -52,6 +59,8 @@ class Prefix:
     """SHA-256 of its file's tensors, which identifies the prefix."""
     path: Path
     """Its file, absolute."""
+    task: "Task | None" = None
+    """What the prefix is for, which takes the place of the bundle's task."""
 
     @property
     def tokens(self) -> int:
@@ -130,12 +139,17 @@ class PromptEncoder:
 
 
 def bake(
-    session: Session, tokenizer: Tokenizer, text: str, path: str | os.PathLike[str], dtype: KvDtype | None = None
+    session: Session,
+    tokenizer: Tokenizer,
+    text: str,
+    path: str | os.PathLike[str],
+    dtype: KvDtype | None = None,
+    task: "TaskFile | None" = None,
 ) -> None:
     """Write `text`, with its keys and values as `session` computes them, to the prefix file `path`.
 
     `session` is emptied first and at the end. Without `dtype` the file has the cache's dtype, which changes no bit;
-    "float16" halves the size of float32.
+    "float16" halves the size of float32. `task` says what the prefix is for; it is not checked against the model.
 
     Raises:
         ConfigError: `dtype` is neither None nor a `KvDtype`.
@@ -158,7 +172,8 @@ def bake(
     content = session.remembered(len(ids))
     session.reset()
     metadata = KvMetadata("text", manifest.source.name, graph_identity(manifest))
-    write_kv_file(path, metadata, content, dtype or manifest.graph.kv_dtype, tuple(ids), text)
+    stated = None if task is None else task.content
+    write_kv_file(path, metadata, content, dtype or manifest.graph.kv_dtype, tuple(ids), text, stated)
 
 
 def write_learned_prefix(
@@ -184,6 +199,32 @@ def write_learned_prefix(
     write_kv_file(path, KvMetadata("learned", source, body_sha256), keys_values, dtype)
 
 
+def copy_prefix(path: str | os.PathLike[str], output: str | os.PathLike[str], task: "TaskFile | None") -> None:
+    """Write the prefix file `path` with `task` in place of its own task to the file `output`, which may be `path`.
+
+    Raises:
+        PrefixError: `path` cannot be read, or is damaged.
+        OSError: `output` cannot be written.
+    """
+    with named_errors(PrefixError, "prefix", path):
+        file = read_kv_file(path, "prefix file", "text", "learned")
+    dtype: KvDtype = "float16" if file.keys_values.dtype == np.float16 else "float32"
+    stated = None if task is None else task.content
+    write_kv_file(output, file.metadata, file.keys_values, dtype, tuple(file.ids.tolist()), file.text, stated)
+
+
+def task_in(file: KvFile) -> "TaskFile | None":
+    """The task that a prefix file states; None where it states none. Raises KvFileError if it cannot be read."""
+    if file.task is None:
+        return None
+    from edgelm.bundle.task import TaskFile, parse_task
+
+    try:
+        return TaskFile(parse_task(file.task), file.task)
+    except StrictJsonError as error:
+        raise KvFileError(f"its task {error}") from None
+
+
 def read_prefix(path: str | os.PathLike[str], bundle: Bundle) -> Prefix:
     """Read a prefix file; raises PrefixError if it is missing, damaged, or made for another bundle or checkpoint."""
     return _read(Path(path).absolute(), bundle)
@@ -195,6 +236,7 @@ def _read(place: Path | Extent, bundle: Bundle) -> Prefix:
     facts = bundle.manifest.architecture
     with named_errors(PrefixError, "prefix", path):
         file = read_kv_file(place, "prefix file", "text", "learned")
+        given = task_in(file)
         _check_fit(file, bundle.manifest)
         divisors = _value_divisors(bundle) if file.metadata.kind == "learned" else None
     content = _padded_heads(file.keys_values, facts.head_dim, turns=bundle.manifest.graph.position_ids is None)
@@ -207,7 +249,8 @@ def _read(place: Path | Extent, bundle: Bundle) -> Prefix:
                 f"cannot use the prefix {os.fspath(path)!r}: its values are too large for this bundle's "
                 f"{VALUE_DIVISORS_FILE}: learn it again"
             )
-    return Prefix(file.text, tuple(file.ids.tolist()), content, file.metadata.sha256, path)
+    task = None if given is None else given.task
+    return Prefix(file.text, tuple(file.ids.tolist()), content, file.metadata.sha256, path, task)
 
 
 def baked_prefix(bundle: Bundle) -> Prefix | None:

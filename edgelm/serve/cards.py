@@ -1,10 +1,13 @@
 """What ``/v1/models`` tells of each model."""
 
+from typing import Literal
+
 from pydantic import BaseModel, JsonValue
 from pydantic_core import to_jsonable_python
 
 from edgelm.bundle.chat_template import CHAT_TEMPLATE_FILE
 from edgelm.bundle.folder import default_bundle_path
+from edgelm.bundle.task import ChooseTask, Task, fields_of
 from edgelm.decoding.generation_config import DEFAULT_MAX_NEW_TOKENS, OPTIONS, GenerationConfig
 from edgelm.errors import BundleError
 from edgelm.serve.fields import GenerationFields
@@ -12,6 +15,17 @@ from edgelm.serve.loading import batch_options
 from edgelm.serve.shelf import Place, Shelf
 
 _OPENAI_NAMES = {"num_return_sequences": "n", "stop_strings": "stop"}
+
+
+class TaskCard(BaseModel):
+    """What a model is for, and what ``/v1/task`` takes and gives."""
+
+    kind: Literal["choose", "generate", "chat", "embed"]
+    description: str | None
+    fields: tuple[str, ...]
+    """The names of the texts of an input."""
+    labels: tuple[str, ...] | None
+    """The labels of a choice; null for the other kinds."""
 
 
 class ModelCard(BaseModel):
@@ -29,6 +43,8 @@ class ModelCard(BaseModel):
     has_chat_template: bool
     base: str | None
     """The model whose weights it uses, behind a prefix of its own; null for one with own weights."""
+    task: TaskCard | None
+    """The task of its prefix or its bundle; null for none."""
     embedded: bool
     """Whether its weights are those that come with edgelm, which `edgelm run` uses without `-m`."""
     generation_defaults: dict[str, JsonValue]
@@ -49,9 +65,15 @@ def _card(place: Place, created: int) -> ModelCard:
         precision=manifest.recipe.name,
         has_chat_template=CHAT_TEMPLATE_FILE in manifest.files,
         base=place.base,
+        task=None if place.task is None else _task_card(place.task),
         embedded=_is_embedded(place),
         generation_defaults=_defaults(place),
     )
+
+
+def _task_card(task: Task) -> TaskCard:
+    labels = tuple(task.choices) if isinstance(task, ChooseTask) else None
+    return TaskCard(kind=task.kind, description=task.description, fields=fields_of(task), labels=labels)
 
 
 def _is_embedded(place: Place) -> bool:

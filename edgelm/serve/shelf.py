@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.task import Task, read_task, read_task_file
 from edgelm.engine.memory import ModelMemory
 from edgelm.errors import ConfigError, EdgelmError, InsufficientMemoryError, PrefixError, QueueFullError
 from edgelm.reuse.prefix import Prefix, read_prefix
@@ -44,6 +45,10 @@ class Place:
     """The name of the model whose weights this one uses, behind a prefix of its own; None for one with own weights."""
     prefix: Prefix | None = None
     """The prefix, where there is a `base`."""
+    task: Task | None = None
+    """What the model is for."""
+    task_file: str | None = None
+    """The file of the task, where it is neither the bundle's own nor the prefix's."""
 
     def memory_bytes(self, settings: ServeSettings) -> int:
         """Forecast of the loaded model: all texts that it decodes side by side, one more, and the prefix cache."""
@@ -293,11 +298,20 @@ def read_place(text: str) -> Place:
     return place_of(Bundle.read(folder), name)
 
 
-def read_task(text: str, places: Sequence[Place]) -> Place:
+def with_task(place: Place, file: str) -> Place:
+    """`place` with the task in `file` in place of its own; raises ConfigError if it cannot be read."""
+    if "=" in file and not Path(file).exists():
+        raise ConfigError(f"--task takes a task file, got {file!r}: a prefix is given as --prefix NAME=FILE")
+    return replace(place, task=read_task_file(file).task, task_file=file)
+
+
+def read_place_behind_prefix(text: str, places: Sequence[Place]) -> Place:
     """The place that ``NAME=FILE`` describes: a prefix file before the first of `places` that it was made for.
 
+    Its task is the prefix's own, or else that of the place with its weights.
+
     Raises:
-        PrefixError: the file is no prefix, or was made for none of the models.
+        PrefixError: the file is no prefix, was made for none of the models, or has a task that cannot be read.
         ConfigError: there is no name, or it has characters that a URL would escape.
     """
     name, _, path = text.partition("=")
@@ -311,7 +325,8 @@ def read_task(text: str, places: Sequence[Place]) -> Place:
             if base is bases[-1]:
                 raise
             continue
-        return replace(place_of(base.bundle, name), base=base.name, prefix=prefix)
+        task = base.task if prefix.task is None else prefix.task
+        return replace(place_of(base.bundle, name), base=base.name, prefix=prefix, task=task)
     raise ConfigError("a prefix needs a model: give -m BUNDLE")
 
 
@@ -320,4 +335,4 @@ def place_of(bundle: Bundle, name: str | None = None) -> Place:
     name = bundle.name if name is None else name
     if not name or len(name) > 100 or not all(part.isalnum() or part in "-_.:/" for part in name) or not name.isascii():
         raise ConfigError(f"{name!r} cannot be a model's name: use letters, digits and -_.:/, as in -m NAME=BUNDLE")
-    return Place(name, bundle)
+    return Place(name, bundle, task=read_task(bundle))

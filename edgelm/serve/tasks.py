@@ -1,4 +1,4 @@
-"""``POST /v1/task``, edgelm's own: what the bundle is for, done with an input."""
+"""``POST /v1/task``, edgelm's own: what the model is for, done with an input."""
 
 import asyncio
 from functools import partial
@@ -26,7 +26,7 @@ TaskFields = Annotated[
 
 
 class TaskRequest(ModelField):
-    """An input of the bundle's task."""
+    """An input of the model's task, which its prefix or its bundle states."""
 
     input: TaskFields = Field(description="The text of the task's only field, or the text of each field by its name.")
 
@@ -86,5 +86,5 @@ async def _written(call: Call, task: TaskFormat, body: TaskRequest) -> TaskText:
 
 
 TASK = Operation(
-    "/v1/task", TaskRequest, TaskAnswer, do_task, "Do what the bundle is for with an input.", prompt_field="input"
+    "/v1/task", TaskRequest, TaskAnswer, do_task, "Do what the model is for with an input.", prompt_field="input"
 )

@@ -17,6 +17,7 @@ from edgelm.bundle.manifest import (
     FORMAT_VERSION,
     PREFIX_FEATURE,
     TASK_FEATURE,
+    TASK_FILE,
     VALUE_DIVISORS_FILE,
     FixedPrecision,
     GraphFacts,
@@ -97,7 +98,8 @@ def export(
         generation_config: file of generation settings that override the source's.
         vocabulary: file of UTF-8 text. Only the tokens of this text are kept, and the tokens that spell all other text.
         context: the longest text, in tokens; None for the source's own context.
-        prefix: file to put before every prompt of the bundle: UTF-8 text, or a prefix that was learned.
+        prefix: file to put before every prompt of the bundle: UTF-8 text, or a prefix that was learned. Its task
+            becomes the bundle's, unless `task` is given.
         prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
         task: file that says what the bundle is for (docs/tasks.md).
         accept_quality_loss: whether to publish a bundle that missed its gate.
@@ -123,6 +125,8 @@ def export(
             checkpoint = shorten_context(checkpoint, context)
         checkpoint = _with_equal_chats(checkpoint)
         planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
+        if planned_task is None and planned is not None:
+            planned_task = planned.task
         settings, notes = bundle_settings(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
         if planned_task is not None:
             check_task(planned_task.task, checkpoint.tokenizer, checkpoint.chat_template, settings)
@@ -136,7 +140,7 @@ def export(
         texts = drawer.draw(EVALUATION_TOKENS, EVALUATION_SEED)
         _write_papers(checkpoint, settings, draft)
         if planned_task is not None:
-            planned_task.write(draft)
+            (draft / TASK_FILE).write_bytes(planned_task.content)
         budget, limit = None, None
         if isinstance(precision, Budget):
             budget, limit = precision, precision.max_perplexity_ratio

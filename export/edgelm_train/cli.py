@@ -195,7 +195,9 @@ def distill_command(teacher: str, data: Path, out: Path, revision: str | None, *
 
 @click.command(name="evaluate")
 @model_options
-@click.option("--task", metavar="FILE", help="Task file (docs/tasks.md); by default the bundle's own task.")
+@click.option(
+    "--task", metavar="FILE", help="Task file (docs/tasks.md); by default the prefix's own task, or else the bundle's."
+)
 @click.option("--data", required=True, type=_FILE, metavar="FILE", help="Examples: JSON Lines, JSON, TSV or CSV.")
 @click.option("--target", required=True, metavar="COLUMN", help="The column of the right label, text or number.")
 @click.option(
@@ -216,11 +218,12 @@ def evaluate_command(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Measure a bundle's task on labelled data: accuracy, BLEU and ROUGE-L, or Spearman's correlation.
+    """Measure the task of a bundle or a prefix on labelled data: accuracy, BLEU and ROUGE-L, or Spearman's correlation.
 
     \b
     edgelm evaluate -m sentiment-int8 --data dev.tsv --target label
     edgelm evaluate -m en-de-int8 --data test.csv --target de --field text=en
+    edgelm evaluate -m gpt2-int8 --prefix mood.safetensors --data dev.tsv --target mood
     """
     columns = read_fields(fields)
     records = read_records(data)

@@ -62,7 +62,7 @@ def evaluate(
     """
     task = model.task_format
     if task is None:
-        raise ConfigError("the bundle has no task: give one with --task")
+        raise ConfigError("the bundle has no task, nor a prefix with one: give one with --task")
     check_packages(task)
     sources = {field: columns.get(field, field) for field in task.fields}
     for column in (*sources.values(), target):

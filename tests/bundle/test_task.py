@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgelm.bundle.folder import Bundle
+from edgelm.bundle.manifest import MAX_TASK_BYTES
 from edgelm.bundle.strict_json import StrictJsonError
 from edgelm.bundle.task import (
     MAX_CHOICES,
     MAX_FIELDS,
-    MAX_TASK_BYTES,
     MAX_TEMPLATE_CHARACTERS,
     ChooseTask,
     EmbedTask,
     GenerateTask,
     Measured,
     TaskConstraint,
+    TaskFile,
     fields_of,
     parse_task,
     read_task,
@@ -164,7 +165,7 @@ def test_a_damaged_task_is_an_error_of_the_bundle(tiny_copy: Path) -> None:
 def test_a_task_in_a_file_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "task.json"
     file.write_text(json.dumps(GENERATE), encoding="utf-8")
-    assert read_task_file(file) == parsed(GENERATE)
+    assert read_task_file(file) == TaskFile(parsed(GENERATE), file.read_bytes())
     for path, message in [
         (tmp_path / "none.json", "cannot read the task .*none.json': No such file"),
         (tmp_path, "[Ii]s a directory|a folder|denied"),

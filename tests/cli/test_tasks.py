@@ -198,3 +198,27 @@ def test_answers_come_line_by_line_and_a_closed_reader_ends_them(chooses: str) -
         process.stdin.close()
         assert process.wait(timeout=60) == 141
         assert process.stderr.read().decode().splitlines()[1:] == []  # the empty line alone is told of
+
+
+def test_a_prefix_that_has_a_task(edgelm_command: RunCommand, task_file: str, tmp_path: Path, model: Model) -> None:
+    (tmp_path / "choose.json").write_text(json.dumps(CHOOSE), encoding="utf-8")
+    (tmp_path / "examples.txt").write_text("The cat. ", encoding="utf-8")
+    tiny = ("-m", str(TINY_BUNDLE))
+    baked = edgelm_command("bake", "examples.txt", "-o", "a.prefix", "--task", "choose.json", *tiny)
+    assert baked.status == 0, baked.stderr
+    label = model.with_prefix(tmp_path / "a.prefix").task("cat")
+    line = edgelm_command("run", *tiny, "--prefix", "a.prefix", "--lines", stdin=b"cat\n").stdout
+    assert json.loads(line)["label"] == str(label)
+    told = edgelm_command("info", *tiny, "--prefix", "a.prefix", "--json").stdout
+    assert json.loads(told)["task"]["kind"] == "choose" and json.loads(told)["prefix"]["text"] == "The cat. "
+    again = edgelm_command("bake", "a.prefix", "-o", "a.prefix", "--task", task_file, *tiny)
+    assert again.status == 0, again.stderr
+    assert "generate: no description" in edgelm_command("info", *tiny, "--prefix", "a.prefix").stdout
+    for arguments, words in (
+        ((), "give --task to put a task into it"),
+        (("--task", task_file, "--dtype", "float16"), "drop --dtype"),
+        (("--task", "examples.txt"), "the task 'examples.txt' is not valid JSON"),
+    ):
+        refused = edgelm_command("bake", "a.prefix", "-o", "b.prefix", *arguments, *tiny)
+        assert words in refused.one_line() and refused.status == 2
+    assert not (tmp_path / "b.prefix").exists()

@@ -75,8 +75,8 @@ def test_keys_of_the_environment_and_a_file(tmp_path: Path, edgelm_command: RunC
 def test_check_says_whether_it_would_start(edgelm_command: RunCommand, tmp_path: Path) -> None:
     with load(TINY_BUNDLE) as model:
         model.save_prefix(tmp_path / "greeting.prefix", "Hello there, ")
-    task = f"greeting={tmp_path / 'greeting.prefix'}"
-    done = edgelm_command("serve", "--check", "--port", "0", "-m", f"small={TINY_BUNDLE}", "--task", task)
+    prefix = f"greeting={tmp_path / 'greeting.prefix'}"
+    done = edgelm_command("serve", "--check", "--port", "0", "-m", f"small={TINY_BUNDLE}", "--prefix", prefix)
     assert done.status == 0, done.stderr
     assert done.stderr.splitlines()[0].startswith("small: loads, and takes about ")
     assert done.stderr.splitlines()[1].startswith("greeting: loads, and takes about ")

@@ -12,7 +12,7 @@ from edgelm import BundleError, ConfigError, PrefixError, load
 from edgelm.bundle.folder import Bundle
 from edgelm.serve.errors import ApiError
 from edgelm.serve.settings import ServeSettings
-from edgelm.serve.shelf import Place, ServedModel, Shelf, place_of, read_place, read_task
+from edgelm.serve.shelf import Place, ServedModel, Shelf, place_of, read_place, read_place_behind_prefix
 from tests.conftest import TINY_BUNDLE, replace_file
 from tests.serve.conftest import loaded, tiny_shelf
 
@@ -158,13 +158,13 @@ def test_tasks_share_the_weights(tmp_path: Path) -> None:
     with load(TINY_BUNDLE, device="cpu", threads=1) as model:
         model.save_prefix(tmp_path / "task.prefix", "Hello there, ")
     settings = ServeSettings(idle_unload_seconds=5)
-    task = read_task(f"task={tmp_path / 'task.prefix'}", [PLACE])
+    task = read_place_behind_prefix(f"task={tmp_path / 'task.prefix'}", [PLACE])
     assert (task.name, task.base) == ("task", "one")
     assert task.memory_bytes(settings) < PLACE.memory_bytes(settings)
     with pytest.raises(ConfigError, match="give NAME=FILE"):
-        read_task("task", [PLACE])
+        read_place_behind_prefix("task", [PLACE])
     with pytest.raises(PrefixError):
-        read_task(f"task={tmp_path / 'missing'}", [PLACE])
+        read_place_behind_prefix(f"task={tmp_path / 'missing'}", [PLACE])
 
     async def test() -> None:
         clock = Clock()

@@ -7,10 +7,11 @@ from pathlib import Path
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import PREFIX_FILE
 from edgelm.bundle.small_files import MAX_TEXT_BYTES, read_small_file
+from edgelm.bundle.task import TaskFile
 from edgelm.engine.graph import Graph
 from edgelm.errors import ExportError, PrefixError
 from edgelm.reuse.kv_file import KvDtype, is_safetensors, read_kv_file
-from edgelm.reuse.prefix import Prefix, bake, check_length, read_prefix
+from edgelm.reuse.prefix import Prefix, bake, check_length, copy_prefix, read_prefix, task_in
 from edgelm.text.prompts import prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.source.checkpoint import Checkpoint
@@ -28,6 +29,8 @@ class PrefixPlan:
     """Type of a text's keys and values; None for the cache's type."""
     size_bytes: int
     """Approximate size of the prefix file in the bundle."""
+    task: TaskFile | None = None
+    """The task in a learned prefix. The bundle gets it as its own, so the bundle's prefix file has none."""
 
     def write(self, draft: Path, scratch: Path) -> Prefix:
         """Add the prefix file to the complete and sealed bundle in `draft`, which must be sealed again.
@@ -37,7 +40,7 @@ class PrefixPlan:
         """
         bundle, made = Bundle.read(draft), scratch / PREFIX_FILE
         if self.text is None:
-            shutil.copyfile(self.file, made)
+            copy_prefix(self.file, made, None)
         else:
             bake(Graph.open(bundle, device="cpu").session(), Tokenizer.of_bundle(bundle), self.text, made, self.dtype)
         prefix = read_prefix(made, bundle)
@@ -65,12 +68,12 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
         if is_safetensors(start):
             if dtype is not None:
                 raise ExportError(f"the prefix {str(file)!r} was learned and stays as it is: drop --prefix-dtype")
-            metadata = read_kv_file(file, "prefix file", "text", "learned").metadata
+            metadata = (given := read_kv_file(file, "prefix file", "text", "learned")).metadata
             if metadata.kind == "text":
                 raise PrefixError("its text was computed with another bundle: give the text itself")
             if metadata.made_for != body_sha256(checkpoint.model):
                 raise ExportError(f"the prefix {str(file)!r} was learned with other weights than {checkpoint.name!r}")
-            return PrefixPlan(file, None, None, file.stat().st_size)
+            return PrefixPlan(file, None, None, given.keys_values.nbytes, task_in(given))
         content = read_small_file(file, MAX_TEXT_BYTES)
         text = content.decode("utf-8")
         ids = prompt_ids(checkpoint.tokenizer, text, "prefix")

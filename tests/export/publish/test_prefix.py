@@ -10,9 +10,10 @@ import transformers
 
 from edgelm import ExportError, Model, PrefixError
 from edgelm.bundle.manifest import FixedPrecision
+from edgelm.bundle.task import TaskFile, parse_task
 from edgelm.engine.graph import Graph
 from edgelm.loading import load
-from edgelm.reuse.prefix import write_learned_prefix
+from edgelm.reuse.prefix import copy_prefix, write_learned_prefix
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.pipeline import export
 from edgelm_export.quantize.budget import Budget
@@ -117,6 +118,8 @@ def test_learned_keys_and_values_fit_every_bundle(tiny: Tiny, tmp_path: Path) ->
 def test_a_learned_prefix_can_lie_in_the_bundle(tiny_export: TinyExport, tmp_path: Path) -> None:
     tiny = tiny_export(SHAPES[0], "fp32")
     path, _ = learned(tmp_path, tiny)
+    content = b'{"kind": "generate", "template": "{text} ="}'
+    copy_prefix(path, path, TaskFile(parse_task(content), content))
     domain = tmp_path / "domain.txt"
     domain.write_text("what is the colour of the sky?", encoding="utf-8")
     for name, vocabulary in (("whole", None), ("pruned", domain)):
@@ -125,6 +128,7 @@ def test_a_learned_prefix_can_lie_in_the_bundle(tiny_export: TinyExport, tmp_pat
         )
         model = load(made.bundle.path, device="cpu", threads=1)
         assert model.prefix is not None and model.prefix.text is None
+        assert model.prefix.task is None and made.bundle.read_file("task.json", 99) == content
         assert "learned by prefix-tuning" in (made.bundle.path / "README.md").read_text(encoding="utf-8")
         outside = load(made.bundle.path, device="cpu", threads=1, prefix=path)
         options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}

@@ -7,7 +7,8 @@ import pytest
 
 import edgelm
 from edgelm import ExportError, TaskLabel
-from edgelm.bundle.task import MAX_TASK_BYTES, parse_task
+from edgelm.bundle.manifest import MAX_TASK_BYTES
+from edgelm.bundle.task import parse_task
 from edgelm_export.pipeline import export
 from edgelm_export.publish.card import model_card
 from tests.conftest import TINY_BUNDLE, RunCommand
