@@ -123,7 +123,7 @@ def pretrain_command(data: tuple[Path, ...], more: tuple[Path, ...], out: Path, 
 @_OUT
 @_flags(declarations(FinetuneOptions), _REVISION)
 def finetune_command(base: str, data: Path, out: Path, revision: str | None, **options: Any) -> int:
-    """Tune the GPT-2 checkpoint BASE, a folder or a hub id, on a text or on examples.
+    """Tune the checkpoint BASE, a folder, a hub id or a GGUF file, on a text or on examples.
 
     \b
     edgelm finetune gpt2 --data novel.txt --out novel
@@ -140,7 +140,10 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
     chosen = FinetuneOptions(**options)
     task = chosen.task_for(data)
     with _prepared("finetune", out, data, chosen.held_out, Path(base), packages=("peft",)):
-        context = find_base(base, revision).context_length
+        found = find_base(base, revision)
+        if chosen.latent:
+            found.refuse_other_families("--latent")
+        context = found.context_length
         if context is not None:
             chosen.room_in(context)
         if not chosen.latent:
@@ -179,7 +182,7 @@ def distill_command(teacher: str, data: Path, out: Path, revision: str | None, *
     """
     chosen = DistillOptions(**options)
     with _prepared("distill", out, data, chosen.held_out, Path(teacher)):
-        find_base(teacher, revision)
+        find_base(teacher, revision).refuse_other_families("edgelm distill")
         if chosen.layers is None:
             read_shape(chosen.size)
         _check_data(data, chosen.held_out, None)

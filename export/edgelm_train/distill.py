@@ -53,7 +53,7 @@ def _distill(
     teacher: Base, data: Path, out: Path, options: DistillOptions, say: Callable[[str], None]
 ) -> Finished[TuningReport]:
     check_out(out)
-    checkpoint = teacher.load()
+    checkpoint = teacher.load_gpt2("edgelm distill")
     teacher_model = fast_to_train(checkpoint.model)
     set_settings_aside(teacher_model)
     end = EndOfText.of(checkpoint)
@@ -93,7 +93,7 @@ def _distill(
         f"{schedule.batch_tokens:,} tokens; held-out loss of the teacher: {teacher_loss.per_token:.4f} nats per token"
     )
     folder = out / RUN_FOLDER
-    outcome = train_on(texts, apprentice, folder / "student", schedule, options.device, say)
+    outcome = train_on(texts, apprentice, folder / "student", schedule, options.device, say, objective=None)
     # A signal during the last measurement of the student ends this call too, unless only the report is left to do.
     if outcome.ended == "signal" or (options.alone and outcome.signal is not None):
         return Finished(None, outcome)

@@ -17,7 +17,7 @@ from edgelm_train.latent import finetune_latent
 from edgelm_train.models.adapters import save_prefix, with_low_rank, with_prefix
 from edgelm_train.models.base import Base, find_base
 from edgelm_train.models.result import save_result, set_settings_aside
-from edgelm_train.options import LORA_RANK, FinetuneOptions, Method
+from edgelm_train.options import LORA_RANK, WINDOW_TOKENS, FinetuneOptions, Method
 from edgelm_train.run.checkpoints import follow_umask
 from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out, saving
 from edgelm_train.run.lock import locked
@@ -29,6 +29,8 @@ from edgelm_train.run.tuning_data import TextData, TuningData, fingerprints, rea
 PREFIX_FILE = "prefix.safetensors"
 
 _LEARNING_RATES: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "prefix": 1e-1}
+_TRIED_TOKENS = 256
+"""Tokens with which the faster precision is found: enough for matrices as large as those of a run."""
 _WEIGHT_DECAY: dict[Method, float] = {"full": 0.01, "lora": 0.0, "prefix": 0.0}
 
 
@@ -45,11 +47,11 @@ def finetune(
 
     A finished run leaves report.md, report.json and curves.svg in `out`, and the result of its method: a checkpoint
     (full), an adapter for ``edgelm export --adapter`` (lora), or ``prefix.safetensors`` for
-    ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix). `base` is a folder in Hugging Face layout, or a
-    hub id with the branch, tag or commit `revision`. It may also be the folder of a LoRA adapter whose base is at hand:
-    lora goes on with this adapter, and the other methods start from the base with the adapter merged into it. `say`
-    gets lines about the progress. With ``options.latent`` the result is a checkpoint with a latent part; see
-    `edgelm_train.latent`.
+    ``edgelm.load(..., prefix=...)`` with any bundle of `base` (prefix). `base` is of any family that ``edgelm export``
+    takes: a folder in Hugging Face layout, a GGUF file, or a hub id with the branch, tag or commit `revision`. It may
+    also be the folder of a LoRA adapter whose base is at hand: lora goes on with this adapter, and the other methods
+    start from the base with the adapter merged into it. `say` gets lines about the progress. With ``options.latent``
+    the result is a checkpoint with a latent part; see `edgelm_train.latent`.
 
     Raises:
         ExportError: the base cannot be loaded.
@@ -98,7 +100,8 @@ def _finetune(
         _check_rank(tuned.peft_config["default"].r, options.rank)
     learned = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     row, batch = prepared.tokens_per_row, batch_size * prepared.tokens_per_row
-    precision = begin_run(out, recorded, lambda: fastest_precision(tuned, batch, row)[0])
+    tried = min(row, _TRIED_TOKENS), min(batch, _TRIED_TOKENS)
+    precision = begin_run(out, recorded, lambda: fastest_precision(tuned, tried[1], tried[0])[0])
     steps = max(1, round(options.epochs * prepared.rows / batch_size))
     schedule = Schedule(
         steps=steps,
@@ -139,12 +142,10 @@ def _finetune(
         notes=notes,
         log=outcome.log,
         next_steps=_next_steps(
-            base.source,
-            base.revision,
+            base,
             out,
             options.chosen_method,
             task if isinstance(prepared, TextData) else prepared.task,
-            first_adapter=None if base.adapter is None else str(base.adapter),
             settings=end.is_new,
         ),
     )
@@ -167,11 +168,11 @@ def _check_rank(rank: int, asked: int | None) -> None:
 
 
 def _read(data: Path, task: Task | ChatTask | None, options: FinetuneOptions, checkpoint: Checkpoint) -> TuningData:
-    context = checkpoint.model.config.n_positions
+    context = checkpoint.architecture.context_length
     room = options.room_in(context)
     if task is not None:
         return read_tasks(data, options.held_out, checkpoint, task, room)
-    window = min(room, context // 2) if options.window is None else options.window
+    window = min(room, context // 2, WINDOW_TOKENS) if options.window is None else options.window
     return read_text(data, options.held_out, checkpoint, window, "a smaller --window")
 
 
@@ -184,29 +185,27 @@ def _with_method(model: Any, options: FinetuneOptions, data: TuningData) -> Any:
 
 
 def _next_steps(
-    base: str,
-    revision: str | None,
+    base: Base,
     out: Path,
     method: Method,
     task: Task | ChatTask | None,
     *,
-    first_adapter: str | None = None,
     settings: bool = False,
 ) -> list[str]:
     """Shell commands that make a bundle of the result and run it with a prompt like those in the data.
 
     Args:
-        first_adapter: the adapter that was merged before a prefix was learned.
+        base: what was tuned. An adapter was merged before a prefix was learned.
         settings: whether `out` has a file of generation settings for the export.
     """
-    bundle = f"{Path(first_adapter or base).name if method == 'prefix' else out}-int8"
-    export = ["edgelm", "export", str(out) if method == "full" else base]
-    if method != "full" and revision is not None:
-        export += ["--revision", revision]
+    bundle = f"{base.short_name if method == 'prefix' else out}-int8"
+    export = ["edgelm", "export", str(out) if method == "full" else base.source]
+    if method != "full" and base.revision is not None:
+        export += ["--revision", base.revision]
     if method == "lora":
         export += ["--adapter", str(out)]
-    if method == "prefix" and first_adapter is not None:
-        export += ["--adapter", first_adapter]
+    if method == "prefix" and base.adapter is not None:
+        export += ["--adapter", str(base.adapter)]
     if method != "full" and settings:
         export += ["--generation-config", str(out / FILE)]
     run = ["edgelm", "run", "-m", bundle]

@@ -35,7 +35,7 @@ def finetune_latent(
     """
     check_out(out)
     options.task_for(data)
-    checkpoint = base.load()
+    checkpoint = base.load_gpt2("--latent")
     end = EndOfText.of(checkpoint)
     if end.token_id is None:
         raise TrainingError(f"--latent needs an end-of-text token, and {checkpoint.name!r} has none")

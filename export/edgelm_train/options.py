@@ -20,6 +20,8 @@ from edgelm_train.data.templates import ChatTask, Task
 from edgelm_train.models.sizes import SIZES, check_size
 
 LORA_RANK = 8
+WINDOW_TOKENS = 512
+"""The longest window of text that is taken without being asked for: longer ones need much memory."""
 LATENT_SIZE, LATENT_TOKENS, FREE_BITS, KL_CYCLES = 32, 4, 0.5, 4
 MAX_LATENT_SIZE, MAX_LATENT_TOKENS = 4096, 64
 _OF_LATENT = ("latent_size", "latent_tokens", "free_bits", "kl_cycles", "word_dropout", "alone")
@@ -210,7 +212,9 @@ class FinetuneOptions(TrainingOptions):
     )
     epochs: float = declare(3.0, Option("Passes over the data.", "N", above=0, at_most=10**6))
     batch_size: int = declare(8, Option("Examples, or windows of text, in a step.", "N", at_least=1))
-    window: int | None = declare(None, Option("Tokens in a window of text.", "N", unset="half the context"))
+    window: int | None = declare(
+        None, Option("Tokens in a window of text.", "N", unset=f"half the context, at most {WINDOW_TOKENS}")
+    )
     rank: int | None = declare(
         None, Option("Rank of LoRA's matrices.", "N", unset=f"{LORA_RANK}, or that of the adapter", at_least=1)
     )

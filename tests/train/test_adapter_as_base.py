@@ -13,7 +13,7 @@ from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import load_checkpoint
 from edgelm_train.distill import distill
 from edgelm_train.finetune import finetune
-from edgelm_train.models.base import Base, find_base
+from edgelm_train.models.base import find_base
 from edgelm_train.options import DistillOptions, FinetuneOptions
 from tests.export.checkpoints import Shape, save_checkpoint
 from tests.train.conftest import Playground
@@ -32,13 +32,16 @@ def adapter(playground: Playground, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_another_family_is_no_base(tmp_path: Path) -> None:
+def test_distillation_and_latent_parts_are_for_gpt2(tmp_path: Path, playground: Playground) -> None:
     source = save_checkpoint(tmp_path / "llama", Shape(family="llama"))
-    message = "training takes GPT-2 only, and '.*llama' is a model of the type 'llama'"
-    with pytest.raises(TrainingError, match=message):
-        find_base(str(source), None)
-    with pytest.raises(TrainingError, match=message):  # as for a hub id, whose config.json is not read before
-        Base(str(source), None).load()
+    message = "takes GPT-2 only, and '.*llama' is a model of the type 'llama'"
+    with pytest.raises(TrainingError, match=f"edgelm distill {message}"):
+        find_base(str(source), None).refuse_other_families("edgelm distill")
+    with pytest.raises(TrainingError, match=f"edgelm distill {message}"):
+        distill(str(source), playground.text, tmp_path / "out", DistillOptions())
+    with pytest.raises(TrainingError, match=f"--latent {message}"):
+        finetune(str(source), playground.text, tmp_path / "out", FinetuneOptions(latent=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_lora_goes_on_with_it(adapter: Path, playground: Playground, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from edgelm_train.data.examples import Example
 from edgelm_train.data.templates import Task
 from edgelm_train.finetune import _next_steps, finetune
 from edgelm_train.models.adapters import keys_values, with_prefix
+from edgelm_train.models.base import Base
 from edgelm_train.options import FinetuneOptions, Method
 from edgelm_train.run.held_out import loss_on_completions
 from edgelm_train.run.tuning_data import ExampleData, TextData, read_tasks, read_text
@@ -317,14 +318,14 @@ def test_losses_are_of_float32_whatever_a_run_left(playground: Playground) -> No
     ],
 )
 def test_the_result_is_used_like_this(method: Method, commands: list[str]) -> None:
-    assert _next_steps("me/base", "v1", Path("out"), method, None) == commands
+    assert _next_steps(Base("me/base", "v1"), Path("out"), method, None) == commands
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_a_shell_gets_the_prompt_of_the_template() -> None:
     """`edgelm run` does not read escapes, so the shell must make the new line."""
     task = Task.parse(r"It's {text}\n\tC:\\dir {{x}}\n", "{label}")
-    _, comment, run = _next_steps("base", None, Path("out"), "lora", task)
+    _, comment, run = _next_steps(Base("base", None), Path("out"), "lora", task)
     assert "{text}" in comment and comment.startswith("#")
     prompt = run.removeprefix("edgelm run -m out-int8 ")
     shown = subprocess.run(["bash", "-c", f"printf %s {prompt}"], capture_output=True, text=True, check=True).stdout

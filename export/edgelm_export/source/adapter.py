@@ -16,7 +16,7 @@ import transformers
 from edgelm.errors import ExportError, TokenizerError, install_hint
 from edgelm_export.model.stored_names import name_weights
 from edgelm_export.source.checkpoint import Checkpoint, check_finite, quiet_torch
-from edgelm_export.source.hub import first_line, locate, read_json
+from edgelm_export.source.hub import GGUF_SUFFIX, first_line, locate, read_json
 from edgelm_export.source.tokenizer import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
@@ -82,7 +82,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str) -> Checkpoint:
         config_json = json.dumps(json.loads(config_json) | changes, indent=2) + "\n"
     notes = checkpoint.notes + token_notes
     base = str(config.get("base_model_name_or_path") or checkpoint.name)
-    if Path(base).name != Path(checkpoint.name).name:
+    if Path(base).name.removesuffix(GGUF_SUFFIX) != Path(checkpoint.name).name:
         notes += (f"the adapter {name!r} says it was trained on {base!r}, and was merged into {checkpoint.name!r}",)
     source = replace(
         checkpoint.source, adapter=f"{name}@{commit}" if commit else name, vocab_size=model.config.vocab_size

@@ -44,6 +44,15 @@ def read_source_template(folder: Path) -> ChatTemplate | None:
     return ChatTemplate(templates, {name: text for name, text in tokens.items() if text is not None})
 
 
+def write_source_template(template: ChatTemplate, folder: Path) -> None:
+    """State `template` in the tokenizer_config.json of a checkpoint, where `read_source_template` finds it."""
+    path = folder / "tokenizer_config.json"
+    named = [{"name": name, "template": text} for name, text in template.templates.items()]
+    only = template.templates.get(_DEFAULT) if len(named) == 1 else None
+    content = read_json(path) | template.special_tokens | {"chat_template": named if only is None else only}
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
 def write_chat_template(template: ChatTemplate, folder: Path) -> None:
     """Write the file of a bundle."""
     content = {"templates": template.templates, "special_tokens": template.special_tokens}

@@ -21,8 +21,8 @@ from edgelm_export.model.families import FAMILIES, describe
 from edgelm_export.model.latent import LATENT_FILE, LatentMaps, read_latent
 from edgelm_export.source.chat_template import chat_files, read_source_template
 from edgelm_export.source.generation_settings import loaded_settings, read_generation_config
-from edgelm_export.source.gguf import SUFFIX, unpacked
-from edgelm_export.source.hub import first_line, locate, read_json
+from edgelm_export.source.gguf import unpacked
+from edgelm_export.source.hub import first_line, is_gguf, locate, read_json
 from edgelm_export.source.tokenizer import TOKENIZER_FILES, conversion_notes, load_tokenizer_and_eos
 from edgelm_export.source.weights import read_weights
 
@@ -79,11 +79,12 @@ def load_checkpoint(
         ExportError: the source is missing or damaged, belongs to no such family, or uses a feature that edgelm does not
             export.
     """
-    if source.endswith(SUFFIX) and Path(source).is_file():
-        if revision is not None:
-            raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a file")
+    if is_gguf(source, revision):
         with quiet_torch(), unpacked(Path(source), with_tokenizer=tokenizer is None) as folder:
-            return _load_folder(folder, Path(source).stem, None, tokenizer, generation_config)
+            checkpoint = _load_folder(folder, Path(source).stem, None, tokenizer, generation_config)
+        # An adapter names its base by this.
+        checkpoint.model.name_or_path = checkpoint.model.config.name_or_path = source
+        return checkpoint
     folder, name, commit = locate(source, revision, _files_to_fetch, "checkpoint")
     return _load_folder(folder, name, commit, tokenizer, generation_config)
 

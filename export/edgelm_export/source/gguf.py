@@ -17,8 +17,6 @@ from edgelm.errors import ExportError
 from edgelm_export.source.gguf_tokenizer import write_tokenizer
 from edgelm_export.source.hub import first_line
 
-SUFFIX = ".gguf"
-
 _ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
 """Of the architectures that transformers reads from GGUF files. A file of Gemma 3 lacks the scale of its attention."""
 _ASSUMED = {"gpt2": {"context_length": 1024}, "qwen3": {"attention.key_length": 128}}

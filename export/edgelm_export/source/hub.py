@@ -21,6 +21,8 @@ POINTER = b"version https://git-lfs"
 
 _CACHED = re.compile(r"models--(.+)")
 
+GGUF_SUFFIX = ".gguf"
+
 Choose = Callable[[set[str]], set[str]]
 """Takes the names of a repository's files and returns those to fetch."""
 
@@ -38,6 +40,15 @@ def locate(source: str, revision: str | None, choose: Choose, what: str) -> tupl
     """
     folder = folder_of(source, revision, what)
     return _download(source, revision, choose, what) if folder is None else (folder, *_name(folder))
+
+
+def is_gguf(source: str, revision: str | None) -> bool:
+    """Whether `source` is a GGUF file; raises ExportError if it is one and has a `revision`."""
+    if not (source.endswith(GGUF_SUFFIX) and Path(source).is_file()):
+        return False
+    if revision is not None:
+        raise ExportError(f"--revision {revision!r} belongs to a hub id, but {source!r} is a file")
+    return True
 
 
 def folder_of(source: str, revision: str | None, what: str) -> Path | None:

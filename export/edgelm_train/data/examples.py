@@ -1,10 +1,11 @@
 """Prompts and completions as token ids; only the completion is learned."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgelm.errors import PromptError, TrainingError
+from edgelm.text.control_tokens import ControlTokens
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_train.data.chats import chat_columns, prompts_and_completions, read_chats, roles_of
 from edgelm_train.data.corpus import counted
@@ -53,15 +54,28 @@ class Examples:
 
 
 def encode_example(tokenizer: Tokenizer, prompt: str, completion: str, eos_token_id: int | None) -> Example:
-    """Encode the prompt exactly as the runtime does, then the completion, then the end of text."""
+    """Encode the prompt exactly as the runtime does, then the completion, then the end of text.
+
+    A completion that has the end-of-text token itself ends there, because a generated text would.
+    """
     prompt_ids = tokenizer.encode_prompt(prompt)
     completion_ids = tokenizer.encode(completion, add_special_tokens=False)
+    if eos_token_id in completion_ids:
+        completion_ids = completion_ids[: completion_ids.index(eos_token_id)]
     end = [] if eos_token_id is None else [eos_token_id]
     return Example((*prompt_ids, *completion_ids, *end), len(prompt_ids))
 
 
-def read_pairs(path: Path, task: Task | ChatTask) -> Pairs:
+def read_pairs(
+    path: Path, task: Task | ChatTask, has_special_token: Callable[[str], bool] = lambda text: False
+) -> Pairs:
     """The prompts and completions of a file of records; this needs no tokenizer.
+
+    Args:
+        path: the file.
+        task: what becomes of a row.
+        has_special_token: whether a text spells a special token. Only the template of a turn may write one, so chats
+            in which a message does are left out.
 
     Raises:
         TrainingError: the file cannot be read, lacks a column, or has no chats for the template of a turn.
@@ -71,9 +85,14 @@ def read_pairs(path: Path, task: Task | ChatTask) -> Pairs:
         chats = read_chats(records)
         task = replace(task, roles=roles_of(chats))
         learned = sorted({turn.role for _, chat in chats for turn in chat if turn.learned})
-        note = f"learned of each chat: what {', '.join(map(repr, learned))} says, each time after all before it"
-        pairs = tuple((where, tuple(prompts_and_completions(chat, task))) for where, chat in chats)
-        return Pairs(pairs, task, (note,))
+        names = ", ".join(map(repr, learned))
+        notes: tuple[str, ...] = (f"learned of each chat: what {names} says, each time after all before it",)
+        kept = [(where, chat) for where, chat in chats if not any(has_special_token(turn.content) for turn in chat)]
+        if len(kept) < len(chats):
+            left_out = f"left out {len(chats) - len(kept):,} of {counted(len(chats), 'chat')}"
+            notes += (f"{left_out}: a message spells a special token of the model, which only --turn may write",)
+        pairs = tuple((where, tuple(prompts_and_completions(chat, task))) for where, chat in kept)
+        return Pairs(pairs, task, notes)
     for name in (*task.prompt.columns, *task.completion.columns):
         if name not in records.columns:
             raise TrainingError(_no_column(name, records, path))
@@ -94,7 +113,7 @@ def read_examples(
         TrainingError: the file cannot be read, lacks a column, has a text that the tokenizer cannot encode, or has no
             usable example.
     """
-    pairs = read_pairs(path, task)
+    pairs = read_pairs(path, task, ControlTokens(tokenizer, tokenizer.special_tokens).are_in)
     by_row: list[tuple[Example, ...]] = []
     total = empty = long = single = 0
     for where, row in pairs.by_row:

@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 
+from edgelm_export.source.chat_template import write_source_template
 from edgelm_export.source.checkpoint import Checkpoint, quiet_torch
 from edgelm_export.source.generation_settings import FILE
 from edgelm_train.data.end_of_text import EndOfText
@@ -52,6 +53,8 @@ def save_result(model: Any, base: Checkpoint, end: EndOfText, out: Path, *, sett
             kept.pop("bos_token_id", None)
         text = json.dumps({name: value for name, value in kept.items() if value is not None}, indent=1)
         (out / FILE).write_text(text + "\n", encoding="utf-8")
+    if base.chat_template is not None:
+        write_source_template(base.chat_template, out)
     if end.token_id is not None and end.token_id == base.tokenizer_eos_token_id:
         path = out / "tokenizer_config.json"
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -68,7 +68,7 @@ def read_shape(size: str) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if fields.get("model_type", "gpt2") != "gpt2":
-            raise ValueError(f"training takes GPT-2 only, and it is of the type {fields['model_type']!r}")
+            raise ValueError(f"pretraining takes GPT-2 only, and it is of the type {fields['model_type']!r}")
         missing = [name for name in _SHAPE_FIELDS if name not in fields]
         if missing:
             raise ValueError(f"{', '.join(missing)} is missing")

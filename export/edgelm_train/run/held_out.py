@@ -10,9 +10,8 @@ import torch
 
 from edgelm_train.data.examples import Example, pad
 from edgelm_train.data.packing import IGNORED, Ids
-
-_TOKENS_AT_ONCE = 4096
-_ROWS_AT_ONCE = 16
+from edgelm_train.data.parts import parts_of_rows
+from edgelm_train.models.completion_loss import summed_cross_entropy, tokens_at_once
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ def loss_in_windows(model: Any, ids: Ids, window: int) -> Loss:
     they are.
     """
     rows = torch.from_numpy(ids[: len(ids) // window * window].astype(np.int64)).view(-1, window)
-    return _loss(model, ((batch, batch) for batch in rows.split(max(1, _TOKENS_AT_ONCE // window))))
+    return _loss(model, ((batch, batch) for batch in rows.split(max(1, tokens_at_once(model.device) // window))))
 
 
 def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: int) -> Loss:
     """The loss of `model`, in float32 without dropout, on the tokens of completions; the model's mode stays."""
-    by_length = sorted(examples, key=lambda example: len(example.ids))
-    groups = (by_length[i : i + _ROWS_AT_ONCE] for i in range(0, len(by_length), _ROWS_AT_ONCE))
+    parts = parts_of_rows([len(example.ids) for example in examples], tokens_at_once(model.device))
+    groups = ([examples[row] for row in rows] for rows in parts)
     return _loss(model, (map(torch.tensor, pad(group, pad_token_id)) for group in groups))
 
 
@@ -51,11 +50,8 @@ def _loss(model: Any, batches: Iterable[Iterable[torch.Tensor]]) -> Loss:
     nats, tokens = 0.0, 0
     with measuring(model):
         for ids, labels in batches:
-            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
-            labels = labels[:, 1:].to(model.device)
-            learned = labels != IGNORED
-            nats += float(torch.nn.functional.cross_entropy(logits[learned], labels[learned], reduction="sum"))
-            tokens += int(learned.sum())
+            nats += float(summed_cross_entropy(model, ids.to(model.device), labels.to(model.device)))
+            tokens += int((labels[:, 1:] != IGNORED).sum())
     return Loss(nats, tokens)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from edgelm_train.run.muon import MuonAdamW
 OptimizerName = Literal["adamw", "muon"]
 End = Literal["complete", "early", "time", "signal"]
 Batch = Mapping[str, Any]
+Objective = Callable[[Any, Mapping[str, torch.Tensor]], Iterator[torch.Tensor]]
+"""Losses of a model on parts of a batch, whose sum is its loss; each part is learned before the next is computed."""
 _MOST_LOGGED_STEPS = 2000
 _ENDED_FILE = "ended.json"
 """How a run ended, so that a call that is stopped between the last step and the report can be repeated."""
@@ -87,6 +89,7 @@ def train(
     folder: Path,
     schedule: Schedule,
     *,
+    objective: Objective | None = None,
     device: str = "auto",
     tensorboard: bool = True,
     say: Callable[[str], None] = lambda line: None,
@@ -94,11 +97,13 @@ def train(
     """Train `model` in place, from the last checkpoint in `folder` if there is one.
 
     Args:
-        model: a model of transformers that computes a loss from labels.
+        model: a model of transformers.
         batches: ``schedule.steps * schedule.accumulate`` micro-batches with "input_ids" and "labels" (B, T); a label
             of -100 is ignored. The loss of a step is the mean over the labels of all its micro-batches.
         measure: returns the held-out loss of the model, in nats per token.
         folder: gets the checkpoints and the event files of `tensorboard`.
+        objective: what is learned; None for the loss that the model computes from labels. Its batches may have other
+            arrays, and a step has one of them.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         say: gets lines about the progress.
 
@@ -123,7 +128,7 @@ def train(
             eval_dataset=batches,  # required, but not read: evaluate() calls measure()
             callbacks=callbacks,
         )
-        trainer.measure, trainer.clock = measure, clock
+        trainer.measure, trainer.clock, trainer.objective = measure, clock, objective
         if schedule.optimizer == "muon":
             trainer.optimizer = MuonAdamW(model, schedule.learning_rate, schedule.weight_decay, schedule.beta2)
         trainer.remove_callback(transformers.PrinterCallback)
@@ -215,7 +220,22 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     measure: Callable[[Any], float]
     clock: Clock
+    objective: Objective | None
     control: Any
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.objective is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        losses = self.objective(model, self._prepare_inputs(inputs))
+        total = torch.zeros((), device=self.args.device)
+        while True:
+            with self.compute_loss_context_manager():
+                loss = next(losses, None)
+            if loss is None:
+                return total
+            self.accelerator.backward(loss)
+            total += loss.detach()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for loss in (logs.get("loss", 0.0), logs.get("eval_loss", 0.0)):

@@ -19,9 +19,10 @@ from edgelm_train.data.end_of_text import EndOfText
 from edgelm_train.data.examples import Example, Examples, pad, read_examples
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_train.data.templates import ChatTask, Task
+from edgelm_train.models.completion_loss import losses_in_parts
 from edgelm_train.run.folder import sha256_of_file, sha256_of_weights
 from edgelm_train.run.held_out import Loss, loss_in_windows, loss_on_completions
-from edgelm_train.run.loop import Batch, Outcome, Schedule, train
+from edgelm_train.run.loop import Batch, Objective, Outcome, Schedule, train
 
 _HELD_OUT_EVERY = 20
 
@@ -114,7 +115,14 @@ class _ExampleStream(Dataset[Batch]):  # type: ignore[misc]
 
 
 def train_on(
-    data: TuningData, model: Any, folder: Path, schedule: Schedule, device: str, say: Callable[[str], None]
+    data: TuningData,
+    model: Any,
+    folder: Path,
+    schedule: Schedule,
+    device: str,
+    say: Callable[[str], None],
+    *,
+    objective: Objective | None = losses_in_parts,
 ) -> Outcome:
     """Train `model` in place on batches of whole rows, as `edgelm_train.run.loop.train` does."""
     batches = data.batches(schedule.steps, schedule.batch_tokens // data.tokens_per_row, schedule.seed)
@@ -122,7 +130,7 @@ def train_on(
     def measure(model: Any) -> float:
         return data.held_out_loss(model).per_token
 
-    return train(model, batches, measure, folder, schedule, device=device, say=say)
+    return train(model, batches, measure, folder, schedule, objective=objective, device=device, say=say)
 
 
 def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window: int, remedy: str) -> TextData:

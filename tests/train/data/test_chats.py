@@ -5,10 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import tokenizers
 
+from edgelm.bundle.chat_template import ChatTemplate
 from edgelm.errors import ConfigError, TrainingError
-from edgelm_train.data.examples import Pairs, read_pairs
+from edgelm.text.chat import ChatFormat
+from edgelm.text.messages import ChatMessage
+from edgelm.text.tokenizer import Tokenizer
+from edgelm_train.data.examples import Pairs, read_examples, read_pairs
 from edgelm_train.data.templates import ChatTask, Task
+from tests.export.checkpoints import save_tokenizer
 
 pytestmark = pytest.mark.export
 
@@ -130,3 +136,30 @@ def test_without_a_turn_nested_columns_are_named(row: Mapping[str, object], word
         read_pairs(tmp_path / "a.jsonl", Task.parse(None, None))
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_special_tokens_of_a_turn_are_those_of_the_runtime_s_chat(tmp_path: Path) -> None:
+    """The template writes special tokens; an answer ends at the first one that ends a text; messages write none."""
+    save_tokenizer(tmp_path, 256)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer = Tokenizer.from_json(backend.to_str())
+    jinja = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' "
+        "}}{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    )
+    chat = ChatFormat(ChatTemplate({"default": jinja}, {}), tokenizer)
+    asked = [("user", "Hi <|im"), ("assistant", "Hello"), ("user", "How are you?")]
+    turns = [{"role": role, "content": content} for role, content in (*asked, ("assistant", "Fine"))]
+    injected = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "No"}]
+    rows = [{"messages": turns}, {"messages": injected}]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    task = ChatTask.parse(r"<|im_start|>{role}\n{content}<|im_end|>\n")
+    end = tokenizer.token_id("<|im_end|>")
+    found = read_examples(tmp_path / "chats.jsonl", task, tokenizer, eos_token_id=end, context_length=500)
+    first, last = found.examples
+    messages: list[ChatMessage] = [{"role": role, "content": content} for role, content in asked]
+    assert list(first.ids[: first.prompt_length]) == chat.ids(messages[:1])
+    assert list(last.ids[: last.prompt_length]) == chat.ids(messages)
+    assert list(last.ids[last.prompt_length :]) == [*tokenizer.encode("Fine"), end]
+    assert any(note.startswith("left out 1 of 2 chats: a message spells a special token") for note in found.notes)
