@@ -22,6 +22,7 @@ from edgelm_train.data.bpe import load_bpe
 from edgelm_train.data.corpus import read_corpus, read_parts
 from edgelm_train.data.examples import read_pairs
 from edgelm_train.data.records import read_records
+from edgelm_train.data.similarity import SimilarityTask, read_scored_texts
 from edgelm_train.data.templates import ChatTask, Task, unescaped
 from edgelm_train.data.text_file import check_file
 from edgelm_train.models.base import find_base
@@ -134,8 +135,9 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
 
     With --latent, each line of a plain text is a text of its own, and the result is a checkpoint with a latent part.
     Otherwise every token of a plain text is learned. Of an example, only the completion and an end-of-text token
-    after it are learned; without templates, the columns "prompt" and "completion" are taken. Ctrl-C writes a
-    checkpoint, and the same command goes on from there.
+    after it are learned; without templates, the columns "prompt" and "completion" are taken. With --similarity, the
+    vectors of two texts learn to be as alike as the scores say. Ctrl-C writes a checkpoint, and the same command goes
+    on from there.
     """
     chosen = FinetuneOptions(**options)
     task = chosen.task_for(data)
@@ -159,7 +161,8 @@ def finetune_command(base: str, data: Path, out: Path, revision: str | None, **o
                 out, done, "held-out loss: " + "; ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
             )
         else:
-            _say_results(out, done, f"held-out loss {losses['before']:.4f} before, {losses['after']:.4f} after")
+            metric = f"held-out {done.report.metric}"
+            _say_results(out, done, f"{metric} {losses['before']:.4f} before, {losses['after']:.4f} after")
         click.echo("\n    ".join(["use it like this:", *done.report.next_steps]), err=True)
     return _exit_status(done)
 
@@ -262,17 +265,21 @@ def _prepared(command: str, out: Path, *paths: Path | None, packages: tuple[str,
         yield
 
 
-def _check_data(data: Path, held_out: Path | None, task: Task | ChatTask | None) -> None:
+def _check_data(data: Path, held_out: Path | None, task: Task | ChatTask | SimilarityTask | None) -> None:
     """Read the data once before torch is loaded, because broken data are told at once."""
     check_file(data)
     if held_out is not None:
         check_file(held_out)
     if task is None:
         read_parts(data, held_out)
-    else:
-        for path in (data, held_out):
-            if path is not None:
-                read_pairs(path, task)
+        return
+    for path in (data, held_out):
+        if path is None:
+            continue
+        if isinstance(task, SimilarityTask):
+            read_scored_texts(path, task)
+        else:
+            read_pairs(path, task)
 
 
 def _say_loading() -> None:

@@ -102,7 +102,7 @@ def _distill(
     if options.alone:
         say("training the same student without a teacher, to compare")
         student.to(device)
-        alone = train_on(texts, student, folder / "alone", schedule, options.device, say)
+        alone = train_on(texts, student, folder / "alone", schedule, options.device, say, objective=texts.losses)
         if alone.ended == "signal":
             return Finished(None, alone)
         losses["the same student alone"] = texts.held_out_loss(student).per_token

@@ -1,5 +1,6 @@
 """``edgelm finetune``: a checkpoint learns a text or a task, in all its weights, in an adapter, or in a prefix."""
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +13,37 @@ from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.generation_settings import FILE
 from edgelm_train.data.corpus import counted
 from edgelm_train.data.end_of_text import EndOfText
-from edgelm_train.data.templates import ChatTask, Task
+from edgelm_train.data.similarity import SimilarityTask
+from edgelm_train.data.templates import ChatTask, Task, unescaped
 from edgelm_train.latent import finetune_latent
 from edgelm_train.models.adapters import save_prefix, with_low_rank, with_prefix
 from edgelm_train.models.base import Base, find_base
 from edgelm_train.models.result import save_result, set_settings_aside
-from edgelm_train.options import LORA_RANK, WINDOW_TOKENS, FinetuneOptions, Method
+from edgelm_train.options import LORA_RANK, PAIRS_PER_STEP, ROWS_PER_STEP, WINDOW_TOKENS, FinetuneOptions, Method
 from edgelm_train.run.checkpoints import follow_umask
 from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out, saving
 from edgelm_train.run.lock import locked
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import device_for, fast_to_train, fastest_precision
+from edgelm_train.run.pair_data import PairData, read_similarities
 from edgelm_train.run.report import Finished, TuningReport
-from edgelm_train.run.tuning_data import TextData, TuningData, fingerprints, read_tasks, read_text, train_on
+from edgelm_train.run.tuning_data import (
+    HELD_OUT_EVERY,
+    TextData,
+    TuningData,
+    fingerprints,
+    read_tasks,
+    read_text,
+    train_on,
+)
 
 PREFIX_FILE = "prefix.safetensors"
+EMBED_TASK_FILE = "task.json"
 
 _LEARNING_RATES: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "prefix": 1e-1}
 _TRIED_TOKENS = 256
 """Tokens with which the faster precision is found: enough for matrices as large as those of a run."""
+_SIMILARITY_RATES: dict[Method, float] = {"full": 2e-4, "lora": 2e-3, "prefix": 1e-1}
 _WEIGHT_DECAY: dict[Method, float] = {"full": 0.01, "lora": 0.0, "prefix": 0.0}
 
 
@@ -82,8 +95,9 @@ def _finetune(
     if base.adapter is not None:
         done = "goes on with the adapter" if goes_on else "starts from the base with the adapter merged:"
         notes += (f"training {done} {base.adapter} of {checkpoint.name!r}",)
-    batch_size = min(options.batch_size, prepared.rows)
-    if batch_size < options.batch_size:
+    asked = options.batch_size or (PAIRS_PER_STEP if isinstance(prepared, PairData) else ROWS_PER_STEP)
+    batch_size = min(asked, prepared.rows)
+    if batch_size < (options.batch_size or 0):
         rows = counted(prepared.rows, "example" if task else "window")
         notes += (f"--batch-size is {options.batch_size:,}, and there is no more than {rows}: a step takes each once",)
     for note in notes:
@@ -92,7 +106,7 @@ def _finetune(
     model = fast_to_train(checkpoint.model).to(device)
     set_settings_aside(model)
     tuned = base.trainable(checkpoint) if goes_on else None
-    before = prepared.held_out_loss(model if tuned is None else tuned)
+    before = prepared.held_out_measure(model if tuned is None else tuned)
     torch.manual_seed(options.seed)
     if tuned is None:
         tuned = _with_method(model, options, prepared)
@@ -103,10 +117,11 @@ def _finetune(
     tried = min(row, _TRIED_TOKENS), min(batch, _TRIED_TOKENS)
     precision = begin_run(out, recorded, lambda: fastest_precision(tuned, tried[1], tried[0])[0])
     steps = max(1, round(options.epochs * prepared.rows / batch_size))
+    rates = _SIMILARITY_RATES if isinstance(prepared, PairData) else _LEARNING_RATES
     schedule = Schedule(
         steps=steps,
         batch_tokens=batch,
-        learning_rate=options.learning_rate or _LEARNING_RATES[options.chosen_method],
+        learning_rate=options.learning_rate or rates[options.chosen_method],
         warmup_steps=round(0.05 * steps),
         weight_decay=_WEIGHT_DECAY[options.chosen_method],
         beta2=0.999,
@@ -117,21 +132,23 @@ def _finetune(
     )
     say(
         f"{counted(learned, 'parameter')} to learn by {options.chosen_method}, {counted(schedule.steps, 'step')}; "
-        f"held-out loss before training: {before.per_token:.4f} nats per token"
+        f"held-out {_in_words(prepared, before)} before training"
     )
-    outcome = train_on(prepared, tuned, out / RUN_FOLDER, schedule, options.device, say)
+    outcome = train_on(prepared, tuned, out / RUN_FOLDER, schedule, options.device, say, objective=prepared.losses)
     if outcome.ended == "signal":
         return Finished(None, outcome)
-    after = prepared.held_out_loss(tuned)
+    after = prepared.held_out_measure(tuned)
+    ranks = isinstance(prepared, PairData)
     report = TuningReport(
-        losses={"before": before.per_token, "after": after.per_token},
+        losses={"before": 1 - before, "after": 1 - after} if ranks else {"before": before, "after": after},
+        metric="Spearman" if ranks else "loss",
         facts={
             "base": checkpoint.name,
             **({} if base.adapter is None else {"adapter that it started from": str(base.adapter)}),
             "method": options.chosen_method,
             "parameters learned": learned,
             "rows to train on": prepared.rows,
-            "held-out tokens": before.tokens,
+            **prepared.held_out_size,
             "ended": outcome.ended,
             "steps": outcome.steps,
             "best step, whose weights these are": outcome.best_step,
@@ -156,6 +173,8 @@ def _finetune(
             tuned.cpu().save_pretrained(out)
         else:
             save_prefix(tuned.cpu(), checkpoint, out / PREFIX_FILE)
+        if isinstance(prepared, PairData):
+            write_embed_task(options, out)
         if end.is_new and options.chosen_method != "full":
             end.write_settings(out)
         follow_umask(out)
@@ -167,9 +186,20 @@ def _check_rank(rank: int, asked: int | None) -> None:
         raise TrainingError(f"the adapter has the rank {rank}, and training goes on with it; leave out --rank {asked}")
 
 
-def _read(data: Path, task: Task | ChatTask | None, options: FinetuneOptions, checkpoint: Checkpoint) -> TuningData:
+def _in_words(data: TuningData, measure: float) -> str:
+    """What `held_out_measure` of `data` found, for people."""
+    if isinstance(data, PairData):
+        return f"Spearman {1 - measure:.4f}"
+    return f"loss {measure:.4f} nats per token"
+
+
+def _read(
+    data: Path, task: Task | ChatTask | SimilarityTask | None, options: FinetuneOptions, checkpoint: Checkpoint
+) -> TuningData:
     context = checkpoint.architecture.context_length
     room = options.room_in(context)
+    if isinstance(task, SimilarityTask):
+        return read_similarities(data, options.held_out, checkpoint, task, room, HELD_OUT_EVERY)
     if task is not None:
         return read_tasks(data, options.held_out, checkpoint, task, room)
     window = min(room, context // 2, WINDOW_TOKENS) if options.window is None else options.window
@@ -188,7 +218,7 @@ def _next_steps(
     base: Base,
     out: Path,
     method: Method,
-    task: Task | ChatTask | None,
+    task: Task | ChatTask | SimilarityTask | None,
     *,
     settings: bool = False,
 ) -> list[str]:
@@ -211,10 +241,26 @@ def _next_steps(
     run = ["edgelm", "run", "-m", bundle]
     if method == "prefix":
         run += ["--prefix", str(out / PREFIX_FILE)]
+    if isinstance(task, SimilarityTask):
+        export += ["--task", str(out / EMBED_TASK_FILE)]
+        fields = dict.fromkeys((*task.prompt.columns, *task.second.columns), "Your text")
+        return [shlex.join([*export, "-o", bundle]), shlex.join([*run, json.dumps(fields)])]
     prompt = "Your text" if task is None else task.prompt.shown()
     names = [] if task is None else [f"{{{name}}}" for name in task.prompt.columns]
     comment = [f"# in place of {', '.join(names)}: your text; all else of the prompt must stay as it is"]
     return [shlex.join([*export, "-o", bundle]), *(comment if names else []), f"{shlex.join(run)} {_quoted(prompt)}"]
+
+
+def write_embed_task(options: FinetuneOptions, folder: Path) -> None:
+    """Write the task of a bundle that compares two texts as training did, for ``edgelm export --task``."""
+    content = {
+        "kind": "embed",
+        "template": unescaped(options.prompt or ""),
+        "second_template": unescaped(options.second or ""),
+        "pooling": options.pooling or "mean",
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    (folder / EMBED_TASK_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _quoted(text: str) -> str:

@@ -12,7 +12,7 @@ from edgelm_train.data.end_of_text import EndOfText
 from edgelm_train.models.base import Base
 from edgelm_train.models.latent import LatentGPT2
 from edgelm_train.models.result import save_result, set_settings_aside
-from edgelm_train.options import FREE_BITS, KL_CYCLES, LATENT_SIZE, LATENT_TOKENS, FinetuneOptions
+from edgelm_train.options import FREE_BITS, KL_CYCLES, LATENT_SIZE, LATENT_TOKENS, ROWS_PER_STEP, FinetuneOptions
 from edgelm_train.run.checkpoints import follow_umask
 from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out, saving
 from edgelm_train.run.latent_data import LatentData, Measured, read_lines
@@ -45,7 +45,7 @@ def finetune_latent(
         raise TrainingError(f"--latent-tokens {tokens} leaves no room in the context of {longest + tokens}")
     texts = read_lines(data, options.held_out, checkpoint, end.token_id, longest)
     recorded = {**fingerprints(checkpoint, data, options.held_out, base.adapter), **options.recorded()}
-    batch_size = min(options.batch_size, len(texts.training))
+    batch_size = min(options.batch_size or ROWS_PER_STEP, len(texts.training))
     notes = (*checkpoint.notes, *end.notes, *texts.notes)
     for note in notes:
         say(note)

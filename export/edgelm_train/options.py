@@ -16,10 +16,12 @@ from edgelm.reuse.prefix import LEAST_ROOM_TOKENS
 from edgelm_train.data.bpe import check_vocabulary_size
 from edgelm_train.data.corpus import END_OF_TEXT
 from edgelm_train.data.records import is_records_file
+from edgelm_train.data.similarity import Pooling, SimilarityTask
 from edgelm_train.data.templates import ChatTask, Task
 from edgelm_train.models.sizes import SIZES, check_size
 
 LORA_RANK = 8
+ROWS_PER_STEP, PAIRS_PER_STEP = 8, 32
 WINDOW_TOKENS = 512
 """The longest window of text that is taken without being asked for: longer ones need much memory."""
 LATENT_SIZE, LATENT_TOKENS, FREE_BITS, KL_CYCLES = 32, 4, 0.5, 4
@@ -211,7 +213,24 @@ class FinetuneOptions(TrainingOptions):
         None, Option(r"Instead: a turn of a chat, '{role}: {content}\n'; what assistants say is learned.", "TEMPLATE")
     )
     epochs: float = declare(3.0, Option("Passes over the data.", "N", above=0, at_most=10**6))
-    batch_size: int = declare(8, Option("Examples, or windows of text, in a step.", "N", at_least=1))
+    second: str | None = declare(
+        None, Option("Instead: the text that is compared with --prompt; --similarity scores the two.", "TEMPLATE")
+    )
+    similarity: str | None = declare(
+        None, Option("The column of their score; what is learned is to rank pairs by it.", "COLUMN")
+    )
+    pooling: Pooling | None = declare(
+        None, Option("How hidden states become a vector, for --similarity.", unset=get_args(Pooling)[0])
+    )
+    batch_size: int | None = declare(
+        None,
+        Option(
+            "Examples, pairs, or windows of text, in a step.",
+            "N",
+            unset=f"{ROWS_PER_STEP}; {PAIRS_PER_STEP} pairs",
+            at_least=1,
+        ),
+    )
     window: int | None = declare(
         None, Option("Tokens in a window of text.", "N", unset=f"half the context, at most {WINDOW_TOKENS}")
     )
@@ -274,6 +293,7 @@ class FinetuneOptions(TrainingOptions):
         if self.chosen_method != "full":
             raise TrainingError(f"--latent trains all weights; leave out --method {self.method}")
         others: dict[str, object] = {"prompt": self.prompt, "completion": self.completion, "turn": self.turn}
+        others |= {"second": self.second, "similarity": self.similarity, "pooling": self.pooling}
         others |= {"window": self.window, "rank": self.rank}
         for flag, value in others.items():
             if value is not None:
@@ -284,7 +304,7 @@ class FinetuneOptions(TrainingOptions):
         """What is trained: the method asked for, or the default."""
         return self.method or ("full" if self.latent else "lora")
 
-    def task_for(self, data: Path) -> Task | ChatTask | None:
+    def task_for(self, data: Path) -> Task | ChatTask | SimilarityTask | None:
         """How rows of `data` become examples; None where the file is plain text.
 
         Raises:
@@ -296,6 +316,12 @@ class FinetuneOptions(TrainingOptions):
                 raise TrainingError(f"--latent learns the lines of a plain text, and {str(data)!r} is a file of rows")
             if self.window is not None:
                 raise TrainingError("--window is for plain text; an example is never cut")
+            if (self.second, self.similarity, self.pooling) != (None, None, None):
+                if self.completion is not None or self.turn is not None:
+                    raise TrainingError(
+                        "--similarity compares --prompt with --second; leave out --completion and --turn"
+                    )
+                return SimilarityTask.parse(self.prompt, self.second, self.similarity, self.pooling)
             if self.turn is None:
                 return Task.parse(self.prompt, self.completion)
             if self.prompt is not None or self.completion is not None:
@@ -305,7 +331,7 @@ class FinetuneOptions(TrainingOptions):
             return ChatTask.parse(self.turn)
         if is_records_file(Path(data.stem)):
             raise TrainingError(f"{str(data)!r} seems to be compressed; decompress it to {data.stem} first")
-        if self.prompt is not None or self.completion is not None or self.turn is not None:
+        if (self.prompt, self.completion, self.turn, self.second, self.similarity) != (None,) * 5:
             message = f"--prompt and --completion need named columns, but {str(data)!r} is taken as plain text"
             if self.turn is not None:
                 message = f"--turn needs chats, but {str(data)!r} is taken as plain text"

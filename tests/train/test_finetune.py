@@ -17,7 +17,7 @@ from edgelm.errors import EdgelmError, TrainingError
 from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint, quiet_torch
 from edgelm_train.data.examples import Example
-from edgelm_train.data.templates import Task
+from edgelm_train.data.templates import ChatTask, Task
 from edgelm_train.finetune import _next_steps, finetune
 from edgelm_train.models.adapters import keys_values, with_prefix
 from edgelm_train.models.base import Base
@@ -365,7 +365,7 @@ def test_chats_are_learned(playground: Playground, tmp_path: Path) -> None:
     (tmp_path / "chats.json").write_text(json.dumps([{"conversations": chat} for chat in chats]), encoding="utf-8")
     options = replace(QUICK, turn=r"{role}: {content}\n")
     task = options.task_for(tmp_path / "chats.json")
-    assert task is not None
+    assert isinstance(task, ChatTask)
     data = read_tasks(tmp_path / "chats.json", None, load_checkpoint(str(playground.base)), task, 64)
     assert (len(data.held_out), len(data.training)) == (2, 38), "a chat is held out with all its answers"
     done = finetune(str(playground.base), tmp_path / "chats.json", tmp_path / "out", options)

@@ -93,9 +93,7 @@ def read_pairs(
             notes += (f"{left_out}: a message spells a special token of the model, which only --turn may write",)
         pairs = tuple((where, tuple(prompts_and_completions(chat, task))) for where, chat in kept)
         return Pairs(pairs, task, notes)
-    for name in (*task.prompt.columns, *task.completion.columns):
-        if name not in records.columns:
-            raise TrainingError(_no_column(name, records, path))
+    check_columns(records, path, (*task.prompt.columns, *task.completion.columns))
     rows = ((task.prompt.fill(row), task.completion.fill(row)) for row in records.rows)
     pairs = tuple((where, (pair,)) for where, pair in zip(records.places, rows, strict=True))
     return Pairs(pairs, task)
@@ -142,6 +140,13 @@ def read_examples(
     if not by_row:
         raise TrainingError(f"{str(path)!r} has no usable example: {'; '.join(notes)}")
     return Examples(tuple(by_row), pairs.task, pairs.notes + notes)
+
+
+def check_columns(records: Records, path: Path, names: Sequence[str]) -> None:
+    """Raise TrainingError if `records`, which were read from `path`, lack a column of `names`."""
+    for name in names:
+        if name not in records.columns:
+            raise TrainingError(_no_column(name, records, path))
 
 
 def _no_column(name: str, records: Records, path: Path) -> str:

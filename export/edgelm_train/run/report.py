@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -13,6 +13,7 @@ from edgelm_train.run.folder import end_run, saving, write_json
 from edgelm_train.run.loop import Outcome
 
 _CURVES_FILE = "curves.svg"
+_LOSS_LABEL = "loss (nats per token)"
 _SMOOTHED_POINTS = 200
 _COLOURS = ("#2f81f7", "#e3722b", "#2da44e", "#d64545", "#a371f7", "#9a7b4f")
 """Colours that are readable on light and on dark pages."""
@@ -47,7 +48,7 @@ class Finished(Generic[ReportKind]):
         The model must be saved already. `logs` and `tokens_per_step` are as for `draw_curves`.
         """
         with saving(out):
-            draw_curves(logs, tokens_per_step, out / _CURVES_FILE)
+            draw_curves(logs, tokens_per_step, out / _CURVES_FILE, label=report.curve_label)
             report.write(out)
         end_run(out)
         return cls(report, outcome)
@@ -65,6 +66,7 @@ class TrainingReport:
     """Loss on as much training text, in windows of the first of those lengths."""
     samples: Sequence[str]
     log: Points
+    curve_label: ClassVar[str] = _LOSS_LABEL
 
     @property
     def gap(self) -> float:
@@ -87,16 +89,27 @@ class TuningReport:
     """Results of ``edgelm finetune`` and ``edgelm distill``; losses as in `TrainingReport`."""
 
     losses: Mapping[str, float]
-    """Loss of each measured model on the same held-out data, by the model's name in the report."""
+    """The `metric` of each measured model on the same held-out data, by the model's name in the report."""
     facts: Mapping[str, object]
     notes: Sequence[str]
     log: Points
     next_steps: Sequence[str] = ()
     """Shell commands that use the result."""
+    metric: Literal["loss", "Spearman"] = "loss"
+
+    @property
+    def curve_label(self) -> str:
+        """What the curves show."""
+        return _LOSS_LABEL if self.metric == "loss" else "loss; held out: 1 - Spearman"
 
     def write(self, folder: Path) -> None:
         """Write report.md and report.json into `folder`."""
-        lines = [*_loss_table("held-out data", self.losses), *_curves_and_facts(self.facts)]
+        if self.metric == "loss":
+            lines = _loss_table("held-out data", self.losses)
+        else:
+            lines = ["# Training report", "", f"| held-out data | {self.metric} |", "|---|---|"]
+            lines += [f"| {name} | {value:.4f} |" for name, value in self.losses.items()]
+        lines += _curves_and_facts(self.facts)
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         if self.next_steps:
@@ -126,7 +139,7 @@ def draw_samples(model: Any, tokenizer: Any, seeds: Sequence[int], new_tokens: i
     return samples
 
 
-def draw_curves(logs: Mapping[str, Points], tokens_per_step: int, path: Path) -> None:
+def draw_curves(logs: Mapping[str, Points], tokens_per_step: int, path: Path, label: str = _LOSS_LABEL) -> None:
     """Write an SVG of training losses (thin lines) and held-out losses (dots) over tokens.
 
     `logs` has the points of each run by its name, and each run has a colour. `tokens_per_step` counts the tokens of an
@@ -155,7 +168,7 @@ def draw_curves(logs: Mapping[str, Points], tokens_per_step: int, path: Path) ->
             Line2D([], [], color=grey, lw=0.8, alpha=0.6, label="training"),
             Line2D([], [], color=grey, marker="o", ms=3, lw=1.2, label="held out"),
         ]
-        axes.set(xlabel="million tokens", ylabel="loss (nats per token)")
+        axes.set(xlabel="million tokens", ylabel=label)
         axes.grid(alpha=0.3)
         handles = [*runs, *kinds] if len(logs) > 1 else kinds
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)

@@ -1,7 +1,7 @@
 """The data of a tuning run: plain text in windows, or prompts with completions, each with a held-out part."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+import torch
 from torch.utils.data import Dataset
 
 from edgelm.errors import TrainingError
@@ -23,8 +24,10 @@ from edgelm_train.models.completion_loss import losses_in_parts
 from edgelm_train.run.folder import sha256_of_file, sha256_of_weights
 from edgelm_train.run.held_out import Loss, loss_in_windows, loss_on_completions
 from edgelm_train.run.loop import Batch, Objective, Outcome, Schedule, train
+from edgelm_train.run.pair_data import PairData
+from edgelm_train.run.row_stream import RowStream
 
-_HELD_OUT_EVERY = 20
+HELD_OUT_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,19 @@ class TextData:
     def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
         """`steps` batches of `batch_size` rows each, in a new order in every pass over the data."""
         return BatchStream(self.training, [Phase(steps, self.window)], batch_size * self.window, 1, seed)
+
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What is learned of a batch, as in `edgelm_train.run.loop.Objective`."""
+        return losses_in_parts(model, batch)
+
+    @property
+    def held_out_size(self) -> dict[str, object]:
+        """How much is held out, as a fact of the report."""
+        return {"held-out tokens": len(self.held_out) // self.window * (self.window - 1)}
+
+    def held_out_measure(self, model: Any) -> float:
+        """What training lowers on the held-out part: the loss of `model`, in nats per token."""
+        return self.held_out_loss(model).per_token
 
     def held_out_loss(self, model: Any) -> Loss:
         """Loss of `model` on the held-out part, on the kind of tokens that are learned."""
@@ -80,7 +96,21 @@ class ExampleData:
         return sum(len(example.ids) for example in self.training) // len(self.training)
 
     def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
-        return _ExampleStream(self, steps, batch_size, seed)
+        def collate(examples: Sequence[Example]) -> dict[str, npt.NDArray[np.int64]]:
+            ids, labels = pad(examples, self.pad_token_id)
+            return {"input_ids": np.array(ids, np.int64), "labels": np.array(labels, np.int64)}
+
+        return RowStream(self.training, collate, steps, batch_size, seed)
+
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        return losses_in_parts(model, batch)
+
+    @property
+    def held_out_size(self) -> dict[str, object]:
+        return {"held-out tokens": sum(len(e.ids) - max(1, e.prompt_length) for e in self.held_out)}
+
+    def held_out_measure(self, model: Any) -> float:
+        return self.held_out_loss(model).per_token
 
     def held_out_loss(self, model: Any) -> Loss:
         return loss_on_completions(model, self.held_out, self.pad_token_id)
@@ -90,28 +120,7 @@ class ExampleData:
         return [int(token) for token in np.resize(ids, count)]
 
 
-TuningData = TextData | ExampleData
-
-
-class _ExampleStream(Dataset[Batch]):  # type: ignore[misc]
-    """A torch dataset of a run's batches, each decided by its index alone, as in `BatchStream`."""
-
-    def __init__(self, data: ExampleData, steps: int, batch_size: int, seed: int) -> None:
-        self._data, self._steps, self._batch_size, self._seed = data, steps, batch_size, seed
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, index: int) -> dict[str, npt.NDArray[np.int64]]:
-        rows = self._data.rows
-        places = range(index * self._batch_size, (index + 1) * self._batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {place // rows for place in places}}
-        chosen = [self._data.training[orders[place // rows][place % rows]] for place in places]
-        ids, labels = pad(chosen, self._data.pad_token_id)
-        return {"input_ids": np.array(ids, np.int64), "labels": np.array(labels, np.int64)}
-
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._data.rows)
+TuningData = TextData | ExampleData | PairData
 
 
 def train_on(
@@ -122,15 +131,14 @@ def train_on(
     device: str,
     say: Callable[[str], None],
     *,
-    objective: Objective | None = losses_in_parts,
+    objective: Objective | None,
 ) -> Outcome:
-    """Train `model` in place on batches of whole rows, as `edgelm_train.run.loop.train` does."""
+    """Train `model` in place on batches of whole rows, as `edgelm_train.run.loop.train` does.
+
+    `objective` is the method `losses` of `data`, or None for the model's own loss.
+    """
     batches = data.batches(schedule.steps, schedule.batch_tokens // data.tokens_per_row, schedule.seed)
-
-    def measure(model: Any) -> float:
-        return data.held_out_loss(model).per_token
-
-    return train(model, batches, measure, folder, schedule, objective=objective, device=device, say=say)
+    return train(model, batches, data.held_out_measure, folder, schedule, objective=objective, device=device, say=say)
 
 
 def read_text(file: Path, held_out: Path | None, checkpoint: Checkpoint, window: int, remedy: str) -> TextData:
@@ -179,8 +187,8 @@ def read_tasks(
     training, notes = examples.examples, end.notes + examples.notes
     if held_out is None:
         rows = examples.by_row
-        held = tuple(example for row in rows[::_HELD_OUT_EVERY] for example in row)
-        training = tuple(example for i, row in enumerate(rows) if i % _HELD_OUT_EVERY for example in row)
+        held = tuple(example for row in rows[::HELD_OUT_EVERY] for example in row)
+        training = tuple(example for i, row in enumerate(rows) if i % HELD_OUT_EVERY for example in row)
     else:
         others = read(held_out)
         held = others.examples
