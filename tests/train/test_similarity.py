@@ -29,20 +29,19 @@ pytestmark = [pytest.mark.export, pytest.mark.usefixtures("few_tokens")]
 
 TEXTS = [[70, 3, 41, 12, 200, 9, 33], [5, 6], [8, 120, 250, 77]]
 QUICK = FinetuneOptions(
-    prompt="{a}", second="{b}", similarity="score", epochs=6, batch_size=16, evaluations=3, prefix_tokens=4
+    prompt="{a}", second="{b}", similarity="score", epochs=4, batch_size=32, evaluations=3, prefix_tokens=4
 )
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two words each; pairs that begin with the same word are alike."""
+    """Two words each: the nearer the first words stand in the list, the more alike; the last words say nothing."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     rows = [
-        f"{one} {three}\t{two} {three}\t{5 if one == two else 0}"
-        for one in WORDS
-        for two in WORDS
-        for three in WORDS[:3]
-        if one == two or WORDS.index(one) < WORDS.index(two)
+        f"{one} {WORDS[end]}\t{two} {WORDS[(end + place) % 8]}\t{-abs(place - other)}"
+        for place, one in enumerate(WORDS)
+        for other, two in enumerate(WORDS)
+        for end in range(5)
     ]
     path.write_text("\n".join(["a\tb\tscore", *rows]), encoding="utf-8")
     return path
@@ -94,7 +93,7 @@ def test_a_batch_of_pairs() -> None:
     assert batch["lengths"].tolist() == [3, 1, 1, 2] and batch["scores"].tolist() == [0.5, 2.0]
 
 
-@pytest.mark.parametrize(("method", "rate"), [("full", 1e-2), ("lora", 1e-2), ("prefix", 0.1)])
+@pytest.mark.parametrize(("method", "rate"), [("full", 3e-3), ("lora", 1e-2), ("prefix", 0.1)])
 def test_pairs_are_ranked_better(
     method: Method, rate: float, pairs: Path, playground: Playground, tmp_path: Path
 ) -> None:
@@ -102,7 +101,7 @@ def test_pairs_are_ranked_better(
     done = finetune(str(playground.base), pairs, out, replace(QUICK, method=method, learning_rate=rate))
     assert done.report is not None
     ranked = done.report.losses
-    assert ranked["after"] > ranked["before"] + 0.02
+    assert ranked["after"] > ranked["before"] + 0.1
     best = min(point["eval_loss"] for point in done.outcome.log if "eval_loss" in point)
     assert ranked["after"] == pytest.approx(1 - best, abs=1e-6), "the best weights are kept, and measured again"
     assert f"| after | {ranked['after']:.4f} |" in (out / "report.md").read_text(encoding="utf-8")
