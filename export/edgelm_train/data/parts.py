@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 _PADDING_TOKENS = 64
-"""A part has at most this much padding. One more part costs about as much time in the smallest models."""
+"""A part has at most this much padding."""
 
 
 def parts_of_rows(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:

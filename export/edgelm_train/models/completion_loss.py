@@ -9,7 +9,7 @@ from edgelm_train.data.packing import IGNORED
 from edgelm_train.data.parts import parts_of_rows
 
 _TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
-"""More tokens at once need more memory, and a CPU computes them no faster. SmolLM2-135M takes 3 GB for 1024."""
+"""More tokens at once need more memory."""
 
 
 def losses_in_parts(model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
