@@ -23,7 +23,7 @@ TINY_TOKENS = 400
 TESTS = Path(__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"
 
-BUILD_SIDE_FOLDERS = ("export", "train", "against_transformers")
+BUILD_SIDE_FOLDERS = ("export", "train", "recipes", "against_transformers")
 """Folders of tests/ whose files import torch."""
 
 Report = Callable[[str], None]
@@ -57,7 +57,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     if parent.config.option.markexpr == "not export":
         deselected: pytest.Module = _Deselected.from_parent(parent, path=module_path)
         return deselected
-    if not MISSING and not (TRAINING_MISSING and "train" in module_path.parts):
+    if not MISSING and not (TRAINING_MISSING and {"train", "recipes"} & set(module_path.parts)):
         return None
     module: pytest.Module = _WithoutBuildSide.from_parent(parent, path=module_path)
     return module

@@ -27,6 +27,7 @@ RUNTIME_ROOMS = (
 
 EXPORT_ROOMS = ("cli", "pipeline", "fit", "publish", "certify", "source", "graph", "quantize", "model")
 TRAIN_ROOMS = ("cli", ("pretrain", "finetune", "distill", "evaluate"), "latent", ("options", "run"), "models", "data")
+RECIPE_ROOMS = ("cli", "make", "report", "order", "measure", "data", ("chats", "augment", "tasks", "speed"), "recipe")
 
 Rooms = tuple[str | tuple[str, ...], ...]
 
@@ -77,6 +78,7 @@ def upward_imports(package: Path, rooms: Rooms) -> list[str]:
         ("edgelm", RUNTIME_ROOMS),
         ("export/edgelm_export", EXPORT_ROOMS),
         ("export/edgelm_train", TRAIN_ROOMS),
+        ("export/edgelm_recipes", RECIPE_ROOMS),
     ],
 )
 def test_imports_go_down(package: str, rooms: Rooms) -> None:
@@ -85,7 +87,7 @@ def test_imports_go_down(package: str, rooms: Rooms) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["edgelm", "export/edgelm_export", "export/edgelm_train"],
+    ["edgelm", "export/edgelm_export", "export/edgelm_train", "export/edgelm_recipes"],
 )
 def test_no_module_imports_in_a_circle(package: str) -> None:
     modules = modules_of(ROOT / package)
@@ -99,9 +101,13 @@ def test_no_module_imports_in_a_circle(package: str) -> None:
 @pytest.mark.parametrize(
     "package, foreign",
     [
-        ("edgelm", {"edgelm_export", "edgelm_train", "torch", "transformers", "onnx", "optimum", "peft"}),
-        ("export/edgelm_export", {"edgelm_train"}),
-        ("models/edgelm_models", {"edgelm", "edgelm_export", "edgelm_train"}),
+        (
+            "edgelm",
+            {"edgelm_export", "edgelm_train", "edgelm_recipes", "torch", "transformers", "onnx", "optimum", "peft"},
+        ),
+        ("export/edgelm_export", {"edgelm_train", "edgelm_recipes"}),
+        ("export/edgelm_train", {"edgelm_recipes"}),
+        ("models/edgelm_models", {"edgelm", "edgelm_export", "edgelm_train", "edgelm_recipes"}),
     ],
 )
 def test_packages_below_know_nothing_of_those_above(package: str, foreign: set[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import edgelm
 from tests.conftest import ROOT
 
-PACKAGES = ("edgelm", "edgelm_export", "edgelm_train", "edgelm_models")
+PACKAGES = ("edgelm", "edgelm_export", "edgelm_train", "edgelm_recipes", "edgelm_models")
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ _COMMANDS = {
     "finetune": ("edgelm_train.cli:finetune_command", "Fine-tune a GPT-2 checkpoint on a text or on examples."),
     "distill": ("edgelm_train.cli:distill_command", "Train a smaller GPT-2 model to imitate a checkpoint."),
     "evaluate": ("edgelm_train.cli:evaluate_command", "Measure a bundle's task on labelled data."),
+    "recipe": ("edgelm_recipes.cli:command", "Make a measured bundle of a public data set."),
     "export": ("edgelm_export.cli:command", "Convert a checkpoint into a bundle."),
     "info": ("edgelm.cli.info:command", "Show a bundle's source, size and quality certificate."),
     "verify": ("edgelm.cli.verify:command", "Check a bundle's files and measure its quality again."),
@@ -46,7 +47,7 @@ _COMMANDS = {
 }
 """Name of each command -> where it is defined ("module:attribute"), and its line in the help."""
 
-_BUILD_COMMANDS = ("pretrain", "finetune", "distill", "export")
+_BUILD_COMMANDS = ("pretrain", "finetune", "distill", "recipe", "export")
 """These compute much with numpy and torch."""
 _WRITE_FILES = (*_BUILD_COMMANDS, "bake", "pack", "unpack")
 """These make files, so they need no standard output."""

@@ -151,6 +151,7 @@ def _finetune(
             **prepared.held_out_size,
             "ended": outcome.ended,
             "steps": outcome.steps,
+            "tokens": outcome.steps * schedule.batch_tokens,
             "best step, whose weights these are": outcome.best_step,
             "seconds": outcome.seconds,
             "peak learning rate": schedule.learning_rate,

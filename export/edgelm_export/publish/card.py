@@ -9,6 +9,7 @@ from edgelm.errors import shortened
 from edgelm.reuse.prefix import Prefix
 
 _BAR_CHARACTERS = 32
+_SOURCE_CARD = "\n## The source's own card\n\n"
 _PRECISION_TEXT = {
     "fp32": "32-bit floats, exact",
     "fp16": "16-bit floats",
@@ -46,7 +47,7 @@ def model_card(
     if source.revision:  # it came from the hub
         meta += [f"base_model: {json.dumps(source.name)}", "base_model_relation: quantized"]
     memory = f"{made_on.peak_rss_bytes / 1e6:.0f} MB"
-    quoted = f"\n## The source's own card\n\n{source_card}\n" if source_card else ""
+    quoted = f"{_SOURCE_CARD}{source_card}\n" if source_card else ""
     return f"""---
 {chr(10).join(meta)}
 ---
@@ -75,6 +76,11 @@ Every matrix with its bits and its error is listed in `bundle.json`. `edgelm ver
 With {made_on.prompt_tokens} tokens of prompt and {made_on.new_tokens} new tokens a process took {memory} of memory.
 `edgelm bench {folder_name}` measures the speed on your machine.
 {quoted}"""
+
+
+def quoted_card(card: str) -> str:
+    """The source's own card in a text of `model_card`; empty where it has none."""
+    return card.partition(_SOURCE_CARD)[2].removesuffix("\n")
 
 
 def _table(certificate: Certificate) -> str:
