@@ -67,11 +67,11 @@ def test_sdist_can_build_the_wheel_again(built: Path, tmp_path: Path) -> None:
 def test_the_lowest_versions_are_those_of_the_bounds(constraints: str, extras: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
-    bounds = dict(match.groups() for each in needed if (match := re.match(r"([\w-]+)>=([\d.]+)", each)))
+    bounds = {match[1]: match[2] for each in needed if (match := re.match(r"([\w-]+)>=([\d.]+)", each))}
     if constraints == "lowest-export.txt":  # transformers 4.57 takes none older
         bounds |= {"tokenizers": "0.22", "safetensors": "0.4.3"}
     lines = (ROOT / "tests" / constraints).read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pins = {line.partition("==")[0]: line.partition("==")[2] for line in lines if not line.startswith("#")}
     assert {name: whole(version) for name, version in pins.items()} == {n: whole(v) for n, v in bounds.items()}
 
 
