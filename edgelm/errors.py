@@ -53,7 +53,7 @@ class EdgelmError(Exception):
 
 
 class BundleError(EdgelmError):
-    """A bundle folder is missing, damaged or unsafe, needs a newer edgelm, or was changed after it was loaded."""
+    """A bundle is missing, damaged, unsafe or of an earlier format, needs a newer edgelm, or changed after loading."""
 
 
 class HubError(EdgelmError):
@@ -61,7 +61,7 @@ class HubError(EdgelmError):
 
 
 class ConfigError(EdgelmError, ValueError):
-    """An option is unknown or out of range, or it contradicts another option."""
+    """An option is unknown, of a wrong type or out of range, or it contradicts another option."""
 
 
 class PromptError(EdgelmError, ValueError):
@@ -85,7 +85,7 @@ class PrefixError(EdgelmError):
 
 
 class DeviceError(EdgelmError):
-    """ONNX Runtime is missing, or it cannot use the requested device."""
+    """ONNX Runtime is missing, it cannot use the requested device, or the model computed NaN there."""
 
 
 class ClosedError(EdgelmError):
@@ -109,7 +109,7 @@ class ForkError(EdgelmError):
 
 
 class InsufficientMemoryError(EdgelmError, MemoryError):
-    """A model was not loaded because it would not fit into the memory that this process may use."""
+    """A model was not loaded, because it would not fit into the memory that this process may use."""
 
 
 class ExportError(EdgelmError):

@@ -1,8 +1,10 @@
 """The files in a wheel and in a source distribution."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -52,5 +54,44 @@ def test_sdist_can_build_the_wheel_again(built: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "again")]
     subprocess.run(command, cwd=folder, check=True, timeout=120)
     again, first = next((tmp_path / "again").glob("*.whl")), next(built.glob("*.whl"))
-    with zipfile.ZipFile(again) as one, zipfile.ZipFile(first) as other:
-        assert sorted(one.namelist()) == sorted(other.namelist())
+    assert again.read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("constraints", "extras"),
+    [
+        ("lowest.txt", ["cpu", "chat", "hub", "constrain", "serve", "evaluate"]),
+        ("lowest-export.txt", ["cpu", "export", "train"]),
+    ],
+)
+def test_the_lowest_versions_are_those_of_the_bounds(constraints: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
+    bounds = {match[1]: match[2] for each in needed if (match := re.match(r"([\w-]+)>=([\d.]+)", each))}
+    if constraints == "lowest-export.txt":  # transformers 4.57 takes none older
+        bounds |= {"tokenizers": "0.22", "safetensors": "0.4.3"}
+    lines = (ROOT / "tests" / constraints).read_text(encoding="utf-8").splitlines()
+    pins = {line.partition("==")[0]: line.partition("==")[2] for line in lines if not line.startswith("#")}
+    assert {name: whole(version) for name, version in pins.items()} == {n: whole(v) for n, v in bounds.items()}
+
+
+def whole(version: str) -> tuple[int, ...]:
+    """A version as three numbers."""
+    return tuple(map(int, [*version.split("."), "0", "0"][:3]))
+
+
+def test_the_citation_has_the_version() -> None:
+    assert f"\nversion: {edgelm.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a script for bash")
+def test_a_release_needs_the_tag_of_the_version_and_a_dated_section(tmp_path: Path) -> None:
+    def refusal(tag: str) -> str:
+        command = ["bash", str(ROOT / ".ci" / "release"), tag, str(tmp_path / "dist")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and not list(tmp_path.iterdir())
+        return done.stderr
+
+    assert "the tag is v9.9" in refusal("v9.9")
+    if f"## {edgelm.__version__}, unreleased" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"):
+        assert "has no date" in refusal(f"v{edgelm.__version__}")

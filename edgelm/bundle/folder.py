@@ -52,6 +52,7 @@ class Bundle:
     path: Path
     """The folder or the packed file, absolute."""
     manifest: Manifest
+    """The facts of `bundle.json` (docs/bundle-format.md)."""
     packed: Packed | None = None
     """Where the files lie in a packed file; None for a folder."""
 

@@ -18,6 +18,7 @@ class Stats:
     """What a generation cost. The rate leaves the first token out, because that token belongs to the prompt."""
 
     prompt_tokens: int
+    """Tokens of the prompt, without a prefix and without dropped tokens."""
     prefill_seconds: float
     """From the call to the first token: the prompt's forward pass and the first choice."""
     new_tokens: int
@@ -51,11 +52,13 @@ class Chunk:
     """A piece of a streamed text, in whole characters. The last chunk of each row carries its finish reason."""
 
     text: str
+    """A piece of the continuation, in whole characters; `str(chunk)` is the same."""
     token_ids: tuple[int, ...]
     """The tokens that this text completes."""
     index: int
     """Row of the text, from 0 to `num_return_sequences` - 1."""
     finish_reason: TextEnd | None = None
+    """As of a `Choice`, on the last chunk of each row; otherwise None."""
     stats: Stats | None = None
     """Only the very last chunk has stats."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
@@ -74,8 +77,15 @@ class Choice:
     """One continuation: the new part only, without the stop token or stop string."""
 
     text: str
+    """The continuation, without the prompt and without the stop token or stop string."""
     token_ids: tuple[int, ...]
+    """Its tokens; with token healing also those that spell the end of the prompt."""
     finish_reason: TextEnd
+    """Why the text ended.
+
+    "eos" (end-of-text token), "stop" (stop string, or a complete constraint), "length", "context" (the context is
+    full), "time", "cancelled", or "tool_calls" (complete, with calls of tools).
+    """
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Log-probabilities of `token_ids`, where the option `logprobs` is given."""
     end_logprobs: TokenLogprobs | None = None
@@ -111,10 +121,13 @@ class Completion:
     """The result of `Model.generate`; ``str()`` is the first continuation's text."""
 
     prompt: str
+    """The prompt as text."""
     choices: tuple[Choice, ...]
+    """One for each of `num_return_sequences`."""
     seed: int | None
     """The seed that repeats this result; None where no token was drawn at random."""
     stats: Stats
+    """What the generation cost."""
 
     @classmethod
     def of_chunks(cls, prompt: str, chunks: Iterable[Chunk], seed: int | None) -> "Completion":

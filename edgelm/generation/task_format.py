@@ -48,7 +48,9 @@ class TaskLabel:
     """The label that a task chose; ``str()`` is the label."""
 
     label: str
+    """The label that the task chose; `str()` is the same."""
     probability: float
+    """The label's probability."""
     probabilities: dict[str, float]
     """Of all labels, in the task's order; their sum is 1."""
 
@@ -63,6 +65,7 @@ class TaskText:
     text: str
     """Without the blanks around it."""
     finish_reason: TextEnd
+    """Why the text ended, as of a `Choice`."""
     completion: Completion
     """The whole result, as `Model.generate` returns it."""
 

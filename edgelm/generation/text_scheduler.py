@@ -36,7 +36,9 @@ class SchedulerLoad:
     decoding: int
     """Texts that have a row of the batch, or whose prompt is being computed."""
     max_rows: int
+    """How many texts decode at a time."""
     max_waiting: int
+    """How many generations may wait."""
 
 
 class TextScheduler:

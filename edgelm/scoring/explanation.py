@@ -28,6 +28,7 @@ class ExplainedToken:
     """A token of a text, and what the model expected in its place."""
 
     token_id: int
+    """The token's id."""
     text: str
     """The token decoded by itself; an incomplete character shows as U+FFFD."""
     logprob: float | None

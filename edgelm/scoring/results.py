@@ -17,9 +17,11 @@ class TokenLogprob:
     """A token and its log-probability."""
 
     token_id: int
+    """The token's id."""
     text: str
     """The token decoded by itself; an incomplete character shows as U+FFFD."""
     logprob: float
+    """Its log-probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Score:
     logprob: float
     """The sum of the log-probabilities of `tokens`."""
     tokens: tuple[TokenLogprob, ...]
+    """The tokens of the continuation."""
 
     def __float__(self) -> float:
         return self.logprob
@@ -47,6 +50,7 @@ class Option:
     """One of the texts that `Model.choose` compared."""
 
     text: str
+    """The option's text."""
     probability: float
     """Softmax over the scores of all options: the probabilities sum to 1."""
     score: float
@@ -62,6 +66,7 @@ class Selection:
     """The result of `Model.choose`; ``str()`` is the text of the best option."""
 
     best: Option
+    """The likeliest `Option`; `str(selection)` is its text."""
     index: int
     """Index of the best option, counted from 0."""
     options: tuple[Option, ...]
@@ -76,6 +81,7 @@ class Perplexity:
     """The perplexity of a text, which ``float()`` returns."""
 
     value: float
+    """The perplexity; `float(perplexity)` is the same."""
     tokens: int
     """Number of tokens that count; the first new token of a window does not."""
 

@@ -60,6 +60,7 @@ class Regex:
     """The whole text matches this expression, in the syntax of Rust's crate `regex`: no look-around, no references."""
 
     pattern: str
+    """A regular expression in Rust's syntax."""
 
     def __post_init__(self) -> None:
         _check_text("Regex", self.pattern, MAX_REGEX_CHARACTERS)
@@ -93,6 +94,7 @@ class Grammar:
     """The text is one of a context-free grammar, in llguidance's variant of Lark's syntax; its rule `start` begins."""
 
     text: str
+    """A grammar in llguidance's variant of Lark."""
 
     def __post_init__(self) -> None:
         _check_text("Grammar", self.text, MAX_SOURCE_CHARACTERS)

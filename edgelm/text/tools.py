@@ -66,6 +66,7 @@ class ToolCall:
     id: str
     """Nine letters and digits, by which a message of the role "tool" says which call it answers."""
     name: str
+    """The name of the function."""
     arguments: str
     """A JSON object, as the model wrote it."""
 
