@@ -295,11 +295,11 @@ def test_every_kind_of_model_explains_the_same(model: Model) -> None:
 
 
 def test_the_copy_computes_what_the_graph_computes(model: Model, report: Report) -> None:
-    """Its attention has another kernel, and the rounding of activations makes more of its last bits."""
+    """Its attention has another kernel, and where activations are rounded, that makes more of its last bits."""
     story = "Once upon a time, there was a little girl named Lily. She loved to play with her red ball in the park."
-    for each, least, most in ((model, 0.0, 1e-5), (loaded(None), 1e-4, 0.05)):
+    for each, most in ((model, 1e-5), (loaded(None), 0.05)):
         ids = each.tokenizer.encode(story if each is not model else TEXT)
         with each.graph.showing_attention(0) as copy:
             difference = np.abs(copy.session().score(ids) - each.graph.session().score(ids)).mean()
         report(f"the copy of {each.bundle.path.name} moves logits by {difference:.2g} on average")
-        assert least <= difference <= most
+        assert difference <= most

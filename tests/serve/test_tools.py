@@ -40,7 +40,7 @@ def tool_client(tool_bundle: Path) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def tool_model(tool_bundle: Path) -> Iterator[Model]:
-    with load(tool_bundle, device="cpu", threads=1) as model:
+    with load(tool_bundle, device="cpu", threads=1, batch_invariant=True) as model:  # as the server's scheduler is
         yield model
 
 
