@@ -99,11 +99,14 @@ class _Steps:
         scores |= {what: self._scores(what, run, plain_task, records, name) for what, run in runs.items()}
         speed = self._speed(runs["quantized"], plain_task, task, records)
         use = self._publish(runs["quantized"], task_content(self._recipe, facts.form, _side_by_side(scores)))
+        manifest = Bundle.read(runs["quantized"].bundle).manifest
+        certificate = manifest.certificate
         report = Report(
             recipe=self._recipe,
             facts=facts,
             scores=scores,
-            precision=Bundle.read(runs["quantized"].bundle).manifest.recipe.name,
+            precision=manifest.recipe.name,
+            perplexity_ratio=certificate.drawn.perplexity_ratio if certificate and not certificate.passed else None,
             speed=speed,
             tuning=json.loads((self._out / TUNED / "report.json").read_text(encoding="utf-8")),
             machine=f"{cpu_name()}, {system_name()}, {default_threads()} CPUs",

@@ -22,6 +22,8 @@ class Report:
     """Of "baseline", "float" and "quantized"."""
     precision: str
     """Of the quantized bundle."""
+    perplexity_ratio: float | None
+    """Of the quantized bundle on text that its source drew, where the bundle missed its gate; None where it passed."""
     speed: Speed
     tuning: Mapping[str, Any]
     """The content of ``report.json`` of ``edgelm finetune``."""
@@ -55,6 +57,7 @@ class Report:
             "base": self.base,
             "method": self.method,
             "precision": self.precision,
+            "perplexity_ratio_beyond_gate": self.perplexity_ratio,
             "augment": list(self.augment),
             "data": {**asdict(self.recipe.source), **asdict(self.facts)},
             "scores": {name: scores.as_json() for name, scores in self.scores.items()},
@@ -88,6 +91,11 @@ class Report:
             "held out of the training part to choose the weights by. The development part was not trained on.",
             f"- Base: {self.base}, tuned by the method {self.method}.",
         ]
+        if self.perplexity_ratio is not None:
+            lines.append(
+                f"- The {self.precision} bundle **missed its gate**: on text that its source drew, its perplexity is "
+                f"x {self.perplexity_ratio:.4f}. The scores above say what that means for this task."
+            )
         if self.facts.form is not None:
             lines.append(f"- Chats are written in this form: {self.facts.form}.")
         lines += [f"- {note[0].upper()}{note[1:]}." for note in self.facts.notes]
