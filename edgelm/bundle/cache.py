@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?"
 _MODEL = re.compile(rf"({_PART})/({_PART})(?:@([A-Za-z0-9][A-Za-z0-9_./-]{{0,199}}))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_REF_BYTES = 4096
+_REMOVED = ".removed-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +110,26 @@ class CachedModel:
         write_whole_file(path, json.dumps(asdict(ref)).encode())
 
     def forget(self, revision: str | None) -> None:
-        """Remove a revision, or without one the whole model. Call it inside `locked`; raises OSError."""
+        """Remove a revision, or without one the whole model. Call it inside `locked`.
+
+        Raises OSError; then the revision is still there, because on Windows a bundle that a program uses cannot go.
+        """
+        self.remove_unused(ref for ref in self._refs() if ref.revision == revision or revision is None)
         if revision is not None:
             self._ref_file(revision).unlink(missing_ok=True)
-            self.remove_unused()
             return
         for path in (self.folder / "refs", self.folder / "partial"):
             if is_folder(path):
                 shutil.rmtree(path)
-        self.remove_unused()
 
-    def remove_unused(self) -> None:
-        """Remove the bundles that no revision means. Call it inside `locked`; raises OSError."""
-        used = {ref.commit for ref in self._refs()}
+    def remove_unused(self, ending: Iterable[Ref] = ()) -> None:
+        """Remove the bundles that no revision means, not counting `ending`. Call it inside `locked`; raises OSError."""
+        used = {ref.commit for ref in set(self._refs()) - set(ending)}
+        for left in self.folder.glob(f"{_REMOVED}*"):  # by a process that was killed
+            shutil.rmtree(left)
         for path in list(self.folder.iterdir()):
             if _COMMIT.fullmatch(path.name) and path.name not in used:
-                gone = path.with_name(f".removed-{path.name}")  # in one step, so that nobody reads half of it
+                gone = path.with_name(f"{_REMOVED}{path.name}")  # in one step, so that nobody reads half of it
                 path.rename(gone)
                 shutil.rmtree(gone)
 

@@ -31,7 +31,9 @@ VALUE_DIVISORS_FILE = "value_divisors.bin"
 KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE})
 """Names that this version knows in `required_features`. A bundle with any other name needs a newer edgelm."""
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PLAIN_NAME = re.compile(r"(?=.{1,128}$)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+_WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+"""Names that Windows takes for devices, whatever follows the first dot. It also drops a dot at the end of a name."""
 
 FixedPrecision = Literal["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"]
 Precision = Literal[FixedPrecision, "mixed"]
@@ -228,8 +230,8 @@ def _check_digest(content: dict[str, object]) -> None:
 def _check_consistency(manifest: Manifest) -> None:
     names, facts, graph = list(manifest.files), manifest.architecture, manifest.graph
     for name in names:
-        if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST_NAME:
-            raise StrictJsonError(f"names the file {name[:80]!r}, which is not a plain file name")
+        if not _PLAIN_NAME.fullmatch(name) or _WINDOWS_DEVICE.fullmatch(name) or name == MANIFEST_NAME:
+            raise StrictJsonError(f"names the file {name[:80]!r}, which is not a plain file name on every system")
         if not re.fullmatch(r"[0-9a-f]{64}", manifest.files[name].sha256):
             raise StrictJsonError(f"files.{name}.sha256 is not 64 hexadecimal digits")
     if len({name.lower() for name in names}) != len(names):

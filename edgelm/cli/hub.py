@@ -114,7 +114,8 @@ def rm_command(name: HubName) -> None:
                 raise BundleError(f"another process pulls {name.repo!r} now: try again later")
             model.forget(name.revision)
     except OSError as error:
-        raise BundleError(f"cannot remove {str(name)!r}: {error.strerror or error}") from None
+        advice = "; end the programs that use it" if isinstance(error, PermissionError) else ""
+        raise BundleError(f"cannot remove {str(name)!r}: {error.strerror or error}{advice}") from None
     note(f"removed {name}")
 
 

@@ -1,7 +1,8 @@
 """Standard output and standard error: their encodings, closed descriptors, and what a command writes to them.
 
-Output that goes to a file or a pipe is UTF-8, whatever the system's locale or code page is. A terminal keeps its own
-encoding and shows "?" for characters that it lacks. PYTHONIOENCODING overrides both.
+Output that goes to a file or a pipe is UTF-8, and each of its line ends is one byte, whatever the locale, code page or
+line end of the system is. A terminal keeps its own encoding and shows "?" for characters that it lacks.
+PYTHONIOENCODING overrides both encodings.
 """
 
 import io
@@ -42,8 +43,11 @@ def prepare_streams() -> None:
     chosen = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            encoding = stream.encoding if chosen or _is_terminal(stream) else "utf-8"
+            at_terminal = _is_terminal(stream)
+            encoding = stream.encoding if chosen or at_terminal else "utf-8"
             stream.reconfigure(encoding=encoding, errors=chosen.partition(":")[2] or errors)
+            if not at_terminal:  # Windows would write "\r\n", and "\r\r\n" where a text has "\r\n" itself
+                stream.reconfigure(newline="\n")
 
 
 def print_line(text: str) -> None:

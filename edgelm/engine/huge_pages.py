@@ -3,7 +3,7 @@ it waits for address translation. Measured in docs/performance.md.
 """
 
 import logging
-import os
+import mmap
 import re
 import sys
 from collections.abc import Iterator
@@ -113,7 +113,7 @@ def _collapse(ranges: list[Range]) -> int:
 
     libc = ctypes.CDLL(None)
     address, size = ctypes.c_void_p, ctypes.c_size_t
-    small_page_bytes = os.sysconf("SC_PAGESIZE")
+    small_page_bytes = mmap.PAGESIZE
     moved = 0
     for first, last in ranges:
         start, stop = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, last // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES

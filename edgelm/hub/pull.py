@@ -80,7 +80,11 @@ def _pull(hub: Any, model: CachedModel, name: HubName, tell: Tell, show: Callabl
         shutil.rmtree(partial.parent)  # with what was begun of earlier commits
         bundle = Bundle.read(target)
     model.remember(ref)
-    model.remove_unused()
+    try:
+        model.remove_unused()
+    except PermissionError as error:  # on Windows, where the next pull removes it
+        pass_interrupts_on(error)
+        tell(f"an earlier commit of {name.repo!r} stays in the cache, because a program uses it")
     return bundle, ref
 
 

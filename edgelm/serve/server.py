@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -107,6 +108,8 @@ class Server(uvicorn.Server):
             yield
             return
         numbers = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform == "win32":
+            numbers.append(signal.SIGBREAK)  # Ctrl-Break, the only one that another process can send there
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield

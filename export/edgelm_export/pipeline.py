@@ -195,7 +195,7 @@ def export(
             check_budget(budget, folder_bytes(draft), measured.footprint.peak_rss_bytes)
         job = None if planned_task is None else planned_task.task
         card = model_card(manifest, measured, output.name, stored.source.model_type, checkpoint.card, added, job)
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        (draft / "README.md").write_text(card, encoding="utf-8", newline="\n")
         seal(draft, manifest)
         move_into_place(draft, output)
     return Exported(Bundle.read(output), measured, checkpoint.notes + notes)
@@ -264,6 +264,6 @@ def _write_papers(checkpoint: Checkpoint, settings: dict[str, Any], draft: Path)
     checkpoint.tokenizer.save(draft)
     if checkpoint.chat_template is not None:
         write_chat_template(checkpoint.chat_template, draft)
-    (draft / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
+    (draft / "config.json").write_text(checkpoint.config_json, encoding="utf-8", newline="\n")
     text = json.dumps(settings, indent=1, ensure_ascii=False)
-    (draft / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+    (draft / "generation_config.json").write_text(text + "\n", encoding="utf-8", newline="\n")

@@ -131,9 +131,13 @@ def test_bad_manifests_are_refused_by_name(tiny_copy: Path, edit: Edit, message:
         "bundle.json",
         "a b",
         "ü",
+        "trailing.",
+        "NUL",
+        "con.json",
+        "LPT1.tar.gz",
     ],
 )
-def test_names_that_leave_the_folder_are_refused(tiny_copy: Path, name: str) -> None:
+def test_names_that_leave_the_folder_or_are_none_on_windows_are_refused(tiny_copy: Path, name: str) -> None:
     edit_manifest(tiny_copy, lambda m: m["files"].update({name: m["files"]["config.json"]}))
     with pytest.raises(BundleError, match="is not a plain file name"):
         Bundle.read(tiny_copy)

@@ -85,7 +85,11 @@ def test_the_weights_are_mapped_where_they_lie(tmp_path: Path) -> None:
     path = tmp_path / "embedded.edgelm"
     pack(Bundle.read(default_bundle_path()), path)
     with edgelm.load(path, threads=1):
-        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+        maps = [
+            line.split()
+            for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+            if line.endswith(str(path))
+        ]
     weights = Bundle.read(path).extent("model.onnx.data")
     offsets = [int(line[2], 16) for line in maps]
     assert offsets and all(weights.offset <= at < weights.offset + weights.size_bytes for at in offsets)

@@ -55,6 +55,17 @@ def test_the_errors_that_the_user_chose() -> None:
     assert status == 1 and err == b"edgelm: standard output cannot show '\\xef' in ascii: unset PYTHONIOENCODING\n"
 
 
+def test_line_ends_stay_as_they_are_where_the_system_has_other_ones() -> None:
+    """On Windows a stream of text writes CR LF for each LF."""
+    code = (
+        "import io, sys; from edgelm.cli.streams import prepare_streams\n"
+        "sys.stdout = io.TextIOWrapper(sys.stdout.detach(), 'cp1252', newline='\\r\\n'); prepare_streams()\n"
+        "sys.stdout.write('one\\ntwo\\r\\n☕'); sys.stdout.flush()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    assert done.stdout == "one\ntwo\r\n☕".encode()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudoterminal")
 def test_a_terminal_shows_question_marks_for_characters_that_it_lacks() -> None:
     import pty

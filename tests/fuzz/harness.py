@@ -243,7 +243,7 @@ def _work(target: type[Target], seed: int, start: int, stop: int, cells: Cell, p
 def _peak_from_now_on() -> int:
     """The peak of this process's memory; on Linux, earlier peaks are forgotten first."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return peak_rss_bytes()
 
 

@@ -93,7 +93,7 @@ def _in_child(work: Callable[[], object]) -> tuple[int, Measure]:
             began = time.process_time()
             work()
             took = time.process_time() - began
-            peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
             os.write(writing, struct.pack("dq", took, int(peak[1]) * 1024 if peak else 0))
         finally:
             os._exit(0)
@@ -148,7 +148,7 @@ def print_instructions(kind: str, characters: int) -> None:
 
 def _count(log: Path) -> int:
     """The instructions that valgrind counted in a process."""
-    found = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text())
+    found = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text(encoding="utf-8"))
     assert found is not None, f"valgrind counted nothing in {log.name}"
     return int(found[1].replace(",", ""))
 

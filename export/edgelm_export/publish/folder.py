@@ -53,7 +53,7 @@ def seal(draft: Path, manifest: Manifest) -> Manifest:
     present = [path for path in sorted(draft.iterdir()) if path.name != MANIFEST_NAME]
     files = {path.name: manifest.files.get(path.name) or file_fact(path) for path in present}
     sealed = replace(manifest, files=files).sealed()
-    (draft / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
+    (draft / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8", newline="\n")
     return sealed
 
 

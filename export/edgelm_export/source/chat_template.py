@@ -57,7 +57,7 @@ def write_chat_template(template: ChatTemplate, folder: Path) -> None:
     """Write the file of a bundle."""
     content = {"templates": template.templates, "special_tokens": template.special_tokens}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    (folder / CHAT_TEMPLATE_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / CHAT_TEMPLATE_FILE).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def _stated(value: Any, folder: Path) -> dict[str, str]:
