@@ -266,7 +266,13 @@ def default_bundle_path() -> Path:
         import edgelm_models  # a plain import, because programs that freeze other programs look for those
     except ModuleNotFoundError:
         raise BundleError("this installation has no embedded model; name a bundle folder (-m/--model)") from None
-    return edgelm_models.default_bundle_path()
+    path = edgelm_models.default_bundle_path()
+    if not is_folder(path):  # a zip archive on Python's search path, such as zipapp makes
+        raise BundleError(
+            f"the embedded model would be at {os.fspath(path)!r}, but a model cannot be loaded out of an archive of "
+            "Python code: install edgelm_models as files, or name a bundle (-m/--model)"
+        )
+    return path
 
 
 def file_fact(path: Path) -> FileFact:

@@ -49,6 +49,7 @@ def run(*command: str, stdin: str = "") -> str:
 
 def test_every_example_has_a_test() -> None:
     page = Path(__file__).read_text(encoding="utf-8")
+    page += (ROOT / "tests" / "export" / "test_node.py").read_text(encoding="utf-8")
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     for path in EXAMPLES.iterdir():
         if path.name not in ("__pycache__", "README.md"):
@@ -64,8 +65,8 @@ def test_edgelm_serve_service_and_dockerfile(edgelm_command: RunCommand, tmp_pat
     started = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
     words = started.replace("%d/keys", str(keys)).replace("/opt/edgelm/model", str(default_bundle_path())).split()[1:]
     dockerfile = (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
-    entry = json.loads(dockerfile.rpartition("ENTRYPOINT ")[2])[1:]
-    for command in (words, entry):
+    assert 'ENTRYPOINT ["edgelm"]\n' in dockerfile
+    for command in (words, json.loads(dockerfile.rpartition("CMD ")[2])):
         command[command.index("--port") + 1] = "0"
         done = edgelm_command(*command, "--check", env={"EDGELM_API_KEYS": "a-long-key-of-your-own"})
         assert done.status == 0, done.stderr

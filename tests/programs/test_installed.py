@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
+import zipapp
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.environments import INSTALLS, Environment
 pytestmark = INSTALLS
 
 GENERATE = 'model.generate("Once upon a time", max_new_tokens=8, seed=1, do_sample=True).text'
+THREE_LINES = f"import edgelm\nmodel = edgelm.load()\nprint({GENERATE})\n"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_pyinstaller_makes_one_file_of_three_lines(installed: Environment, tmp_path: Path) -> None:
     installed.install("pyinstaller")
     program = tmp_path / "three.py"
-    program.write_text(f"import edgelm\nmodel = edgelm.load()\nprint({GENERATE})\n")
+    program.write_text(THREE_LINES, encoding="utf-8")
     build = [str(installed.bin / "pyinstaller"), "--onefile", "--noconfirm", str(program)]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=600)
     elsewhere = tmp_path / "elsewhere"
@@ -50,7 +52,7 @@ def test_pyinstaller_makes_one_file_of_three_lines(installed: Environment, tmp_p
     shutil.move(tmp_path / "dist" / name, elsewhere / name)
     done = subprocess.run([str(elsewhere / name)], cwd=elsewhere, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == installed.run(f"import edgelm\nmodel = edgelm.load()\nprint({GENERATE})\n")
+    assert done.stdout == installed.run(THREE_LINES)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
@@ -191,3 +193,88 @@ if __name__ == "__main__":
 """)
     done = subprocess.run([str(installed.bin / "python"), str(program)], capture_output=True, text=True, timeout=120)
     assert done.stdout == "done\n", done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder_of_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages, such as a function in the cloud has (``pip install --target``)."""
+    folder = tmp_path_factory.mktemp("function") / "packages"
+    command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), f"{ROOT}[cpu]"]
+    subprocess.run(command, check=True, capture_output=True, timeout=1200)
+    return folder
+
+
+def test_a_folder_that_cannot_be_written_and_no_home(folder_of_packages: Path, tmp_path: Path) -> None:
+    """As in AWS Lambda: nothing is written there, and neither a home folder nor one for temporary files is needed."""
+    before = sorted(folder_of_packages.rglob("*"))
+    for path in [folder_of_packages, *before]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    variables = {"PYTHONPATH": str(folder_of_packages), "HOME": "/dev/null/home", "TMPDIR": "/dev/null/tmp"}
+    command = [sys.executable, "-B", "-c", THREE_LINES]
+    done = subprocess.run(
+        command, env=os.environ | variables, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "") and len(done.stdout) > 10
+    assert sorted(folder_of_packages.rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+def test_shiv_makes_one_file(installed: Environment, folder_of_packages: Path, tmp_path: Path) -> None:
+    """A zip archive that unpacks itself once, into the folder SHIV_ROOT."""
+    installed.install("shiv")
+    packages = Path(shutil.copytree(folder_of_packages, tmp_path / "packages"))
+    packages.chmod(0o755)
+    (packages / "three.py").write_text(
+        "def main():\n" + "".join(f"    {line}\n" for line in THREE_LINES.splitlines()), encoding="utf-8"
+    )
+    installed.output("shiv", "--site-packages", str(packages), "-e", "three:main", "-o", str(tmp_path / "three.pyz"))
+    shutil.rmtree(packages)
+    made = installed.output("python", str(tmp_path / "three.pyz"), variables={"SHIV_ROOT": str(tmp_path / "unpacked")})
+    assert made == installed.run(THREE_LINES)
+
+
+def test_zipapp_holds_edgelm_but_not_the_model(folder_of_packages: Path, tmp_path: Path) -> None:
+    """Python loads no native code out of a zip archive, so the other packages stay outside, and so do models."""
+    program = tmp_path / "program"
+    shutil.copytree(folder_of_packages / "edgelm", program / "edgelm")
+    shutil.copytree(folder_of_packages / "edgelm_models", program / "edgelm_models")
+    outside = Path(shutil.copytree(folder_of_packages, tmp_path / "outside"))
+    for folder in (outside, program, *outside.iterdir(), *program.rglob("*")):
+        folder.chmod(0o755)
+    for name in ("edgelm", "edgelm_models"):
+        shutil.rmtree(outside / name)
+    (program / "__main__.py").write_text(
+        f"import edgelm, sys\nmodel = edgelm.load(*sys.argv[1:])\nprint({GENERATE})\n", encoding="utf-8"
+    )
+    zipapp.create_archive(program, tmp_path / "three.pyz")
+    variables = os.environ | {"PYTHONPATH": str(outside)}
+    command = [sys.executable, "-B", str(tmp_path / "three.pyz")]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+
+    done = run(str(TINY_BUNDLE))
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    refused = run()
+    assert refused.returncode == 1
+    assert (
+        "a model cannot be loaded out of an archive of Python code: install edgelm_models as files"
+        in (refused.stderr.splitlines()[-1])
+    )
+
+
+def test_five_packages_are_enough(tmp_path: Path) -> None:
+    """What docs/on-a-device.md says of the smallest installation."""
+    environment = Environment(tmp_path / "venv")
+    packages = ("click", "numpy", "onnxruntime", "safetensors", "tokenizers")
+    environment.install("--no-deps", "--no-compile", *packages, str(ROOT))
+    variables = {"PYTHONDONTWRITEBYTECODE": "1"}
+    assert environment.output("edgelm", "run", "-n", "8", "Once upon a time", variables=variables)
+    assert "FAILED" not in environment.output("edgelm", "verify", variables=variables)
+    place = Path(environment.run("import sysconfig; print(sysconfig.get_path('purelib'), end='')"))
+    ours = [
+        path for path in place.iterdir() if not path.name.startswith(("pip", "setuptools", "pkg_resources", "_dist"))
+    ]
+    files = [file for path in ours for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 170e6
