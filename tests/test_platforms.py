@@ -38,8 +38,8 @@ def _names_in(module: str, system: str) -> frozenset[str]:
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
-                module = node.module if isinstance(node, ast.ImportFrom) and alias.name == "*" else None
-                names |= {alias.asname or alias.name} if module is None else names_in(module, system)
+                starred = node.module if isinstance(node, ast.ImportFrom) and alias.name == "*" else None
+                names |= {alias.asname or alias.name} if starred is None else names_in(starred, system)
     return frozenset(names)
 
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgelm
+import edgelm_models
 from edgelm import Bundle, BundleError, EdgelmError
 from edgelm.bundle.folder import default_bundle_path
 from edgelm.bundle.manifest import digest_of, read_manifest
@@ -309,3 +312,12 @@ def _flip_byte(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at % len(data)] ^= 1
     path.write_bytes(data)
+
+
+def test_an_embedded_model_inside_a_zip_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "program.pyz", "w") as archive:
+        archive.write(edgelm_models.__file__, "edgelm_models/__init__.py")
+    monkeypatch.syspath_prepend(str(tmp_path / "program.pyz"))
+    monkeypatch.delitem(sys.modules, "edgelm_models")
+    with pytest.raises(BundleError, match=r"program\.pyz.*cannot be loaded out of an archive .* name a bundle"):
+        default_bundle_path()
