@@ -193,7 +193,9 @@ class _Steps:
             with self._watch(f"measured {what}") as show:
                 return measure(self._recipe, run, task, records, name, self._order.threads, show).as_json()
 
-        return Scores.from_json(self._once(what, {**_facts(run), "task": task.read_text(), "data": name}, work))
+        return Scores.from_json(
+            self._once(what, {**_facts(run), "task": task.read_text(encoding="utf-8"), "data": name}, work)
+        )
 
     def _speed(self, run: Runnable, task_file: Path, task: Task, records: Records) -> Speed:
         fields = fields_of(task)
@@ -202,7 +204,12 @@ class _Steps:
         def work() -> dict[str, Any]:
             return asdict(measure_speed(run, task_file, inputs, self._order.threads))
 
-        key = {**_facts(run), "task": task_file.read_text(), "inputs": len(inputs), "threads": self._order.threads}
+        key = {
+            **_facts(run),
+            "task": task_file.read_text(encoding="utf-8"),
+            "inputs": len(inputs),
+            "threads": self._order.threads,
+        }
         return Speed(**self._once("speed", key, work))
 
     def _once(self, what: str, key: Mapping[str, object], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
