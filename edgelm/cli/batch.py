@@ -221,7 +221,9 @@ class _Pace:
         """How far the run is, such as "120 of 1,000, 3.2 rows/s, 410 tokens/s, 5 min left"."""
         seconds = max(1e-9, self._clock() - self._started)
         done, rate = self._found + self._rows, self._rows / seconds
-        parts = [f"{done:,} of {self._total:,}", f"{rate:,.1f} rows/s"]
+        parts = [f"{done:,} of {self._total:,}"]
+        if self._rows:
+            parts.append(f"{rate:,.1f} rows/s")
         if self._tokens:
             parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
         if done < self._total and self._rows:
