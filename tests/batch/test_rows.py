@@ -54,7 +54,8 @@ def test_an_id_is_a_text_or_a_number() -> None:
     row: dict[str, object] = {"id": "a", "prompt": "x"}
     assert take_id(row) == "a" and row == {"prompt": "x"}
     assert take_id({"id": 0}) == 0 and take_id({"id": None}) is None and take_id({}) is None
-    for wrong in (True, 1.5, [], {}, "x" * 1025):
+    refused: tuple[object, ...] = (True, 1.5, [], {}, "x" * 1025)
+    for wrong in refused:
         with pytest.raises(LineError, match="id"):
             take_id({"id": wrong})
 
