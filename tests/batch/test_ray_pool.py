@@ -193,7 +193,7 @@ def test_without_a_number_the_cluster_is_filled(model: Model, monkeypatch: pytes
 @pytest.mark.network
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install ray")
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
-    rows = "".join(f'{{"prompt": "The cat {number}", "id": {number}}}\n' for number in range(4000))
+    rows = "".join(f'{{"prompt": "The cat {number}", "id": {number}}}\n' for number in range(1500))
     (tmp_path / "in.jsonl").write_text(rows)
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "edgelm", "batch", "in.jsonl"]
