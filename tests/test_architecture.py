@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 RUNTIME_ROOMS = (
     ("cli", "pyinstaller"),
-    ("serve", "hub"),
+    ("serve", "hub", "batch"),
     "loading",
     "model",
     "latent",

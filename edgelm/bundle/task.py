@@ -175,6 +175,13 @@ def parse_task(content: bytes) -> Task:
     return task
 
 
+def read_constraint(value: object, where: str) -> TaskConstraint:
+    """A constraint out of parsed JSON, which messages call `where`. Raises StrictJsonError."""
+    constraint = from_json(TaskConstraint, value, where)
+    _check_constraint(constraint)
+    return constraint
+
+
 def fields_of(task: Task) -> tuple[str, ...]:
     """The names of the texts that an input of `task` has."""
     if isinstance(task, ChatTask):

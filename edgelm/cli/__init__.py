@@ -18,6 +18,7 @@ from edgelm.errors import ConfigError, EdgelmError, install_hint
 
 _COMMANDS = {
     "run": ("edgelm.cli.run:command", "Continue a prompt."),
+    "batch": ("edgelm.cli.batch:command", "Answer a file of prompts, and go on after a kill."),
     "chat": ("edgelm.cli.chat:command", "Talk with a model, at a terminal or over a pipe."),
     "score": ("edgelm.cli.scoring:score", "Measure how likely a text is after a prompt."),
     "choose": ("edgelm.cli.scoring:choose", "Choose the likeliest of several texts after a prompt."),
@@ -49,7 +50,7 @@ _COMMANDS = {
 
 _BUILD_COMMANDS = ("pretrain", "finetune", "distill", "recipe", "export")
 """These compute much with numpy and torch."""
-_WRITE_FILES = (*_BUILD_COMMANDS, "bake", "pack", "unpack")
+_WRITE_FILES = (*_BUILD_COMMANDS, "batch", "bake", "pack", "unpack")
 """These make files, so they need no standard output."""
 
 EXIT_USAGE = 2

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from edgelm.batch.facts import rounded
 from edgelm.cli.generation_flags import GroupedCommand, generation_options, given_options
 from edgelm.cli.shared import OpenModel, TextCommand, answer_each, json_line, json_option, model_options
 from edgelm.cli.streams import print_line
@@ -155,8 +156,3 @@ def read_vector(line: str) -> list[float]:
     if not is_numbers or not value:
         raise PromptError(f"{expected}, got {shown(line)}")
     return cast("list[float]", value)
-
-
-def rounded(vector: "Vector") -> list[float]:
-    """The numbers of a vector in nine digits, which tell every float32 apart."""
-    return [float(f"{number:.9g}") for number in vector.tolist()]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import BinaryIO, Protocol
 
+from edgelm.batch.lines import LineError, complaint, line_text, next_line
 from edgelm.cli.interrupt import ends_at_once
 from edgelm.errors import PromptError
 
@@ -51,18 +52,14 @@ class PlainLines:
         return line
 
     def _line(self) -> str | None:
-        line = self._stream.readline(MAX_LINE_BYTES)
-        if not line:
+        line = next_line(self._stream, MAX_LINE_BYTES)
+        if line is None:
             return None
         self.number += 1
-        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-            while line and not line.endswith(b"\n"):
-                line = self._stream.readline(MAX_LINE_BYTES)
-            raise PromptError(f"line {self.number} has more than {MAX_LINE_BYTES:,} bytes: shorten it")
         try:
-            return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise PromptError(f"line {self.number} is not UTF-8 text (byte {error.start})") from None
+            return line_text(line, MAX_LINE_BYTES)
+        except LineError as error:
+            raise PromptError(complaint(f"line {self.number}", error)) from None
 
 
 class EditedLines:

@@ -6,6 +6,7 @@ from typing import get_args
 
 import click
 
+from edgelm.batch.facts import choice_facts, embedding_facts, perplexity_facts
 from edgelm.cli.progress import percent, progress
 from edgelm.cli.shared import OpenModel, TextCommand, answer_each, json_line, json_option, model_options, read_text_file
 from edgelm.errors import PromptError
@@ -84,8 +85,7 @@ def choose(
         selection = model.choose(text, texts, length_normalization=length_normalization, calibrate=calibrate)
         if not as_json:
             return selection.best.text
-        options = [asdict(option) for option in selection.options]
-        return json_line({"prompt": text, "best": selection.best.text, "index": selection.index, "options": options})
+        return json_line({"prompt": text, **choice_facts(selection)})
 
     answer_each(prompt, answer, as_json=as_json)
 
@@ -114,7 +114,7 @@ def perplexity(text: str | None, open_model: OpenModel, file: Path | None, strid
     def answer(one: str) -> str:
         with progress("perplexity") as show:
             result = model.perplexity(one, stride=stride, progress=percent(show))
-        return json_line({"perplexity": result.value, "tokens": result.tokens}) if as_json else f"{result.value:.4f}"
+        return json_line(perplexity_facts(result)) if as_json else f"{result.value:.4f}"
 
     if content is None:
         answer_each(text, answer, as_json=as_json)
@@ -148,9 +148,9 @@ def embed(text: str | None, open_model: OpenModel, pooling: Pooling, normalize: 
 
     def answer(one: str) -> str:
         vector = model.embed(one, pooling=pooling, normalize=normalize)
-        # Nine digits tell every float32 apart.
-        numbers = [f"{value:.9g}" for value in vector.tolist()]
-        return json_line({"embedding": [float(number) for number in numbers]}) if as_json else " ".join(numbers)
+        if as_json:
+            return json_line(embedding_facts(vector))
+        return " ".join(f"{value:.9g}" for value in vector.tolist())  # nine digits tell every float32 apart
 
     answer_each(text, answer, as_json=as_json)
 

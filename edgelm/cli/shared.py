@@ -1,6 +1,5 @@
 """What several commands share: options, the answers to one text or many, and tables that fit the terminal."""
 
-import math
 import os
 import re
 import shutil
@@ -8,18 +7,20 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from edgelm.batch import lines
+from edgelm.batch.lines import LINE_ERRORS, complaint, line_text, next_line, without_line_end
 from edgelm.bundle.small_files import MAX_TEXT_BYTES, SmallFileError, read_small_file
 from edgelm.cli.interrupt import ends_at_once
 from edgelm.cli.progress import progress
-from edgelm.cli.streams import CONTROLS, escaped, note, print_line, shows_in_stdout
-from edgelm.errors import EdgelmError, PromptError, TokenizerError
+from edgelm.cli.streams import escaped, note, print_line, shows_in_stdout
+from edgelm.errors import EdgelmError, PromptError
 
 if TYPE_CHECKING:
     from edgelm.bundle.folder import Bundle
@@ -174,14 +175,14 @@ def read_text_file(path: Path, error: type[EdgelmError]) -> str:
 
 def read_prompt_file(path: Path) -> str:
     """The content of the file `path`, without the last line end; raises PromptError if it cannot be read."""
-    return _without_line_end(read_text_file(path, PromptError))
+    return without_line_end(read_text_file(path, PromptError))
 
 
 def read_prompt() -> str:
     """All of standard input, without the last line end; raises PromptError if it is closed or not UTF-8 text."""
     content = _stdin("give the prompt as an argument", "reading the prompt from the terminal; end it").read()
     # `echo` and editors end a text with a line end that is not part of the prompt.
-    return _without_line_end(_decoded(content, "standard input", PromptError))
+    return without_line_end(_decoded(content, "standard input", PromptError))
 
 
 def check_output_file(path: str) -> None:
@@ -210,17 +211,12 @@ def answer_each(argument: str | None, answer: Callable[[str], str], *, as_json: 
     failed = False
     # On a terminal the answers show how far the command is.
     with nullcontext(_ignore) if sys.stdout.isatty() else progress("answered") as show:
-        for number, line in enumerate(
-            _stdin("give the text as an argument", "reading lines from the terminal; end"), 1
-        ):
+        stdin = _stdin("give the text as an argument", "reading lines from the terminal; end")
+        for number, line in enumerate(iter(partial(next_line, stdin), None), 1):
             try:
-                answered = answer(_without_line_end(line.decode("utf-8")))
-            except (UnicodeDecodeError, PromptError, TokenizerError) as error:
-                message = f"line {number} of standard input"
-                if isinstance(error, UnicodeDecodeError):
-                    message += f" is not UTF-8 text (byte {error.start})"
-                else:
-                    message += f": {error}"
+                answered = answer(line_text(line))
+            except LINE_ERRORS as error:
+                message = complaint(f"line {number} of standard input", error)
                 note(f"edgelm: {message}")
                 answered = json_line({"line": number, "error": message}) if as_json else ""
                 failed = True
@@ -231,25 +227,8 @@ def answer_each(argument: str | None, answer: Callable[[str], str], *, as_json: 
 
 
 def json_line(content: object) -> str:
-    """One JSON object on one line; NaN and infinity, which JSON does not have, become null.
-
-    Control characters are escaped, and so is what standard output cannot write, such as a lone surrogate.
-    """
-    import json
-
-    content = _finite(content)
-    line = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    if not shows_in_stdout(line):
-        return json.dumps(content, allow_nan=False)
-    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
-
-
-def _finite(content: object) -> object:
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    """One JSON object on one line for standard output, whatever that can write; see `edgelm.batch.lines`."""
+    return lines.json_line(content, shows_in_stdout)
 
 
 def print_json(content: object) -> None:
@@ -337,7 +316,3 @@ def _decoded(content: bytes, name: str, error: type[EdgelmError]) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as reason:
         raise error(f"{name} is not UTF-8 text (byte {reason.start})") from None
-
-
-def _without_line_end(text: str) -> str:
-    return text.removesuffix("\n").removesuffix("\r")

@@ -12,8 +12,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-# C1 controls, those of the direction of writing, and halves of characters.
-CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+from edgelm.batch.lines import CONTROLS
+
 _ALL_CONTROLS = re.compile(f"[\0-\x1f]|{CONTROLS.pattern}")
 _CONTROLS_IN_TEXT = re.compile(f"[\0-\x08\x0b-\x1f]|{CONTROLS.pattern}")  # line ends and tabs are text
 

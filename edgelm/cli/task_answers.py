@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgelm.batch.facts import task_facts, text_facts
 from edgelm.cli.constraint_flags import EXIT_CUT
 from edgelm.cli.shared import answer_each, json_line, model_facts, print_json
 from edgelm.cli.streams import escaped, note, print_line
@@ -33,7 +34,7 @@ def print_judged(model: "Model", values: dict[str, str], *, as_json: bool) -> No
     """Print what a task that generates nothing makes of one input."""
     result = model.task(values)
     if as_json:
-        print_json({**model_facts(model), **_facts(result, whole=True)})
+        print_json({**model_facts(model), **task_facts(result, whole=True)})
     else:
         print_line(_plain(result))
 
@@ -55,11 +56,9 @@ def answer_lines(model: "Model", options: "GenerationOptions", *, raw: bool, as_
         nonlocal cut
         try:
             if task is None:
-                completion = model.generate(line, **options)
-                text, reason = completion.text, completion.choices[0].finish_reason
-                facts: dict[str, object] = {"text": text, "finish_reason": reason}
+                facts = text_facts(model.generate(line, **options).choices[0])
             else:
-                facts = _facts(model.task(task.read_input(line), options or None), whole=as_json)
+                facts = task_facts(model.task(task.read_input(line), options or None), whole=as_json)
         except ConfigError as error:  # the options are right, so it is about this line: a limit that it breaks
             raise PromptError(str(error)) from None
         cut = cut or facts.get("finish_reason") not in (None, "eos", "stop")
@@ -80,17 +79,3 @@ def _plain(result: "TaskResult") -> str:
     if result.similarity is not None:
         return f"{result.similarity:.4f}"
     return " ".join(f"{value:.9g}" for value in result.vector.tolist())
-
-
-def _facts(result: "TaskResult", *, whole: bool) -> dict[str, object]:
-    """A result as JSON; with `whole` the probabilities of all labels too."""
-    from edgelm.generation.task_format import TaskLabel, TaskText
-
-    if isinstance(result, TaskLabel):
-        facts: dict[str, object] = {"label": result.label, "probability": result.probability}
-        return {**facts, "probabilities": result.probabilities} if whole else facts
-    if isinstance(result, TaskText):
-        return {"text": result.text, "finish_reason": result.finish_reason}
-    if result.similarity is not None:
-        return {"similarity": result.similarity}
-    return {"embedding": [float(f"{value:.9g}") for value in result.vector.tolist()]}

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import cast
 
@@ -224,8 +225,10 @@ class TaskFormat:
             self._check_value(name, values[name])
         return {name: values[name] for name in self.fields}
 
-    def prompts(self, values: Mapping[str, str]) -> tuple[Prompt, ...]:
+    def prompts(self, values: Mapping[str, str], *, now: datetime | None = None) -> tuple[Prompt, ...]:
         """The prompt of an input whose fields were checked; two where the task compares two texts.
+
+        `now` is the date and time for chat templates that write the date; None for the present.
 
         Raises as `ChatFormat.ids` in a chat; elsewhere PromptError if the input spells a special token of the model.
         """
@@ -234,7 +237,7 @@ class TaskFormat:
             messages: list[ChatMessage] = [{"role": "user", "content": values[self.fields[0]]}]
             if self.task.system is not None:
                 messages.insert(0, {"role": "system", "content": self.task.system})
-            return (self._chat.ids(messages),)
+            return (self._chat.ids(messages, now=now),)
         prompts = tuple(template.fill(values) for template in self._templates)
         for prompt, own in zip(prompts, self._own_special_tokens, strict=True):
             if self._special_tokens_of(prompt) != own:
@@ -300,7 +303,7 @@ class TaskFormat:
                 if name in OPTIONS and OPTIONS[name].rule.kind == "python":  # not JSON
                     raise ConfigError(f"generation cannot have {name!r}")
             if self.task.constraint is not None:
-                options["constraint"] = _constraint(self.task.constraint)
+                options["constraint"] = constraint_of(self.task.constraint)
         config = config.updated(options)
         if self.plain_chat is not None:
             if config.constraint is None:
@@ -322,7 +325,8 @@ def stripped(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         yield replace(chunk, text=words)
 
 
-def _constraint(given: TaskConstraint) -> Constraint:
+def constraint_of(given: TaskConstraint) -> Constraint:
+    """The constraint that a task's file, or a row of many, states."""
     if given.choices is not None:
         return Choices(given.choices)
     if given.regex is not None:
