@@ -24,6 +24,7 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
         assert shown.status == 0
         assert re.findall(r"^  (\w+) ", shown.stdout.split("Commands:")[1], re.MULTILINE) == [
             "run",
+            "batch",
             "chat",
             "score",
             "choose",
