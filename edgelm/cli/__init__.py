@@ -29,7 +29,7 @@ _COMMANDS = {
     "serve": ("edgelm.cli.serve:command", "Answer HTTP requests like OpenAI's API."),
     "bake": ("edgelm.cli.bake:command", "Precompute a text that precedes every prompt."),
     "pretrain": ("edgelm_train.cli:pretrain_command", "Train a tokenizer and a GPT-2 model on text files."),
-    "finetune": ("edgelm_train.cli:finetune_command", "Fine-tune a GPT-2 checkpoint on a text or on examples."),
+    "finetune": ("edgelm_train.cli:finetune_command", "Fine-tune a checkpoint on a text or on examples."),
     "distill": ("edgelm_train.cli:distill_command", "Train a smaller GPT-2 model to imitate a checkpoint."),
     "evaluate": ("edgelm_train.cli:evaluate_command", "Measure a bundle's task on labelled data."),
     "recipe": ("edgelm_recipes.cli:command", "Make a measured bundle of a public data set."),

@@ -38,6 +38,7 @@ def test_version_and_help(edgelm_command: RunCommand) -> None:
             "finetune",
             "distill",
             "evaluate",
+            "recipe",
             "export",
             "info",
             "verify",
