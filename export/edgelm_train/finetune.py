@@ -171,7 +171,7 @@ def _finetune(
         if options.chosen_method == "full":
             save_result(tuned.cpu(), checkpoint, end, out)
         elif options.chosen_method == "lora":
-            tuned.cpu().save_pretrained(out)
+            tuned.cpu().save_pretrained(out, save_embedding_layers=False)  # else it looks for the base, and warns
         else:
             save_prefix(tuned.cpu(), checkpoint, out / PREFIX_FILE)
         if isinstance(prepared, PairData):
