@@ -31,7 +31,7 @@ SHAPES = [
     Shape(family="llama", width=48, heads=6, kv_heads=2, context=64, vocab=300),
 ]
 EOS = (5, 9)
-CASES = 30
+CASES = 20
 """Random cases of each of the four kinds."""
 
 

@@ -21,7 +21,7 @@ from edgelm_export.pipeline import Exported, export
 from edgelm_export.source.drawn_text import TextDrawer
 from edgelm_export.source.tokenizer import load_tokenizer
 from tests.build_side import Report
-from tests.export.checkpoints import Ids, Logits, TorchModel, greedy
+from tests.export.checkpoints import FOOTPRINT, Ids, Logits, TorchModel, greedy
 
 pytestmark = [pytest.mark.export, pytest.mark.shared]
 
@@ -59,7 +59,11 @@ def make_bundle(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     def make(name: str, precision: FixedPrecision) -> Exported:
         key = (name, precision)
         if key not in done:
-            with mock.patch("edgelm_export.pipeline.TextDrawer", DrawOnce):
+            with (
+                mock.patch("edgelm_export.pipeline.TextDrawer", DrawOnce),
+                mock.patch("edgelm_export.pipeline.EVALUATION_TOKENS", 2_000),  # the tests here measure for themselves
+                mock.patch("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT),
+            ):
                 done[key] = export(str(checkpoints / name), folder / f"{Path(name).name}-{precision}", precision)
         return done[key]
 

@@ -274,8 +274,8 @@ STAGES = ["loading torch", "loading checkpoint", "exporting the reference", "dra
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("stage", "number", "status"),
-    [*((stage, signal.SIGINT, 130) for stage in STAGES), (STAGES[-1], signal.SIGTERM, 143)],
-    ids=[*STAGES, "TERM"],
+    [*((stage, signal.SIGINT, 130) for stage in STAGES[::2]), (STAGES[-1], signal.SIGTERM, 143)],
+    ids=[*STAGES[::2], "TERM"],
 )
 def test_interrupted_export_leaves_nothing(source: Path, tmp_path: Path, stage: str, number: int, status: int) -> None:
     command = [sys.executable, "-m", "edgelm", "export", "checkpoint", "-o", "out", "--precision", "int8"]

@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_run_again(trained: CommandResult, folder: Path, b
 @pytest.mark.skipif(sys.platform == "win32", reason="there no process can be sent SIGINT alone")
 def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, build_command: RunCommand) -> None:
     _write_data(tmp_path)
-    command = ("pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS[:2], "--tokens", "80K", *OPTIONS[4:])
+    command = ("pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS[:2], "--tokens", "40K", *OPTIONS[4:])
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "edgelm", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
@@ -138,7 +138,7 @@ def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, build_
     assert resumed.status == 0, resumed.stderr
     assert "resuming after step" in resumed.stderr
     report = json.loads((tmp_path / "model" / "report.json").read_text(encoding="utf-8"))
-    assert [entry["step"] for entry in report["log"] if "loss" in entry] == list(range(1, 313))
+    assert [entry["step"] for entry in report["log"] if "loss" in entry] == list(range(1, 157))
 
 
 @pytest.mark.parametrize(
