@@ -64,7 +64,7 @@ class RowAnswerer:
         return Answer(number, json_line(facts), new_tokens)
 
     def close(self) -> None:
-        """End the texts that are being computed; whoever waits for one gets a part of it, or an error."""
+        """End the texts that are being computed. Their callers get a part of the text, or an error."""
         self._scheduler.close()
 
     def _computed(self, number: int, row: dict[str, object]) -> tuple[Facts, int]:

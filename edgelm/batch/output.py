@@ -113,7 +113,7 @@ class Written:
     """Texts that did not end by themselves."""
 
     def add(self, line: bytes) -> None:
-        """Count an answer. Raises StrictJsonError if it is none."""
+        """Count an answer. Raises StrictJsonError if the line is not an answer."""
         try:
             row = json.loads(line)  # `parse_json` is several times slower, and edgelm wrote the line
         except (ValueError, RecursionError) as error:

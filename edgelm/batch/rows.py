@@ -99,7 +99,7 @@ def read_object(line: bytes) -> dict[str, object]:
 
 
 def take_id(row: dict[str, object]) -> str | int | None:
-    """Remove the field "id" from a row; returns its value, None where there is none. Raises LineError."""
+    """Remove the field "id" from a row; returns its value, None where the row has no id. Raises LineError."""
     value = row.pop("id", None)
     is_text = isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS
     if value is not None and not is_text and (isinstance(value, bool) or not isinstance(value, int)):
@@ -154,7 +154,7 @@ def check_options(config: "GenerationConfig") -> None:
 
 
 def _options(rest: dict[str, object], expected: str) -> "GenerationOptions":
-    """The generation options of a row, a constraint among them. Raises LineError if a field is none."""
+    """The generation options of a row, a constraint among them. Raises LineError if a field is not an option."""
     from edgelm.bundle.task import read_constraint
     from edgelm.decoding.generation_config import OPTIONS
     from edgelm.generation.task_format import constraint_of

@@ -19,7 +19,7 @@ from edgelm.reuse.kv_file import KvDtype, is_safetensors
 @click.option(
     "--task",
     metavar="FILE",
-    help="Task file (docs/tasks.md) that says what the prefix is for; whoever loads the prefix gets its task.",
+    help="Task file (docs/tasks.md) that says what the prefix is for. A model with the prefix does this task.",
 )
 @model_option
 @device_options

@@ -14,8 +14,9 @@ def read_usable_task(
     file: str | os.PathLike[str], bundle: Bundle, tokenizer: Tokenizer, config: GenerationConfig
 ) -> TaskFile:
     """The task in `file`; raises ConfigError unless a model with these parts can do it."""
-    TaskFormat.of_bundle(bundle, tokenizer, config, file)
-    return read_task_file(file)
+    given = read_task_file(file)
+    TaskFormat.of_task(given.task, bundle, tokenizer, config, f"the task {os.fspath(file)!r}")
+    return given
 
 
 def give_task(

@@ -157,6 +157,19 @@ class TaskFormat:
             task, error, name = own, BundleError, f"{TASK_FILE} of {os.fspath(bundle.path)!r}"
         else:
             return None
+        return cls.of_task(task, bundle, tokenizer, config, name, error)
+
+    @classmethod
+    def of_task(
+        cls,
+        task: Task,
+        bundle: Bundle,
+        tokenizer: Tokenizer,
+        config: GenerationConfig,
+        name: str,
+        error: type[EdgelmError] = ConfigError,
+    ) -> "TaskFormat":
+        """`task`, which messages call `name`, for a model with these parts; raises `error` if they cannot do it."""
         template = read_chat_template(bundle) if isinstance(task, ChatTask) else None
         try:
             return cls(task, tokenizer, None if template is None else ChatFormat(template, tokenizer), config)

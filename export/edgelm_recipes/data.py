@@ -1,4 +1,4 @@
-"""The files of examples of a recipe: what is trained on, what is held out of it, and what is measured on."""
+"""A recipe's files of examples: rows to train on, rows held out of them, and rows to measure on."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ class DataFacts:
     held_out: int
     dev: int
     form: str | None
-    """How chats are written; None where the rows are none."""
+    """How chats are written; None where the rows are not chats."""
     notes: tuple[str, ...]
 
 

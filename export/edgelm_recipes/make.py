@@ -63,7 +63,7 @@ def make(order: Order, say: Callable[[str], None], watch: Watch) -> Made:
 
 
 def task_content(recipe: Recipe, form: str | None, measured: tuple[Measured, ...] = ()) -> bytes:
-    """The file of a recipe's task. `form` is how chats are written; None where there are none."""
+    """The file of a recipe's task. `form` is how chats are written; None where the task is no chat."""
     content = dict(recipe.task)
     if form == PLAIN:
         content["plain"] = form
@@ -228,6 +228,7 @@ class _Steps:
     def _publish(self, run: Runnable, task: bytes) -> list[str]:
         """Put the result into its place; the commands that use it."""
         out, place = self._out, self._out / BUNDLE
+        use = [f"edgelm {'chat' if self._recipe.is_chat else 'run'} -m {place} ..."]
         with saving(out):
             (out / TASK).write_bytes(task)
             if run.prefix is not None:
@@ -237,10 +238,10 @@ class _Steps:
                 digest = Bundle.read(run.bundle).manifest.files["model.onnx"]
                 same = Bundle.read(place)
                 if same.manifest.files["model.onnx"] == digest and (place / TASK).read_bytes() == task:
-                    return [f"edgelm {'chat' if self._recipe.is_chat else 'run'} -m {place} ..."]
+                    return use
                 shutil.rmtree(place)
         copy_with_task(Bundle.read(run.bundle), out / TASK, place)
-        return [f"edgelm {'chat' if self._recipe.is_chat else 'run'} -m {place} ..."]
+        return use
 
 
 def _facts(run: Runnable) -> dict[str, object]:

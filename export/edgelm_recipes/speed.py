@@ -26,7 +26,7 @@ class Runnable:
     bundle: Path
     prefix: Path | None = None
 
-    def open(self, task: Path | None, threads: int) -> Model:
+    def open(self, task: Path, threads: int) -> Model:
         """Load it with the task of the file `task`."""
         return load(self.bundle, device="cpu", threads=threads, prefix=self.prefix, task=task)
 
@@ -67,7 +67,8 @@ def measure_speed(run: Runnable, task: Path, inputs: Sequence[Mapping[str, str]]
 def answer_speed() -> None:
     """The other process of `measure_speed`: it reads what is asked from standard input, and prints an answer."""
     asked = json.load(sys.stdin)
-    model = load(asked["bundle"], device="cpu", threads=asked["threads"], prefix=asked["prefix"], task=asked["task"])
+    prefix = None if asked["prefix"] is None else Path(asked["prefix"])
+    model = Runnable(Path(asked["bundle"]), prefix).open(Path(asked["task"]), asked["threads"])
     seconds, rates = [], []
     for number, values in enumerate([asked["inputs"][0], *asked["inputs"]]):  # the first one warms up
         model.forget()

@@ -1,6 +1,7 @@
 """A task for a bundle that exists: a copy with the task in it, and nothing is computed again."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def copy_with_task(bundle: Bundle, task: Path, output: Path) -> Bundle:
     if certificate is None:
         raise ExportError(f"the bundle {bundle.name!r} has no quality certificate: export the checkpoint again")
     try:
-        TaskFormat.of_bundle(bundle, Tokenizer.of_bundle(bundle), GenerationConfig.of_bundle(bundle), task)
+        tokenizer, config = Tokenizer.of_bundle(bundle), GenerationConfig.of_bundle(bundle)
+        TaskFormat.of_task(planned.task, bundle, tokenizer, config, f"the task {os.fspath(task)!r}")
     except ConfigError as error:
         raise ExportError(f"cannot use the task: {error}") from None
     kept = {name: fact for name, fact in manifest.files.items() if name not in (_CARD, TASK_FILE)}

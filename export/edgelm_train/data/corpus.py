@@ -2,12 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from edgelm.errors import TrainingError
 from edgelm_train.data.text_file import read_text_file
+
+Item = TypeVar("Item")
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
@@ -97,6 +100,17 @@ def read_parts(file: Path, held_out: Path | None) -> tuple[tuple[str, ...], tupl
             f"every document of {file} is white space or equals a held-out document: there is nothing left to train on"
         )
     return training, held
+
+
+def without_held_out(
+    training: Sequence[Item], held_out: Sequence[Item], noun: str, key: Callable[[Item], object]
+) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """The items of `training` whose `key` no held-out item has, and a note where that leaves out a `noun`."""
+    known = {key(item) for item in held_out}
+    fresh = tuple(item for item in training if key(item) not in known)
+    repeated = len(training) - len(fresh)
+    notes = (f"left out {counted(repeated, noun)} because an equal one is held out",) if repeated else ()
+    return fresh, notes
 
 
 def counted(number: int, noun: str) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_train.data.bpe import encode
-from edgelm_train.data.corpus import counted
+from edgelm_train.data.corpus import counted, without_held_out
 from edgelm_train.data.examples import Example, pad
 from edgelm_train.data.text_file import read_text_file
 from edgelm_train.models.latent import LatentGPT2
@@ -174,12 +174,9 @@ def read_lines(file: Path, held_out: Path | None, checkpoint: Checkpoint, end: i
         held, training = texts[::_HELD_OUT_EVERY], [text for at, text in enumerate(texts) if at % _HELD_OUT_EVERY]
     else:
         held, training = _texts(held_out), texts
-    known = set(held)
-    fresh = [text for text in training if text not in known]
+    fresh, left_out = without_held_out(training, held, "text", lambda text: text)
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer.to_json())
-    size, notes, parts = checkpoint.architecture.vocab_size, list[str](), list[tuple[Example, ...]]()
-    if repeated := len(training) - len(fresh):
-        notes.append(f"left out {counted(repeated, 'text')} because an equal one is held out")
+    size, notes, parts = checkpoint.architecture.vocab_size, list(left_out), list[tuple[Example, ...]]()
     for path, part in ((file, fresh), (held_out or file, held)):
         examples = [Example((end, *encode(tokenizer, text), end), 1) for text in part]
         usable = tuple(example for example in examples if len(example.ids) <= longest)

@@ -42,7 +42,10 @@ class _Muon(torch.optim.Optimizer):  # type: ignore[misc]
             for matrix in group["params"]:
                 if matrix.grad is None:
                     continue
-                momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                momentum = state["momentum_buffer"]
                 momentum.lerp_(matrix.grad, 1 - _MOMENTUM)
                 update = orthogonal(matrix.grad.lerp(momentum, _MOMENTUM))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])

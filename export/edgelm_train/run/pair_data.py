@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import Checkpoint
-from edgelm_train.data.corpus import counted
+from edgelm_train.data.corpus import without_held_out
 from edgelm_train.data.similarity import SimilarityTask, TextPair, read_text_pairs
 from edgelm_train.models.similarity_loss import cosent_loss, pair_similarities, spearman
 from edgelm_train.run.held_out import measuring
@@ -97,11 +97,8 @@ def read_similarities(
         others = read_text_pairs(held_out, task, checkpoint.tokenizer, longest)
         held = others.pairs
         notes += tuple(f"{held_out}: {note}" for note in others.notes if note not in found.notes)
-    known = {(pair.first, pair.second) for pair in held}
-    fresh = tuple(pair for pair in training if (pair.first, pair.second) not in known)
-    if repeated := len(training) - len(fresh):
-        notes += (f"left out {counted(repeated, 'pair')} because an equal one is held out",)
+    fresh, left_out = without_held_out(training, held, "pair", lambda pair: (pair.first, pair.second))
     for what, part in (("to train on", fresh), ("held out", held)):
         if len({pair.score for pair in part}) < 2:
             raise TrainingError(f"the pairs {what} of {str(file)!r} have no two different scores; give more pairs")
-    return PairData(fresh, held, task, notes)
+    return PairData(fresh, held, task, notes + left_out)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from edgelm.errors import TrainingError
 from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.fingerprint import model_sha256
-from edgelm_train.data.corpus import counted, read_parts
+from edgelm_train.data.corpus import read_parts, without_held_out
 from edgelm_train.data.end_of_text import EndOfText
 from edgelm_train.data.examples import Example, Examples, pad, read_examples
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
@@ -193,14 +193,11 @@ def read_tasks(
         others = read(held_out)
         held = others.examples
         notes += tuple(f"{held_out}: {note}" for note in others.notes if note not in examples.notes)
-    known = set(held)
-    fresh = tuple(example for example in training if example not in known)
-    if repeated := len(training) - len(fresh):
-        notes += (f"left out {counted(repeated, 'example')} because an equal one is held out",)
+    fresh, left_out = without_held_out(training, held, "example", lambda example: example)
     if not fresh:
         raise TrainingError(f"{str(file)!r} has no example that is not held out; give more examples")
     # Any token can fill up a short row, because attention never looks at it.
-    return ExampleData(fresh, held, end.token_id or 0, notes, examples.task)
+    return ExampleData(fresh, held, end.token_id or 0, notes + left_out, examples.task)
 
 
 def fingerprints(
