@@ -63,9 +63,13 @@ class Tmux:
         """Wait until the screen has `text`."""
         return self.wait_until(lambda screen: text in screen)
 
+    def wait_for_prompt(self) -> None:
+        """Wait for an empty prompt: what is pressed earlier meets a terminal that reads whole lines."""
+        self.wait_until(lambda screen: screen.rstrip().endswith("\n>"))
+
     def say(self, text: str) -> None:
         """Type a message at an empty prompt."""
-        self.wait_until(lambda screen: screen.rstrip().endswith("\n>"))
+        self.wait_for_prompt()
         self.type(text)
         self.press("Enter")
 
@@ -116,6 +120,7 @@ def test_an_interrupt_stops_the_answer(tmp_path: Path) -> None:
         tmux.wait_for("edgelm: stopped; the answer so far is kept")
         tmux.say("/stats")
         tmux.wait_for("1 turn; ")
+        tmux.wait_for_prompt()
         tmux.press("C-d")
         assert "Traceback" not in tmux.wait_for("status 0")
 
@@ -123,7 +128,7 @@ def test_an_interrupt_stops_the_answer(tmp_path: Path) -> None:
 def test_a_line_that_is_being_typed_survives_another_size(tmp_path: Path) -> None:
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
     with in_tmux(tmp_path / "socket", "chat", "-m", str(TINY_BUNDLE), "-n", "2", "--plain", "lines") as tmux:
-        tmux.wait_until(lambda screen: screen.rstrip().endswith("\n>"))
+        tmux.wait_for_prompt()
         tmux.type(words)
         for columns, lines in (("80", "24"), ("30", "10"), ("120", "40"), ("50", "12")):
             tmux.run("resize-window", "-x", columns, "-y", lines)
