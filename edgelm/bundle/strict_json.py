@@ -7,8 +7,9 @@ and every length is bounded.
 import json
 import types
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edgelm.errors import pass_interrupts_on, shown
@@ -33,6 +34,7 @@ class Between:
 
 
 _SHORT_TEXT = Between(0, MAX_STRING_CHARACTERS)
+_ANY_NUMBER = Between(-MAX_NUMBER, MAX_NUMBER)
 Count = Annotated[int, Between(1, 2**31 - 1)]
 Bytes = Annotated[int, Between(0, 2**44)]
 
@@ -64,7 +66,7 @@ def from_json(cls: type[T], value: object, where: str = "") -> T:
     Only fields whose default is None may be absent. Raises StrictJsonError if a field is missing, unknown, mistyped or
     out of bounds; the message names it.
     """
-    return cast(T, _convert(cls, value, where, None))
+    return cast(T, _reader(cast(Any, cls))(value, where))
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -79,55 +81,68 @@ def _no_constants(name: str) -> object:
     raise StrictJsonError(f"holds {name}, which is not a number")
 
 
-def _convert(kind: Any, value: object, where: str, bounds: Between | None) -> object:
-    if get_origin(kind) is Annotated:
-        inner, meta = get_args(kind)
-        return _convert(inner, value, where, meta)
-    if get_origin(kind) in (Union, types.UnionType):  # only `X | None` is used
-        inner = next(arg for arg in get_args(kind) if arg is not type(None))
-        return None if value is None else _convert(inner, value, where, bounds)
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise StrictJsonError(f"{where} must be one of {', '.join(map(repr, get_args(kind)))}, got {shown(value)}")
-        return value
-    if get_origin(kind) is tuple:
-        inner = get_args(kind)[0]
-        return tuple(_convert(inner, item, f"{where}[{i}]", None) for i, item in enumerate(_list(value, where)))
-    if get_origin(kind) is dict:
-        inner, items = get_args(kind)[1], _object(value, where).items()
-        return {_string(key, where): _convert(inner, item, f"{where}.{_plain(key)}", None) for key, item in items}
+@cache  # a manifest has many values of few kinds
+def _reader(kind: Any, bounds: Between | None = None) -> Callable[[object, str], object]:
+    """What makes a value of `kind` out of parsed JSON, which messages call by the second argument."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _reader(*arguments)
+    if origin in (Union, types.UnionType):  # only `X | None` is used
+        given = _reader(next(argument for argument in arguments if argument is not type(None)), bounds)
+        return lambda value, where: None if value is None else given(value, where)
+    if origin is Literal:
+        return partial(_one_of, arguments)
+    if origin is tuple:
+        item = _reader(arguments[0])
+        return lambda value, where: tuple([item(it, f"{where}[{i}]") for i, it in enumerate(_list(value, where))])
+    if origin is dict:
+        return partial(_table, _reader(arguments[1]))
     if kind is object:  # JSON of any form, for a reader of its own; the size of its file bounds it
-        return value
+        return lambda value, where: value
     if is_dataclass(kind):
-        return _dataclass(cast(type, kind), value, where)
+        return partial(_dataclass, cast(type, kind))
     if kind is str:
-        return _string(value, where) if bounds is None else _string(value, where, bounds)
+        return partial(_string, bounds=bounds or _SHORT_TEXT)
     if kind is bool:
-        if not isinstance(value, bool):
-            raise StrictJsonError(f"{where} must be true or false, got {shown(value)}")
-        return value
-    return _number(kind, value, where, bounds)
+        return _flag
+    return partial(_number, kind, bounds or _ANY_NUMBER)
+
+
+def _one_of(choices: tuple[object, ...], value: object, where: str) -> object:
+    if value not in choices:
+        raise StrictJsonError(f"{where} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
+    return value
+
+
+def _table(read: Callable[[object, str], object], value: object, where: str) -> dict[str, object]:
+    return {_string(key, where): read(item, f"{where}.{_plain(key)}") for key, item in _object(value, where).items()}
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise StrictJsonError(f"{where} must be true or false, got {shown(value)}")
+    return value
 
 
 def _dataclass(cls: type, value: object, where: str) -> object:
     given = _object(value, where)
-    kinds, optional = _fields_of(cls)
+    readers, needed = _fields_of(cls)
     prefix = f"{where}." if where else ""
     for name in given:
-        if name not in kinds:
+        if name not in readers:
             raise StrictJsonError(f"has the unknown field {shown(prefix + name)}")
-    for name in kinds:
-        if name not in given and name not in optional:
+    for name in needed:
+        if name not in given:
             raise StrictJsonError(f"lacks the field {prefix + name!r}")
-    return cls(**{name: _convert(kind, given.get(name), prefix + name, None) for name, kind in kinds.items()})
+    return cls(**{name: read(given.get(name), prefix + name) for name, read in readers.items()})
 
 
-@cache  # a manifest has many objects of few classes
-def _fields_of(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
-    """The kinds of a dataclass's fields by name, and the fields that may be absent, which means null."""
+@cache
+def _fields_of(cls: type) -> tuple[dict[str, Callable[[object, str], object]], tuple[str, ...]]:
+    """What reads each field of a dataclass, by its name, and the fields that must be there; absent means null."""
     hints = get_type_hints(cls, include_extras=True)
-    kinds = {field.name: hints[field.name] for field in fields(cls)}
-    return kinds, frozenset(field.name for field in fields(cls) if field.default is None)
+    readers = {field.name: _reader(hints[field.name]) for field in fields(cls)}
+    return readers, tuple(field.name for field in fields(cls) if field.default is not None)
 
 
 def _plain(key: str) -> str:
@@ -161,13 +176,11 @@ def _string(value: object, where: str, bounds: Between = _SHORT_TEXT) -> str:
     return value
 
 
-def _number(kind: type, value: object, where: str, bounds: Between | None) -> int | float:
+def _number(kind: type, bounds: Between, value: object, where: str) -> int | float:
     whole = kind is int
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise StrictJsonError(f"{where} must be a {'whole ' if whole else ''}number, got {shown(value)}")
-    number = value
-    limits = bounds or Between(-MAX_NUMBER, MAX_NUMBER)
     # Comparing is exact for an int of any size; making it a float is not.
-    if not (limits.low <= number <= limits.high):
-        raise StrictJsonError(f"{where} must be between {limits.low} and {limits.high}, got {shown(value)}")
-    return number if whole else float(number)
+    if not (bounds.low <= value <= bounds.high):
+        raise StrictJsonError(f"{where} must be between {bounds.low} and {bounds.high}, got {shown(value)}")
+    return value if whole else float(value)

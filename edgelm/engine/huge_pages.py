@@ -88,6 +88,8 @@ def _private_ranges() -> list[Range]:
     try:
         with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
+                if " rw-p " not in line:  # most lines
+                    continue
                 addresses, access, _, _, inode = line.split(maxsplit=5)[:5]
                 if access == "rw-p" and inode == "0":
                     start, stop = addresses.split("-")

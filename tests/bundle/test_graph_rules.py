@@ -31,6 +31,7 @@ from tests.fuzz.hostile_graphs import (
 from tests.fuzz.mutations import message
 
 SEEDS = graph_seeds()
+IN_A_FILE = external("", [1], location="/etc/hostname", offset=0, length=4)
 Edit = Callable[[bytes], bytes]
 
 
@@ -235,6 +236,10 @@ LENGTHS = ("seqlens_k", "total_sequence_length", *[""] * 9, "query_seqlens")
         (
             lambda g: with_fields(g, (5, external("x", [2], location="model.onnx.data", offset=2**20, length=4))),
             "has 4 bytes, but its shape needs 8",
+        ),
+        (
+            lambda g: with_fields(g, (1, node("Constant", "", "x", message((1, "value"), (20, 4), (5, IN_A_FILE))))),
+            "the attribute 'value' has its data in a file",
         ),
         (tensor_edit("flat_shape", put(9, whole_number(0) + whole_number(32))), "cannot reshape"),
         (tensor_edit("h.0.qkv.bias", put(2, 10)), "but its shape needs 192"),

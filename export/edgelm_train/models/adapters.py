@@ -29,7 +29,6 @@ def with_low_rank(model: Any, rank: int) -> Any:
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=2 * rank,
-        lora_dropout=0.05,
         target_modules=_matrices(model),
         fan_in_fan_out=model.config.model_type == "gpt2",  # which stores its matrices transposed
     )

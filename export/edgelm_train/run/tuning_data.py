@@ -100,7 +100,7 @@ class ExampleData:
             ids, labels = pad(examples, self.pad_token_id)
             return {"input_ids": np.array(ids, np.int64), "labels": np.array(labels, np.int64)}
 
-        return RowStream(self.training, collate, steps, batch_size, seed)
+        return RowStream(self.training, collate, steps, batch_size, seed, length=lambda example: len(example.ids))
 
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
         return losses_in_parts(model, batch)
