@@ -11,7 +11,7 @@ from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import refuse_if_too_large
-from edgelm.errors import BundleError
+from edgelm.errors import BundleError, ConfigError
 from edgelm.model import Model
 from edgelm.reuse.pool import check_limit_bytes
 from edgelm.reuse.prefix import Prefix, baked_prefix, read_prefix
@@ -29,6 +29,7 @@ def load(
     task: str | os.PathLike[str] | None = None,
     batch_invariant: bool = False,
     context: int | None = None,
+    draft: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -49,6 +50,9 @@ def load(
             recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
         context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
             keys and values, and the results stay the same.
+        draft: a bundle, given as `path`, of a much smaller model with the same vocabulary. `generate` and `stream`
+            have it guess tokens, and check several guesses in one call: faster, with the text of the large model
+            (docs/batches.md). Not with searches, prompt lookup, a window, a latent vector or `batch_invariant`.
 
     Raises:
         BundleError: there is no such bundle, it is not valid, or its parts disagree.
@@ -57,10 +61,10 @@ def load(
         PrefixError: the prefix cannot be read, was made for another model, or has a task that cannot be used.
         InsufficientMemoryError: the model would not fit into the memory that this process may use.
         ConfigError: `prefix_cache_bytes` is not a number of bytes, `path`, `prefix` or `task` is no path, the task
-            cannot be used, or `context` is longer than the bundle's own.
+            cannot be used, `context` is longer than the bundle's own, or the vocabulary of `draft` is another one.
     """
     check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
-    for name, place in (("path", path), ("prefix", prefix), ("task", task)):
+    for name, place in (("path", path), ("prefix", prefix), ("task", task), ("draft", draft)):
         if place is not None:
             check_path(name, place)
     started = time.perf_counter()
@@ -79,6 +83,7 @@ def load(
     graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )
+    drafting = None if draft is None else _open_draft(draft, bundle, tokenizer, graph)
     arguments = LoadArguments(
         path=None if path is None else os.fspath(bundle.path),
         device=device,
@@ -89,6 +94,7 @@ def load(
         task=None if task is None else os.fspath(Path(task).absolute()),
         batch_invariant=batch_invariant,
         context=context,
+        draft=None if drafting is None else os.fspath(drafting.bundle.path),
     )
     seconds = time.perf_counter() - started
     return Model(
@@ -99,8 +105,30 @@ def load(
         prefix_cache_bytes=prefix_cache_bytes,
         prefix=kept,
         task_format=task_format,
+        draft=drafting,
         loaded_as=arguments,
     )
+
+
+def _open_draft(path: str | os.PathLike[str], target: Bundle, tokenizer: Tokenizer, graph: Graph) -> Graph:
+    """Load the graph of a bundle that drafts for `target`, whose tokenizer and `graph` are loaded; raises as `load`.
+
+    One thread is enough for a small model. Two graphs with threads of their own would wait for work on the same CPUs.
+    """
+    try:
+        bundle = Bundle.read(path)
+        refuse_if_too_large(bundle)
+        if bundle.manifest.files["tokenizer.json"] != target.manifest.files["tokenizer.json"]:
+            vocabularies = [each.vocabulary() for each in (Tokenizer.of_bundle(bundle), tokenizer)]
+            if vocabularies[0] != vocabularies[1]:
+                raise ConfigError(
+                    f"draft is {os.fspath(path)!r}, whose vocabulary is another one than that of {target.name!r}: give "
+                    "a bundle whose model was trained with the same tokenizer"
+                )
+        return Graph.open(bundle, device=str(graph.device), threads=1, shared_threads=graph.shared_threads)
+    except BaseException:
+        graph.close()
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +144,7 @@ class LoadArguments:
     task: str | None
     batch_invariant: bool
     context: int | None
+    draft: str | None
 
     def again(self, digest: str, config: GenerationConfig) -> Model:
         """The model that a pickle describes; raises BundleError if there is another bundle now, of another `digest`."""
@@ -129,6 +158,7 @@ class LoadArguments:
             task=self.task,
             batch_invariant=self.batch_invariant,
             context=self.context,
+            draft=self.draft,
         )
         if model.bundle.manifest.digest != digest:
             place = os.fspath(model.bundle.path)

@@ -67,6 +67,7 @@ class Model:
         tokenizer: the bundle's tokenizer.
         prefix: keys and values that stand before every prompt; None for no prefix.
         generation_config: defaults of every generation, from the bundle's ``generation_config.json``.
+        draft: the loaded graph of the small model that drafts; None without one.
         task_format: what `task` does; None where neither `load`, the prefix nor the bundle names a task.
         load_seconds: how long loading took; the statistics of every generation repeat it.
     """
@@ -81,13 +82,14 @@ class Model:
         prefix_cache_bytes: int = 0,
         prefix: Prefix | None = None,
         task_format: "TaskFormat | None" = None,
+        draft: Graph | None = None,
         loaded_as: LoadedAs | None = None,
         owns_graph: bool = True,
     ) -> None:
-        """Join finished parts; `load` builds them, and explains `prefix_cache_bytes`, `prefix` and the task.
+        """Join finished parts; `load` builds them, and explains `prefix_cache_bytes`, `prefix`, the task and `draft`.
 
         `loaded_as` are the arguments of `load` that make an equal model; without them the model is not pickled.
-        `owns_graph` says whether `close` closes the graph too.
+        `owns_graph` says whether `close` closes the graphs too.
         """
         self._loaded_as = loaded_as
         self.bundle, self.graph, self.tokenizer, self.prefix = graph.bundle, graph, tokenizer, prefix
@@ -104,7 +106,11 @@ class Model:
             graph, learned, limit_bytes=prefix_cache_bytes, permanent=text_state, owns_graph=owns_graph
         )
         context_length = self.bundle.manifest.architecture.context_length - self._encoder.learned_tokens
-        self._texts = TextGeneration(self._encoder, self._sessions, context_length, load_seconds)
+        self.draft = draft
+        self._draft_sessions = None if draft is None else SessionPool(draft, owns_graph=owns_graph)
+        self._texts = TextGeneration(
+            self._encoder, self._sessions, context_length, load_seconds, draft_sessions=self._draft_sessions
+        )
         self._workers = Workers()
         self._schedulers: list[weakref.ref[TextScheduler]] = []
 
@@ -143,6 +149,8 @@ class Model:
         for scheduler in self._open_schedulers():
             scheduler.release()
         self._sessions.close()
+        if self._draft_sessions is not None:
+            self._draft_sessions.close()
 
     @cached_property
     def latent(self) -> "Latent":
@@ -311,6 +319,7 @@ class Model:
             prefix_cache_bytes=prefix_cache_bytes,
             prefix=kept,
             task_format=task_format,
+            draft=self.draft,
             loaded_as=None if loaded_as is None else loaded_as.behind(kept, prefix_cache_bytes, task),
             owns_graph=False,
         )
@@ -318,6 +327,8 @@ class Model:
     def forget(self) -> None:
         """Forget prompts of earlier calls and loaded states: the next prompt is computed from its first token."""
         self._sessions.forget()
+        if self._draft_sessions is not None:
+            self._draft_sessions.forget()
         for scheduler in self._open_schedulers():
             scheduler.forget()
 

@@ -13,6 +13,7 @@ import pytest
 
 import edgelm
 from edgelm import ConfigError, ContextError, GenerationConfig, Model, PromptError
+from edgelm.bundle.folder import default_bundle_path
 from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows, replace_file
 
 
@@ -349,3 +350,35 @@ def test_a_shorter_context_takes_less_memory_and_changes_no_token(model: Model) 
 def test_a_context_that_the_bundle_does_not_have_is_refused(context: Any) -> None:
     with pytest.raises(ConfigError, match="context must be a whole number from 1 to the bundle's own context of 64"):
         edgelm.load(TINY_BUNDLE, context=context)
+
+
+def test_a_small_model_drafts_and_changes_no_token(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model drafts for itself, as if its steps cost little and as if it were sure of every token."""
+    monkeypatch.setattr("edgelm.generation.text_generation.step_cost", lambda small, large: 0.05)
+    monkeypatch.setattr("edgelm.decoding.draft_model._probability", lambda logits, token: 0.95)
+    sampled: dict[str, Any] = {"do_sample": True, "temperature": 0.4, "seed": 5, "num_return_sequences": 3}
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1, draft=TINY_BUNDLE) as drafting:
+        assert drafting.draft is not None and drafting.draft.threads == 1
+        for options in ({"do_sample": False, "repetition_penalty": 1.2}, sampled):
+            plain = model.generate(list(range(20, 30)), max_new_tokens=40, eos_token_id=(), **options)
+            fast = drafting.generate(list(range(20, 30)), max_new_tokens=40, eos_token_id=(), **options)
+            assert [choice.token_ids for choice in fast.choices] == [choice.token_ids for choice in plain.choices]
+        assert fast.stats.drafted_tokens == fast.stats.accepted_tokens > 10
+        text = drafting.generate("Once", max_new_tokens=5, num_beams=2, do_sample=False)
+        assert text.stats.drafted_tokens == 0
+        again = pickle.loads(pickle.dumps(drafting))
+        assert again.draft is not None
+        again.close()
+        drafting.forget()
+    with pytest.raises(edgelm.ClosedError):
+        drafting.generate("Once")
+    assert drafting.draft.closed
+
+
+def test_another_vocabulary_cannot_draft() -> None:
+    with pytest.raises(ConfigError, match="whose vocabulary is another one than that of"):
+        edgelm.load(TINY_BUNDLE, device="cpu", threads=1, draft=default_bundle_path())
+    with pytest.raises(ConfigError, match="draft must be a path"):
+        edgelm.load(TINY_BUNDLE, draft=5)  # type: ignore[arg-type]
+    with pytest.raises(edgelm.BundleError, match="nowhere"):
+        edgelm.load(TINY_BUNDLE, device="cpu", threads=1, draft="./nowhere")

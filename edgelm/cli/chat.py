@@ -14,7 +14,7 @@ from edgelm.cli.conversation import Conversation, ConversationFileError
 from edgelm.cli.generation_flags import GroupedCommand, generation_options_without, given_options
 from edgelm.cli.interrupt import sets
 from edgelm.cli.line_reader import LineCleared, LineReader, Message, line_reader, read_message
-from edgelm.cli.shared import OpenModel, json_option, model_options
+from edgelm.cli.shared import OpenModel, draft_option, json_option, model_options
 from edgelm.cli.streams import note
 from edgelm.cli.task_flags import task_option
 from edgelm.errors import ConfigError, PromptError, TokenizerError
@@ -36,6 +36,7 @@ PLAIN_HELP = (
 @click.command(name="chat", cls=GroupedCommand)
 @model_options
 @task_option
+@draft_option
 @generation_options_without(*OWN_OPTIONS)
 @click.option("--system", metavar="TEXT", help="The system message: what the model should know or do throughout.")
 @click.option("--plain", type=click.Choice(list(_PLAIN)), help=PLAIN_HELP)
@@ -44,6 +45,7 @@ PLAIN_HELP = (
 def command(
     open_model: OpenModel,
     task: str | None,
+    draft: str | None,
     system: str | None,
     plain: str | None,
     as_json: bool,
@@ -59,7 +61,7 @@ def command(
     """
     lines = line_reader(completed_words)
     interactive = sys.stdin.isatty()
-    model = open_model(task=task)
+    model = open_model(task=task, draft=draft)
     own = None if model.task_format is None else model.task_format.task
     if isinstance(own, ChatTask) and model.task_format is not None:
         model.generation_config = model.task_format.config(model.generation_config)  # this command's own model

@@ -17,6 +17,7 @@ from edgelm.cli.shared import (
     OpenModel,
     TextCommand,
     check_output_file,
+    draft_option,
     json_option,
     model_facts,
     model_options,
@@ -48,6 +49,7 @@ class RunCommand(TextCommand, GroupedCommand):
 @click.argument("prompt", required=False)
 @model_options
 @task_option
+@draft_option
 @input_options
 @generation_options
 @constraint_options
@@ -62,6 +64,7 @@ def command(
     prompt: str | None,
     open_model: OpenModel,
     task: str | None,
+    draft: str | None,
     fields: tuple[str, ...],
     lines: bool,
     raw: bool,
@@ -98,14 +101,14 @@ def command(
         others = {"field": fields or None, "state": state, "stats": stats or None, "logprobs": options["logprobs"]}
         others["show-probs"] = show_probs or None
         _check_alone("--lines", prompt=argument, file=file, **others)
-        answer_lines(open_model(task=task), given, raw=raw, as_json=as_json)
+        answer_lines(open_model(task=task, draft=draft), given, raw=raw, as_json=as_json)
         return
     if fields:
         _check_alone("--field", prompt=prompt, file=file)
     named, text = read_fields(fields), "" if fields else _prompt_text(prompt, file)
     if state is not None:
         check_output_file(state)
-    model = open_model(task=task)
+    model = open_model(task=task, draft=draft)
     if model.task_format is not None and not raw:
         if show_probs:
             click.get_current_context().fail("--show-probs is for texts that are continued: drop it, or add --raw")

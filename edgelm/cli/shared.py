@@ -33,8 +33,8 @@ Function = TypeVar("Function", bound=Callable[..., object])
 class OpenModel(Protocol):
     """Loads the model that a command's options name."""
 
-    def __call__(self, *, task: str | None = None) -> "Model":
-        """Load it, with the task in the file `task` in place of the bundle's own."""
+    def __call__(self, *, task: str | None = None, draft: str | None = None) -> "Model":
+        """Load it, with the task in the file `task` in place of the bundle's own, and the bundle `draft` to draft."""
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -124,15 +124,23 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         threads: int | None,
         **options: object,
     ) -> None:
-        def open_model(*, task: str | None = None) -> "Model":
+        def open_model(*, task: str | None = None, draft: str | None = None) -> "Model":
             with ends_at_once():
                 from edgelm.loading import load
 
-                return load(model, device=device, threads=threads, prefix=prefix, task=task, context=context)
+                return load(
+                    model, device=device, threads=threads, prefix=prefix, task=task, context=context, draft=draft
+                )
 
         command(open_model=open_model, **options)
 
     return with_model
+
+
+def draft_option(function: Function) -> Function:
+    """``--draft``."""
+    meaning = "Bundle of a much smaller model with the same vocabulary, which guesses tokens: faster, the same text."
+    return click.option("--draft", metavar="BUNDLE", help=meaning)(function)
 
 
 def bundle_options(command: Callable[..., None]) -> Callable[..., None]:

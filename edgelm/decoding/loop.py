@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from edgelm.decoding.beams import Hypothesis, beam_search, group_beam_search
 from edgelm.decoding.constraint import TokenMatcher
 from edgelm.decoding.contrastive_search import contrastive_search
+from edgelm.decoding.draft_model import DraftModel, ModelDrafts
+from edgelm.decoding.drafts import Drafts, decode_with_drafts
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.decoding.prompt_lookup import decode_with_drafts
+from edgelm.decoding.prompt_lookup import PromptLookup
 from edgelm.decoding.request import (
     DecodingRow,
     DecodingSession,
@@ -31,6 +33,7 @@ def generate(
     reused: int = 0,
     ends_text: EndsText | None = None,
     matcher: TokenMatcher | None = None,
+    draft_model: DraftModel | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Iterator[Step]]:
     """Continue a prompt: an iterator of steps for each of `num_return_sequences` rows, one row after another.
@@ -47,6 +50,7 @@ def generate(
         ends_text: whether new tokens complete a stop string. Only beam search asks; with other methods the caller
             leaves the row.
         matcher: what every text must obey.
+        draft_model: guesses tokens where one text is decoded at a time, and no draft comes from the text itself.
         clock: the time in seconds, for `max_time`.
 
     Raises:
@@ -74,10 +78,12 @@ def generate(
     for row in range(config.num_return_sequences):
         session.rewind(session.position - prompt_end)
         text = DecodingRow(request, row)
-        if config.prompt_lookup_num_tokens is None:
-            yield _decode(session, text, logits)
-        else:
-            yield decode_with_drafts(session, text, logits, config.prompt_lookup_num_tokens)
+        drafts: Drafts | None = None
+        if config.prompt_lookup_num_tokens is not None:
+            drafts = PromptLookup(config.prompt_lookup_num_tokens, session.draft_cost)
+        elif draft_model is not None:
+            drafts = ModelDrafts(draft_model, text.guess, session.draft_cost)
+        yield _decode(session, text, logits) if drafts is None else decode_with_drafts(session, text, logits, drafts)
 
 
 def _decode(session: DecodingSession, text: DecodingRow, logits: Logits) -> Iterator[Step]:

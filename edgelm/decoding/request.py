@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
@@ -253,6 +254,16 @@ class DecodingRow:
             return Step(None, "eos", logprobs)
         self._append(token)
         return Step(token, None, logprobs)
+
+    def guess(self, ids: IdArray, logits: Logits) -> int:
+        """The token that would follow `ids` (T,), the text and some guesses, if `logits` (V,) were the model's.
+
+        It is chosen with the random number of its place, as `take` chooses, so that two similar models choose alike.
+        Nothing is taken, and a constraint is not asked.
+        """
+        request = self._request
+        processed = request.processed(ids, logits)
+        return copy(self._choose)(processed, len(ids) - len(request.prompt))
 
     def take_forced(self) -> Step | None:
         """Take the next token, if it is certain without logits; None if `take` must choose it."""

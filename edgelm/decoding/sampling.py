@@ -149,7 +149,10 @@ def candidates(logits: Logits, temperature: float, filters: tuple[Filter, ...]) 
 
 
 class TokenChoice:
-    """Chooses the tokens of one row, with the random numbers of `seed` and `row`; its only state is mirostat's."""
+    """Chooses the tokens of one row, with the random numbers of `seed` and `row`; its only state is mirostat's.
+
+    A shallow copy chooses the same, and leaves that state alone.
+    """
 
     def __init__(self, config: GenerationConfig, seed: int, row: int) -> None:
         self._config, self._seed, self._row = config, seed, row

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.bundle.attention_outputs import attention_name
-from edgelm.bundle.manifest import Recipe
+from edgelm.bundle.manifest import Manifest, Recipe
 from edgelm.engine.cache import ROW_GROUP, Cache, LoadedGraph
 from edgelm.ids import Attention, Hidden, IdArray, Indices, Logits
 
@@ -162,3 +162,16 @@ OTHER_DRAFTS = DraftCost(0.2, 0.25)
 def draft_cost(recipe: Recipe) -> DraftCost:
     """The cost of drafts with the matrices of `recipe`."""
     return FOUR_BIT_DRAFTS if any(matrix.bits == 4 for matrix in recipe.matrices) else OTHER_DRAFTS
+
+
+LAYER_BYTES = 150_000
+"""How many bytes of weights could be read in the time that a layer takes beside reading its own."""
+
+
+def step_cost(small: Manifest, large: Manifest) -> float:
+    """What a step of a small model costs, in steps of a large one; a step mostly reads weights."""
+    costs = [
+        manifest.files[manifest.graph.weights_file].size_bytes + LAYER_BYTES * manifest.architecture.num_layers
+        for manifest in (small, large)
+    ]
+    return costs[0] / costs[1]

@@ -40,7 +40,7 @@ class Stats:
     reused_tokens: int = 0
     """Tokens of the prompt that were not computed, because an earlier call or a state had computed them."""
     drafted_tokens: int = 0
-    """Tokens that `prompt_lookup_num_tokens` drafted."""
+    """Tokens that `prompt_lookup_num_tokens` or a small model drafted."""
     accepted_tokens: int = 0
     """Drafted tokens that the model confirmed."""
     prefix_tokens: int = 0

@@ -2,14 +2,18 @@
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TypeVar
 
 from edgelm.decoding.constraint import TokenMatcher
+from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.generation_config import GenerationConfig, GenerationOptions
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import behind_prefix, fitted
 from edgelm.decoding.scheduler import Scheduler, check_max_rows
 from edgelm.decoding.window import WindowSession
+from edgelm.engine.call import step_cost
+from edgelm.engine.session import Session
 from edgelm.errors import ConfigError, ContextError, PromptError
 from edgelm.generation.latent_prefix import LatentPrefix, LatentSessions
 from edgelm.generation.results import Chunk, Completion
@@ -27,8 +31,17 @@ Item = TypeVar("Item")
 class TextGeneration:
     """Runs prompts in sessions of a pool. Several threads may call it at the same time."""
 
-    def __init__(self, encoder: PromptEncoder, sessions: SessionPool, context_length: int, load_seconds: float) -> None:
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        sessions: SessionPool,
+        context_length: int,
+        load_seconds: float,
+        draft_sessions: SessionPool | None = None,
+    ) -> None:
+        """Join the parts of a model; `draft_sessions` are those of the model that drafts, if there is one."""
         self._encoder, self._sessions, self._load_seconds = encoder, sessions, load_seconds
+        self._draft_sessions = draft_sessions
         self._context_length = context_length  # in tokens, behind a learned prefix
         self._constraints = ConstraintReader(encoder.tokenizer)
         self._healer: TokenHealer | None = None
@@ -90,7 +103,8 @@ class TextGeneration:
         config, windowed = run.config, run.config.context_overflow == "window"
         # A window forgets its prompt. Contrastive search needs the hidden states of the whole text, which are not kept.
         known = () if config.penalty_alpha is not None or run.latent is not None else run.ids
-        with self._sessions.borrowed(known, keep=not windowed) as (session, reused):
+        with ExitStack() as lent:
+            session, reused = lent.enter_context(self._sessions.borrowed(known, keep=not windowed))
             if run.latent is not None:
                 session.begin_after(run.latent.content)
             run.reused_tokens = reused
@@ -104,6 +118,7 @@ class TextGeneration:
                 reused=reused,
                 ends_text=run.ends_text if asks else None,
                 matcher=run.matcher,
+                draft_model=self._draft_model(run, session, lent),
             )
             for row, steps in enumerate(rows):
                 if config.num_beams > 1:
@@ -114,6 +129,15 @@ class TextGeneration:
                         yield chunk
                         if chunk.finish_reason is not None:
                             break
+
+    def _draft_model(self, run: TextRun, session: Session, lent: ExitStack) -> DraftModel | None:
+        """The model that drafts for `run` in `session`, where there is one that can; `lent` gets its session."""
+        pool, config = self._draft_sessions, run.config
+        methods = (config.num_beams > 1, config.penalty_alpha, config.prompt_lookup_num_tokens, run.window, run.latent)
+        if pool is None or session.batch_invariant or any(method not in (None, False) for method in methods):
+            return None
+        small, held = lent.enter_context(pool.borrowed(run.ids))
+        return DraftModel(small, run.ids[:held], step_cost(small.bundle.manifest, session.bundle.manifest))
 
     def batch(
         self,

@@ -132,6 +132,11 @@ class Tokenizer:
         """The highest token id plus one, added tokens included; or the size that `limit_vocabulary` was given."""
         return self._size
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id, added tokens included."""
+        known: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return known
+
     @property
     def added_tokens(self) -> dict[str, int]:
         """The tokens that are found in a text before it is cut into others, special or not, with their ids."""
@@ -156,7 +161,7 @@ class Tokenizer:
         A graph's vocabulary is often padded; ids without a token decode to nothing. A tokenizer may also have tokens
         that were added without resizing the model; a text that contains one of them is then refused.
         """
-        known = self._backend.get_vocab(with_added_tokens=True) if self._size > size else {}
+        known = self.vocabulary() if self._size > size else {}
         self._size = size
         self._beyond = {token_id: token for token, token_id in known.items() if token_id >= size}
         return [token for _, token in sorted(self._beyond.items())]

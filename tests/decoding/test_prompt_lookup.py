@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import edgelm
 from edgelm import ConfigError, GenerationConfig, Model
+from edgelm.decoding.drafts import FIRST_CREDIT, LOSS_SHARE, MAX_CREDIT
 from edgelm.decoding.loop import generate
-from edgelm.decoding.prompt_lookup import FIRST_CREDIT, LOSS_SHARE, MAX_CREDIT, PromptLookup, continuation
+from edgelm.decoding.prompt_lookup import PromptLookup, continuation
 from edgelm.decoding.request import Step
 from edgelm.engine.call import FOUR_BIT_DRAFTS, OTHER_DRAFTS, DraftCost, draft_cost
 from tests.conftest import TINY_BUNDLE, FakeSession, counting_rows, flat_rows

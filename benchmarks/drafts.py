@@ -1,0 +1,120 @@
+"""What a small model that drafts gains, and what it loses at worst, against decoding without drafts.
+
+    python -m benchmarks.drafts TARGET DRAFT [--prompts FILE] [--count N] [--new-tokens N] [--rounds N] [--threads N]
+
+TARGET and DRAFT are bundles with one vocabulary. Each document of the file, of which a line with <|endoftext|> ends
+one, gives its first words as a prompt; without a file, they are stories that no committed model was trained on. Every
+prompt is continued with and without drafts in turn, by the same loaded model. In the worst case the small model is sure
+of every token, and none is right. Prints a Markdown table of medians over the rounds.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import edgelm
+from benchmarks.data import ROOT
+from benchmarks.machine import machine_facts
+from edgelm.decoding.request import DecodingRow
+from edgelm.generation.results import Stats
+from edgelm.model import Model
+
+STORIES = ROOT / "benchmarks" / "texts" / "stories.txt"
+PROMPT_WORDS = 12
+SETTLE_SECONDS = 0.05
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampled, temperature 0.8, top-p 0.95": {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
+    "sampled, temperature 1": {"do_sample": True},
+}
+
+
+def prompts(file: Path, count: int) -> list[str]:
+    """The first words of `count` documents, spread evenly over the file."""
+    documents = [text.split() for text in file.read_text(encoding="utf-8").split("<|endoftext|>") if text.strip()]
+    chosen = documents[:: max(1, len(documents) // count)][:count]
+    return [" ".join(words[:PROMPT_WORDS]) for words in chosen]
+
+
+@contextmanager
+def wrong_drafts() -> Iterator[None]:
+    """Have small models be sure of tokens that never come true."""
+
+    def wrong(self: DecodingRow, ids: Any, logits: Any) -> int:
+        return (int(logits.argmax()) + 1) % len(logits)
+
+    with (
+        mock.patch.object(DecodingRow, "guess", wrong),
+        mock.patch("edgelm.decoding.draft_model._probability", lambda logits, token: 1.0),
+    ):
+        yield
+
+
+def decoded(model: Model, prompt: str, options: dict[str, Any], *, drafts: bool) -> Stats:
+    """Continue a prompt; returns the statistics."""
+    time.sleep(SETTLE_SECONDS)  # threads of the last call still wait for work
+    sessions = model._texts._draft_sessions if drafts else None
+    with mock.patch.object(model._texts, "_draft_sessions", sessions):
+        return model.generate(prompt, **options).stats
+
+
+def row(name: str, plain: list[Stats], fast: list[Stats]) -> str:
+    """A row of the table: times of the whole call, with its prompt."""
+    drafted, accepted = (sum(getattr(stats, f"{kind}_tokens") for stats in fast) for kind in ("drafted", "accepted"))
+    tokens = sum(stats.new_tokens for stats in fast)
+
+    def whole(stats: Stats) -> float:
+        return stats.new_tokens / (stats.prefill_seconds + stats.decode_seconds)
+
+    ratios = [
+        median([measure(after) / measure(before) for before, after in zip(plain, fast, strict=True)])
+        for measure in (lambda stats: stats.tokens_per_second, whole)
+    ]
+    rates = [median([stats.tokens_per_second for stats in of]) for of in (plain, fast)]
+    share = f"{accepted / drafted:.0%}" if drafted else "-"
+    return (
+        f"| {name} | {drafted / tokens:.0%} | {share} | {rates[0]:.0f} | {rates[1]:.0f} | {ratios[0]:.2f} "
+        f"| {ratios[1]:.2f} |"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target")
+    parser.add_argument("draft")
+    parser.add_argument("--prompts", type=Path, default=STORIES, help="texts, each ended by <|endoftext|>")
+    parser.add_argument("--count", type=int, default=8, help="prompts")
+    parser.add_argument("--new-tokens", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    texts = prompts(chosen.prompts, chosen.count)
+    common: dict[str, Any] = {"max_new_tokens": chosen.new_tokens, "eos_token_id": ()}
+    with edgelm.load(chosen.target, device="cpu", threads=chosen.threads, draft=chosen.draft) as model:
+        print("| decoding | drafted | came true | plain tokens/s | with drafts | decoding x | whole call x |")
+        print("|---|--:|--:|--:|--:|--:|--:|")
+        for name, options in [*WAYS.items(), ("worst case, greedy", WAYS["greedy"])]:
+            plain, fast = list[Stats](), list[Stats]()
+            for number in range(chosen.rounds):
+                for place, text in enumerate(texts):
+                    given = {**options, **common, "seed": number * len(texts) + place}
+                    model.forget()
+                    plain.append(decoded(model, text, given, drafts=False))
+                    model.forget()
+                    if name.startswith("worst"):
+                        with wrong_drafts():
+                            fast.append(decoded(model, text, given, drafts=True))
+                    else:
+                        fast.append(decoded(model, text, given, drafts=True))
+            print(row(name, plain, fast), flush=True)
+    print(machine_facts())
+
+
+if __name__ == "__main__":
+    main()

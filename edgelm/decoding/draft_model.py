@@ -1,0 +1,104 @@
+"""Drafts of a small model with the same vocabulary: it guesses a few tokens, and the large model checks them at once.
+
+Source: speculative decoding (Leviathan et al., arXiv 2211.17192). There a random number decides whether a drafted token
+counts. Here both models choose with the random number of the token's place, and the draft counts where they agree, so
+the text is that of the large model alone.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgelm.decoding.drafts import DraftAccount
+from edgelm.decoding.request import DecodingSession
+from edgelm.engine.call import DraftCost
+from edgelm.ids import IdArray, Logits, common_prefix
+
+MAX_DRAFT = 8
+"""The most tokens of a draft."""
+_MOST_TRUST = 2.0
+
+
+class DraftModel:
+    """The small model's session, which follows the texts that the large model writes.
+
+    Args:
+        session: of the small model. It holds the tokens `held` and nothing else.
+        held: the beginning of the prompt.
+        step_cost: of a step of the small model, in steps of the large one.
+    """
+
+    def __init__(self, session: DecodingSession, held: Sequence[int], step_cost: float) -> None:
+        self._session, self._held, self.step_cost = session, list(held), step_cost
+
+    def room(self, ids: IdArray) -> int:
+        """How many tokens the small model can guess behind `ids` (T,) in its context."""
+        return self._session.context_length + 1 - len(ids)
+
+    def logits(self, ids: IdArray | Sequence[int]) -> Logits:
+        """The small model's logits (V,) behind `ids` (T,), of which it computes what it does not hold."""
+        kept = min(common_prefix(self._held, ids), len(ids) - 1)
+        self._session.rewind(len(self._held) - kept)
+        del self._held[kept:]
+        logits = self._session.step(ids[kept:])
+        self._held += [int(token) for token in ids[kept:]]
+        return logits
+
+
+class ModelDrafts:
+    """Drafts of one text by a small model, as long as they are worth their cost.
+
+    The small model's own probabilities tell how likely a draft comes true up to each token. A token is drafted while
+    that is more than it costs to guess and check. How much these probabilities are trusted follows from the drafts so
+    far: what came true, divided by what they promised. An account bounds what the drafts may lose.
+    """
+
+    def __init__(self, model: DraftModel, guess: Callable[[IdArray, Logits], int], check_cost: DraftCost) -> None:
+        """Draft for a text of which `guess` chooses the next token; checking costs the large model `check_cost`."""
+        self._model, self._guess, self._check_cost = model, guess, check_cost
+        self._account = DraftAccount()
+        self._draft: list[int] = []
+        self._cost = self._promised = 0.0  # of the last draft
+        self._sums = [1.0, 1.0]  # what came true, and what was promised
+
+    @property
+    def _trust(self) -> float:
+        came_true, promised = self._sums
+        return min(came_true / promised, _MOST_TRUST)
+
+    def draft(self, ids: IdArray, room: int) -> list[int]:
+        """Up to `room` tokens that may follow `ids` (T,), the text so far; empty if a draft is not worth its cost."""
+        self._draft, self._cost, self._promised = [], 0.0, 0.0
+        token_cost = self._check_cost.token + self._model.step_cost
+        affordable = DraftCost(self._check_cost.call, token_cost).affordable(self._account.credit)
+        width = min(MAX_DRAFT, room, affordable, self._model.room(ids))
+        text, likely, promised = ids, 1.0, 0.0
+        while len(self._draft) < width:
+            logits = self._model.logits(text)
+            self._cost += self._model.step_cost
+            token = self._guess(text, logits)
+            likely *= _probability(logits, token)
+            if min(1.0, likely * self._trust) < token_cost:
+                break
+            promised += likely
+            self._draft.append(token)
+            text = np.append(text, token)
+        if promised * self._trust <= self._check_cost.of(len(self._draft)):
+            self._draft = []  # the call that checks it would cost more than it saves
+        if self._draft:
+            self._cost += self._check_cost.of(len(self._draft))
+            self._promised = promised
+        return self._draft
+
+    def learn(self, chosen: Sequence[int]) -> None:
+        """Note the tokens that were chosen: at least one, up to the first that differs from the draft."""
+        right = sum(guess == token for guess, token in zip(self._draft, chosen, strict=False))
+        self._account.settle(len(chosen), right, self._cost)
+        if self._draft:
+            self._sums = [self._sums[0] + right, self._sums[1] + self._promised]
+
+
+def _probability(logits: Logits, token: int) -> float:
+    """The probability of `token` under softmax(`logits`), (V,)."""
+    largest = logits.max()
+    return float(np.exp(logits[token] - largest) / np.exp(logits - largest).sum())
