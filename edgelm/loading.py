@@ -50,9 +50,10 @@ def load(
             recipe; a text alone is then slower (docs/batches.md says by how much). CPU only.
         context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
             keys and values, and the results stay the same.
-        draft: a bundle, given as `path`, of a much smaller model with the same vocabulary. `generate` and `stream`
-            have it guess tokens, and check several guesses in one call: faster, with the text of the large model
-            (docs/batches.md). Not with searches, prompt lookup, a window, a latent vector or `batch_invariant`.
+        draft: a bundle, given as `path`, of a much smaller model with the same vocabulary; None for the one in the
+            bundle, if any. `generate` and `stream` have it guess tokens, and check several guesses in one call: faster,
+            with the text of the large model (docs/batches.md). Not with searches, prompt lookup, a window, a latent
+            vector or `batch_invariant`.
 
     Raises:
         BundleError: there is no such bundle, it is not valid, or its parts disagree.
@@ -83,7 +84,7 @@ def load(
     graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )
-    drafting = None if draft is None else _open_draft(draft, bundle, tokenizer, graph)
+    drafting = _open_draft(bundle.draft, draft, graph, tokenizer)
     arguments = LoadArguments(
         path=None if path is None else os.fspath(bundle.path),
         device=device,
@@ -94,7 +95,7 @@ def load(
         task=None if task is None else os.fspath(Path(task).absolute()),
         batch_invariant=batch_invariant,
         context=context,
-        draft=None if drafting is None else os.fspath(drafting.bundle.path),
+        draft=None if draft is None or drafting is None else os.fspath(drafting.bundle.path),
     )
     seconds = time.perf_counter() - started
     return Model(
@@ -110,24 +111,27 @@ def load(
     )
 
 
-def _open_draft(path: str | os.PathLike[str], target: Bundle, tokenizer: Tokenizer, graph: Graph) -> Graph:
-    """Load the graph of a bundle that drafts for `target`, whose tokenizer and `graph` are loaded; raises as `load`.
+def _open_draft(
+    own: Bundle | None, path: str | os.PathLike[str] | None, target: Graph, tokenizer: Tokenizer
+) -> Graph | None:
+    """Load the graph that drafts for `target`: that of the bundle at `path`, or else `own`, which is in the target's.
 
     One thread is enough for a small model. Two graphs with threads of their own would wait for work on the same CPUs.
+    Raises as `load`.
     """
     try:
-        bundle = Bundle.read(path)
+        bundle = own if path is None else Bundle.read(path)
+        if bundle is None:
+            return None
+        if path is not None and Tokenizer.of_bundle(bundle).vocabulary() != tokenizer.vocabulary():
+            raise ConfigError(
+                f"draft is {os.fspath(path)!r}, whose vocabulary is another one than that of {target.bundle.name!r}: "
+                "give a bundle whose model was trained with the same tokenizer"
+            )
         refuse_if_too_large(bundle)
-        if bundle.manifest.files["tokenizer.json"] != target.manifest.files["tokenizer.json"]:
-            vocabularies = [each.vocabulary() for each in (Tokenizer.of_bundle(bundle), tokenizer)]
-            if vocabularies[0] != vocabularies[1]:
-                raise ConfigError(
-                    f"draft is {os.fspath(path)!r}, whose vocabulary is another one than that of {target.name!r}: give "
-                    "a bundle whose model was trained with the same tokenizer"
-                )
-        return Graph.open(bundle, device=str(graph.device), threads=1, shared_threads=graph.shared_threads)
+        return Graph.open(bundle, device=str(target.device), threads=1, shared_threads=target.shared_threads)
     except BaseException:
-        graph.close()
+        target.close()
         raise
 
 

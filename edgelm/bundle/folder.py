@@ -74,13 +74,15 @@ class Bundle:
                     raise BundleError(_NOTHING_THERE)
                 packed, manifest = read_packed(place)
                 bundle = cls(place, manifest, packed)
-            graph = b""
-            for name, fact in bundle.manifest.files.items():
-                if name == bundle.manifest.graph.file and fact.size_bytes <= MAX_GRAPH_BYTES:
-                    graph = bundle.checked_content(name)
-                elif name != bundle.manifest.graph.weights_file:
+            parts = [bundle] if bundle.draft is None else [bundle, bundle.draft]
+            of_graphs = {
+                name for part in parts for name in (part.manifest.graph.file, part.manifest.graph.weights_file)
+            }
+            for name in bundle.manifest.files:
+                if name not in of_graphs:
                     bundle._check_hash(name)
-            bundle._check_graph(graph)
+            for part in parts:
+                part._check_graph()
         except BundleError as error:
             raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
         except SmallFileError as error:
@@ -153,6 +155,17 @@ class Bundle:
             whole = f"the bundle's own context of {facts.context_length}"
             raise ConfigError(f"context must be a whole number from 1 to {whole}, got {shown(tokens)}")
         return replace(self, manifest=replace(self.manifest, architecture=replace(facts, context_length=tokens)))
+
+    @property
+    def draft(self) -> "Bundle | None":
+        """The model in this bundle that guesses tokens, as a bundle of the same files; None without one."""
+        facts = self.manifest.draft
+        if facts is None:
+            return None
+        own = replace(
+            self.manifest, architecture=facts.architecture, graph=facts.graph, recipe=facts.recipe, draft=None
+        )
+        return replace(self, manifest=own)
 
     @property
     def name(self) -> str:
@@ -246,14 +259,15 @@ class Bundle:
                     "export or download the bundle again"
                 )
 
-    def _check_graph(self, content: bytes) -> None:
-        """Judge the graph by `content`, which has been hashed, so that no other content can be judged."""
+    def _check_graph(self) -> None:
+        """Hash the graph and judge it, both by one reading, so that no other content can be judged."""
         names, files = self.manifest.graph, self.manifest.files
         size = files[names.file].size_bytes
         if size > MAX_GRAPH_BYTES:
+            self._check_hash(names.file)
             raise BundleError(f"the graph {names.file!r} has {size:,} bytes, more than {MAX_GRAPH_BYTES:,}")
         weights_bytes = files[names.weights_file].size_bytes
-        check_graph(content, self.manifest.architecture, names, weights_bytes)
+        check_graph(self.checked_content(names.file), self.manifest.architecture, names, weights_bytes)
 
     def _check_hash(self, name: str) -> None:
         for _ in self.blocks(name):

@@ -26,9 +26,12 @@ TASK_FILE = "task.json"
 """What the bundle is for. A bundle has both the feature and the file, or neither."""
 MAX_TASK_BYTES = 2**20
 """The longest task, in a bundle or in a prefix file."""
+DRAFT_FEATURE = "draft"
 VALUE_DIVISORS_FILE = "value_divisors.bin"
 """The factors by which smoothing divided the values, float32 (layers, H, D). Only smoothed bundles have this file."""
-KNOWN_FEATURES: frozenset[str] = frozenset({"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE})
+KNOWN_FEATURES: frozenset[str] = frozenset(
+    {"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE, DRAFT_FEATURE}
+)
 """Names that this version knows in `required_features`. A bundle with any other name needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"(?=.{1,128}$)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
@@ -138,6 +141,17 @@ class FileFact:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftFacts:
+    """A small model in the bundle that guesses tokens: what a bundle of its own would state. It has no certificate,
+    because no token is chosen by it."""
+
+    source_name: str
+    architecture: Architecture
+    graph: GraphFacts
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """All of ``bundle.json``."""
 
@@ -153,6 +167,13 @@ class Manifest:
     digest: str = ""
     latent: LatentFacts | None = None
     """The latent part. A bundle has both this entry and the feature `latent`, or neither."""
+    draft: DraftFacts | None = None
+    """The small model that guesses tokens. A bundle has both this entry and the feature `draft`, or neither."""
+
+    @property
+    def graphs(self) -> tuple[GraphFacts, ...]:
+        """The graphs of the bundle: the model's own, and that of the model that guesses, if there is one."""
+        return (self.graph,) if self.draft is None else (self.graph, self.draft.graph)
 
     def sealed(self) -> "Manifest":
         """A copy of the manifest with its digest filled in."""
@@ -168,8 +189,9 @@ class Manifest:
         optional = {field.name for field in fields(Source) if field.default is None}
         given = content["source"].items()
         content["source"] = {name: value for name, value in given if value is not None or name not in optional}
-        if self.latent is None:
-            del content["latent"]
+        for name in ("latent", "draft"):
+            if content[name] is None:
+                del content[name]
         return content
 
 
@@ -228,7 +250,7 @@ def _check_digest(content: dict[str, object]) -> None:
 
 
 def _check_consistency(manifest: Manifest) -> None:
-    names, facts, graph = list(manifest.files), manifest.architecture, manifest.graph
+    names, graph = list(manifest.files), manifest.graph
     for name in names:
         if not _PLAIN_NAME.fullmatch(name) or _WINDOWS_DEVICE.fullmatch(name) or name == MANIFEST_NAME:
             raise StrictJsonError(f"names the file {name[:80]!r}, which is not a plain file name on every system")
@@ -240,29 +262,55 @@ def _check_consistency(manifest: Manifest) -> None:
         if (feature in manifest.required_features) != (file in manifest.files):
             raise StrictJsonError(f"has the feature {feature!r} without {file!r}, or the file alone")
     _check_latent(manifest)
-    if facts.source_head_dim > facts.head_dim:
-        sizes = f"{facts.source_head_dim}, more than the cache's head_dim of {facts.head_dim}"
-        raise StrictJsonError(f"architecture.source_head_dim is {sizes}")
-    if facts.num_heads % facts.num_key_value_heads:
-        sizes = f"{facts.num_heads}, which is not a multiple of num_key_value_heads, {facts.num_key_value_heads}"
-        raise StrictJsonError(f"architecture.num_heads is {sizes}")
+    _check_draft(manifest)
+    _check_model(manifest.architecture, manifest.graph)
     needed = (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json")
     for name in needed:
         if name not in manifest.files:
             raise StrictJsonError(f"lists no file {name[:80]!r}, which every bundle needs")
     if len(set(needed)) != len(needed):
         raise StrictJsonError("gives two parts of the bundle one file: the graph, the weights and the settings differ")
-    if len(graph.past_names) != 2 or len(graph.present_names) != 2:
-        raise StrictJsonError("graph.past_names and graph.present_names must name a key and a value")
-    if not re.fullmatch(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?", graph.minimum_onnxruntime):
-        raise StrictJsonError(f"graph.minimum_onnxruntime must be like '1.32', got {graph.minimum_onnxruntime!r}")
     certificate = manifest.certificate
     if certificate is not None and certificate.reference.file not in manifest.files:
         raise StrictJsonError(f"lists no file {certificate.reference.file[:80]!r}, its certificate's reference")
     if certificate is not None and not certificate.texts:
         raise StrictJsonError("certificate.texts is empty")
+
+
+def _check_model(facts: Architecture, graph: GraphFacts, where: str = "") -> None:
+    """Check what the manifest states of a model; `where` stands before the names of its parts."""
+    if facts.source_head_dim > facts.head_dim:
+        sizes = f"{facts.source_head_dim}, more than the cache's head_dim of {facts.head_dim}"
+        raise StrictJsonError(f"{where}architecture.source_head_dim is {sizes}")
+    if facts.num_heads % facts.num_key_value_heads:
+        sizes = f"{facts.num_heads}, which is not a multiple of num_key_value_heads, {facts.num_key_value_heads}"
+        raise StrictJsonError(f"{where}architecture.num_heads is {sizes}")
+    if len(graph.past_names) != 2 or len(graph.present_names) != 2:
+        raise StrictJsonError(f"{where}graph.past_names and {where}graph.present_names must name a key and a value")
+    if not re.fullmatch(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?", graph.minimum_onnxruntime):
+        raise StrictJsonError(
+            f"{where}graph.minimum_onnxruntime must be like '1.32', got {graph.minimum_onnxruntime!r}"
+        )
     if not graph.devices:
-        raise StrictJsonError("graph.devices is empty")
+        raise StrictJsonError(f"{where}graph.devices is empty")
+
+
+def _check_draft(manifest: Manifest) -> None:
+    draft = manifest.draft
+    if (DRAFT_FEATURE in manifest.required_features) != (draft is not None):
+        raise StrictJsonError(f"has the feature {DRAFT_FEATURE!r} without the entry 'draft', or the entry alone")
+    if draft is None:
+        return
+    _check_model(draft.architecture, draft.graph, "draft.")
+    files = [name for graph in manifest.graphs for name in (graph.file, graph.weights_file)]
+    for name in files:
+        if name not in manifest.files:
+            raise StrictJsonError(f"lists no file {name[:80]!r}, which its model that drafts needs")
+    others = {"tokenizer.json", "config.json", "generation_config.json"}
+    if manifest.latent is not None:
+        others.add(manifest.latent.file)
+    if len(set(files)) != len(files) or others & set(files):
+        raise StrictJsonError("gives two parts of the bundle one file: the graphs and the weights of its two models")
 
 
 def _check_latent(manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgelm.decoding.drafts import DraftAccount
+from edgelm.decoding.logits_processors import MASKED
 from edgelm.decoding.request import DecodingSession
 from edgelm.engine.call import DraftCost
 from edgelm.ids import IdArray, Logits, common_prefix
@@ -26,23 +27,27 @@ class DraftModel:
         session: of the small model. It holds the tokens `held` and nothing else.
         held: the beginning of the prompt.
         step_cost: of a step of the small model, in steps of the large one.
+        vocab_size: V of the large model. Models with one tokenizer may pad their tables to different sizes.
     """
 
-    def __init__(self, session: DecodingSession, held: Sequence[int], step_cost: float) -> None:
-        self._session, self._held, self.step_cost = session, list(held), step_cost
+    def __init__(self, session: DecodingSession, held: Sequence[int], step_cost: float, vocab_size: int) -> None:
+        self._session, self._held, self.step_cost, self._vocab_size = session, list(held), step_cost, vocab_size
 
     def room(self, ids: IdArray) -> int:
-        """How many tokens the small model can guess behind `ids` (T,) in its context."""
-        return self._session.context_length + 1 - len(ids)
+        """How many tokens the small model can guess behind `ids` (T,) in its context; 0 if it lacks one of them."""
+        return self._session.context_length + 1 - len(ids) if int(ids.max()) < self._session.vocab_size else 0
 
-    def logits(self, ids: IdArray | Sequence[int]) -> Logits:
+    def logits(self, ids: IdArray) -> Logits:
         """The small model's logits (V,) behind `ids` (T,), of which it computes what it does not hold."""
         kept = min(common_prefix(self._held, ids), len(ids) - 1)
         self._session.rewind(len(self._held) - kept)
         del self._held[kept:]
         logits = self._session.step(ids[kept:])
         self._held += [int(token) for token in ids[kept:]]
-        return logits
+        missing = max(0, self._vocab_size - len(logits))
+        if missing:
+            logits = np.pad(logits, (0, missing), constant_values=MASKED)
+        return logits[: self._vocab_size]
 
 
 class ModelDrafts:

@@ -137,7 +137,8 @@ class TextGeneration:
         if pool is None or session.batch_invariant or any(method not in (None, False) for method in methods):
             return None
         small, held = lent.enter_context(pool.borrowed(run.ids))
-        return DraftModel(small, run.ids[:held], step_cost(small.bundle.manifest, session.bundle.manifest))
+        cost = step_cost(small.bundle.manifest, session.bundle.manifest)
+        return DraftModel(small, run.ids[:held], cost, session.vocab_size)
 
     def batch(
         self,

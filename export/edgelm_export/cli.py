@@ -88,6 +88,12 @@ _CHOOSE = "Choose the bits of every matrix so that"
     metavar="FILE",
     help="JSON that says what the bundle is for, such as its template and its labels (docs/tasks.md).",
 )
+@click.option(
+    "--draft",
+    type=_FILE,
+    metavar="BUNDLE",
+    help="Bundle of a much smaller model with the same vocabulary, which then guesses tokens: faster, the same text.",
+)
 @click.option("--accept-quality-loss", is_flag=True, help="Write the bundle even where it misses its quality gate.")
 def command(
     source: str,
@@ -106,6 +112,7 @@ def command(
     prefix: Path | None,
     prefix_dtype: KvDtype | None,
     task: Path | None,
+    draft: Path | None,
     accept_quality_loss: bool,
 ) -> None:
     """Turn the checkpoint SOURCE, a folder, a hub id or a GGUF file, into a bundle.
@@ -151,6 +158,7 @@ def command(
                 prefix=prefix,
                 prefix_dtype=prefix_dtype,
                 task=task,
+                draft_model=draft,
                 accept_quality_loss=accept_quality_loss,
                 eval_texts=eval_texts,
                 report=progress.begin,

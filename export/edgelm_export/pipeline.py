@@ -37,6 +37,7 @@ from edgelm_export.fit import CALIBRATION_TOKENS, store_as, store_within
 from edgelm_export.graph.decoder import write_graph
 from edgelm_export.model.decoder import DecoderWeights
 from edgelm_export.publish.card import model_card
+from edgelm_export.publish.draft import add_draft, check_draft, plan_draft
 from edgelm_export.publish.folder import folder_bytes, seal, workshop
 from edgelm_export.publish.prefix import plan_prefix
 from edgelm_export.publish.task import check_task, plan_task
@@ -79,6 +80,7 @@ def export(
     prefix: Path | None = None,
     prefix_dtype: KvDtype | None = None,
     task: Path | None = None,
+    draft_model: Path | None = None,
     accept_quality_loss: bool = False,
     eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
@@ -102,6 +104,7 @@ def export(
             becomes the bundle's, unless `task` is given.
         prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
         task: file that says what the bundle is for (docs/tasks.md).
+        draft_model: bundle of a much smaller model with the same vocabulary, which guesses tokens in the new bundle.
         accept_quality_loss: whether to publish a bundle that missed its gate.
         eval_texts: files of UTF-8 text to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
@@ -110,6 +113,7 @@ def export(
         ExportError: the output is taken or not writable, the source or the task cannot be used, or the gate was missed.
     """
     planned_task = None if task is None else plan_task(task)
+    small = None if draft_model is None else plan_draft(draft_model)
     torch.set_num_threads(default_threads())  # torch itself ignores a container's quota
     output = Path(output).absolute()
     with workshop(output) as (draft, scratch):
@@ -124,6 +128,8 @@ def export(
         if context is not None:
             checkpoint = shorten_context(checkpoint, context)
         checkpoint = _with_equal_chats(checkpoint)
+        if small is not None:
+            check_draft(small, checkpoint.tokenizer)
         planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
         if planned_task is None and planned is not None:
             planned_task = planned.task
@@ -191,6 +197,8 @@ def export(
             manifest = seal(draft, manifest)
             added = planned.write(draft, scratch)
             manifest = replace(manifest, required_features=(*manifest.required_features, PREFIX_FEATURE))
+        if small is not None:
+            manifest = add_draft(small, draft, manifest)
         if budget is not None:
             check_budget(budget, folder_bytes(draft), measured.footprint.peak_rss_bytes)
         job = None if planned_task is None else planned_task.task

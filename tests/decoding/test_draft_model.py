@@ -42,12 +42,12 @@ def likeliest(text: IdArray, logits: Logits) -> int:
 
 
 def drafts_of(session: FakeSession, *, step_cost: float = 0.05, check_cost: DraftCost = OTHER_DRAFTS) -> ModelDrafts:
-    return ModelDrafts(DraftModel(session, [], step_cost), likeliest, check_cost)
+    return ModelDrafts(DraftModel(session, [], step_cost, V), likeliest, check_cost)
 
 
 def rows_of(session: FakeSession, prompt: list[int], small: FakeSession | None, **options: Any) -> list[list[Step]]:
     """All steps of every row, with drafts of a `small` model if there is one."""
-    model = None if small is None else DraftModel(small, [], 0.05)
+    model = None if small is None else DraftModel(small, [], 0.05, V)
     config = GenerationConfig().updated(options)
     return [list(steps) for steps in generate(session, prompt, config, seed=3, draft_model=model)]
 
@@ -77,6 +77,14 @@ def test_a_draft_ends_with_the_small_context() -> None:
     drafts = drafts_of(FakeSession(counting_rows(V), context_length=4), check_cost=FREE)
     assert drafts.draft(ids(0, 1), 100) == [2, 3, 4]
     assert drafts.draft(ids(0, 1, 2, 3, 4), 100) == []
+
+
+def test_the_tables_of_the_two_models_may_be_padded_differently() -> None:
+    wider = drafts_of(FakeSession(np.pad(counting_rows(V), (0, 2), constant_values=99)), check_cost=FREE)
+    assert wider.draft(ids(0, 1), 3) == [2, 3, 4]
+    shorter = drafts_of(FakeSession(counting_rows(V - 1)), check_cost=FREE)
+    assert shorter.draft(ids(0, 1), 4) == [2, 3, 4, 0]
+    assert shorter.draft(ids(0, 5), 4) == [], "the small model lacks the token 5"
 
 
 def test_a_small_model_that_is_sure_and_wrong_is_trusted_less() -> None:

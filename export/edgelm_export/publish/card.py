@@ -60,7 +60,7 @@ An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters
 ```sh
 {_command(folder_name, task)}
 ```
-{_about_task(task)}{_about_prefix(prefix)}{_about_latent(manifest)}
+{_about_task(task)}{_about_prefix(prefix)}{_about_latent(manifest)}{_about_draft(manifest)}
 ## What it lost
 
 Measured against {source.name} in float32, with the runtime of edgelm:
@@ -184,6 +184,16 @@ The bundle has a latent space of {latent.size} dimensions: `edgelm latent encode
 `edgelm latent decode` a vector into a text. On {r.texts} texts drawn behind vectors of their own, the perplexity of the
 source is {r.source_perplexity:.4f} and that of this bundle × {r.perplexity_ratio:.4f}; the means of its posteriors
 are {r.posterior_shift:.4f} standard deviations away. Gate: {r.gate}: **{"passed" if r.passed else "missed"}**.
+"""
+
+
+def _about_draft(manifest: Manifest) -> str:
+    """A paragraph about the small model that guesses tokens."""
+    if manifest.draft is None:
+        return ""
+    return f"""
+A small model, {_cell(manifest.draft.source_name)} ({manifest.draft.recipe.name}), guesses tokens, and this one checks
+several guesses in one call. The text is that of this model alone.
 """
 
 
