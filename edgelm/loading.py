@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.manifest import TASK_FEATURE
@@ -29,7 +30,7 @@ def load(
     task: str | os.PathLike[str] | None = None,
     batch_invariant: bool = False,
     context: int | None = None,
-    draft: str | os.PathLike[str] | None = None,
+    draft: str | os.PathLike[str] | Literal[False] | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -51,9 +52,9 @@ def load(
         context: the longest text, in tokens; None for the bundle's own context. A shorter one needs less memory for
             keys and values, and the results stay the same.
         draft: a bundle, given as `path`, of a much smaller model with the same vocabulary; None for the one in the
-            bundle, if any. `generate` and `stream` have it guess tokens, and check several guesses in one call: faster,
-            with the text of the large model (docs/batches.md). Not with searches, prompt lookup, a window, a latent
-            vector or `batch_invariant`.
+            bundle, if any; False for none. `generate` and `stream` have it guess tokens, and check several guesses in
+            one call: faster, with the text of the large model (docs/batches.md). Not with searches, prompt lookup, a
+            window, a latent vector or `batch_invariant`.
 
     Raises:
         BundleError: there is no such bundle, it is not valid, or its parts disagree.
@@ -65,7 +66,8 @@ def load(
             cannot be used, `context` is longer than the bundle's own, or the vocabulary of `draft` is another one.
     """
     check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
-    for name, place in (("path", path), ("prefix", prefix), ("task", task), ("draft", draft)):
+    other_draft = None if draft is False else draft
+    for name, place in (("path", path), ("prefix", prefix), ("task", task), ("draft", other_draft)):
         if place is not None:
             check_path(name, place)
     started = time.perf_counter()
@@ -84,7 +86,10 @@ def load(
     graph = Graph.open(
         bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
     )
-    drafting = _open_draft(bundle.draft, draft, graph, tokenizer)
+    drafting = _open_draft(None if draft is False else bundle.draft, other_draft, graph, tokenizer)
+    drafts_again: str | Literal[False] | None = False if draft is False else None
+    if other_draft is not None and drafting is not None:
+        drafts_again = os.fspath(drafting.bundle.path)
     arguments = LoadArguments(
         path=None if path is None else os.fspath(bundle.path),
         device=device,
@@ -95,7 +100,7 @@ def load(
         task=None if task is None else os.fspath(Path(task).absolute()),
         batch_invariant=batch_invariant,
         context=context,
-        draft=None if draft is None or drafting is None else os.fspath(drafting.bundle.path),
+        draft=drafts_again,
     )
     seconds = time.perf_counter() - started
     return Model(
@@ -148,7 +153,7 @@ class LoadArguments:
     task: str | None
     batch_invariant: bool
     context: int | None
-    draft: str | None
+    draft: str | Literal[False] | None
 
     def again(self, digest: str, config: GenerationConfig) -> Model:
         """The model that a pickle describes; raises BundleError if there is another bundle now, of another `digest`."""

@@ -62,7 +62,7 @@ def command(
         from edgelm.generation.prefix_task import give_task
         from edgelm.loading import load
 
-        loaded = None if given else load(model, device=device, threads=threads)
+        loaded = None if given else load(model, device=device, threads=threads, draft=False)
     if loaded is not None:
         loaded.save_prefix(output, text, dtype=dtype, task=task)
     elif task is not None:

@@ -39,7 +39,7 @@ def command(
         from edgelm.engine.machine import cpu_name, system_name
         from edgelm.loading import load
 
-        model = load(place, device=device, threads=threads)
+        model = load(place, device=device, threads=threads, draft=False)
     session, manifest = model.session, model.bundle.manifest
     prompt_tokens = prompt_tokens or max(1, min(128, session.context_length // 2))
     new_tokens = new_tokens or max(2, min(64, session.context_length + 1 - prompt_tokens))

@@ -20,7 +20,7 @@ def load_place(
 ) -> ServedModel:
     """Load and warm up the model of `place`, on the weights of `base` where it has one. Raises as `edgelm.load`."""
     if base is None or place.prefix is None:
-        model = load(place.bundle.path, device=device, threads=threads, task=place.task_file)
+        model = load(place.bundle.path, device=device, threads=threads, task=place.task_file, draft=False)
     else:
         model = base.model.with_prefix(place.prefix.path)
     changed = batch_options(model.generation_config)

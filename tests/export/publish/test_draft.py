@@ -40,6 +40,8 @@ def test_a_bundle_with_a_model_that_drafts(small: Path, tmp_path: Path, monkeypa
             fast = model.generate([5, 6, 7], max_new_tokens=30, do_sample=False, eos_token_id=())
         assert fast.choices[0].token_ids == expected.choices[0].token_ids
         assert fast.stats.drafted_tokens > 0
+    with edgelm.load(bundle.path, device="cpu", threads=1, draft=False) as model:
+        assert model.draft is None
     assert "guesses tokens" in bundle.read_file("README.md", 2**20).decode()
 
 
