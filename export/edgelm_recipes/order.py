@@ -47,7 +47,7 @@ class Order:
     @property
     def options(self) -> FinetuneOptions:
         """How the base is tuned."""
-        given = {**self.recipe.training, "method": self.method, **self.tuning}
+        given = {**self.recipe.tuning, "method": self.method, **self.tuning}
         return FinetuneOptions(**given, held_out=self.out / DATA / HELD_OUT)
 
     def recorded(self) -> dict[str, object]:

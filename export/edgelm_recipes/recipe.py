@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgelm.errors import TrainingError
+from edgelm_train.data.templates import escaped
 from edgelm_train.data.text_file import read_text_file
 
 Row = dict[str, str]
@@ -62,9 +63,17 @@ class Recipe:
     task: Mapping[str, object]
     """The content of the task's file (docs/tasks.md), without a score."""
     training: Mapping[str, object]
-    """Fields of `edgelm_train.options.FinetuneOptions`: the templates, and what differs from their defaults."""
+    """Fields of `edgelm_train.options.FinetuneOptions` that neither the task states nor their defaults."""
     metric: MetricName
     baseline: Baseline
+
+    @property
+    def tuning(self) -> dict[str, object]:
+        """Fields of `FinetuneOptions`. The prompts that are learned are those that the task will write."""
+        of_task = {"template": "prompt", "second_template": "second"}
+        written = {option: escaped(str(self.task[name])) for name, option in of_task.items() if name in self.task}
+        pooling = {"pooling": self.task["pooling"]} if "pooling" in self.task else {}
+        return {**written, **pooling, **self.training}
 
     @property
     def is_chat(self) -> bool:

@@ -62,7 +62,7 @@ RECIPE = Recipe(
         "choices": {"positive": " good", "negative": " bad"},
         "description": "Tells whether a sentence of an English film review is positive or negative.",
     },
-    training={"prompt": "{text} It was", "completion": " {word}", "epochs": 3.0, "batch_size": 16},
+    training={"completion": " {word}", "epochs": 3.0, "batch_size": 16},
     metric="accuracy",
     baseline=Baseline("the more common label", majority),
 )

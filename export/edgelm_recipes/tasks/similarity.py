@@ -63,8 +63,6 @@ RECIPE = Recipe(
         "description": "Tells how alike two English sentences are in meaning: the cosine of their vectors.",
     },
     training={
-        "prompt": "{first}",
-        "second": "{second}",
         "similarity": "score",
         "epochs": 4.0,
         "batch_size": 32,

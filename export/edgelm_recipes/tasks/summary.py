@@ -73,7 +73,7 @@ RECIPE = Recipe(
         "generation": {"do_sample": False, "max_new_tokens": 96, "stop_strings": ["\n"]},
         "description": "Sums up an English conversation, whose lines begin with #Person1#: and #Person2#:.",
     },
-    training={"prompt": "{dialogue}\\nSummary:", "completion": " {summary}", "epochs": 3.0, "batch_size": 8},
+    training={"completion": " {summary}", "epochs": 3.0, "batch_size": 8},
     metric="ROUGE-L",
     baseline=Baseline(f"the first {_LEAD_TURNS} turns", leads),
 )

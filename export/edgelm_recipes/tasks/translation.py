@@ -50,7 +50,6 @@ def _recipe(code: str, language: str) -> Recipe:
             "description": f"Translates a short English description into {language}.",
         },
         training={
-            "prompt": f"English: {{text}}\\n{language}:",
             "completion": " {translation}",
             "epochs": 3.0,
             "batch_size": 16,

@@ -65,6 +65,11 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
 
 
+def escaped(text: str) -> str:
+    """`text` as it would be typed in a shell, so that `unescaped` gives it back."""
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t")
+
+
 @dataclass(frozen=True)
 class ChatTask:
     """A template of one turn of a chat, which turns a chat into text; what an assistant says is learned."""

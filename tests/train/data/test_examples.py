@@ -4,17 +4,24 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgelm.errors import ConfigError, TrainingError
 from edgelm.text.tokenizer import Tokenizer
 from edgelm_export.source.tokenizer import load_tokenizer
 from edgelm_train.data.examples import Example, Examples, encode_example, pad, read_examples
-from edgelm_train.data.templates import Task, Template
+from edgelm_train.data.templates import Task, Template, escaped, unescaped
 from tests.export.checkpoints import save_tokenizer
 
 pytestmark = pytest.mark.export
 
 EOS = 54
+
+
+@given(st.text(st.sampled_from("ab\\\n\t nt{}")))
+def test_what_is_escaped_comes_back(text: str) -> None:
+    assert unescaped(escaped(text)) == text
 
 
 @pytest.fixture(scope="module")
