@@ -467,15 +467,18 @@ class Model:
     def warmup(self) -> float:
         """Compute three tokens, so that the first request finds the weights in memory; returns the seconds it took."""
         started = time.perf_counter()
-        with self._sessions.borrowed() as (session, _):
-            session.step([0, 0])
-            session.step([0])
+        for sessions in (self._sessions, self._draft_sessions):
+            if sessions is not None:
+                with sessions.borrowed() as (session, _):
+                    session.step([0, 0])
+                    session.step([0])
         return time.perf_counter() - started
 
     @property
     def memory(self) -> ModelMemory:
-        """The memory that this model is expected to take, and that this process takes now."""
-        return ModelMemory.of(self.bundle, 0 if self.prefix is None else self.prefix.size_bytes)
+        """The memory that this model and its small one are expected to take, and that this process takes now."""
+        own = ModelMemory.of(self.bundle, 0 if self.prefix is None else self.prefix.size_bytes)
+        return own if self.draft is None else own.with_another(ModelMemory.of(self.draft.bundle))
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """How likely `continuation` is after `prompt`, in all and token by token; see `text_scores.score`."""

@@ -8,7 +8,7 @@ import click
 from edgelm.bundle.certificate import Certificate, Quality
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.latent_facts import LatentFacts
-from edgelm.bundle.manifest import PREFIX_FILE
+from edgelm.bundle.manifest import PREFIX_FILE, DraftFacts, Manifest
 from edgelm.bundle.task import ChatTask, ChooseTask, EmbedTask, Measured, Task, fields_of, read_task
 from edgelm.cli.shared import bundle_options, json_option, print_json, print_table, storage_formats
 from edgelm.errors import shortened
@@ -75,6 +75,7 @@ def _facts(bundle: Bundle) -> list[Fact]:
         ("runs on", f"{', '.join(graph.devices)}; ONNX Runtime {graph.minimum_onnxruntime} or newer"),
         ("on disk", f"{bundle.size_bytes / 1e6:.1f} MB in {bundle.file_count} files"),
         *([("latent", _latent_fact(manifest.latent))] if manifest.latent is not None else []),
+        *([("drafts", _draft_fact(manifest, manifest.draft))] if manifest.draft is not None else []),
         ("made by", manifest.created_by),
         ("digest", manifest.digest),
     ]
@@ -115,6 +116,11 @@ def _latent_fact(latent: LatentFacts) -> str:
         f"{fact}; texts behind vectors: perplexity source {r.source_perplexity:.4f} (x {r.perplexity_ratio:.4f}), "
         f"posteriors shifted by {r.posterior_shift:.4f} standard deviations; gate: {'passed' if r.passed else 'MISSED'}"
     )
+
+
+def _draft_fact(manifest: Manifest, draft: DraftFacts) -> str:
+    size_bytes = manifest.files[draft.graph.weights_file].size_bytes
+    return f"{draft.source_name}, {draft.recipe.name}, {size_bytes / 1e6:.1f} MB, guesses tokens"
 
 
 def _certified(certificate: Certificate) -> list[Fact]:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from edgelm.bundle.folder import Bundle
@@ -61,6 +61,11 @@ class ModelMemory:
         prepacked = math.ceil(weights_bytes * PREPACKED_SHARE)
         total = RUNTIME_BYTES + prepacked + cache + activations + prefix_bytes
         return cls(weights_bytes, prepacked, cache, activations, prefix_bytes, total, resident_bytes())
+
+    def with_another(self, other: "ModelMemory") -> "ModelMemory":
+        """The memory of this model and of another one in the same process."""
+        added = {part.name: getattr(self, part.name) + getattr(other, part.name) for part in fields(self)}
+        return replace(ModelMemory(**added), present_bytes=other.present_bytes)
 
 
 def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0, *, attention_bytes: int = 0) -> None:

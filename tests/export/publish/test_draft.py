@@ -1,5 +1,6 @@
 """``edgelm export --draft``: a small model comes into the bundle of a large one, and changes no token of it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import edgelm
 from edgelm import Bundle, BundleError, ExportError
 from edgelm.bundle.packing import pack
 from edgelm_export.pipeline import export
-from tests.conftest import edit_manifest, replace_file
+from tests.conftest import RunCommand, edit_manifest, replace_file
 from tests.export.checkpoints import Shape, save_checkpoint
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("few_tokens")]
@@ -21,13 +22,17 @@ def small(tmp_path: Path) -> Path:
     return export(str(source), tmp_path / "small", "int8", accept_quality_loss=True).bundle.path
 
 
-def test_a_bundle_with_a_model_that_drafts(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_with_a_model_that_drafts(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build_command: RunCommand
+) -> None:
     source = str(save_checkpoint(tmp_path / "source", Shape(layers=2, context=64, vocab=256)))
     plain = export(source, tmp_path / "plain", "fp32").bundle
     bundle = export(source, tmp_path / "with-draft", "fp32", draft_model=small).bundle
     assert bundle.manifest.required_features == ("draft",)
     assert bundle.draft is not None and bundle.draft.manifest.recipe == Bundle.read(small).manifest.recipe
     bundle.verify()
+    told = build_command("info", str(bundle.path)).stdout
+    assert re.search(r"^drafts +.*small-source, int8, 0\.\d MB, guesses tokens$", told, re.MULTILINE), told
     packed = tmp_path / "packed.edgelm"
     pack(bundle, packed)
     monkeypatch.setattr("edgelm.generation.text_generation.step_cost", lambda small, large: 0.05)
@@ -37,6 +42,9 @@ def test_a_bundle_with_a_model_that_drafts(small: Path, tmp_path: Path, monkeypa
     for path in (bundle.path, packed):
         with edgelm.load(path, device="cpu", threads=1) as model:
             assert model.draft is not None and model.draft.bundle.manifest.architecture.context_length == 24
+            with edgelm.load(plain.path, device="cpu", threads=1) as alone:
+                assert model.memory.weights_bytes > alone.memory.weights_bytes
+            assert model.warmup() > 0
             fast = model.generate([5, 6, 7], max_new_tokens=30, do_sample=False, eos_token_id=())
         assert fast.choices[0].token_ids == expected.choices[0].token_ids
         assert fast.stats.drafted_tokens > 0
