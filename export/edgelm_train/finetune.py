@@ -103,7 +103,7 @@ def _finetune(
     for note in notes:
         say(note)
     device = device_for(options.device)
-    model = fast_to_train(checkpoint.model).to(device)
+    model = fast_to_train(checkpoint.model, prepared.tokens_per_row).to(device)
     set_settings_aside(model)
     tuned = base.trainable(checkpoint) if goes_on else None
     before = prepared.held_out_measure(model if tuned is None else tuned)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,7 @@ from edgelm_train.finetune import finetune
 from edgelm_train.models.latent import LatentGPT2, encoder_reads
 from edgelm_train.models.latent_loss import kl_divergence, reconstruction_loss
 from edgelm_train.options import FinetuneOptions
-from edgelm_train.run.latent_data import LatentData, batches_of_like_length, read_lines
+from edgelm_train.run.latent_data import LatentData, read_lines
 from tests.train.conftest import Playground
 
 pytestmark = pytest.mark.export
@@ -81,15 +80,6 @@ def test_padding_changes_nothing(playground: Playground) -> None:
 def test_the_encoder_reads_all_but_the_end_token() -> None:
     labels = torch.tensor([[-100, 5, 6, 0], [-100, 0, -100, -100]])
     assert encoder_reads(labels).tolist() == [[True, True, True, False], [True, False, False, False]]
-
-
-def test_batches_have_all_texts_once_and_like_lengths() -> None:
-    lengths = np.random.default_rng(0).integers(2, 50, 640)
-    batches = list(batches_of_like_length(lengths, 32, (0, 0)))
-    assert sorted(np.concatenate(batches)) == list(range(640))
-    assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 5
-    assert [list(batch) for batch in batches] == [list(batch) for batch in batches_of_like_length(lengths, 32, (0, 0))]
-    assert [list(batch) for batch in batches] != [list(batch) for batch in batches_of_like_length(lengths, 32, (0, 1))]
 
 
 def test_a_batch_has_the_weight_of_its_step() -> None:

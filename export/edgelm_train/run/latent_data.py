@@ -1,12 +1,10 @@
 """The data of a latent model: short texts, one on each line of a file, with a held-out part and its measurements."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 import torch
 from torch.utils.data import Dataset
@@ -28,11 +26,10 @@ from edgelm_train.models.latent_loss import (
 )
 from edgelm_train.run.held_out import Loss, loss_on_completions, measuring
 from edgelm_train.run.loop import Batch
+from edgelm_train.run.row_stream import RowStream, example_stream
 
 _HELD_OUT_EVERY = 20
 _ROWS_AT_ONCE = 32
-_POOL_BATCHES = 20
-"""Texts of this many batches are sorted by length, so that a batch is padded little."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ class LatentData:
 
         Without `cycles` the batches have no such weight: they suit a plain model.
         """
-        return _LatentStream(self, steps, batch_size, seed, cycles)
+        stream = example_stream(self.training, self.pad_token_id, steps, batch_size, seed)
+        return stream if cycles is None else _Weighted(stream, cycles)
 
     def plain_loss(self, model: Any) -> Loss:
         """Loss of a plain `model` on the held-out texts."""
@@ -118,45 +116,18 @@ class LatentData:
         )
 
 
-class _LatentStream(Dataset[Batch]):  # type: ignore[misc]
-    """A torch dataset of a run's batches, each decided by its index alone, so that a run can be resumed."""
+class _Weighted(Dataset[Batch]):  # type: ignore[misc]
+    """The batches of another stream, each with the weight that the divergence has in its step."""
 
-    def __init__(self, data: LatentData, steps: int, batch_size: int, seed: int, cycles: int | None) -> None:
-        self._data, self._steps, self._batch_size, self._seed, self._cycles = data, steps, batch_size, seed, cycles
-        self._epoch, self._order = -1, list[npt.NDArray[np.int64]]()
+    def __init__(self, batches: RowStream[Example], cycles: int) -> None:
+        self._batches, self._cycles = batches, cycles
 
     def __len__(self) -> int:
-        return self._steps
+        return len(self._batches)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        of_epoch = max(1, len(self._data.training) // self._batch_size)
-        epoch, place = divmod(index, of_epoch)
-        if epoch != self._epoch:
-            lengths = np.array([len(example.ids) for example in self._data.training])
-            self._epoch = epoch
-            self._order = list(batches_of_like_length(lengths, self._batch_size, (self._seed, epoch)))
-        chosen = [self._data.training[row] for row in self._order[place]]
-        ids, labels = pad(chosen, self._data.pad_token_id)
-        batch: dict[str, Any] = {"input_ids": np.array(ids, np.int64), "labels": np.array(labels, np.int64)}
-        if self._cycles is not None:
-            batch["kl_weight"] = np.float32(kl_weight(index, self._steps, self._cycles))
-        return batch
-
-
-def batches_of_like_length(
-    lengths: npt.NDArray[np.int64], batch_size: int, seed: Sequence[int]
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Rows of one epoch in a random order, in batches of `batch_size` texts of like length; a rest is left out."""
-    random = np.random.default_rng(seed)
-    rows = random.permutation(len(lengths))
-    batches: list[npt.NDArray[np.int64]] = []
-    for start in range(0, len(rows), _POOL_BATCHES * batch_size):
-        pool = rows[start : start + _POOL_BATCHES * batch_size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    whole = [batch for batch in batches if len(batch) == min(batch_size, len(lengths))]
-    for at in random.permutation(len(whole)):
-        yield whole[at]
+    def __getitem__(self, index: int) -> Batch:
+        weight = np.float32(kl_weight(index, len(self), self._cycles))
+        return {**self._batches[index], "kl_weight": weight}
 
 
 def read_lines(file: Path, held_out: Path | None, checkpoint: Checkpoint, end: int, longest: int) -> LatentData:

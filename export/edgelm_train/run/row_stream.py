@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from edgelm_train.data.examples import Example, pad
 from edgelm_train.run.loop import Batch
 
 Row = TypeVar("Row")
@@ -36,6 +37,7 @@ class RowStream(Dataset[Batch], Generic[Row]):  # type: ignore[misc]
         self._rows, self._collate = rows, collate
         self._steps, self._batch_size, self._seed = steps, batch_size, seed
         self._lengths = None if length is None else np.array([length(row) for row in rows])
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}  # of the passes that the last batch was in
 
     def __len__(self) -> int:
         return self._steps
@@ -43,8 +45,9 @@ class RowStream(Dataset[Batch], Generic[Row]):  # type: ignore[misc]
     def __getitem__(self, index: int) -> Batch:
         count = len(self._rows)
         places = range(index * self._batch_size, (index + 1) * self._batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {place // count for place in places}}
-        return self._collate([self._rows[orders[place // count][place % count]] for place in places])
+        passes = {place // count for place in places}
+        self._orders = {epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch) for epoch in passes}
+        return self._collate([self._rows[self._orders[place // count][place % count]] for place in places])
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """The rows of a pass, by their places in the data."""
@@ -62,3 +65,15 @@ class RowStream(Dataset[Batch], Generic[Row]):  # type: ignore[misc]
             part[:] = part[np.argsort(self._lengths[part], kind="stable")]
         order[begin:end] = rng.permutation(order[begin:end].reshape(-1, size)).reshape(-1)
         return order
+
+
+def example_stream(
+    examples: Sequence[Example], pad_token_id: int, steps: int, batch_size: int, seed: int
+) -> RowStream[Example]:
+    """Batches of examples, those of similar length together: "input_ids" and "labels", int64 (B, T)."""
+
+    def collate(chosen: Sequence[Example]) -> Batch:
+        ids, labels = pad(chosen, pad_token_id)
+        return {"input_ids": np.array(ids, np.int64), "labels": np.array(labels, np.int64)}
+
+    return RowStream(examples, collate, steps, batch_size, seed, length=lambda example: len(example.ids))

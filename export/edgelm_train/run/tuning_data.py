@@ -1,13 +1,12 @@
 """The data of a tuning run: plain text in windows, or prompts with completions, each with a held-out part."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 import torch
 from torch.utils.data import Dataset
@@ -17,7 +16,7 @@ from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.fingerprint import model_sha256
 from edgelm_train.data.corpus import read_parts, without_held_out
 from edgelm_train.data.end_of_text import EndOfText
-from edgelm_train.data.examples import Example, Examples, pad, read_examples
+from edgelm_train.data.examples import Example, Examples, read_examples
 from edgelm_train.data.packing import BatchStream, Packed, Phase, pack, refuse_too_little
 from edgelm_train.data.templates import ChatTask, Task
 from edgelm_train.models.completion_loss import losses_in_parts
@@ -25,7 +24,7 @@ from edgelm_train.run.folder import sha256_of_file, sha256_of_weights
 from edgelm_train.run.held_out import Loss, loss_in_windows, loss_on_completions
 from edgelm_train.run.loop import Batch, Objective, Outcome, Schedule, train
 from edgelm_train.run.pair_data import PairData
-from edgelm_train.run.row_stream import RowStream
+from edgelm_train.run.row_stream import example_stream
 
 HELD_OUT_EVERY = 20
 
@@ -96,11 +95,7 @@ class ExampleData:
         return sum(len(example.ids) for example in self.training) // len(self.training)
 
     def batches(self, steps: int, batch_size: int, seed: int) -> Dataset[Batch]:
-        def collate(examples: Sequence[Example]) -> dict[str, npt.NDArray[np.int64]]:
-            ids, labels = pad(examples, self.pad_token_id)
-            return {"input_ids": np.array(ids, np.int64), "labels": np.array(labels, np.int64)}
-
-        return RowStream(self.training, collate, steps, batch_size, seed, length=lambda example: len(example.ids))
+        return example_stream(self.training, self.pad_token_id, steps, batch_size, seed)
 
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
         return losses_in_parts(model, batch)
