@@ -190,7 +190,8 @@ def _charsmap(value: object, where: str) -> None:
     try:
         data = base64.b64decode(value, validate=True)  # type: ignore[arg-type]  # a str
         trie_bytes = int.from_bytes(data[:4], "little")
-        trie, texts = memoryview(data)[4 : 4 + trie_bytes], data[4 + trie_bytes :]
+        trie = memoryview(data)[4 : 4 + trie_bytes]
+        texts = data[4 + trie_bytes :]
         if len(data) < 4 or len(trie) != trie_bytes or trie_bytes % 1024 or not trie_bytes:
             raise ValueError
         texts.decode("utf-8")
