@@ -18,6 +18,10 @@ from edgelm.ids import IdArray, Logits, common_prefix
 MAX_DRAFT = 8
 """The most tokens of a draft."""
 _MOST_TRUST = 2.0
+_FURTHER_TOKEN = 0.3
+"""What each further token costs in a call of several, in steps of the same model."""
+_FEW_TOKENS = MAX_DRAFT + 1
+"""So many tokens are computed in buffers that are kept."""
 
 
 class DraftModel:
@@ -37,17 +41,26 @@ class DraftModel:
         """How many tokens the small model can guess behind `ids` (T,) in its context; 0 if it lacks one of them."""
         return self._session.context_length + 1 - len(ids) if int(ids.max()) < self._session.vocab_size else 0
 
+    def cost(self, ids: IdArray) -> float:
+        """What `logits` behind `ids` (T,) costs, in steps of the large model."""
+        return self.step_cost * (1 + _FURTHER_TOKEN * (len(ids) - self._kept(ids) - 1))
+
     def logits(self, ids: IdArray) -> Logits:
         """The small model's logits (V,) behind `ids` (T,), of which it computes what it does not hold."""
-        kept = min(common_prefix(self._held, ids), len(ids) - 1)
+        kept = self._kept(ids)
         self._session.rewind(len(self._held) - kept)
         del self._held[kept:]
-        logits = self._session.step(ids[kept:])
-        self._held += [int(token) for token in ids[kept:]]
+        new = ids[kept:]
+        logits = self._session.step_all(new)[-1] if len(new) <= _FEW_TOKENS else self._session.step(new)
+        self._held += [int(token) for token in new]
         missing = max(0, self._vocab_size - len(logits))
         if missing:
             logits = np.pad(logits, (0, missing), constant_values=MASKED)
         return logits[: self._vocab_size]
+
+    def _kept(self, ids: IdArray) -> int:
+        """How many tokens of `ids` the session holds and keeps; the last one is always computed."""
+        return min(common_prefix(self._held, ids), len(ids) - 1)
 
 
 class ModelDrafts:
@@ -75,12 +88,15 @@ class ModelDrafts:
         """Up to `room` tokens that may follow `ids` (T,), the text so far; empty if a draft is not worth its cost."""
         self._draft, self._cost, self._promised = [], 0.0, 0.0
         token_cost = self._check_cost.token + self._model.step_cost
-        affordable = DraftCost(self._check_cost.call, token_cost).affordable(self._account.credit)
-        width = min(MAX_DRAFT, room, affordable, self._model.room(ids))
+        if room < 1 or self._account.credit < self._check_cost.call + token_cost:
+            return []
+        width, first_cost = min(MAX_DRAFT, room, self._model.room(ids)), self._model.cost(ids)
+        credit = self._account.credit - first_cost + self._model.step_cost
+        width = min(width, DraftCost(self._check_cost.call, token_cost).affordable(credit))
         text, likely, promised = ids, 1.0, 0.0
         while len(self._draft) < width:
+            self._cost += self._model.step_cost if self._draft else first_cost
             logits = self._model.logits(text)
-            self._cost += self._model.step_cost
             token = self._guess(text, logits)
             likely *= _probability(logits, token)
             if min(1.0, likely * self._trust) < token_cost:

@@ -72,7 +72,7 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Logi
             step = text.take(row)
             right = index < len(draft) and step.token_id == draft[index]
             accepted += right
-            yield replace(step, drafted=0 if index else len(draft), was_drafted=right)
+            yield replace(step, drafted=0 if index else len(draft), was_drafted=right) if draft else step
             if step.token_id is None:
                 return
             chosen.append(step.token_id)

@@ -164,7 +164,7 @@ def draft_cost(recipe: Recipe) -> DraftCost:
     return FOUR_BIT_DRAFTS if any(matrix.bits == 4 for matrix in recipe.matrices) else OTHER_DRAFTS
 
 
-LAYER_BYTES = 150_000
+LAYER_BYTES = 500_000
 """How many bytes of weights could be read in the time that a layer takes beside reading its own."""
 
 
