@@ -165,8 +165,11 @@ def draft_cost(recipe: Recipe) -> DraftCost:
 
 
 LAYER_BYTES = 2_000_000
-"""How many bytes of weights could be read in the time that a layer takes beside reading its own. Fitted to a small model
-whose steps stand between those of a large one (docs/batches.md): alone it takes less than half of that time."""
+"""How many bytes of weights could be read in the time that a layer takes beside reading its own.
+
+Fitted to a small model whose steps stand between those of a large one (docs/batches.md). Alone it takes less than half
+of that time.
+"""
 
 
 def step_cost(small: Manifest, large: Manifest) -> float:
