@@ -10,7 +10,7 @@ import numpy as np
 
 from edgelm.decoding.constraint import RowConstraint, TokenMatcher
 from edgelm.decoding.generation_config import GenerationConfig, LogitsProcessor
-from edgelm.decoding.logits_processors import process, processors_of
+from edgelm.decoding.logits_processors import MASKED, process, processors_of
 from edgelm.decoding.logprobs import BROKEN_LOGITS, IdLogprob, with_alternatives
 from edgelm.decoding.sampling import TokenChoice
 from edgelm.engine.call import DraftCost
@@ -259,10 +259,16 @@ class DecodingRow:
         """The token that would follow `ids` (T,), the text and some guesses, if `logits` (V,) were the model's.
 
         It is chosen with the random number of its place, as `take` chooses, so that two similar models choose alike.
-        Nothing is taken, and a constraint is not asked.
+        Nothing is taken. Neither a constraint nor a caller's own `logits_processor` is asked, because these may count
+        their calls. Raises DeviceError if a logit is NaN or the largest is infinite.
         """
-        request = self._request
-        processed = request.processed(ids, logits)
+        request, processed = self._request, logits
+        if not np.isfinite(logits.max()):
+            raise DeviceError(BROKEN_LOGITS)
+        if request.processors and not request.config.logits_processor:
+            processed = process(request.processors, ids, logits, may_rule_out_all=True)
+            if processed.max() == MASKED:
+                processed = logits
         return copy(self._choose)(processed, len(ids) - len(request.prompt))
 
     def take_forced(self) -> Step | None:

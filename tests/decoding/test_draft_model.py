@@ -164,3 +164,21 @@ def test_other_methods_take_no_drafts(own: dict[str, Any]) -> None:
     small = FakeSession(counting_rows(V))
     rows_of(FakeSession(counting_rows(V)), [0, 1], small, max_new_tokens=8, eos_token_id=(), **own)
     assert small.fed == []
+
+
+def test_a_callers_processor_sees_the_text_alone() -> None:
+    """It may count its calls, so guesses do not ask it."""
+    seen: dict[bool, list[list[int]]] = {}
+    for drafts in (False, True):
+        calls = seen.setdefault(drafts, [])
+
+        def note(ids: IdArray, logits: Logits, calls: list[list[int]] = calls) -> Logits:
+            calls.append(ids.tolist())
+            return logits
+
+        small = FakeSession(counting_rows(V)) if drafts else None
+        options: dict[str, Any] = {"logits_processor": note, "max_new_tokens": 20, "eos_token_id": ()}
+        (steps,) = rows_of(FakeSession(counting_rows(V)), [0, 1], small, **options)
+        assert bool(sum(step.drafted for step in steps)) is drafts
+    assert seen[True] == seen[False]
+    assert len(seen[True]) == 20
