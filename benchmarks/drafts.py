@@ -11,7 +11,7 @@ of every token, and none is right. Prints a Markdown table of medians over the r
 import argparse
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,10 +107,7 @@ def main() -> None:
                     model.forget()
                     plain.append(decoded(model, text, given, drafts=False))
                     model.forget()
-                    if name.startswith("worst"):
-                        with wrong_drafts():
-                            fast.append(decoded(model, text, given, drafts=True))
-                    else:
+                    with wrong_drafts() if name.startswith("worst") else nullcontext():
                         fast.append(decoded(model, text, given, drafts=True))
             print(row(name, plain, fast), flush=True)
     print(machine_facts())

@@ -74,15 +74,13 @@ class Bundle:
                     raise BundleError(_NOTHING_THERE)
                 packed, manifest = read_packed(place)
                 bundle = cls(place, manifest, packed)
-            parts = [bundle] if bundle.draft is None else [bundle, bundle.draft]
-            of_graphs = {
-                name for part in parts for name in (part.manifest.graph.file, part.manifest.graph.weights_file)
-            }
+            of_graphs = {name for graph in bundle.manifest.graphs for name in (graph.file, graph.weights_file)}
             for name in bundle.manifest.files:
                 if name not in of_graphs:
                     bundle._check_hash(name)
-            for part in parts:
-                part._check_graph()
+            for part in (bundle, bundle.draft):
+                if part is not None:
+                    part._check_graph()
         except BundleError as error:
             raise BundleError(f"cannot use the bundle {os.fspath(path)!r}: {error}") from None
         except SmallFileError as error:

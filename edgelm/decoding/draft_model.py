@@ -35,7 +35,8 @@ class DraftModel:
     """
 
     def __init__(self, session: DecodingSession, held: Sequence[int], step_cost: float, vocab_size: int) -> None:
-        self._session, self._held, self.step_cost, self._vocab_size = session, list(held), step_cost, vocab_size
+        self._session, self._held = session, np.asarray(held, np.int64)
+        self.step_cost, self._vocab_size = step_cost, vocab_size
 
     def room(self, ids: IdArray) -> int:
         """How many tokens the small model can guess behind `ids` (T,) in its context; 0 if it lacks one of them."""
@@ -49,10 +50,9 @@ class DraftModel:
         """The small model's logits (V,) behind `ids` (T,), of which it computes what it does not hold."""
         kept = self._kept(ids)
         self._session.rewind(len(self._held) - kept)
-        del self._held[kept:]
-        new = ids[kept:]
+        self._held, new = ids[:kept], ids[kept:]
         logits = self._session.step_all(new)[-1] if len(new) <= _FEW_TOKENS else self._session.step(new)
-        self._held += [int(token) for token in new]
+        self._held = ids  # a text only grows, so its first tokens stay as they are
         missing = max(0, self._vocab_size - len(logits))
         if missing:
             logits = np.pad(logits, (0, missing), constant_values=MASKED)

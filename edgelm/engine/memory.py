@@ -64,8 +64,8 @@ class ModelMemory:
 
     def with_another(self, other: "ModelMemory") -> "ModelMemory":
         """The memory of this model and of another one in the same process."""
-        added = {part.name: getattr(self, part.name) + getattr(other, part.name) for part in fields(self)}
-        return replace(ModelMemory(**added), present_bytes=other.present_bytes)
+        names = [part.name for part in fields(self) if part.name != "present_bytes"]  # which counts the whole process
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0, *, attention_bytes: int = 0) -> None:
