@@ -69,7 +69,7 @@ def cut_facts(content: Mapping[str, Any], parts: Mapping[str, Sequence[Mapping[s
         or any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
     ):
         return None
-    added = [token for token in content.get("added_tokens") or [] if token["content"]]
+    added = [token for token in content.get("added_tokens", []) if token["content"]]
     exclusive = [t for t in added if any(t.get(flag) for flag in ("lstrip", "rstrip", "single_word"))]
     lengths = {token["id"]: len(token["content"].encode()) for token in added}
     unknown = "".join(letter for letter in ByteLevel.alphabet() if letter not in vocab).translate(LATIN_1_OF)

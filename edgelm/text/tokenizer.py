@@ -7,7 +7,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from edgelm.bundle.folder import Bundle
 from edgelm.bundle.small_files import SmallFileError
 from edgelm.bundle.strict_json import StrictJsonError, parse_json
 from edgelm.errors import BundleError, PromptError, TokenizerError, pass_interrupts_on, shown
+from edgelm.text.backend import build_backend
 from edgelm.text.decoder_steps import CLEAN_UP, Strip, decoder_steps
 from edgelm.text.long_text import PIECE_CHARACTERS, LongTexts
 from edgelm.text.rust import rust_errors
 from edgelm.text.stream_decoder import StreamDecoder
-from edgelm.text.tokenizer_file import MAX_FILE_BYTES, TokenizerFile, check_tokenizer_json
+from edgelm.text.tokenizer_file import MAX_FILE_BYTES, TokenizerFile, parse_tokenizer_json
 
 MAX_TEXT_CHARACTERS = 2**24
 """The longest text; most tokenizers take hundreds of bytes for each character (docs/reliability.md)."""
@@ -85,24 +86,8 @@ class Tokenizer:
         Raises:
             TokenizerError: `text` is not a tokenizer.json, or `edgelm.text.tokenizer_file` refuses it.
         """
-        file = check_tokenizer_json(text)
-        with rust_errors(TokenizerError, "tokenizer.json cannot be read", "write it again with to_json or tokenizers"):
-            backend = Backend.from_str(text)
-            added = backend.get_added_tokens_decoder()
-            empty = _tokens_of_nothing(backend, added.values())
-        if empty:  # Rust would find it everywhere, inside characters too, and panic
-            raise TokenizerError(
-                f"tokenizer.json has the added token {empty[0][:60]!r}, of which its normalizer leaves nothing: "
-                "make it a token that is not normalized"
-            )
-        numbered = {token.content: token_id for token_id, token in added.items()}
-        for token, token_id in file.added_ids.items():
-            if numbered.get(token) != token_id:
-                raise TokenizerError(
-                    f"tokenizer.json gives the added token {token[:60]!r} the id {token_id}, but the tokenizers "
-                    f"library reads it as {numbered.get(token)}: write it again with to_json or tokenizers"
-                )
-        return cls(backend, file=file)
+        content, file = parse_tokenizer_json(text)
+        return cls(build_backend(text, content, file), file=file)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> "Tokenizer":
@@ -308,7 +293,7 @@ class Tokenizer:
         for token in data["added_tokens"]:
             token["special"] = token["content"] in self._special
         text = json.dumps(data, ensure_ascii=False)
-        check_tokenizer_json(text)
+        parse_tokenizer_json(text)
         return text
 
     def _check_length(self, text: str) -> None:
@@ -354,14 +339,6 @@ class Tokenizer:
 
 def _vocab_size(backend: Backend) -> int:
     return max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-
-
-def _tokens_of_nothing(backend: Backend, added: Iterable[Any]) -> list[str]:
-    """The added tokens that are looked for in the normalized text, and whose own normalized text is empty."""
-    normalizer = backend.normalizer
-    if normalizer is None:
-        return []
-    return [token.content for token in added if token.normalized and not normalizer.normalize_str(token.content)]
 
 
 def _part_state(part: Any) -> dict[str, Any]:

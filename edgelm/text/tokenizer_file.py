@@ -55,8 +55,8 @@ class TokenizerFile:
     """Where a long text may be cut; None if it has to stay whole."""
 
 
-def check_tokenizer_json(text: str | bytes) -> TokenizerFile:
-    """Check the content of a tokenizer.json.
+def parse_tokenizer_json(text: str | bytes) -> tuple[dict[str, Any], TokenizerFile]:
+    """Parse and check a tokenizer.json. Returns its content, of which nothing was changed, and what it says.
 
     Raises:
         TokenizerError: it is no strict JSON, has an unknown part or field, or passes a limit.
@@ -64,7 +64,7 @@ def check_tokenizer_json(text: str | bytes) -> TokenizerFile:
     try:
         if len(text) > MAX_FILE_BYTES:
             raise StrictJsonError(f"has {len(text):,} bytes, more than {MAX_FILE_BYTES:,}")
-        return _check(text.encode() if isinstance(text, str) else text)
+        return _parse(text.encode() if isinstance(text, str) else text)
     except UnicodeEncodeError:
         reason = "holds a lone surrogate"
     except StrictJsonError as error:
@@ -72,7 +72,7 @@ def check_tokenizer_json(text: str | bytes) -> TokenizerFile:
     raise TokenizerError(f"tokenizer.json cannot be read: it {reason}; write it again with to_json or tokenizers")
 
 
-def _check(data: bytes) -> TokenizerFile:
+def _parse(data: bytes) -> tuple[dict[str, Any], TokenizerFile]:
     if len(data) > MAX_FILE_BYTES:
         raise StrictJsonError(f"has {len(data):,} bytes, more than {MAX_FILE_BYTES:,}")
     if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
@@ -81,7 +81,7 @@ def _check(data: bytes) -> TokenizerFile:
     _fields(content, _WHOLE, "")
     model = _object(content.get("model"), "model")
     ids = _check_model(model)
-    added = _added_tokens(content.get("added_tokens") or [])
+    added = _added_tokens(content.get("added_tokens", []))
     highest = max(max(ids, default=-1), max(added.values(), default=-1))
     parts = {name: _parts(content.get(name), name) for name in _KINDS}
     adding = [part for part in parts["post_processor"] if part["type"] != "ByteLevel"]
@@ -94,7 +94,8 @@ def _check(data: bytes) -> TokenizerFile:
     regexes = [regex for part in chain(*parts.values()) if (regex := _regex_of(part)) is not None]
     runs = [regex.run_characters for regex in regexes if regex.run_characters is not None]
     crosses = any(regex.crosses_blanks for regex in regexes) or any(_changes_blanks(p) for p in parts["normalizer"])
-    return TokenizerFile(highest + 1, added, min(runs, default=None), crosses, cut_facts(content, parts))
+    facts = TokenizerFile(highest + 1, added, min(runs, default=None), crosses, cut_facts(content, parts))
+    return content, facts
 
 
 # Values
@@ -409,8 +410,8 @@ def _added_tokens(value: object) -> dict[str, int]:
         raise StrictJsonError(f"needs a list of at most {_MAX_ADDED_TOKENS:,} added_tokens")
     for token in value:
         _fields(_object(token, "in added_tokens"), _ADDED, "added_tokens.")
-        if not token.keys() >= {"id", "content"}:
-            raise StrictJsonError("has an added token without an id or content")
+        if missing := _ADDED.keys() - token.keys():
+            raise StrictJsonError(f"has an added token without {min(missing)}")
     # The library ignores tokens without content.
     return {token["content"]: token["id"] for token in value if token["content"]}
 
@@ -493,7 +494,7 @@ _MODELS: dict[str, dict[str, Check]] = {
 
 def _check_model(model: Mapping[str, Any]) -> list[int]:
     """Check the model; returns the ids of its tokens."""
-    kind = model.get("type", _kind_of_old_model(model))
+    kind = model_kind(model)
     if not isinstance(kind, str) or kind not in _MODELS:
         raise StrictJsonError(f"has a model of the unknown type {shown(kind)}")
     _fields({name: item for name, item in model.items() if name != "type"}, _MODELS[kind], "model.")
@@ -504,8 +505,10 @@ def _check_model(model: Mapping[str, Any]) -> list[int]:
     return _check_vocab(model.get("vocab"))
 
 
-def _kind_of_old_model(model: Mapping[str, Any]) -> str:
-    """The kind of a model without a type, as files before tokenizers 0.10 have it."""
+def model_kind(model: Mapping[str, Any]) -> object:
+    """The kind of a file's model, also of one without a type, as files before tokenizers 0.10 have it."""
+    if "type" in model:
+        return model["type"]
     if "merges" in model:
         return "BPE"
     if isinstance(model.get("vocab"), list):

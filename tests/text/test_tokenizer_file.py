@@ -16,7 +16,7 @@ from edgelm.errors import PromptError, TokenizerError
 from edgelm.text.regexes import RegexError, read_regex
 from edgelm.text.rust import rust_errors
 from edgelm.text.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
-from edgelm.text.tokenizer_file import check_tokenizer_json
+from edgelm.text.tokenizer_file import parse_tokenizer_json
 from tests.text.goldens import DATA
 from tests.text.tokenizer_kinds import BLOOM, DEEPSEEK, GPT2, GPT4, GPT4O, KINDS, QWEN, charsmap, text_of, with_charsmap
 
@@ -35,7 +35,7 @@ def test_every_kind_is_read_and_written_alike(kind: str) -> None:
 def test_finished_tokenizers_are_read(name: str) -> None:
     text = (DATA / "finished" / name).read_text(encoding="utf-8")
     backend = Backend.from_str(text)
-    assert check_tokenizer_json(text).vocab_size == max(backend.get_vocab().values()) + 1
+    assert parse_tokenizer_json(text)[1].vocab_size == max(backend.get_vocab().values()) + 1
 
 
 def test_models_without_a_type_are_read() -> None:
@@ -197,7 +197,7 @@ def test_large_files_are_refused_before_they_are_parsed() -> None:
     for text, words in ((" " * (2**26 + 1), "has 67,108,865 bytes"), ("[" * (2**22 + 1), "more than 4,194,304 values")):
         began = time.process_time()
         with pytest.raises(TokenizerError, match=words):
-            check_tokenizer_json(text)
+            parse_tokenizer_json(text)
         assert time.process_time() - began < 2
 
 
