@@ -28,6 +28,7 @@ MAX_INLINE_BYTES = 1024
 DTYPES = {1: ("float32", 4), 2: ("uint8", 1), 3: ("int8", 1), 6: ("int32", 4), 7: ("int64", 8), 10: ("float16", 2)}
 """Name and size in bytes of the number types that a graph may use, by their number in ONNX."""
 
+_is_whole = re.compile(r"0|[1-9][0-9]{0,15}").fullmatch
 _FLOAT, _INT, _TENSOR = 1, 2, 4
 """Kinds of attributes."""
 
@@ -310,7 +311,7 @@ def _place(data: bytes, message: Message, name: str) -> Place:
         or message.has("raw_data")
         or len(spans) != 3
         or entries.keys() != {"location", "offset", "length"}
-        or not all(re.fullmatch(r"0|[1-9][0-9]{0,15}", number) for number in numbers)
+        or not all(map(_is_whole, numbers))
     ):
         raise ProtobufError(f"the tensor {name!r} must say location, offset and length of its data, each once")
     return Place(entries["location"], int(numbers[0]), int(numbers[1]))

@@ -5,7 +5,9 @@ here, because the affinity of the process already follows them. Every function t
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +86,7 @@ def cgroup_folders(controller: Controller, root: Path = ROOT) -> list[Path]:
 
     Where /proc does not tell, these are the usual mount points.
     """
-    mounts = _mounts(root)
+    mounts = _mounts(root, tuple(_lines(root / "proc/self/mountinfo")))
     folders: list[Path] = []
     for line in _lines(root / "proc/self/cgroup"):
         number, _, rest = line.partition(":")
@@ -99,7 +101,7 @@ def cgroup_folders(controller: Controller, root: Path = ROOT) -> list[Path]:
     return folders
 
 
-def _upwards(mounts: list[_Mount], path: str) -> list[Path]:
+def _upwards(mounts: Sequence[_Mount], path: str) -> list[Path]:
     """The cgroup `path` and those above it, as far as one of `mounts`, of the same hierarchy, shows them."""
     holding = [mount for mount in mounts if _inside(mount.root, path) is not None]
     if holding:
@@ -119,9 +121,11 @@ def _inside(folder: str, path: str) -> str | None:
     return path[len(folder) :] if path == folder or path.startswith(f"{folder}/") else None
 
 
-def _mounts(root: Path) -> list[_Mount]:
+@lru_cache(1)  # asked for each controller
+def _mounts(root: Path, mountinfo: tuple[str, ...]) -> tuple[_Mount, ...]:
+    """The mounted cgroups among the lines of mountinfo."""
     mounts = []
-    for line in _lines(root / "proc/self/mountinfo"):
+    for line in mountinfo:
         # id, parent, device, root, mount point, options, optional fields, "-", type, source, options of the type
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
@@ -129,7 +133,7 @@ def _mounts(root: Path) -> list[_Mount]:
             continue
         controllers = frozenset(kind[2].split(",")) if kind[0] == "cgroup" else frozenset[str]()
         mounts.append(_Mount(controllers, _unescaped(fields[3]), root / _unescaped(fields[4]).lstrip("/")))
-    return mounts
+    return tuple(mounts)
 
 
 def _unescaped(field: str) -> str:
