@@ -19,6 +19,7 @@ from edgelm.bundle.operators import (
     LOOKUPS,
     OPERATORS,
     OPSET,
+    SPARE,
     STORES,
     WIDENED,
     Call,
@@ -90,6 +91,8 @@ class _Graph:
         if facts.widest_activation != self._widest:
             stated = f"bundle.json states {facts.widest_activation}"
             raise GraphError(f"its widest activation has {self._widest} numbers for each token, but {stated}")
+        if self._names.exact_logits is not None and not any(node.operator == "TopK" for node in file.nodes):
+            raise GraphError("its head has one stage, but bundle.json states two")
         for port in outputs:
             value = values.get(port.name)
             if value is None or (value.dtype, value.shape) != (port.dtype, port.shape):
@@ -181,6 +184,7 @@ class _Graph:
             if (node.domain, node.operator) not in LOOKUPS:
                 products.update(name for name in node.inputs if name)
         used = {name for node in nodes for name in node.inputs} | set(outputs)
+        used |= {node.outputs[0] for node in nodes if (node.domain, node.operator) in SPARE}
         unused = [name for name in values if name not in used]
         if unused:
             raise GraphError(f"nothing uses {unused[0]!r}")

@@ -27,10 +27,11 @@ TASK_FILE = "task.json"
 MAX_TASK_BYTES = 2**20
 """The longest task, in a bundle or in a prefix file."""
 DRAFT_FEATURE = "draft"
+TWO_STAGE_HEAD_FEATURE = "two_stage_head"
 VALUE_DIVISORS_FILE = "value_divisors.bin"
 """The factors by which smoothing divided the values, float32 (layers, H, D). Only smoothed bundles have this file."""
 KNOWN_FEATURES: frozenset[str] = frozenset(
-    {"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE, DRAFT_FEATURE}
+    {"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE, DRAFT_FEATURE, TWO_STAGE_HEAD_FEATURE}
 )
 """Names that this version knows in `required_features`. A bundle with any other name needs a newer edgelm."""
 
@@ -90,6 +91,9 @@ class GraphFacts:
     kv_layout: Literal["BHCD"]
     """Axes of the cache: batch, heads, capacity, head_dim."""
     kv_dtype: Literal["float32", "float16"]
+    exact_logits: Annotated[int, Between(1, 1024)] | None = None
+    """Where the head has two stages: a coarse head gives all logits, and those of so many likeliest tokens are then
+    computed from the table that `Recipe.matrices` lists. null where that table gives all logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +196,9 @@ class Manifest:
         for name in ("latent", "draft"):
             if content[name] is None:
                 del content[name]
+        for model in (content, content.get("draft", {})):
+            if model.get("graph", {}).get("exact_logits", 0) is None:
+                del model["graph"]["exact_logits"]
         return content
 
 
@@ -264,6 +271,11 @@ def _check_consistency(manifest: Manifest) -> None:
     _check_latent(manifest)
     _check_draft(manifest)
     _check_model(manifest.architecture, manifest.graph)
+    two_stages = any(facts.exact_logits is not None for facts in manifest.graphs)
+    if (TWO_STAGE_HEAD_FEATURE in manifest.required_features) != two_stages:
+        raise StrictJsonError(
+            f"has the feature {TWO_STAGE_HEAD_FEATURE!r} without a graph's 'exact_logits', or the field alone"
+        )
     needed = (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json")
     for name in needed:
         if name not in manifest.files:

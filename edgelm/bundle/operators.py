@@ -223,8 +223,13 @@ def _concat(call: Call) -> tuple[Value, ...]:
 
 
 def _reshape(call: Call) -> tuple[Value, ...]:
-    """All rows' tokens in one axis; heads apart or joined again; or a stored table in the blocks of a product."""
+    """All rows' tokens in one axis; heads apart or joined again; rows of logits as columns or back; or a stored table
+    in the blocks of a product."""
     x, sizes = call.input(0), _whole_numbers(call.input(1))
+    if x.shape[:1] == ("rows",) and sizes == (-1, *x.shape[1:], 1):
+        return (Value(x.dtype, (*x.shape, 1)),)
+    if x.shape[:1] == ("rows",) and (*sizes, 1) == (-1, *x.shape[1:]):
+        return (Value(x.dtype, x.shape[:-1]),)
     if x.is_constant:
         _need(x.dtype == "uint8" and len(x.shape) == 2 and len(sizes) == 3, "reshapes what is no table of blocks")
         rows, row_bytes = x.shape
@@ -293,6 +298,31 @@ def _gather_blocks(call: Call) -> tuple[Value, ...]:
     return (Value(scales.dtype, (*ids.shape, columns)),)
 
 
+def _top_k(call: Call) -> tuple[Value, ...]:
+    """The likeliest tokens of a coarse head, whose logits are then computed exactly."""
+    x, count = call.input(0), _whole_numbers(call.input(1))
+    _floats(call, 0)
+    vocab_size = call.architecture.vocab_size
+    _fits(x, ("rows", vocab_size), "what it chooses from")
+    exact = call.names.exact_logits
+    _need(exact is not None and count == (exact,), f"chooses {count} tokens, but bundle.json states {exact}")
+    _need(count[0] <= vocab_size, f"chooses {count[0]} of {vocab_size} tokens")
+    chosen = ("rows", count[0])
+    return Value(x.dtype, chosen), Value("int64", chosen, below=vocab_size)
+
+
+def _scatter(call: Call) -> tuple[Value, ...]:
+    """Rows of logits with those of the chosen tokens replaced."""
+    x, ids, updates = call.input(0), call.input(1), call.input(2)
+    vocab_size = call.architecture.vocab_size
+    _floats(call, 0, 2)
+    _fits(x, ("rows", vocab_size), "what it writes into")
+    _need(ids.dtype == "int64" and ids.below is not None and ids.below <= vocab_size, "writes beyond the vocabulary")
+    _need(len(ids.shape) == 2 and ids.shape[0] == "rows", "writes into other rows")
+    _fits(updates, ids.shape, "what it writes")
+    return (Value(x.dtype, x.shape),)
+
+
 def _slice(call: Call) -> tuple[Value, ...]:
     """The first columns of a widened row."""
     x = call.input(0)
@@ -308,7 +338,12 @@ def _slice(call: Call) -> tuple[Value, ...]:
 
 def _matmul(call: Call) -> tuple[Value, ...]:
     _floats(call, 0, 1)
-    return (Value(call.input(0).dtype, _product_shape(call.input(0), call.input(1), inner_axis=0)),)
+    x, y = call.input(0), call.input(1)
+    if len(x.shape) == len(y.shape) == 3 and x.shape[0] == y.shape[0] == "rows" and not y.is_constant:
+        # The looked-up rows of a head, of each row of logits, times that row's hidden state.
+        _need(y.shape[1:] == (x.shape[2], 1), f"multiplies {shown(x.shape)} by {shown(y.shape)}")
+        return (Value(x.dtype, (*x.shape[:2], 1)),)
+    return (Value(x.dtype, _product_shape(x, y, inner_axis=0)),)
 
 
 def _gemm(call: Call) -> tuple[Value, ...]:
@@ -444,12 +479,14 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "ReduceSum"): Operator(_reduce_sum, ("xx",), {"keepdims": (0,)}),
     ("", "Relu"): Operator(_unary, ("x",)),
     ("", "Reshape"): Operator(_reshape, ("xx",)),
+    ("", "ScatterElements"): Operator(_scatter, ("xxx",), {"axis": (1,)}),
     ("", "Sigmoid"): Operator(_unary, ("x",)),
     ("", "SimplifiedLayerNormalization"): Operator(_rms_normalization, ("xx",), {"axis": (-1,), "epsilon": float}),
     ("", "Slice"): Operator(_slice, ("xxxx",)),
     ("", "Split"): Operator(_split, ("xx",), {"axis": (-1,)}),
     ("", "Sub"): Operator(_elementwise, ("xx",)),
     ("", "Tanh"): Operator(_unary, ("x",)),
+    ("", "TopK"): Operator(_top_k, ("xx",), {"axis": (-1,), "largest": (1,), "sorted": (0,)}),
     ("", "Where"): Operator(_where, ("xxx",)),
     (CONTRIB, "FastGelu"): Operator(_unary, ("x",)),
     (CONTRIB, "GatherBlockQuantized"): Operator(
@@ -476,6 +513,9 @@ LOOKUPS = frozenset(
     {("", "Gather"), (CONTRIB, "GatherBlockQuantized"), ("", "Reshape"), (CONTRIB, "GroupQueryAttention")}
 )
 """Operators that make no copy of a stored matrix in another order."""
+
+SPARE = frozenset({("", "TopK")})
+"""Operators whose first output nothing need use."""
 
 WIDENED = frozenset({(CONTRIB, "GatherBlockQuantized"), ("", "Concat")})
 """Operators whose rows may be wider than any activation: by less than a block until a Slice cuts them, or by sums."""

@@ -40,8 +40,11 @@ class ModelMemory:
     def of(cls, bundle: Bundle, prefix_bytes: int = 0) -> "ModelMemory":
         """Forecast the memory of `bundle` with a prefix of `prefix_bytes` before every prompt. Nothing is loaded."""
         manifest = bundle.manifest
-        weights_bytes = manifest.files[manifest.graph.weights_file].size_bytes
-        return cls.forecast(manifest.architecture, manifest.graph.kv_dtype, weights_bytes, prefix_bytes)
+        facts, graph = manifest.architecture, manifest.graph
+        weights_bytes = manifest.files[graph.weights_file].size_bytes
+        # A head of two stages looks up rows of its finer table, of which no product makes a copy: a byte for a value.
+        table_bytes = 0 if graph.exact_logits is None else facts.vocab_size * facts.hidden_size
+        return cls.forecast(facts, graph.kv_dtype, weights_bytes, prefix_bytes, table_bytes)
 
     @classmethod
     def forecast(
@@ -50,15 +53,19 @@ class ModelMemory:
         kv_dtype: Literal["float32", "float16"],
         weights_bytes: int,
         prefix_bytes: int = 0,
+        table_bytes: int = 0,
     ) -> "ModelMemory":
-        """Forecast the memory of a model that need not exist yet, with keys and values of `kv_dtype` in its cache."""
+        """Forecast the memory of a model that need not exist yet, with keys and values of `kv_dtype` in its cache.
+
+        `table_bytes` of the weights stay mapped, because rows are only looked up there.
+        """
         cache = architecture.cache_values_per_token * architecture.context_length * (2 if kv_dtype == "float16" else 4)
         # Four copies of the widest activation at once (inputs and outputs of two nodes), and the scores of attention.
         # They exist for one chunk of a prompt at a time.
         tokens = min(PREFILL_CHUNK_TOKENS, architecture.context_length)
         scores = architecture.num_heads * architecture.context_length
         activations = tokens * (4 * architecture.widest_activation + scores) * 4
-        prepacked = math.ceil(weights_bytes * PREPACKED_SHARE)
+        prepacked = math.ceil(max(0, weights_bytes - table_bytes) * PREPACKED_SHARE)
         total = RUNTIME_BYTES + prepacked + cache + activations + prefix_bytes
         return cls(weights_bytes, prepacked, cache, activations, prefix_bytes, total, resident_bytes())
 

@@ -25,7 +25,7 @@ from edgelm_export.quantize.budget import (
     plan,
 )
 from edgelm_export.quantize.calibrate import StoredDecoder, smooth, store
-from edgelm_export.quantize.recipe import fixed_recipe
+from edgelm_export.quantize.recipe import fixed_recipe, with_two_stage_head
 from edgelm_export.quantize.storage import stored_bytes
 from edgelm_export.source.checkpoint import Checkpoint
 from edgelm_export.source.drawn_text import TextDrawer
@@ -43,15 +43,25 @@ PAPERS_BYTES_A_LAYER = 8_000
 Report = Callable[[str], None]
 
 
-def store_as(checkpoint: Checkpoint, precision: FixedPrecision, drawer: TextDrawer, report: Report) -> StoredDecoder:
-    """Store a checkpoint by the recipe called `precision`.
+def store_as(
+    checkpoint: Checkpoint,
+    precision: FixedPrecision,
+    drawer: TextDrawer,
+    report: Report,
+    *,
+    two_stage_head: bool = False,
+) -> StoredDecoder:
+    """Store a checkpoint by the recipe called `precision`; raises ExportError if it has no place for two stages.
 
     Args:
         drawer: draws the text to calibrate on from the checkpoint.
         report: gets the name of each stage.
+        two_stage_head: whether a coarse head of 4 bits finds the likeliest tokens, whose logits are then exact.
     """
     weights = collect_weights(checkpoint.model)
     recipe = fixed_recipe(precision, weights)
+    if two_stage_head:
+        recipe = with_two_stage_head(recipe, weights)
     if not recipe.is_quantized:
         return store(weights, recipe, None)
     rows = _calibration(drawer, report)

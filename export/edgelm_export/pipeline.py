@@ -18,6 +18,7 @@ from edgelm.bundle.manifest import (
     PREFIX_FEATURE,
     TASK_FEATURE,
     TASK_FILE,
+    TWO_STAGE_HEAD_FEATURE,
     VALUE_DIVISORS_FILE,
     FixedPrecision,
     GraphFacts,
@@ -81,6 +82,7 @@ def export(
     prefix_dtype: KvDtype | None = None,
     task: Path | None = None,
     draft_model: Path | None = None,
+    two_stage_head: bool = False,
     accept_quality_loss: bool = False,
     eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
@@ -105,6 +107,8 @@ def export(
         prefix_dtype: type of the prefix's keys and values; None for the cache's own type, which is exact.
         task: file that says what the bundle is for (docs/tasks.md).
         draft_model: bundle of a much smaller model with the same vocabulary, which guesses tokens in the new bundle.
+        two_stage_head: whether a coarse head of 4 bits finds the likeliest tokens, whose logits are then computed from
+            the 8-bit table (docs/precision.md); not with a budget.
         accept_quality_loss: whether to publish a bundle that missed its gate.
         eval_texts: files of UTF-8 text to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
@@ -156,7 +160,7 @@ def export(
             )
             notes += (given_up,)
         else:
-            stored = store_as(checkpoint, precision, drawer, report)
+            stored = store_as(checkpoint, precision, drawer, report, two_stage_head=two_stage_head)
         report("writing the graph")
         graph, matrices = write_graph(stored, draft)
         _check_account(checkpoint, stored.source, matrices)
@@ -167,6 +171,9 @@ def export(
             latent = write_latent(checkpoint.latent, stored.source, stored.recipe.name, (end, end), draft)
             features = (*uncertified.required_features, LATENT_FEATURE)
             uncertified = replace(uncertified, latent=latent, required_features=features)
+        if graph.exact_logits is not None:
+            features = (*uncertified.required_features, TWO_STAGE_HEAD_FEATURE)
+            uncertified = replace(uncertified, required_features=features)
         if planned_task is not None:
             uncertified = replace(uncertified, required_features=(*uncertified.required_features, TASK_FEATURE))
         manifest = seal(draft, uncertified)

@@ -4,6 +4,7 @@ One-token steps are in it where a session is batch invariant, whatever the batch
 not: one token has another kernel of attention than several (docs/quality.md has how often that matters).
 """
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -28,9 +29,11 @@ def shape(request: pytest.FixtureRequest) -> Shape:
     return actual
 
 
-@pytest.fixture(params=get_args(FixedPrecision))
+@pytest.fixture(params=[*get_args(FixedPrecision), "two stages"])
 def tiny(request: pytest.FixtureRequest, shape: Shape, tiny_export: TinyExport) -> Tiny:
-    """A bundle of every recipe and every hard shape."""
+    """A bundle of every recipe and every hard shape, and one whose head has two stages."""
+    if request.param == "two stages":
+        return tiny_export(replace(shape, vocab=max(shape.vocab, 300)), "int4", two_stage_head=True)
     return tiny_export(shape, request.param)
 
 

@@ -302,6 +302,51 @@ def test_refuses_another_grid_by_name(edit: Edit, words: str) -> None:
         judge(SEEDS["int4-grid"], changed)
 
 
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (node_edit("logits.largest", attributes(("axis", 3, -1), ("largest", 3, 0), ("sorted", 3, 0))), "'largest'"),
+        (node_edit("logits.largest", inputs("scaled_rows", "logits.exact")), "nothing before it makes its input"),
+        (node_edit("logits.largest", inputs("wanted_rows", "logits.exact")), "what it chooses from has the shape"),
+        (tensor_edit("logits.exact", put(9, whole_number(0))), "but bundle.json states 128"),
+        (tensor_edit("logits.exact", put(9, whole_number(300))), "but bundle.json states 128"),
+        (
+            node_edit("logits", inputs("logits.coarse", "logits_index", "logits.replaced")),
+            "writes beyond the vocabulary",
+        ),
+        (node_edit("logits", inputs("logits.coarse", "input_ids", "logits.replaced")), "writes into other rows"),
+        (node_edit("logits", inputs("logits.replaced", "logits.likeliest", "logits.replaced")), "what it writes into"),
+        (
+            node_edit("logits", inputs("logits.coarse", "logits.likeliest", "logits.coarse")),
+            "what it writes has the shape",
+        ),
+        (node_edit("logits", attributes(("axis", 3, 0))), "'axis' that no bundle has"),
+        (node_edit("logits.products", inputs("logits.rows", "logits.rows")), "multiplies"),
+        (tensor_edit("logits.column", put(9, b"".join(map(whole_number, (-1, 1, 36))))), "cannot reshape"),
+    ],
+)
+def test_refuses_another_head_of_two_stages_by_name(edit: Edit, words: str) -> None:
+    graph = SEEDS["int8-two-stages"].graph
+    changed = edit(graph)
+    assert changed != graph
+    with pytest.raises(BundleError, match=words):
+        judge(SEEDS["int8-two-stages"], changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "exact_logits", "words"),
+    [
+        ("int8-two-stages", None, "but bundle.json states None"),
+        ("int8-two-stages", 127, "but bundle.json states 127"),
+        ("int8-untied", 128, "its head has one stage, but bundle.json states two"),
+    ],
+)
+def test_the_stages_of_the_head_are_those_of_the_manifest(name: str, exact_logits: int | None, words: str) -> None:
+    seed = SEEDS[name]
+    with pytest.raises(BundleError, match=words):
+        judge(replace(seed, facts=replace(seed.facts, exact_logits=exact_logits)), seed.graph)
+
+
 def swapped_outputs(fields: Fields) -> Fields:
     """A node's second output where its third one was."""
     outputs = [payload for number, _, payload in fields if number == 2]

@@ -286,10 +286,10 @@ class TinyExport:
         self._folder = folder
         self._tokens = tokens
         self._sources: dict[str, Path] = {}
-        self._done: dict[tuple[str, FixedPrecision], Tiny] = {}
+        self._done: dict[tuple[str, FixedPrecision, bool], Tiny] = {}
 
-    def __call__(self, shape: Shape, precision: FixedPrecision) -> Tiny:
-        key = (shape.name, precision)
+    def __call__(self, shape: Shape, precision: FixedPrecision, *, two_stage_head: bool = False) -> Tiny:
+        key = (shape.name, precision, two_stage_head)
         if key not in self._done:
             if shape.name not in self._sources:
                 self._sources[shape.name] = save_checkpoint(self._folder / f"checkpoint-{len(self._sources)}", shape)
@@ -300,6 +300,8 @@ class TinyExport:
                 mock.patch("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT),
             ):
                 # Random weights are harder to quantize than trained ones. The tests judge the loss themselves.
-                exported = export(str(source), output, precision, accept_quality_loss=True)
+                exported = export(
+                    str(source), output, precision, two_stage_head=two_stage_head, accept_quality_loss=True
+                )
             self._done[key] = Tiny(shape, source, exported, TorchModel(source))
         return self._done[key]

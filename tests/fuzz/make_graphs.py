@@ -40,6 +40,9 @@ def main() -> None:
         export = TinyExport(Path(folder), 200)
         for name, (shape, precision) in KINDS.items():
             _keep(name, export(shape, precision).exported.bundle)
+        _keep(
+            "int8-two-stages", export(Shape(layers=1, width=36, heads=3), "int8", two_stage_head=True).exported.bundle
+        )
         _keep("int4-grid", _on_a_grid(Path(folder) / "grid"))
 
 

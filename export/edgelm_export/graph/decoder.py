@@ -23,6 +23,8 @@ from edgelm_export.graph.products import Products
 from edgelm_export.graph.writer import GraphWriter
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Norm, qkv_widths
 from edgelm_export.quantize.calibrate import StoredDecoder
+from edgelm_export.quantize.recipe import EXACT_LOGITS
+from edgelm_export.quantize.storage import BlockQuantized
 
 MINIMUM_ONNXRUNTIME = "1.32"
 
@@ -52,10 +54,11 @@ def write_graph(model: StoredDecoder, folder: Path) -> tuple[GraphFacts, tuple[M
         present_names=("present.{layer}.key", "present.{layer}.value"),
         kv_layout="BHCD",
         kv_dtype=dtype,
+        exact_logits=None if model.coarse_head is None else EXACT_LOGITS,
     )
     writer = GraphWriter(folder, facts.file, facts.weights_file)
     products = Products(writer, model.stored, np.float16 if dtype == "float16" else np.float32)
-    _Body(model.source, facts, writer, products).write()
+    _Body(model.source, facts, writer, products, model.coarse_head).write()
     writer.save(model.source.model_type, *_signature(model.source, facts))
     graph, weights_bytes = (folder / facts.file).read_bytes(), (folder / facts.weights_file).stat().st_size
     try:
@@ -73,6 +76,7 @@ class _Body:
     facts: GraphFacts
     writer: GraphWriter
     products: Products
+    coarse_head: BlockQuantized | None
 
     def write(self) -> None:
         """Write all nodes."""
@@ -94,7 +98,12 @@ class _Body:
         flat = node("Reshape", [normed, flat_shape], "final_rows")  # (B·T, D)
         requested = node("Gather", [flat, names.logits_index], "wanted_rows")  # (N, D)
         requested = self._scaled(requested, weights.head_factors, "scaled_rows")
-        if products.dtype is np.float32:
+        if self.coarse_head is not None:
+            assert names.exact_logits is not None
+            products.head_of_two_stages(
+                requested, weights.output_table, self.coarse_head, names.exact_logits, names.logits
+            )
+        elif products.dtype is np.float32:
             products.head(requested, weights.output_table, names.logits)  # (N, V)
         else:
             narrow = products.head(requested, weights.output_table, "narrow_logits")

@@ -72,8 +72,12 @@ class Products:
         if isinstance(stored, FloatStored):
             return self.writer.node("Gather", [self.writer.weight(name, stored.values), ids], out)
         assert isinstance(stored, BlockQuantized)
+        return self._rows(ids, name, stored, out)
+
+    def _rows(self, ids: str, name: str, stored: BlockQuantized, out: str) -> str:
+        """Write `out` (..., D), the rows `ids` (...) of the table `name`; returns the name `out`."""
         # Flat for the lookup and reshaped at the head: ONNX Runtime keeps this copy mapped and frees the folded copy.
-        packed, scales = self._add_blocks(name, stored, stored.packed.reshape(len(table.weight), -1))
+        packed, scales = self._add_blocks(name, stored, stored.packed.reshape(len(stored.packed), -1))
         exact = stored.scales.shape[1] * stored.block_size == stored.columns
         rows = self.writer.node(
             "GatherBlockQuantized",
@@ -87,6 +91,32 @@ class Products:
         bounds = [("slice_start", 0), ("slice_end", stored.columns), ("slice_axis", 2)]
         names = [self.writer.weight(f"{out}.{name}", np.array([value], np.int64)) for name, value in bounds]
         return self.writer.node("Slice", [rows, *names], out)
+
+    def head_of_two_stages(self, x: str, table: Table, coarse: BlockQuantized, exact_logits: int, out: str) -> str:
+        """Write the logits `out` (N, V) of `x` (N, D): all from the head `coarse`, then the likeliest from `table`.
+
+        Only the rows of the likeliest tokens are read in the finer table. ONNX Runtime makes no copy of it, because it
+        is only looked up. Returns the name `out`.
+        """
+        node, weight = self.writer.node, self.writer.weight
+        name, stored = table.name, self.stored[table.name]
+        assert isinstance(stored, BlockQuantized), "`with_two_stage_head` refuses other tables"
+        if name not in self._tables:
+            self._account(name, table.weight.shape, stored, table.weight)
+        blocks = self._add_blocks("coarse_head", coarse, coarse.packed)
+        rough = self._blocks(x, coarse, blocks, f"{out}.coarse", None)  # (N, V)
+        count = weight(f"{out}.exact", np.array([exact_logits], np.int64))
+        flags: dict[str, int | float] = {"axis": -1, "largest": 1, "sorted": 0}
+        chosen = f"{out}.likeliest"  # (N, K)
+        node("TopK", [rough, count], [f"{out}.largest", chosen], flags)
+        rows = self._rows(chosen, name, stored, f"{out}.rows")  # (N, K, D)
+        as_column = weight(f"{out}.column", np.array([-1, stored.columns, 1], np.int64))
+        as_row = weight(f"{out}.row", np.array([-1, exact_logits], np.int64))
+        products = node(
+            "MatMul", [rows, node("Reshape", [x, as_column], f"{out}.state")], f"{out}.products"
+        )  # (N, K, 1)
+        exact = node("Reshape", [products, as_row], f"{out}.replaced")  # (N, K)
+        return node("ScatterElements", [rough, chosen, exact], out, {"axis": 1})
 
     def head(self, x: str, table: Table, out: str) -> str:
         """Write the logits `out` (N, V) of `x` (N, D); returns the name `out`.

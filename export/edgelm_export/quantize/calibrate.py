@@ -14,6 +14,7 @@ from edgelm_export.quantize.grid import find_grid
 from edgelm_export.quantize.recipe import StorageRecipe
 from edgelm_export.quantize.smooth import best_factors, fold_columns, fold_norm
 from edgelm_export.quantize.storage import (
+    BlockQuantized,
     FloatStored,
     Storage,
     Stored,
@@ -39,6 +40,8 @@ class StoredDecoder:
     """The float32 weights that the stored matrices stand for."""
     stored: dict[str, Stored]
     """By the matrix's name in the checkpoint."""
+    coarse_head: BlockQuantized | None = None
+    """The head once more, in fewer bits, where it has two stages."""
 
 
 def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray) -> DecoderWeights:
@@ -88,8 +91,14 @@ def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) 
     for table in weights.tables:
         inputs = head_inputs if table is weights.output_table else None
         stored[table.name] = store_table(table.weight, recipe.storage[table.name], inputs)
+    coarse = None
+    if recipe.coarse_head is not None:
+        assert head_inputs is not None, "a coarse head needs calibration text"
+        hessian = _squared(head_inputs).numpy()
+        coarse = _in_blocks(weights.output_table.weight, recipe.coarse_head, hessian)
     decoder = replace(forward.weights, layers=tuple(layers), token_table=restored(weights.token_table))
-    return StoredDecoder(recipe, weights, replace(decoder, head=None if head is None else restored(head)), stored)
+    decoder = replace(decoder, head=None if head is None else restored(head))
+    return StoredDecoder(recipe, weights, decoder, stored, coarse)
 
 
 def as_product(stored: Stored) -> Array:
@@ -121,7 +130,7 @@ def store_table(table: Array, storage: Storage, head_inputs: Tensor | None = Non
     return _in_blocks(table, storage, hessian)
 
 
-def _in_blocks(rows: Array, storage: Storage, hessian: Array | None) -> Stored:
+def _in_blocks(rows: Array, storage: Storage, hessian: Array | None) -> BlockQuantized:
     """Store `rows` (N, K): with GPTQ where there is a `hessian` (K, K); 8 bits leave it no error to make up for."""
     assert storage.block_size is not None
     size = block_size_for(rows.shape[1], storage.block_size)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from edgelm.bundle.manifest import FixedPrecision, Precision
+from edgelm.errors import ExportError
 from edgelm_export.model.decoder import DecoderWeights
 from edgelm_export.quantize.grid import find_grid
 from edgelm_export.quantize.storage import FLOAT16, FLOAT32, GRID4, INT8_ROW, Storage
@@ -17,6 +18,10 @@ BLOCK8 = Storage("block", 8, 256)
 GATED_BLOCKS = {4: 64, 8: 32}
 """By its bits, the largest block of the product behind a gate. A gate multiplies two activations, and so makes the
 largest outliers of all, and a block of activations has one scale. At 4 bits rounding of the weights costs more."""
+COARSE_HEAD = Storage("block", 4, 64)
+"""The first stage of a head of two stages. Smaller blocks lose less, but their scales take memory twice."""
+EXACT_LOGITS = 128
+"""Of how many likeliest tokens the second stage computes the logits."""
 GATED_HEAD = Storage("block", 8, 32)
 """The tables of int8 where the MLPs are gated."""
 
@@ -30,6 +35,8 @@ class StorageRecipe:
     """The storage of each product, of the token table and of the head, by the matrix's name in the checkpoint."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the activations, norms, biases, positions and keys and values."""
+    coarse_head: Storage | None = None
+    """How the head is stored once more, in fewer bits, to find the likeliest tokens; None for a head of one stage."""
 
     @property
     def is_quantized(self) -> bool:
@@ -39,7 +46,7 @@ class StorageRecipe:
     @property
     def needs_inputs(self) -> bool:
         """Whether GPTQ rounds a matrix."""
-        return any(storage.uses_gptq for storage in self.storage.values())
+        return self.coarse_head is not None or any(storage.uses_gptq for storage in self.storage.values())
 
     @property
     def float_storage(self) -> Storage:
@@ -75,3 +82,19 @@ def fixed_recipe(name: FixedPrecision, weights: DecoderWeights) -> StorageRecipe
             if find_grid(np.ascontiguousarray(linear.weight.T)) is not None:
                 storage[linear.name] = GRID4
     return StorageRecipe(name, storage, dtype)
+
+
+def with_two_stage_head(recipe: StorageRecipe, weights: DecoderWeights) -> StorageRecipe:
+    """`recipe` with a head of two stages; raises ExportError where its head is not stored in 8 bits."""
+    storage = recipe.storage[weights.output_table.name]
+    if storage.format != "block" or storage.bits != 8:
+        raise ExportError(
+            f"a head of two stages needs a table of 8 bits, but {recipe.name} has {storage.bits} bits there: choose "
+            "int8, w8a8 or int4"
+        )
+    if weights.architecture.vocab_size < 2 * EXACT_LOGITS:
+        raise ExportError(
+            f"a head of two stages computes {EXACT_LOGITS} logits exactly, and a vocabulary of "
+            f"{weights.architecture.vocab_size:,} tokens has too few others: leave it out"
+        )
+    return replace(recipe, coarse_head=COARSE_HEAD)
