@@ -280,7 +280,10 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def storage_formats(bundle: "Bundle") -> str:
     """How a bundle stores its matrices, such as "32-bit float32, 8-bit block"."""
-    return ", ".join(sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in bundle.manifest.recipe.matrices}))
+    manifest = bundle.manifest
+    formats = ", ".join(sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in manifest.recipe.matrices}))
+    exact = manifest.graph.exact_logits
+    return formats if exact is None else f"{formats}; a head of two stages, {exact} logits exact"
 
 
 def stats_line(stats: "Stats", model: "Model") -> str:

@@ -295,11 +295,16 @@ QKV = "model.layers.0.self_attn.{q,k,v}_proj.weight"
     ],
 )
 def test_refuses_another_grid_by_name(edit: Edit, words: str) -> None:
-    graph = SEEDS["int4-grid"].graph
+    assert_refused("int4-grid", edit, words)
+
+
+def assert_refused(name: str, edit: Edit, words: str) -> None:
+    """A changed graph of the kind `name` is refused in these words."""
+    graph = SEEDS[name].graph
     changed = edit(graph)
     assert changed != graph
     with pytest.raises(BundleError, match=words):
-        judge(SEEDS["int4-grid"], changed)
+        judge(SEEDS[name], changed)
 
 
 @pytest.mark.parametrize(
@@ -326,11 +331,7 @@ def test_refuses_another_grid_by_name(edit: Edit, words: str) -> None:
     ],
 )
 def test_refuses_another_head_of_two_stages_by_name(edit: Edit, words: str) -> None:
-    graph = SEEDS["int8-two-stages"].graph
-    changed = edit(graph)
-    assert changed != graph
-    with pytest.raises(BundleError, match=words):
-        judge(SEEDS["int8-two-stages"], changed)
+    assert_refused("int8-two-stages", edit, words)
 
 
 @pytest.mark.parametrize(

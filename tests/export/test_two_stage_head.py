@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edgelm.bundle.manifest import TWO_STAGE_HEAD_FEATURE, FixedPrecision, read_manifest
+from edgelm.cli.shared import storage_formats
 from edgelm.engine.memory import PREPACKED_SHARE, ModelMemory
 from edgelm.errors import BundleError, ExportError
 from edgelm_export.pipeline import export
@@ -59,6 +60,8 @@ def test_the_bundle_says_so(tiny_export: TinyExport) -> None:
     assert TWO_STAGE_HEAD_FEATURE in two.manifest.required_features
     assert "exact_logits" not in one.manifest.to_json()
     assert [matrix.name for matrix in one.manifest.recipe.matrices] == [m.name for m in two.manifest.recipe.matrices]
+    assert "with a head of two stages (128 logits exact)" in (two.path / "README.md").read_text(encoding="utf-8")
+    assert storage_formats(two).endswith("; a head of two stages, 128 logits exact")
     facts = two.manifest.architecture
     memory, weights = ModelMemory.of(two), two.manifest.files["model.onnx.data"].size_bytes
     mapped = facts.vocab_size * facts.hidden_size  # a byte for a value

@@ -47,6 +47,8 @@ def model_card(
     if source.revision:  # it came from the hub
         meta += [f"base_model: {json.dumps(source.name)}", "base_model_relation: quantized"]
     memory = f"{made_on.peak_rss_bytes / 1e6:.0f} MB"
+    exact = manifest.graph.exact_logits
+    head = "" if exact is None else f", with a head of two stages ({exact} logits exact)"
     quoted = f"{_SOURCE_CARD}{source_card}\n" if source_card else ""
     return f"""---
 {chr(10).join(meta)}
@@ -55,7 +57,7 @@ def model_card(
 # {source.name}, {recipe.name}
 
 An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters){_changes(manifest)}:
-{_PRECISION_TEXT[recipe.name]}. It runs without torch:
+{_PRECISION_TEXT[recipe.name]}{head}. It runs without torch:
 
 ```sh
 {_command(folder_name, task)}
