@@ -4,7 +4,7 @@ One-token steps are in it where a session is batch invariant, whatever the batch
 not: one token has another kernel of attention than several (docs/quality.md has how often that matters).
 """
 
-from dataclasses import replace
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -29,12 +29,18 @@ def shape(request: pytest.FixtureRequest) -> Shape:
     return actual
 
 
-@pytest.fixture(params=[*get_args(FixedPrecision), "two stages"])
-def tiny(request: pytest.FixtureRequest, shape: Shape, tiny_export: TinyExport) -> Tiny:
+TWO_STAGES = "a head of two stages"
+CASES: list[tuple[Shape, str]] = [
+    *product(QUANTIZED_SHAPES, get_args(FixedPrecision)),
+    (Shape(width=36, heads=3), TWO_STAGES),  # no block divides the width
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
+def tiny(request: pytest.FixtureRequest, tiny_export: TinyExport) -> Tiny:
     """A bundle of every recipe and every hard shape, and one whose head has two stages."""
-    if request.param == "two stages":
-        return tiny_export(replace(shape, vocab=max(shape.vocab, 300)), "int4", two_stage_head=True)
-    return tiny_export(shape, request.param)
+    shape, recipe = request.param
+    return tiny_export(shape, "int4", two_stage_head=True) if recipe == TWO_STAGES else tiny_export(shape, recipe)
 
 
 def chunkings(length: int) -> list[list[int]]:
