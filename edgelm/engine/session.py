@@ -13,6 +13,9 @@ from edgelm.engine.call import DraftCost, GraphCall, draft_cost
 from edgelm.errors import ContextError
 from edgelm.ids import Attention, Hidden, IdArray, KeysValues, Logits, TokenIds, as_ids, prompt_chunks
 
+TWO_STAGE_ROWS = 64
+"""As many rows of logits take 25 MB of looked-up rows with GPT-2 124M."""
+
 
 class Session:
     """A graph with a key-value cache of its own; `Graph.session` makes one.
@@ -102,8 +105,12 @@ class Session:
         return np.concatenate(list(self.score_pieces(ids)))  # (T, V)
 
     def score_pieces(self, ids: TokenIds) -> Iterator[Logits]:
-        """Like `score`, in pieces of a few hundred rows, because all logits of a long text may not fit into memory."""
-        for chunk in prompt_chunks(self._checked(ids)):
+        """Like `score`, in pieces of a few hundred rows, because all logits of a long text may not fit into memory.
+
+        A head of two stages looks up rows of its table for every row of logits, so its pieces are smaller.
+        """
+        two_stages = self.bundle.manifest.graph.exact_logits is not None
+        for chunk in prompt_chunks(self._checked(ids), TWO_STAGE_ROWS if two_stages else None):
             yield self._run(self._call(len(chunk), len(chunk)), chunk)
 
     def attention_pieces(self, ids: TokenIds) -> Iterator[Attention]:

@@ -68,6 +68,13 @@ def test_the_bundle_says_so(tiny_export: TinyExport) -> None:
     assert memory.prepacked_bytes == pytest.approx((weights - mapped) * PREPACKED_SHARE, abs=2)
 
 
+def test_scoring_looks_up_few_rows_at_once(tiny_export: TinyExport) -> None:
+    shape = Shape(context=150)
+    one, two = (tiny_export(shape, "int8", two_stage_head=flag) for flag in (False, True))
+    assert [len(piece) for piece in two.session().score_pieces(two.text())] == [64, 64, 22]
+    assert [len(piece) for piece in one.session().score_pieces(one.text())] == [150]
+
+
 def test_the_feature_and_the_field_stand_together(tiny_export: TinyExport) -> None:
     manifest = tiny_export(Shape(), "int4", two_stage_head=True).exported.bundle.manifest
     for other in (
