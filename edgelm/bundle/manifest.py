@@ -92,8 +92,9 @@ class GraphFacts:
     """Axes of the cache: batch, heads, capacity, head_dim."""
     kv_dtype: Literal["float32", "float16"]
     exact_logits: Annotated[int, Between(1, 1024)] | None = None
-    """Where the head has two stages: a coarse head gives all logits, and those of so many likeliest tokens are then
-    computed from the table that `Recipe.matrices` lists. null where that table gives all logits."""
+    """The number of likeliest tokens whose logits the second stage of the head computes, from the table that
+    `Recipe.matrices` lists. The first stage, a coarse head, gives all other logits. null where the head has one stage.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,17 +190,16 @@ class Manifest:
 
     def _content(self) -> dict[str, Any]:
         """The fields as written: an optional field that is None is left out."""
-        content = asdict(self)
-        optional = {field.name for field in fields(Source) if field.default is None}
-        given = content["source"].items()
-        content["source"] = {name: value for name, value in given if value is not None or name not in optional}
-        for name in ("latent", "draft"):
-            if content[name] is None:
-                del content[name]
-        for model in (content, content.get("draft", {})):
-            if model.get("graph", {}).get("exact_logits", 0) is None:
-                del model["graph"]["exact_logits"]
-        return content
+        return asdict(self, dict_factory=_without_absent)
+
+
+_OPTIONAL = {field.name for cls in (GraphFacts, Source, Manifest) for field in fields(cls) if field.default is None}
+"""Fields that may be absent. All other fields are written as null where they are None."""
+
+
+def _without_absent(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of one dataclass as they are written."""
+    return {name: value for name, value in items if value is not None or name not in _OPTIONAL}
 
 
 def digest_of(content: dict[str, Any]) -> str:

@@ -340,7 +340,7 @@ def _matmul(call: Call) -> tuple[Value, ...]:
     _floats(call, 0, 1)
     x, y = call.input(0), call.input(1)
     if len(x.shape) == len(y.shape) == 3 and x.shape[0] == y.shape[0] == "rows" and not y.is_constant:
-        # The looked-up rows of a head, of each row of logits, times that row's hidden state.
+        # Each row of logits has looked-up rows of the head. They are multiplied by its hidden state.
         _need(y.shape[1:] == (x.shape[2], 1), f"multiplies {shown(x.shape)} by {shown(y.shape)}")
         return (Value(x.dtype, (*x.shape[:2], 1)),)
     return (Value(x.dtype, _product_shape(x, y, inner_axis=0)),)
@@ -515,7 +515,7 @@ LOOKUPS = frozenset(
 """Operators that make no copy of a stored matrix in another order."""
 
 SPARE = frozenset({("", "TopK")})
-"""Operators whose first output nothing need use."""
+"""Operators whose first output may stay unused."""
 
 WIDENED = frozenset({(CONTRIB, "GatherBlockQuantized"), ("", "Concat")})
 """Operators whose rows may be wider than any activation: by less than a block until a Slice cuts them, or by sums."""

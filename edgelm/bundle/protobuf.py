@@ -65,21 +65,21 @@ class Message:
                 raise ProtobufError(f"{schema.name} has field {tag >> 3} of wire type {tag & 7}, which no bundle has")
             name, kind, repeated = by_tag[tag]
             if kind == "decimal":
-                at += 4
+                start, at = at, at + 4
             elif at < stop and data[at] < 128:
                 number, at = data[at], at + 1
             else:
                 number, at = _varint(data, at, stop)
-            value: Any
+            value: Any = None
             if kind == "span":
-                value = at, at + number
-                at += number
+                start, at = at, at + number
+                value = start, at
             if at > stop:
                 raise ProtobufError(f"{schema.name} ends in the middle of {name!r}")
             if kind == "number":
                 value = number if number < 2**63 else number - 2**64
             elif kind == "decimal":
-                value = struct.unpack_from("<f", data, at - 4)[0]
+                value = struct.unpack_from("<f", data, start)[0]
             if name not in values:
                 values[name] = [value]
             elif repeated and len(values[name]) < MAX_VALUES:

@@ -14,7 +14,7 @@ from edgelm.errors import ContextError
 from edgelm.ids import Attention, Hidden, IdArray, KeysValues, Logits, TokenIds, as_ids, prompt_chunks
 
 TWO_STAGE_ROWS = 64
-"""As many rows of logits take 25 MB of looked-up rows with GPT-2 124M."""
+"""How many rows of logits a head of two stages computes at once. With GPT-2 124M they look up 25 MB."""
 
 
 class Session:

@@ -112,9 +112,8 @@ class Products:
         rows = self._rows(chosen, name, stored, f"{out}.rows")  # (N, K, D)
         as_column = weight(f"{out}.column", np.array([-1, stored.columns, 1], np.int64))
         as_row = weight(f"{out}.row", np.array([-1, exact_logits], np.int64))
-        products = node(
-            "MatMul", [rows, node("Reshape", [x, as_column], f"{out}.state")], f"{out}.products"
-        )  # (N, K, 1)
+        state = node("Reshape", [x, as_column], f"{out}.state")  # (N, D, 1)
+        products = node("MatMul", [rows, state], f"{out}.products")  # (N, K, 1)
         exact = node("Reshape", [products, as_row], f"{out}.replaced")  # (N, K)
         return node("ScatterElements", [rough, chosen, exact], out, {"axis": 1})
 

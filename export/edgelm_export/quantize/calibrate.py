@@ -93,9 +93,9 @@ def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) 
         stored[table.name] = store_table(table.weight, recipe.storage[table.name], inputs)
     coarse = None
     if recipe.coarse_head is not None:
-        assert head_inputs is not None, "a coarse head needs calibration text"
-        hessian = _squared(head_inputs).numpy()
-        coarse = _in_blocks(weights.output_table.weight, recipe.coarse_head, hessian)
+        in_blocks = store_table(weights.output_table.weight, recipe.coarse_head, head_inputs)
+        assert isinstance(in_blocks, BlockQuantized), "a coarse head is stored in blocks"
+        coarse = in_blocks
     decoder = replace(forward.weights, layers=tuple(layers), token_table=restored(weights.token_table))
     decoder = replace(decoder, head=None if head is None else restored(head))
     return StoredDecoder(recipe, weights, decoder, stored, coarse)
@@ -130,7 +130,7 @@ def store_table(table: Array, storage: Storage, head_inputs: Tensor | None = Non
     return _in_blocks(table, storage, hessian)
 
 
-def _in_blocks(rows: Array, storage: Storage, hessian: Array | None) -> BlockQuantized:
+def _in_blocks(rows: Array, storage: Storage, hessian: Array | None) -> Stored:
     """Store `rows` (N, K): with GPTQ where there is a `hessian` (K, K); 8 bits leave it no error to make up for."""
     assert storage.block_size is not None
     size = block_size_for(rows.shape[1], storage.block_size)

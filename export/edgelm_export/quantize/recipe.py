@@ -18,12 +18,13 @@ BLOCK8 = Storage("block", 8, 256)
 GATED_BLOCKS = {4: 64, 8: 32}
 """By its bits, the largest block of the product behind a gate. A gate multiplies two activations, and so makes the
 largest outliers of all, and a block of activations has one scale. At 4 bits rounding of the weights costs more."""
-COARSE_HEAD = Storage("block", 4, 64)
-"""The first stage of a head of two stages. Smaller blocks lose less, but their scales take memory twice."""
-EXACT_LOGITS = 128
-"""Of how many likeliest tokens the second stage computes the logits."""
 GATED_HEAD = Storage("block", 8, 32)
 """The tables of int8 where the MLPs are gated."""
+COARSE_HEAD = Storage("block", 4, 64)
+"""The first stage of a head of two stages. Smaller blocks lose less and take more memory, because ONNX Runtime keeps
+two floats for each block."""
+EXACT_LOGITS = 128
+"""The number of likeliest tokens whose logits the second stage computes."""
 
 
 @dataclass(frozen=True)
