@@ -5,7 +5,7 @@ all decoders have, is built out of what Python has parsed for the check, and onl
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -58,7 +58,7 @@ def _with_bpe(content: Mapping[str, Any]) -> Tokenizer:
         for name, value in model.items()
         if name not in ("type", "vocab", "merges") and value is not None  # Python's constructor takes no None
     }
-    backend.model = models.BPE(model["vocab"], _Pairs(model["merges"]), **settings)
+    backend.model = models.BPE(model["vocab"], _pairs(model["merges"]), **settings)
     # Rust adds the tokens of a file in their order, and each of Python's two methods adds tokens of one kind.
     for is_special, tokens in groupby(content.get("added_tokens", []), key=lambda token: bool(token["special"])):
         add = backend.add_special_tokens if is_special else backend.add_tokens
@@ -66,33 +66,19 @@ def _with_bpe(content: Mapping[str, Any]) -> Tokenizer:
     return backend
 
 
-@Sequence.register  # Rust takes nothing else, and goes through it once
-class _Pairs:
+def _pairs(merges: list[Any]) -> list[tuple[str, ...]]:
     """The merges of a BPE model as pairs, of both forms that a file may have: ["a", "b"] and "a b".
 
-    Each pair is made while Rust reads it. A list of 50,000 would take longer: Python's garbage collector walks it.
+    They are a list, because Rust asks a sequence written in Python for its length, and drops what an interrupt raises
+    there.
     """
-
-    def __init__(self, merges: list[Any]) -> None:
-        kinds = set(map(type, merges))
-        if kinds - {list} and kinds != {str}:
-            raise ValueError("a merge is neither a pair of tokens nor a text")
-        # Rust skips the first line of a merges file, which tells its version, wherever it stands.
-        self._merges = [m for m in merges if not m.startswith("#version")] if str in kinds else merges
-        self._pair: Callable[[Any], tuple[str, ...]] = _split_pair if str in kinds else tuple
-
-    def __len__(self) -> int:
-        return len(self._merges)
-
-    def __getitem__(self, index: int) -> tuple[str, ...]:
-        return self._pair(self._merges[index])
-
-    def __iter__(self) -> Iterator[tuple[str, ...]]:
-        return map(self._pair, self._merges)
-
-
-def _split_pair(merge: str) -> tuple[str, ...]:
-    return tuple(merge.split(" "))
+    kinds = set(map(type, merges))
+    if kinds <= {list}:
+        return [tuple(pair) for pair in merges]
+    if kinds != {str}:
+        raise ValueError("a merge is neither a pair of tokens nor a text")
+    # Rust skips the first line of a merges file, which tells its version, wherever it stands.
+    return [tuple(pair.split(" ")) for pair in merges if not pair.startswith("#version")]
 
 
 def _tokens_of_nothing(backend: Tokenizer, added: Iterable[AddedToken]) -> list[str]:

@@ -23,7 +23,7 @@ SHAPES = [
     Shape(width=96, heads=12, tied=False, config={"activation_function": "gelu_pytorch_tanh"}),  # head dim 8
     Shape(width=128, heads=2, layers=1, inner=200, config={"activation_function": "xielu"}),  # head dim 64
     Shape(width=200, heads=10, context=8, vocab=54, inner=72, tied=False),  # head dim 20, padded to 24
-    Shape(width=16, heads=2, layers=1, context=8, vocab=300_000, config={"activation_function": "tanh"}),
+    Shape(width=16, heads=2, layers=1, context=8, vocab=70_000, config={"activation_function": "tanh"}),
     Shape(width=96, heads=6, layers=3, config={"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu"}),
     Shape(width=48, heads=6, config={"scale_attn_weights": False, "activation_function": "relu"}),
     Shape(  # both scale settings, padded and untied

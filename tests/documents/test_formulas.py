@@ -102,6 +102,17 @@ class Small:
     weights: Any
     forward: Any
 
+    def product_inputs(self, layer: Any) -> dict[str, Array]:
+        """What enters each product of `layer`, the first layer, by the product's name."""
+        seen = {}
+
+        def visit(linear: Any, x: Any) -> Any:
+            seen[linear.name] = x[0].numpy()
+            return linear
+
+        self.forward.layer(layer, self.forward.embed(IDS[None]), visit)
+        return seen
+
 
 def _small(config: Any) -> Small:
     import torch
@@ -294,8 +305,7 @@ def test_attention_weights_are_those_of_transformers(gpt2: Small) -> None:
 @formula(r"""a_{tu} = \frac{e^{s_{tu}}}{\sum_{w=1}^{T} e^{s_{tw}}}, \qquad o_t = \sum_{u=1}^{T} a_{tu}\, v_u""")
 def test_attention_is_a_weighted_mean_of_values(gpt2: Small) -> None:
     layer = gpt2.weights.layers[0]
-    seen = {}
-    gpt2.forward.layer(layer, gpt2.forward.embed(IDS[None]), lambda linear, x: seen.update({linear.name: x[0].numpy()}))
+    seen = gpt2.product_inputs(layer)
     weights, values = attention_weights(seen[layer.qkv.name], layer, 4)
     out = np.stack([[sum(weights[n, t, u] * values[n, u] for u in range(8)) for t in range(8)] for n in range(4)])
     np.testing.assert_allclose(seen[layer.attention_out.name], out.swapaxes(0, 1).reshape(8, -1), atol=1e-5)
@@ -304,10 +314,7 @@ def test_attention_is_a_weighted_mean_of_values(gpt2: Small) -> None:
 @build_side
 def test_query_head_n_reads_the_key_head_that_the_page_says(llama: Small) -> None:
     layer, count, groups, h = llama.weights.layers[0], 4, 2, 16
-    seen = {}
-    llama.forward.layer(
-        layer, llama.forward.embed(IDS[None]), lambda linear, x: seen.update({linear.name: x[0].numpy()})
-    )
+    seen = llama.product_inputs(layer)
     qkv = seen[layer.qkv.name] @ layer.qkv.weight
     value = heads(qkv[:, (count + groups) * h :], groups)
     # The first token sees itself alone, so it gets its own value.

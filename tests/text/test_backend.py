@@ -1,11 +1,13 @@
 """The library's tokenizer, built out of parsed JSON, is the one that the library reads itself."""
 
 import json
+import sys
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Backend
 
+from benchmarks.interrupts import Raiser, count_steps, raised_at
 from edgelm.errors import TokenizerError
 from edgelm.text.backend import build_backend
 from edgelm.text.tokenizer import Tokenizer
@@ -86,3 +88,20 @@ def test_an_added_token_has_all_its_fields(name: str) -> None:
     del token[name]
     with pytest.raises(TokenizerError, match=f"has an added token without {name}"):
         Tokenizer.from_json(bpe([token]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_an_exception_of_a_signal_handler_arrives_from_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = bpe([{"id": 4, "content": "<a>", **FLAGS}], merges=[["a", "b"], ["ab", "a"]])
+    content, file = parse_tokenizer_json(text)
+    in_finalizers: list[object] = []  # Python itself drops exceptions there
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: in_finalizers.append(lost.exc_value))
+    for step in range(1, count_steps(lambda: build_backend(text, content, file)) + 1):
+        handler = Raiser(ValueError("from a signal"))
+        arrived: list[object] = []
+        try:
+            with raised_at(step, handler):
+                build_backend(text, content, file)
+        except ValueError as error:
+            arrived.append(error)
+        assert handler.exception in arrived + in_finalizers, handler.where

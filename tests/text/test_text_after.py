@@ -200,7 +200,7 @@ one_decoder = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(one_decoder, min_size=1, max_size=4), st.booleans(), st.data())
 def test_any_row_of_decoders(row: list[Any], clean_up: bool, data: st.DataObject) -> None:
     """Also where Rust panics: then decode and the stream raise an error of ours."""

@@ -7,7 +7,7 @@ Shapes: D hidden size, H query heads, G key-value heads, p padded head dim, F in
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -129,6 +129,10 @@ class Layer:
         """The matrix product called `field`."""
         linear: Linear = getattr(self, field)
         return linear
+
+    def with_products(self, products: Sequence[Linear]) -> "Layer":
+        """A copy of the layer with other matrix products, in the order of `PRODUCTS`."""
+        return replace(self, **dict(zip(PRODUCTS, products, strict=True)))  # type: ignore[arg-type]
 
     def with_weight(self, field: ProductField, weight: Array) -> "Layer":
         """A copy of the layer whose product `field` has another weight, (K, N)."""

@@ -1,4 +1,4 @@
-"""The function that a decoder's weights compute, in torch, layer by layer. Calibration watches each product's input.
+"""The function that a decoder's weights compute, in torch, layer by layer. Calibration visits each product.
 
 Shapes: R rows, T tokens, D hidden size, H query heads, G key-value heads, p padded head dim, F inner size,
 V vocabulary.
@@ -15,8 +15,8 @@ from torch import Tensor
 from edgelm.ids import IdArray
 from edgelm_export.model.decoder import DecoderWeights, Layer, Linear, Norm, Rotary, qkv_widths
 
-Watch = Callable[[Linear, Tensor], None]
-"""Called with each product and its input, (R, T, K), before the product is computed."""
+Visit = Callable[[Linear, Tensor], Linear]
+"""Called with each product and its input, (R, T, K), before the product is computed. What it returns is computed."""
 
 _ROWS_AT_ONCE = 8
 """Bounds the memory of attention."""
@@ -35,13 +35,22 @@ class DecoderForward:
             x = x + self.weights.position_table.weight[: rows.shape[1]]
         return torch.from_numpy(x)
 
-    def layer(self, layer: Layer, x: Tensor, watch: Watch | None = None) -> Tensor:
-        """The residual stream after the block `layer`, where `x` (R, T, D) enters it."""
-        return torch.cat([self._layer(layer, part, watch) for part in x.split(_ROWS_AT_ONCE)])
+    def layer(self, layer: Layer, x: Tensor, visit: Visit = lambda linear, _: linear) -> Tensor:
+        """The residual stream after the block `layer`, where `x` (R, T, D) enters it; `visit` sees its products."""
+        qkv = _product(_norm(layer.attention_norm, x), layer.qkv, visit)  # (R, T, (H + 2·G)·p)
+        attended = torch.cat([self._attention(layer, rows) for rows in qkv.split(_ROWS_AT_ONCE)])  # (R, T, H·p)
+        x = x + _optional_norm(layer.attention_out_norm, _product(attended, layer.attention_out, visit))
+        inner = _product(_norm(layer.mlp_norm, x), layer.mlp_in, visit)  # (R, T, F) or (R, T, 2·F)
+        if layer.is_gated:
+            gate, up = inner.chunk(2, dim=-1)
+            active = layer.activation.function(gate) * up
+        else:
+            active = layer.activation.function(inner)
+        return x + _optional_norm(layer.mlp_out_norm, _product(active, layer.mlp_out, visit))
 
-    def _layer(self, layer: Layer, x: Tensor, watch: Watch | None) -> Tensor:
+    def _attention(self, layer: Layer, qkv: Tensor) -> Tensor:
+        """What the heads of `layer` give, (R, T, H·p), for queries, keys and values side by side."""
         sizes = self.weights.architecture
-        qkv = _product(_norm(layer.attention_norm, x), layer.qkv, watch)  # (R, T, (H + 2·G)·p)
         query, key, value = (self._heads(part) for part in qkv.split(qkv_widths(sizes), dim=-1))
         query, key = (
             _turned(_optional_norm(norm, part), layer.rotary)
@@ -51,20 +60,12 @@ class DecoderForward:
             query,
             key,
             value,
-            attn_mask=None if layer.window is None else _window_mask(x.shape[1], layer.window),
+            attn_mask=None if layer.window is None else _window_mask(qkv.shape[1], layer.window),
             is_causal=layer.window is None,
             scale=layer.attention_scale,
             enable_gqa=sizes.num_heads != sizes.num_key_value_heads,
         )
-        attended = attended.transpose(1, 2).flatten(2)  # (R, T, H·p)
-        x = x + _optional_norm(layer.attention_out_norm, _product(attended, layer.attention_out, watch))
-        inner = _product(_norm(layer.mlp_norm, x), layer.mlp_in, watch)  # (R, T, F) or (R, T, 2·F)
-        if layer.is_gated:
-            gate, up = inner.chunk(2, dim=-1)
-            active = layer.activation.function(gate) * up
-        else:
-            active = layer.activation.function(inner)
-        return x + _optional_norm(layer.mlp_out_norm, _product(active, layer.mlp_out, watch))
+        return attended.transpose(1, 2).flatten(2)
 
     def _heads(self, part: Tensor) -> Tensor:
         """A part (R, T, heads·p) of the qkv product as (R, heads, T, p)."""
@@ -109,8 +110,7 @@ def _window_mask(tokens: int, window: int) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def _product(x: Tensor, linear: Linear, watch: Watch | None) -> Tensor:
-    if watch is not None:
-        watch(linear, x)
+def _product(x: Tensor, linear: Linear, visit: Visit) -> Tensor:
+    linear = visit(linear, x)
     product = x @ torch.from_numpy(linear.weight)
     return product if linear.bias is None else product + torch.from_numpy(linear.bias)

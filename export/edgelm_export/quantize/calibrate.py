@@ -3,12 +3,11 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edgelm.ids import IdArray
-from edgelm_export.model.decoder import PRODUCTS, Array, DecoderWeights, Layer, Linear, Table
-from edgelm_export.model.forward import DecoderForward, Watch
+from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Table
+from edgelm_export.model.forward import DecoderForward, Visit
 from edgelm_export.quantize.gptq import gptq_blocks
 from edgelm_export.quantize.grid import find_grid
 from edgelm_export.quantize.recipe import StorageRecipe
@@ -50,9 +49,8 @@ def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray) -> Dec
     x = forward.embed(rows)  # (R, T, D)
     layers = []
     for layer in weights.layers:
-        seen: dict[str, list[Tensor]] = {}
-        x = forward.layer(layer, x, _collect(seen))
-        inputs = {name: torch.cat(parts) for name, parts in seen.items()}
+        inputs: dict[str, Tensor] = {}
+        x = forward.layer(layer, x, _sample_into(inputs))
         layers.append(_smoothed(layer, weights, recipe, inputs))
     return _with_smoothed_head(replace(weights, layers=tuple(layers)), recipe, forward.final(x))
 
@@ -60,12 +58,13 @@ def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray) -> Dec
 def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) -> StoredDecoder:
     """Store every matrix of `weights` as `recipe` says.
 
-    Each layer is stored with the inputs that the stored layers before it give. Later layers therefore make up for the
-    errors of earlier layers.
+    Each product is stored with the input that the stored products before it give. Later products therefore make up for
+    the errors of earlier ones.
 
     Args:
         rows: calibration text, (R, T); None only where the recipe needs no inputs.
     """
+    assert rows is not None or not recipe.needs_inputs, "4 bits need calibration text"
     positions, head = weights.position_table, weights.head
     stored: dict[str, Stored] = {}
 
@@ -77,16 +76,21 @@ def store(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray | None) 
         positions = restored(positions)
     forward = DecoderForward(replace(weights, position_table=positions))
     x = forward.embed(rows) if rows is not None and recipe.needs_inputs else None  # (R, T, D)
+    products: dict[str, Linear] = {}  # as they are restored
+
+    def store_product(linear: Linear, inputs: Tensor | None) -> Linear:
+        stored[linear.name] = found = _store_product(linear.weight, recipe.storage[linear.name], inputs)
+        products[linear.name] = replace(linear, weight=as_product(found))
+        return products[linear.name]
+
     layers = []
     for layer in weights.layers:
-        for field in PRODUCTS:
-            linear = layer.product(field)
-            storage = recipe.storage[linear.name]
-            hessian = _hessian(forward, layer, x, linear.name) if storage.uses_gptq else None
-            stored[linear.name] = _store_product(linear.weight, storage, hessian)
-            layer = layer.with_weight(field, as_product(stored[linear.name]))
-        layers.append(layer)
-        x = None if x is None else forward.layer(layer, x)
+        if x is not None:
+            x = forward.layer(layer, x, store_product)
+        else:
+            for linear in layer.products:
+                store_product(linear, None)
+        layers.append(layer.with_products([products[linear.name] for linear in layer.products]))
     head_inputs = None if x is None else forward.into_head(forward.final(x))  # (R, T, D)
     for table in weights.tables:
         inputs = head_inputs if table is weights.output_table else None
@@ -106,13 +110,14 @@ def as_product(stored: Stored) -> Array:
     return stored.restored() if isinstance(stored, FloatStored) else np.ascontiguousarray(stored.restored().T)
 
 
-def _store_product(weight: Array, storage: Storage, hessian: Array | None) -> Stored:
+def _store_product(weight: Array, storage: Storage, inputs: Tensor | None) -> Stored:
+    """Store `weight` (K, N); `inputs` (R, T, K) enter the product."""
     if storage.keeps_grid:
         grid = find_grid(np.ascontiguousarray(weight.T))
         assert grid is not None, "only a matrix on a grid can keep it"
         return grid
     if storage.format == "block":
-        return _in_blocks(np.ascontiguousarray(weight.T), storage, hessian)
+        return _in_blocks(np.ascontiguousarray(weight.T), storage, inputs)
     return quantize_columns(weight) if storage.format == "int8_row" else _in_float(weight, storage)
 
 
@@ -124,37 +129,20 @@ def store_table(table: Array, storage: Storage, head_inputs: Tensor | None = Non
         head_inputs: inputs of the head, (R, T, D), where the table is the head. 4 bits are then rounded for the logits,
             because logits suffer more than looked-up rows.
     """
-    if storage.format != "block":
-        return _in_float(table, storage)
-    hessian = _squared(head_inputs).numpy() if storage.uses_gptq and head_inputs is not None else None
-    return _in_blocks(table, storage, hessian)
+    return _in_blocks(table, storage, head_inputs) if storage.format == "block" else _in_float(table, storage)
 
 
-def _in_blocks(rows: Array, storage: Storage, hessian: Array | None) -> Stored:
-    """Store `rows` (N, K): with GPTQ where there is a `hessian` (K, K); 8 bits leave it no error to make up for."""
+def _in_blocks(rows: Array, storage: Storage, inputs: Tensor | None) -> Stored:
+    """Store `rows` (N, K), at 4 bits with GPTQ where `inputs` (R, T, K) are known; 8 bits leave it nothing to do."""
     assert storage.block_size is not None
     size = block_size_for(rows.shape[1], storage.block_size)
-    if hessian is None:
+    if inputs is None or not storage.uses_gptq:
         return quantize_blocks(rows, storage.bits, size)
-    return gptq_blocks(rows, hessian, storage.bits, size)
+    return gptq_blocks(rows, _squared(inputs).numpy(), storage.bits, size)
 
 
 def _in_float(array: Array, storage: Storage) -> FloatStored:
     return FloatStored(array.astype(np.float16 if storage.format == "float16" else np.float32))
-
-
-def _hessian(forward: DecoderForward, layer: Layer, x: Tensor | None, name: str) -> Array:
-    """The Hessian (K, K) of the product `name` in `layer`, where `x` (R, T, D) enters that layer."""
-    assert x is not None, "4 bits need calibration text"
-    sums: list[Tensor] = []
-
-    def watch(linear: Linear, inputs: Tensor) -> None:
-        if linear.name == name:
-            sums.append(_squared(inputs))
-
-    forward.layer(layer, x, watch)
-    total: Array = torch.stack(sums).sum(dim=0).numpy()
-    return total
 
 
 def _squared(inputs: Tensor) -> Tensor:
@@ -163,14 +151,20 @@ def _squared(inputs: Tensor) -> Tensor:
     return flat.T @ flat
 
 
-def _collect(seen: dict[str, list[Tensor]]) -> Watch:
-    """A watch that appends a sample of each product's inputs to `seen`, by the product's name."""
+def _sample_into(inputs: dict[str, Tensor]) -> Visit:
+    """A visit that puts a sample (tokens, K) of each product's input into `inputs`, by the product's name."""
 
-    def watch(linear: Linear, inputs: Tensor) -> None:
-        flat = inputs.reshape(-1, inputs.shape[-1])
-        seen.setdefault(linear.name, []).append(flat[:: max(1, len(flat) // SAMPLE_TOKENS)])
+    def visit(linear: Linear, x: Tensor) -> Linear:
+        inputs[linear.name] = _sample(x)
+        return linear
 
-    return watch
+    return visit
+
+
+def _sample(x: Tensor) -> Tensor:
+    """About `SAMPLE_TOKENS` rows (tokens, K) of `x` (R, T, K)."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat[:: max(1, len(flat) // SAMPLE_TOKENS)]
 
 
 def _with_smoothed_head(weights: DecoderWeights, recipe: StorageRecipe, inputs: Tensor) -> DecoderWeights:
@@ -184,9 +178,8 @@ def _with_smoothed_head(weights: DecoderWeights, recipe: StorageRecipe, inputs: 
     storage = recipe.storage[table.name]
     if weights.position_table is not None or storage.format != "block":
         return weights
-    sample = inputs.reshape(-1, inputs.shape[-1])
     some_rows = table.weight[:: max(1, len(table.weight) // SAMPLE_ROWS)]
-    factors = best_factors(np.ascontiguousarray(some_rows.T), sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage)
+    factors = best_factors(np.ascontiguousarray(some_rows.T), _sample(inputs), storage)
     smoothed = replace(table, weight=table.weight * factors)
     if weights.head is None:
         return replace(weights, token_table=smoothed, head_divisors=factors)
@@ -197,10 +190,10 @@ def _smoothed(layer: Layer, weights: DecoderWeights, recipe: StorageRecipe, inpu
     """Smooth one layer of `weights`; `inputs` are samples (tokens, K) of what enters each product, by its name."""
 
     def factors(linear: Linear, shared: tuple[int, int] = (1, 1)) -> Array | None:
-        storage, sample = recipe.storage[linear.name], inputs[linear.name]
+        storage = recipe.storage[linear.name]
         if storage.format not in ("int8_row", "block") or storage.keeps_grid:
             return None
-        return best_factors(linear.weight, sample[:: max(1, len(sample) // SAMPLE_TOKENS)], storage, shared)
+        return best_factors(linear.weight, inputs[linear.name], storage, shared)
 
     sizes = weights.architecture
     value_heads, shared_by = sizes.num_key_value_heads, sizes.num_heads // sizes.num_key_value_heads

@@ -176,7 +176,8 @@ def test_a_budget_that_no_fixed_recipe_meets(
     # Of stories-6m int8 takes 6.8 MB, and int4 multiplies the perplexity by 1.003 to 1.004.
     monkeypatch.setattr("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT)
     monkeypatch.setattr("edgelm_export.fit.CALIBRATION_TOKENS", 1_024)
-    monkeypatch.setattr("edgelm_export.fit.JUDGED_TOKENS", 512)
+    monkeypatch.setattr("edgelm_export.fit.JUDGED_TOKENS", 256)
+    monkeypatch.setattr("edgelm_export.pipeline.EVALUATION_TOKENS", 2_000)
     budget = Budget(max_disk_bytes=5_400_000, max_perplexity_ratio=1.0025)
     exported = export(str(shared_folder / "checkpoints" / "stories-6m"), tmp_path / "out", budget)
     bundle, lost = exported.bundle, exported.certificate

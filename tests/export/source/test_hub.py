@@ -94,28 +94,41 @@ def test_export_from_the_hub(hub: Hub, hub_env: dict[str, str], tmp_path: Path, 
     assert edgelm_command("verify", "out").status == 0
 
 
-def test_revision_of_a_short_name(
-    hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand
-) -> None:
-    done = edgelm_command("export", "tiny2", "-o", "out", "--precision", "fp32", "--revision", "v1", env=hub_env)
+@pytest.fixture
+def here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub as the hub of this process: a new process takes seconds to load torch."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE",
+        hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return hub
+
+
+def test_revision_of_a_short_name(here: Hub, tmp_path: Path, build_command: RunCommand, few_tokens: None) -> None:
+    done = build_command("export", "tiny2", "-o", "out", "--precision", "fp32", "--revision", "v1")
     assert done.status == 0, done.stderr
-    assert ("GET", "/api/models/tiny2/revision/v1") in hub.asked
+    assert ("GET", "/api/models/tiny2/revision/v1") in here.asked
     source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
     assert (source["name"], source["revision"]) == ("tiny2", COMMIT)
 
 
-def test_only_pickled_weights(hub: Hub, hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
+def test_only_pickled_weights(here: Hub, tmp_path: Path, build_command: RunCommand, few_tokens: None) -> None:
     upload = save_checkpoint(tmp_path / "pickled", Shape(layers=1, context=16, stored="bin"))
-    hub.files["owner/pickled"] = {path.name: path.read_bytes() for path in upload.iterdir()}
-    done = edgelm_command("export", "owner/pickled", "-o", "out", "--precision", "fp32", env=hub_env)
+    here.files["owner/pickled"] = {path.name: path.read_bytes() for path in upload.iterdir()}
+    done = build_command("export", "owner/pickled", "-o", "out", "--precision", "fp32")
     assert done.status == 0, done.stderr
-    assert "pytorch_model.bin" in hub.fetched()
+    assert "pytorch_model.bin" in here.fetched()
     source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
     assert source["license"] is None
 
 
-def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
-    done = edgelm_command("export", "owner/nothing", "-o", "out", env=hub_env)
+def test_unknown_repository(here: Hub, tmp_path: Path, build_command: RunCommand) -> None:
+    done = build_command("export", "owner/nothing", "-o", "out")
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/nothing'" in line
     assert "no public model of this name; for a private one run `hf auth login`" in line
@@ -123,8 +136,8 @@ def test_unknown_repository(hub_env: dict[str, str], tmp_path: Path, edgelm_comm
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_revision(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
-    done = edgelm_command("export", "owner/tiny", "--revision", "v9", "-o", "out", env=hub_env)
+def test_unknown_revision(here: Hub, tmp_path: Path, build_command: RunCommand) -> None:
+    done = build_command("export", "owner/tiny", "--revision", "v9", "-o", "out")
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/tiny'" in line
     assert "no revision 'v9'; check the revision" in line
@@ -140,10 +153,8 @@ def test_unknown_revision(hub_env: dict[str, str], tmp_path: Path, edgelm_comman
         (503, "try again later"),
     ],
 )
-def test_hub_that_refuses(status: int, advice: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.broken = status
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_hub_that_refuses(status: int, advice: str, here: Hub) -> None:
+    here.broken = status
     with pytest.raises(ExportError, match=f"cannot fetch 'owner/tiny' from the hub: .*{advice}.*, or give the folder"):
         locate("owner/tiny", None, set, "checkpoint")
 
@@ -159,9 +170,11 @@ def test_network_that_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HTTPSConnectionPool" not in str(caught.value)
 
 
-def test_hub_that_does_not_answer(hub_env: dict[str, str], tmp_path: Path, edgelm_command: RunCommand) -> None:
-    env = hub_env | {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nobody listens
-    done = edgelm_command("export", "owner/tiny", "-o", "out", env=env)
+def test_hub_that_does_not_answer(
+    here: Hub, tmp_path: Path, build_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    done = build_command("export", "owner/tiny", "-o", "out")
     assert "cannot fetch 'owner/tiny' from the hub" in failure(done.status, done.stdout, done.stderr)
     assert not (tmp_path / "out").exists()
 
