@@ -114,8 +114,13 @@ def export(
         report: called with the name of each stage as it begins.
 
     Raises:
-        ExportError: the output is taken or not writable, the source or the task cannot be used, or the gate was missed.
+        ExportError: two arguments exclude each other, the output is taken or not writable, the source or the task cannot
+            be used, or the gate was missed.
     """
+    if two_stage_head and isinstance(precision, Budget):
+        raise ExportError("two_stage_head goes with the name of a recipe, not with a budget; give one of them")
+    if prefix_dtype is not None and prefix is None:
+        raise ExportError("prefix_dtype is given without a prefix; give both, or neither")
     planned_task = None if task is None else plan_task(task)
     small = None if draft_model is None else plan_draft(draft_model)
     torch.set_num_threads(default_threads())  # torch itself ignores a container's quota

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from edgelm.errors import ExportError
 from edgelm_export.pipeline import export
+from edgelm_export.quantize.budget import Budget
 from edgelm_export.source.checkpoint import load_checkpoint
 from tests.export.checkpoints import Shape, edit_json, save_checkpoint
 
@@ -44,6 +45,14 @@ def refusal(source: Path | str, output: Path) -> str:
     assert "\n" not in message
     assert message
     return message
+
+
+def test_arguments_that_exclude_each_other(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="two_stage_head goes with the name of a recipe, not with a budget"):
+        export(str(source), tmp_path / "out", Budget(max_disk_bytes=10**9), two_stage_head=True)
+    with pytest.raises(ExportError, match="prefix_dtype is given without a prefix"):
+        export(str(source), tmp_path / "out", "fp32", prefix_dtype="float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
 UNSUPPORTED: list[tuple[dict[str, object], list[str]]] = [
