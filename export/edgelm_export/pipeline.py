@@ -114,8 +114,8 @@ def export(
         report: called with the name of each stage as it begins.
 
     Raises:
-        ExportError: two arguments exclude each other, the output is taken or not writable, the source or the task cannot
-            be used, or the gate was missed.
+        ExportError: two arguments exclude each other, the output is taken or not writable, the source or the task
+            cannot be used, or the gate was missed.
     """
     if two_stage_head and isinstance(precision, Budget):
         raise ExportError("two_stage_head goes with the name of a recipe, not with a budget; give one of them")
