@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import RunCommand
     from tests.export.checkpoints import TinyExport
 
 MISSING = [name for name in ("torch", "transformers", "optimum", "onnx", "safetensors") if find_spec(name) is None]
@@ -90,27 +89,6 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT)
     monkeypatch.setattr("edgelm_export.pipeline.EVALUATION_TOKENS", TINY_TOKENS)
     monkeypatch.setattr("edgelm_export.fit.CALIBRATION_TOKENS", TINY_TOKENS)
-
-
-@pytest.fixture
-def build_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "RunCommand":
-    """Runs ``edgelm ARGS`` in an empty folder, in this process, which has loaded torch: a new one takes seconds to."""
-    from edgelm.cli import main
-    from tests.conftest import CommandResult
-
-    def run(*args: str) -> CommandResult:
-        capfd.readouterr()
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-            patch.chdir(tmp_path)
-            patch.setattr("sys.argv", ["edgelm", *args])
-            patch.delenv("EDGELM_MODEL", raising=False)
-            main()
-        shown = capfd.readouterr()
-        status = ended.value.code
-        assert status is None or isinstance(status, int)
-        return CommandResult(status or 0, shown.out, shown.err)
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from edgelm.bundle.manifest import FixedPrecision
 from edgelm.engine.graph import Graph
 from edgelm.engine.session import Session
 from edgelm.errors import ExportError
+from edgelm_export.certify.optimum_graph import OptimumGraph
 from edgelm_export.pipeline import Exported, export
 from edgelm_export.source.checkpoint import load_checkpoint
 
@@ -286,6 +287,7 @@ class TinyExport:
         self._folder = folder
         self._tokens = tokens
         self._sources: dict[str, Path] = {}
+        self._references: dict[str, OptimumGraph] = {}
         self._done: dict[tuple[str, FixedPrecision, bool], Tiny] = {}
 
     def __call__(self, shape: Shape, precision: FixedPrecision, *, two_stage_head: bool = False) -> Tiny:
@@ -294,7 +296,14 @@ class TinyExport:
             if shape.name not in self._sources:
                 self._sources[shape.name] = save_checkpoint(self._folder / f"checkpoint-{len(self._sources)}", shape)
             source, output = self._sources[shape.name], self._folder / f"bundle-{len(self._done)}"
+
+            def reference(model: Any, folder: Path) -> OptimumGraph:
+                if shape.name not in self._references:
+                    self._references[shape.name] = OptimumGraph(model, folder)
+                return self._references[shape.name]
+
             with (
+                mock.patch("edgelm_export.pipeline.OptimumGraph", reference),  # it does not depend on the precision
                 mock.patch("edgelm_export.pipeline.EVALUATION_TOKENS", self._tokens),
                 mock.patch("edgelm_export.fit.CALIBRATION_TOKENS", self._tokens),
                 mock.patch("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT),

@@ -65,9 +65,9 @@ def test_progress_goes_to_stderr_and_the_summary_to_stdout(exported: CommandResu
     )
 
 
-def test_info_and_verify(exported: CommandResult, folder: Path, build_command: RunCommand) -> None:
+def test_info_and_verify(exported: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
     bundle = str(folder / "bundle")
-    info = build_command("info", bundle, "--json")
+    info = edgelm_command("info", bundle, "--json")
     assert info.status == 0, info.stderr
     facts = json.loads(info.stdout)
     assert facts["recipe"]["name"] == "int8"
@@ -77,7 +77,7 @@ def test_info_and_verify(exported: CommandResult, folder: Path, build_command: R
     footprint = facts["certificate"]["footprint"]
     assert 10_000_000 < footprint["peak_rss_bytes"] < 300_000_000  # that process has not loaded torch
     assert footprint["decode_tokens_per_second"] > 0
-    verified = build_command("verify", bundle)
+    verified = edgelm_command("verify", bundle)
     assert verified.status == 0, verified.stderr
     assert verified.stdout.startswith(f"ok: {len(facts['files']) + 1} files")
 
@@ -115,8 +115,8 @@ def test_the_result_runs_without_the_build_side(exported: CommandResult, folder:
     assert len(json.loads(done.stdout)["choices"][0]["token_ids"]) == 5
 
 
-def test_help(build_command: RunCommand) -> None:
-    done = build_command("export", "--help")
+def test_help(edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "--help")
     assert done.status == 0
     for words in (
         "Usage: edgelm export [OPTIONS] SOURCE",
@@ -135,27 +135,27 @@ def test_help(build_command: RunCommand) -> None:
 @pytest.mark.parametrize(
     "args", [(), ("checkpoint",), ("checkpoint", "-o", "x", "--precision", "int3"), ("a", "b", "-o", "x")], ids=str
 )
-def test_usage_errors(args: tuple[str, ...], build_command: RunCommand) -> None:
-    done = build_command("export", *args)
+def test_usage_errors(args: tuple[str, ...], edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", *args)
     assert done.status == 2
     assert "edgelm export --help" in done.one_line()
 
 
-def test_refusal_is_one_line(folder: Path, exported: CommandResult, build_command: RunCommand) -> None:
+def test_refusal_is_one_line(folder: Path, exported: CommandResult, edgelm_command: RunCommand) -> None:
     for args in (
         (str(folder / "nowhere"), "-o", "out"),
         (str(folder / "bundle"), "-o", "out"),
         (str(folder / "checkpoint"), "-o", str(folder)),
     ):
-        done = build_command("export", *args)
+        done = edgelm_command("export", *args)
         assert done.status == 1
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
         assert done.stderr.splitlines()[-1].startswith("edgelm: ")
 
 
-def test_same_source_gives_the_same_bytes(exported: CommandResult, folder: Path, build_command: RunCommand) -> None:
-    done = build_command("export", str(folder / "checkpoint"), "-o", str(folder / "again"))
+def test_same_source_gives_the_same_bytes(exported: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", str(folder / "checkpoint"), "-o", str(folder / "again"))
     assert done.status == 0, done.stderr
     first, again = Bundle.read(folder / "bundle").manifest, Bundle.read(folder / "again").manifest
     # Two exports measure different speed and memory, which are in bundle.json and the model card.

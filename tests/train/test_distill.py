@@ -123,9 +123,11 @@ def test_a_signal_in_the_students_last_measurement_ends_the_call(
     assert done.report is not None and list(done.report.losses)[-1] == "the same student alone"
 
 
-def test_the_command(small: str, playground: Playground, tmp_path: Path, build_command: RunCommand) -> None:
+def test_the_command(small: str, playground: Playground, tmp_path: Path, edgelm_command: RunCommand) -> None:
     arguments = ["distill", str(playground.base), "--data", str(playground.text), "--size", small]
-    done = build_command(*arguments, "--tokens", "1K", "--batch-tokens", "256", "--no-alone", "-o", str(tmp_path / "o"))
+    done = edgelm_command(
+        *arguments, "--tokens", "1K", "--batch-tokens", "256", "--no-alone", "-o", str(tmp_path / "o")
+    )
     assert done.status == 0, done.stderr
     assert re.fullmatch(r".*o: held-out loss: teacher \d\.\d{4}, student \d\.\d{4}; .*report\.md\n", done.stdout)
     assert load_checkpoint(str(tmp_path / "o")).model.config.n_embd == 16

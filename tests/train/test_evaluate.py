@@ -42,7 +42,7 @@ def test_similarities() -> None:
             evaluate._spearman(bad, [0, 3, 2, 5])
 
 
-def test_the_command(build_command: RunCommand, tmp_path: Path) -> None:
+def test_the_command(edgelm_command: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "task.json").write_text(json.dumps(CHOOSE), encoding="utf-8")
     words = ("cat", "dog", "house", "x" * 90)
     with edgelm.load(TINY_BUNDLE, device="cpu", task=tmp_path / "task.json") as model:
@@ -51,11 +51,11 @@ def test_the_command(build_command: RunCommand, tmp_path: Path) -> None:
     rows = [f"{word}\t{label}" for word, label in zip(words, [*labels[:2], wrong, "rug"], strict=True)]
     (tmp_path / "dev.tsv").write_text("animal\tplace\n" + "\n".join(rows) + "\n", encoding="utf-8")
     args = ("evaluate", "-m", str(TINY_BUNDLE), "--task", "task.json", "--data", "dev.tsv", "--target", "place")
-    result = build_command(*args, "--field", "who=animal", "--json")
+    result = edgelm_command(*args, "--field", "who=animal", "--json")
     assert result.status == 0, result.stderr
     assert json.loads(result.stdout) == {"metric": "accuracy", "value": 0.5, "data": "dev.tsv", "count": 4}
     assert "line 5 of 'dev.tsv'" in result.stderr and "1 of 4 inputs have no answer" in result.stderr
-    shown = build_command(*args, "--field", "who=animal", "--name", "pets, dev")
+    shown = edgelm_command(*args, "--field", "who=animal", "--name", "pets, dev")
     assert shown.stdout == "accuracy 0.5 on 4 examples, pets, dev\n"
 
 
@@ -74,18 +74,18 @@ def test_the_command(build_command: RunCommand, tmp_path: Path) -> None:
     ],
 )
 def test_data_that_do_not_fit(
-    build_command: RunCommand, tmp_path: Path, args: list[str], task: dict[str, Any], message: str
+    edgelm_command: RunCommand, tmp_path: Path, args: list[str], task: dict[str, Any], message: str
 ) -> None:
     if "second_template" in task:
         pytest.importorskip("scipy")
     (tmp_path / "task.json").write_text(json.dumps(task), encoding="utf-8")
     (tmp_path / "dev.tsv").write_text("animal\tplace\ncat\trug\n", encoding="utf-8")
     own = ("evaluate", "-m", str(TINY_BUNDLE), "--task", "task.json", "--data", "dev.tsv", "--target", "place")
-    result = build_command(*own, *args)
+    result = edgelm_command(*own, *args)
     assert message in result.one_line() and result.status == 2
 
 
-def test_a_bundle_without_a_task_has_nothing_to_measure(build_command: RunCommand, tmp_path: Path) -> None:
+def test_a_bundle_without_a_task_has_nothing_to_measure(edgelm_command: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "dev.tsv").write_text("a\tb\nc\td\n", encoding="utf-8")
-    result = build_command("evaluate", "-m", str(TINY_BUNDLE), "--data", "dev.tsv", "--target", "b")
+    result = edgelm_command("evaluate", "-m", str(TINY_BUNDLE), "--data", "dev.tsv", "--target", "b")
     assert "the bundle has no task" in result.one_line()

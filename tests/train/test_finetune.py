@@ -268,18 +268,18 @@ def test_a_run_is_not_mixed_with_another(playground: Playground, tmp_path: Path)
         finetune(str(playground.base), playground.text, out, QUICK)
 
 
-def test_the_command(playground: Playground, tmp_path: Path, build_command: RunCommand) -> None:
+def test_the_command(playground: Playground, tmp_path: Path, edgelm_command: RunCommand) -> None:
     rows = ["question\tanswer", *(f"{i}?\tno" for i in range(30)), "?\t"]
     (tmp_path / "task.tsv").write_text("\n".join(rows), encoding="utf-8")
     arguments = ["finetune", str(playground.base), "--data", str(tmp_path / "task.tsv"), "--out", str(tmp_path / "out")]
     task = ["--prompt", r"{question}\nAnswer:", "--completion", " {answer}"]
-    done = build_command(*arguments, *task, "--epochs", "2", "--learning-rate", "0.01")
+    done = edgelm_command(*arguments, *task, "--epochs", "2", "--learning-rate", "0.01")
     assert done.status == 0, done.stderr
     assert re.fullmatch(r".*out: held-out loss \d+\.\d{4} before, \d+\.\d{4} after; .* see .*report\.md\n", done.stdout)
     assert "left out 1 of 31 examples: their completion is empty" in done.stderr
     assert (tmp_path / "out" / "adapter_config.json").is_file()
     assert done.stderr.endswith(rf"run -m {tmp_path / 'out'}-int8 $'{{question}}\nAnswer:'" + "\n")
-    refused = build_command(*arguments[:-1], str(tmp_path / "other"))
+    refused = edgelm_command(*arguments[:-1], str(tmp_path / "other"))
     assert refused.status == 1
     assert "has no column 'prompt', only 'question', 'answer'" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr

@@ -23,7 +23,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_a_bundle_with_a_model_that_drafts(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build_command: RunCommand
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edgelm_command: RunCommand
 ) -> None:
     source = str(save_checkpoint(tmp_path / "source", Shape(layers=2, context=64, vocab=256)))
     plain = export(source, tmp_path / "plain", "fp32").bundle
@@ -31,7 +31,7 @@ def test_a_bundle_with_a_model_that_drafts(
     assert bundle.manifest.required_features == ("draft",)
     assert bundle.draft is not None and bundle.draft.manifest.recipe == Bundle.read(small).manifest.recipe
     bundle.verify()
-    told = build_command("info", str(bundle.path)).stdout
+    told = edgelm_command("info", str(bundle.path)).stdout
     assert re.search(r"^drafts +.*small-source, int8, 0\.\d MB, guesses tokens$", told, re.MULTILINE), told
     packed = tmp_path / "packed.edgelm"
     pack(bundle, packed)

@@ -176,8 +176,7 @@ def test_a_budget_that_no_fixed_recipe_meets(
     # Of stories-6m int8 takes 6.8 MB, and int4 multiplies the perplexity by 1.003 to 1.004.
     monkeypatch.setattr("edgelm_export.certify.certificate.measure_footprint", lambda bundle: FOOTPRINT)
     monkeypatch.setattr("edgelm_export.fit.CALIBRATION_TOKENS", 1_024)
-    monkeypatch.setattr("edgelm_export.fit.JUDGED_TOKENS", 256)
-    monkeypatch.setattr("edgelm_export.pipeline.EVALUATION_TOKENS", 2_000)
+    monkeypatch.setattr("edgelm_export.fit.JUDGED_TOKENS", 512)
     budget = Budget(max_disk_bytes=5_400_000, max_perplexity_ratio=1.0025)
     exported = export(str(shared_folder / "checkpoints" / "stories-6m"), tmp_path / "out", budget)
     bundle, lost = exported.bundle, exported.certificate
@@ -208,21 +207,21 @@ def test_a_finished_bundle_beyond_its_limits_is_refused_with_both_numbers() -> N
         check_budget(budget, 100_000_000, 210_000_000)
 
 
-def test_limits_and_a_precision_exclude_each_other(build_command: RunCommand) -> None:
-    result = build_command("export", "x", "-o", "y", "--precision", "int4", "--max-disk", "80M")
+def test_limits_and_a_precision_exclude_each_other(edgelm_command: RunCommand) -> None:
+    result = edgelm_command("export", "x", "-o", "y", "--precision", "int4", "--max-disk", "80M")
     assert result.status == 2
     assert "--precision and limits" in result.one_line()
 
 
 @pytest.mark.parametrize("size", ["80X", "-5M", "0", "M", "nan", "1e9"])
-def test_sizes_that_are_none(build_command: RunCommand, size: str) -> None:
-    result = build_command("export", "x", "-o", "y", f"--max-disk={size}")
+def test_sizes_that_are_none(edgelm_command: RunCommand, size: str) -> None:
+    result = edgelm_command("export", "x", "-o", "y", f"--max-disk={size}")
     assert result.status == 2
     assert "is not a size like 80M or 1.5G" in result.one_line()
 
 
 @pytest.mark.parametrize("ratio", ["1", "0.5", "nan", "1000", "-1"])
-def test_perplexity_limits_that_are_none(build_command: RunCommand, ratio: str) -> None:
-    result = build_command("export", "x", "-o", "y", f"--max-ppl={ratio}")
+def test_perplexity_limits_that_are_none(edgelm_command: RunCommand, ratio: str) -> None:
+    result = edgelm_command("export", "x", "-o", "y", f"--max-ppl={ratio}")
     assert result.status == 2
     assert "--max-ppl must be more than 1" in result.one_line()

@@ -240,9 +240,9 @@ def test_a_refused_adapter_leaves_nothing(base: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
-def test_the_command_line_passes_them_on(base: Path, tmp_path: Path, build_command: RunCommand) -> None:
+def test_the_command_line_passes_them_on(base: Path, tmp_path: Path, edgelm_command: RunCommand) -> None:
     for option, value, words in [("--adapter", "no such", "'no such'"), ("--vocabulary", "none.txt", "'none.txt'")]:
-        done = build_command("export", str(base), "-o", str(tmp_path / "out"), option, value)
+        done = edgelm_command("export", str(base), "-o", str(tmp_path / "out"), option, value)
         assert done.status == 1
         assert words in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr

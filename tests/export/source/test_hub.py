@@ -109,26 +109,26 @@ def here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def test_revision_of_a_short_name(here: Hub, tmp_path: Path, build_command: RunCommand, few_tokens: None) -> None:
-    done = build_command("export", "tiny2", "-o", "out", "--precision", "fp32", "--revision", "v1")
+def test_revision_of_a_short_name(here: Hub, tmp_path: Path, edgelm_command: RunCommand, few_tokens: None) -> None:
+    done = edgelm_command("export", "tiny2", "-o", "out", "--precision", "fp32", "--revision", "v1")
     assert done.status == 0, done.stderr
     assert ("GET", "/api/models/tiny2/revision/v1") in here.asked
     source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
     assert (source["name"], source["revision"]) == ("tiny2", COMMIT)
 
 
-def test_only_pickled_weights(here: Hub, tmp_path: Path, build_command: RunCommand, few_tokens: None) -> None:
+def test_only_pickled_weights(here: Hub, tmp_path: Path, edgelm_command: RunCommand, few_tokens: None) -> None:
     upload = save_checkpoint(tmp_path / "pickled", Shape(layers=1, context=16, stored="bin"))
     here.files["owner/pickled"] = {path.name: path.read_bytes() for path in upload.iterdir()}
-    done = build_command("export", "owner/pickled", "-o", "out", "--precision", "fp32")
+    done = edgelm_command("export", "owner/pickled", "-o", "out", "--precision", "fp32")
     assert done.status == 0, done.stderr
     assert "pytorch_model.bin" in here.fetched()
     source = json.loads((tmp_path / "out" / "bundle.json").read_text(encoding="utf-8"))["source"]
     assert source["license"] is None
 
 
-def test_unknown_repository(here: Hub, tmp_path: Path, build_command: RunCommand) -> None:
-    done = build_command("export", "owner/nothing", "-o", "out")
+def test_unknown_repository(here: Hub, tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/nothing", "-o", "out")
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/nothing'" in line
     assert "no public model of this name; for a private one run `hf auth login`" in line
@@ -136,8 +136,8 @@ def test_unknown_repository(here: Hub, tmp_path: Path, build_command: RunCommand
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_revision(here: Hub, tmp_path: Path, build_command: RunCommand) -> None:
-    done = build_command("export", "owner/tiny", "--revision", "v9", "-o", "out")
+def test_unknown_revision(here: Hub, tmp_path: Path, edgelm_command: RunCommand) -> None:
+    done = edgelm_command("export", "owner/tiny", "--revision", "v9", "-o", "out")
     line = failure(done.status, done.stdout, done.stderr)
     assert "'owner/tiny'" in line
     assert "no revision 'v9'; check the revision" in line
@@ -171,10 +171,10 @@ def test_network_that_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hub_that_does_not_answer(
-    here: Hub, tmp_path: Path, build_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+    here: Hub, tmp_path: Path, edgelm_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    done = build_command("export", "owner/tiny", "-o", "out")
+    done = edgelm_command("export", "owner/tiny", "-o", "out")
     assert "cannot fetch 'owner/tiny' from the hub" in failure(done.status, done.stdout, done.stderr)
     assert not (tmp_path / "out").exists()
 

@@ -286,7 +286,7 @@ def test_a_pruned_bundle_of_another_family(tmp_path: Path, domain: Path) -> None
     assert load(tmp_path / "out").tokenizer.decode(load(tmp_path / "out").tokenizer.encode("zebra 🦓")) == "zebra 🦓"
 
 
-def test_the_bundle_says_it(tmp_path: Path, domain: Path, build_command: RunCommand) -> None:
+def test_the_bundle_says_it(tmp_path: Path, domain: Path, edgelm_command: RunCommand) -> None:
     source = checkpoint_with_words(tmp_path / "checkpoint")
     out = tmp_path / "out"
     exported = export(str(source), out, "int8", vocabulary=domain, accept_quality_loss=True)
@@ -304,9 +304,9 @@ def test_the_bundle_says_it(tmp_path: Path, domain: Path, build_command: RunComm
     assert (config["vocab_size"], config["bos_token_id"], config["eos_token_id"]) == (kept, end, end)
     assert config["pad_token_id"] == kept - 1
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (end, [end, sep])
-    assert f"vocabulary {kept:,} of {size:,}" in build_command("info", str(out)).stdout
+    assert f"vocabulary {kept:,} of {size:,}" in edgelm_command("info", str(out)).stdout
     assert f"{kept:,} of {size:,} tokens" in (out / "README.md").read_text(encoding="utf-8")
-    assert build_command("verify", str(out)).status == 0
+    assert edgelm_command("verify", str(out)).status == 0
     assert model.generate("zebra 🦓 東", max_new_tokens=5, eos_token_id=None).prompt == "zebra 🦓 東"
 
 

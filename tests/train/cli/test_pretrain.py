@@ -72,12 +72,14 @@ def test_it_reports_what_it_did(trained: CommandResult, folder: Path) -> None:
     assert not list((folder / "model" / "training").glob("checkpoint-*"))
 
 
-def test_the_folder_becomes_a_bundle_that_runs(trained: CommandResult, folder: Path, build_command: RunCommand) -> None:
+def test_the_folder_becomes_a_bundle_that_runs(
+    trained: CommandResult, folder: Path, edgelm_command: RunCommand
+) -> None:
     bundle = folder / "bundle"
-    exported = build_command("export", str(folder / "model"), "-o", str(bundle), "--precision", "fp32")
+    exported = edgelm_command("export", str(folder / "model"), "-o", str(bundle), "--precision", "fp32")
     assert exported.status == 0, exported.stderr
 
-    run = build_command("run", "-m", str(bundle), "-n", "8", "the cat")
+    run = edgelm_command("run", "-m", str(bundle), "-n", "8", "the cat")
 
     assert run.status == 0, run.stderr
     assert run.stdout.startswith("the cat")
@@ -88,12 +90,12 @@ def test_the_folder_becomes_a_bundle_that_runs(trained: CommandResult, folder: P
 
 
 def test_it_goes_on_from_a_model(
-    trained: CommandResult, folder: Path, tmp_path: Path, build_command: RunCommand
+    trained: CommandResult, folder: Path, tmp_path: Path, edgelm_command: RunCommand
 ) -> None:
     base, data = folder / "model", str(folder / "stories.txt")
     options = ("--tokens", "2K", "--batch-tokens", "256", "--precision", "fp32", "--learning-rate", "1e-4")
 
-    done = build_command("pretrain", "--data", data, "--out", "more", "--from", str(base), *options)
+    done = edgelm_command("pretrain", "--data", data, "--out", "more", "--from", str(base), *options)
 
     assert done.status == 0, done.stderr
     first_report = json.loads((base / "report.json").read_text(encoding="utf-8"))
@@ -102,8 +104,8 @@ def test_it_goes_on_from_a_model(
     assert second_report["held_out"]["16"] < first_report["held_out"]["16"] + 0.01
 
 
-def test_a_finished_run_is_not_run_again(trained: CommandResult, folder: Path, build_command: RunCommand) -> None:
-    again = build_command(
+def test_a_finished_run_is_not_run_again(trained: CommandResult, folder: Path, edgelm_command: RunCommand) -> None:
+    again = edgelm_command(
         "pretrain", "--data", str(folder / "stories.txt"), "--out", str(folder / "model"), *_in(folder, OPTIONS)
     )
 
@@ -112,7 +114,7 @@ def test_a_finished_run_is_not_run_again(trained: CommandResult, folder: Path, b
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there no process can be sent SIGINT alone")
-def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, build_command: RunCommand) -> None:
+def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, edgelm_command: RunCommand) -> None:
     _write_data(tmp_path)
     command = ("pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS[:2], "--tokens", "40K", *OPTIONS[4:])
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -128,13 +130,13 @@ def test_a_stopped_run_goes_on_with_the_same_command_only(tmp_path: Path, build_
     assert process.returncode == 130, stderr
     assert "stopped after step" in stderr and "Traceback" not in stderr
 
-    changed = build_command(*command, "--dropout", "0.5")
+    changed = edgelm_command(*command, "--dropout", "0.5")
     assert changed.status == 1
     assert "was started with --dropout 0.05, not --dropout 0.5" in changed.stderr
     (tmp_path / "other.txt").write_text("Another text. " * 100, encoding="utf-8")
-    assert "other data" in build_command("pretrain", "--data", "other.txt", "--out", "model", *command[5:]).stderr
+    assert "other data" in edgelm_command("pretrain", "--data", "other.txt", "--out", "model", *command[5:]).stderr
 
-    resumed = build_command(*command)
+    resumed = edgelm_command(*command)
     assert resumed.status == 0, resumed.stderr
     assert "resuming after step" in resumed.stderr
     report = json.loads((tmp_path / "model" / "report.json").read_text(encoding="utf-8"))
@@ -184,10 +186,10 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, build_command: RunCommand) -> None:
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, edgelm_command: RunCommand) -> None:
     _write_data(tmp_path)
 
-    result = build_command("pretrain", "--data", "stories.txt", "--out", ".", *OPTIONS)
+    result = edgelm_command("pretrain", "--data", "stories.txt", "--out", ".", *OPTIONS)
 
     assert result.status == 1
     assert result.stderr.splitlines()[-1] == "edgelm: . is not empty; give a new folder as --out"
@@ -198,7 +200,7 @@ def _in(folder: Path, options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def test_a_given_tokenizer_keeps_its_end_of_text(
-    trained: CommandResult, folder: Path, tmp_path: Path, build_command: RunCommand
+    trained: CommandResult, folder: Path, tmp_path: Path, edgelm_command: RunCommand
 ) -> None:
     """Its id may differ from 0: in GPT-2's vocabulary it is the last id."""
     content = json.loads((folder / "model" / "tokenizer.json").read_text(encoding="utf-8"))
@@ -212,9 +214,9 @@ def test_a_given_tokenizer_keeps_its_end_of_text(
     options = ("--size", str(folder / "shape.json"), "--tokens", "1K", "--batch-tokens", "256", "--precision", "fp32")
     data = ("--data", str(folder / "stories.txt"))
 
-    done = build_command("pretrain", *data, "--tokenizer", "given", "--out", "new", *options)
+    done = edgelm_command("pretrain", *data, "--tokenizer", "given", "--out", "new", *options)
     assert done.status == 0, done.stderr
-    more = build_command("pretrain", *data, "--from", "new", "--out", "more", *options[2:])
+    more = edgelm_command("pretrain", *data, "--from", "new", "--out", "more", *options[2:])
     assert more.status == 0, more.stderr
 
     for name in ("new", "more"):
@@ -223,19 +225,19 @@ def test_a_given_tokenizer_keeps_its_end_of_text(
             assert (config["bos_token_id"], config["eos_token_id"]) == (last, last)
 
 
-def test_a_run_is_not_resumed_with_another_config(tmp_path: Path, build_command: RunCommand) -> None:
+def test_a_run_is_not_resumed_with_another_config(tmp_path: Path, edgelm_command: RunCommand) -> None:
     _write_data(tmp_path)
     command = ("pretrain", "--data", "stories.txt", "--out", "model", *OPTIONS)
-    assert build_command(*command).status == 0
+    assert edgelm_command(*command).status == 0
     (tmp_path / "model" / "report.json").unlink()
     (tmp_path / "shape.json").write_text(json.dumps({**SHAPE, "activation_function": "relu"}), encoding="utf-8")
-    assert "started with another config.json" in build_command(*command).stderr
+    assert "started with another config.json" in edgelm_command(*command).stderr
 
 
-def test_escapes_of_a_separator_are_read(tmp_path: Path, build_command: RunCommand) -> None:
+def test_escapes_of_a_separator_are_read(tmp_path: Path, edgelm_command: RunCommand) -> None:
     _write_data(tmp_path)
     text = (tmp_path / "stories.txt").read_text(encoding="utf-8").replace("<|endoftext|>", "\n\n")
     (tmp_path / "paragraphs.txt").write_text(text, encoding="utf-8")
     command = ("pretrain", "--data", "paragraphs.txt", "--out", "model", "--separator", r"\n\n")
-    done = build_command(*command, *OPTIONS[:2], "--tokens", "1K", *OPTIONS[4:])
+    done = edgelm_command(*command, *OPTIONS[:2], "--tokens", "1K", *OPTIONS[4:])
     assert "58 documents, " in done.stderr and "2 documents, " in done.stderr
