@@ -187,7 +187,8 @@ ENGINES = {
 BASELINE = "optimum int8"
 
 ENVIRONMENT = {
-    **os.environ,
+    # Installed packages are not compiled at every start.
+    **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "ORT_DISABLE_TELEMETRY": "1",  # edgelm sets it itself, so the peers get it too

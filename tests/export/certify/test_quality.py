@@ -143,7 +143,7 @@ def outlier_checkpoint(checkpoints: Path, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-@pytest.mark.parametrize(("precision", "most"), [("int4", 1.03)])
+@pytest.mark.parametrize(("precision", "most"), [("int8", 1.005)])
 def test_perplexity_with_outliers(
     precision: FixedPrecision,
     most: float,
@@ -207,7 +207,7 @@ def sorted_right(model: Model, digits: list[int]) -> bool:
     return greedy(model.session, digits, 6) == sorted(digits)  # the 12th token comes from the 11th position, the last
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 300), ("int8", 300)])
+@pytest.mark.parametrize(("precision", "least"), [("int8", 300)])
 def test_sorts_digits(precision: FixedPrecision, least: int, make_bundle: MakeBundle, report: Report) -> None:
     model = load(make_bundle("mingpt_nano_sort", precision).bundle.path, device="cpu")
     inputs = np.random.default_rng(0).integers(0, 3, (300, 6)).tolist()
@@ -216,7 +216,7 @@ def test_sorts_digits(precision: FixedPrecision, least: int, make_bundle: MakeBu
     assert right >= least
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32"])
 def test_continues_its_corpus(
     precision: FixedPrecision, checkpoints: Path, make_bundle: MakeBundle, report: Report
 ) -> None:
