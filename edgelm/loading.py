@@ -11,7 +11,7 @@ from edgelm.bundle.manifest import TASK_FEATURE
 from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.engine.graph import Graph
-from edgelm.engine.memory import refuse_if_too_large
+from edgelm.engine.memory import fitting_piece
 from edgelm.errors import BundleError, ConfigError
 from edgelm.model import Model
 from edgelm.reuse.pool import check_limit_bytes
@@ -75,7 +75,7 @@ def load(
     if context is not None:
         bundle = bundle.with_context(context)
     kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
-    refuse_if_too_large(bundle, 0 if kept is None else kept.size_bytes)
+    piece_tokens = fitting_piece(bundle, 0 if kept is None else kept.size_bytes)
     tokenizer = Tokenizer.of_bundle(bundle)
     config = GenerationConfig.of_bundle(bundle)
     task_format, of_prefix = None, kept is not None and kept.task is not None
@@ -84,7 +84,12 @@ def load(
 
         task_format = TaskFormat.of_bundle(bundle, tokenizer, config, task, kept)
     graph = Graph.open(
-        bundle, device=device, threads=threads, shared_threads=shared_threads, batch_invariant=batch_invariant
+        bundle,
+        device=device,
+        threads=threads,
+        shared_threads=shared_threads,
+        batch_invariant=batch_invariant,
+        piece_tokens=piece_tokens,
     )
     drafting = _open_draft(None if draft is False else bundle.draft, other_draft, graph, tokenizer)
     drafts_again: str | Literal[False] | None = False if draft is False else None
@@ -133,8 +138,13 @@ def _open_draft(
                 f"draft is {os.fspath(path)!r}, whose vocabulary is another one than that of {target.bundle.name!r}: "
                 "give a bundle whose model was trained with the same tokenizer"
             )
-        refuse_if_too_large(bundle)
-        return Graph.open(bundle, device=str(target.device), threads=1, shared_threads=target.shared_threads)
+        return Graph.open(
+            bundle,
+            device=str(target.device),
+            threads=1,
+            shared_threads=target.shared_threads,
+            piece_tokens=fitting_piece(bundle),
+        )
     except BaseException:
         target.close()
         raise

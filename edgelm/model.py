@@ -477,8 +477,11 @@ class Model:
     @property
     def memory(self) -> ModelMemory:
         """The memory that this model and its small one are expected to take, and that this process takes now."""
-        own = ModelMemory.of(self.bundle, 0 if self.prefix is None else self.prefix.size_bytes)
-        return own if self.draft is None else own.with_another(ModelMemory.of(self.draft.bundle))
+        prefix_bytes = 0 if self.prefix is None else self.prefix.size_bytes
+        own = ModelMemory.of(self.bundle, prefix_bytes, self.graph.piece_tokens)
+        if self.draft is None:
+            return own
+        return own.with_another(ModelMemory.of(self.draft.bundle, 0, self.draft.piece_tokens))
 
     def score(self, prompt: Prompt, continuation: Prompt) -> Score:
         """How likely `continuation` is after `prompt`, in all and token by token; see `text_scores.score`."""

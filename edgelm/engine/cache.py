@@ -41,6 +41,7 @@ class LoadedGraph(Protocol):
     threads: int
     shared_threads: bool
     batch_invariant: bool
+    piece_tokens: int
     onnxruntime: ModuleType
 
     def new_binding(self) -> Binding: ...

@@ -41,7 +41,7 @@ from edgelm.errors import (
     pass_interrupts_on,
     shown,
 )
-from edgelm.ids import KeysValues
+from edgelm.ids import PREFILL_CHUNK_TOKENS, KeysValues
 
 GraphState = Literal["open", "closed", "forked"]
 
@@ -64,6 +64,7 @@ class Graph:
         threads: number of CPU threads.
         shared_threads: whether all models of the process share these threads.
         batch_invariant: whether single tokens are computed as in a batch, to the same bits.
+        piece_tokens: how many tokens of a prompt a call computes at most.
         shows_attention: whether it is a copy whose attention can be seen; see `showing_attention`.
         onnxruntime: the module ``onnxruntime``.
     """
@@ -77,12 +78,13 @@ class Graph:
         *,
         shared_threads: bool = False,
         batch_invariant: bool = False,
+        piece_tokens: int = PREFILL_CHUNK_TOKENS,
         shows_attention: bool = False,
     ) -> None:
         """Load the graph with finished choices; `open` makes and checks them, and lists the errors."""
         self.bundle, self.device, self.threads, self.onnxruntime = bundle, device, threads, onnxruntime
         self.shared_threads, self.batch_invariant = shared_threads, batch_invariant
-        self.shows_attention = shows_attention
+        self.piece_tokens, self.shows_attention = piece_tokens, shows_attention
         self._memory = LoadedMemory()
         self._runs = itertools.count(1)
         self._closed = False
@@ -101,8 +103,11 @@ class Graph:
         threads: int | None = None,
         shared_threads: bool = False,
         batch_invariant: bool = False,
+        piece_tokens: int = PREFILL_CHUNK_TOKENS,
     ) -> "Graph":
         """Load the graph of `bundle`; `edgelm.load` explains the options.
+
+        A call computes at most `piece_tokens` of a prompt, and some more where one token alone would be left over.
 
         Raises:
             DeviceError: ONNX Runtime is missing or too old; the device cannot be used, or not by a `batch_invariant`
@@ -124,7 +129,15 @@ class Graph:
                 f"batch_invariant works on the CPU only, not on {place}: give device='cpu', or leave it out"
             )
         count = choose_threads(threads, ModelMemory.of(bundle))
-        return cls(bundle, place, count, onnxruntime, shared_threads=shared_threads, batch_invariant=batch_invariant)
+        return cls(
+            bundle,
+            place,
+            count,
+            onnxruntime,
+            shared_threads=shared_threads,
+            batch_invariant=batch_invariant,
+            piece_tokens=piece_tokens,
+        )
 
     @property
     def closed(self) -> bool:
@@ -170,13 +183,14 @@ class Graph:
         if self._closed:
             raise ClosedError(_MESSAGES["closed"])
         self.bundle.require_unchanged(self._stamps)
-        refuse_if_too_large(self.bundle, attention_bytes=attention_bytes)
+        refuse_if_too_large(self.bundle, self.piece_tokens, attention_bytes)
         copy = Graph(
             self.bundle,
             self.device,
             self.threads,
             self.onnxruntime,
             shared_threads=self.shared_threads,
+            piece_tokens=self.piece_tokens,
             shows_attention=True,
         )
         try:

@@ -1,5 +1,6 @@
 """How much memory a model will take, how much this process takes, and the refusal of a model that would not fit."""
 
+import logging
 import math
 import sys
 from dataclasses import dataclass, fields, replace
@@ -7,10 +8,14 @@ from typing import Literal
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import Architecture
-from edgelm.engine.limits import rooms, status_bytes
+from edgelm.engine.limits import Room, rooms, status_bytes
 from edgelm.errors import InsufficientMemoryError
 from edgelm.ids import PREFILL_CHUNK_TOKENS
 
+_log = logging.getLogger(__name__)
+
+PIECES = (PREFILL_CHUNK_TOKENS, 128, 64, 32)
+"""How many tokens of a prompt one call may compute: the most that memory allows. Shorter pieces are slower."""
 RUNTIME_BYTES = 16 << 20
 """Memory of a loaded graph without weights, beyond the imported libraries. Measured: docs/embedding.md."""
 PREPACKED_SHARE = 1.06
@@ -28,7 +33,7 @@ class ModelMemory:
     cache_bytes: int
     """Keys and values of one text that fills the context. Each text generated at the same time takes this much."""
     activation_bytes: int
-    """Activations of a long prompt, once for all texts."""
+    """Activations of one piece of a prompt, once for all texts."""
     prefix_bytes: int
     """The prefix's keys and values, beside the copy in each text's cache."""
     forecast_bytes: int
@@ -37,14 +42,17 @@ class ModelMemory:
     """Resident memory of the whole process now; 0 where the system does not tell."""
 
     @classmethod
-    def of(cls, bundle: Bundle, prefix_bytes: int = 0) -> "ModelMemory":
-        """Forecast the memory of `bundle` with a prefix of `prefix_bytes` before every prompt. Nothing is loaded."""
+    def of(cls, bundle: Bundle, prefix_bytes: int = 0, piece_tokens: int = PREFILL_CHUNK_TOKENS) -> "ModelMemory":
+        """Forecast the memory of `bundle` with a prefix of `prefix_bytes` before every prompt. Nothing is loaded.
+
+        A call computes at most `piece_tokens` of a prompt.
+        """
         manifest = bundle.manifest
         facts, graph = manifest.architecture, manifest.graph
         weights_bytes = manifest.files[graph.weights_file].size_bytes
         # A head of two stages looks up rows of its finer table, of which no product makes a copy: a byte for a value.
         table_bytes = 0 if graph.exact_logits is None else facts.vocab_size * facts.hidden_size
-        return cls.forecast(facts, graph.kv_dtype, weights_bytes, prefix_bytes, table_bytes)
+        return cls.forecast(facts, graph.kv_dtype, weights_bytes, prefix_bytes, table_bytes, piece_tokens)
 
     @classmethod
     def forecast(
@@ -54,15 +62,17 @@ class ModelMemory:
         weights_bytes: int,
         prefix_bytes: int = 0,
         table_bytes: int = 0,
+        piece_tokens: int = PREFILL_CHUNK_TOKENS,
     ) -> "ModelMemory":
         """Forecast the memory of a model that need not exist yet, with keys and values of `kv_dtype` in its cache.
 
-        `table_bytes` of the weights stay mapped, because rows are only looked up there.
+        `table_bytes` of the weights stay mapped, because rows are only looked up there. A call computes at most
+        `piece_tokens` of a prompt.
         """
         cache = architecture.cache_values_per_token * architecture.context_length * (2 if kv_dtype == "float16" else 4)
         # Four copies of the widest activation at once (inputs and outputs of two nodes), and the scores of attention.
-        # They exist for one chunk of a prompt at a time.
-        tokens = min(PREFILL_CHUNK_TOKENS, architecture.context_length)
+        # They exist for one piece of a prompt at a time.
+        tokens = min(piece_tokens, architecture.context_length)
         scores = architecture.num_heads * architecture.context_length
         activations = tokens * (4 * architecture.widest_activation + scores) * 4
         prepacked = math.ceil(max(0, weights_bytes - table_bytes) * PREPACKED_SHARE)
@@ -75,19 +85,59 @@ class ModelMemory:
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
-def refuse_if_too_large(bundle: Bundle, prefix_bytes: int = 0, *, attention_bytes: int = 0) -> None:
-    """Raise InsufficientMemoryError if the forecast for `bundle`, a prefix and attention exceeds what a limit leaves.
+def fitting_piece(bundle: Bundle, prefix_bytes: int = 0) -> int:
+    """How many tokens of a prompt one call of `bundle` may compute: the most of `PIECES` that fit every limit.
+
+    A warning tells a smaller number than the usual one, because prompts are then read more slowly.
+
+    Args:
+        prefix_bytes: the memory of a prefix.
+
+    Raises:
+        InsufficientMemoryError: even with the shortest pieces the forecast exceeds what a limit leaves.
+    """
+    limits = rooms()
+    usual = _too_small(limits, ModelMemory.of(bundle, prefix_bytes))
+    if usual is None:
+        return PIECES[0]
+    for piece_tokens in PIECES[1:]:
+        memory = ModelMemory.of(bundle, prefix_bytes, piece_tokens)
+        room = _too_small(limits, memory)
+        if room is None:
+            _log.warning(
+                "%s reads prompts in pieces of %d tokens instead of %d, which is slower, because %s leaves %s MB",
+                *(bundle.name, piece_tokens, PIECES[0], usual.limit, _mb(usual.free_bytes)),
+            )
+            return piece_tokens
+    assert room is not None, "no piece fits"
+    raise _refusal(bundle, room, memory)
+
+
+def refuse_if_too_large(bundle: Bundle, piece_tokens: int, attention_bytes: int) -> None:
+    """Raise InsufficientMemoryError if the forecast for `bundle` and attention exceeds what a limit leaves.
 
     `attention_bytes` are those of the attention that `Graph.showing_attention` tells.
     """
-    memory = ModelMemory.of(bundle, prefix_bytes)
-    for room in rooms():
-        needed = memory.forecast_bytes + attention_bytes + (memory.weights_bytes if room.counts_mapped_files else 0)
-        if needed > room.free_bytes:
-            raise InsufficientMemoryError(
-                f"the model {bundle.name!r} needs about {_mb(needed)} MB but {room.limit} leaves "
-                f"{_mb(room.free_bytes)} MB: free some, raise the limit, or use a bundle of fewer bits"
-            )
+    memory = ModelMemory.of(bundle, 0, piece_tokens)
+    memory = replace(memory, forecast_bytes=memory.forecast_bytes + attention_bytes)
+    if room := _too_small(rooms(), memory):
+        raise _refusal(bundle, room, memory)
+
+
+def _refusal(bundle: Bundle, room: Room, memory: ModelMemory) -> InsufficientMemoryError:
+    return InsufficientMemoryError(
+        f"the model {bundle.name!r} needs about {_mb(_counted(room, memory))} MB but {room.limit} leaves "
+        f"{_mb(room.free_bytes)} MB: free some, raise the limit, or use a bundle of fewer bits"
+    )
+
+
+def _too_small(limits: list[Room], memory: ModelMemory) -> Room | None:
+    """The first of `limits` that has no room for `memory`."""
+    return next((room for room in limits if _counted(room, memory) > room.free_bytes), None)
+
+
+def _counted(room: Room, memory: ModelMemory) -> int:
+    return memory.forecast_bytes + (memory.weights_bytes if room.counts_mapped_files else 0)
 
 
 def _mb(count: int) -> str:

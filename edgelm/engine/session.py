@@ -95,7 +95,7 @@ class Session:
         if len(array) == 1:
             return self._run(self._short_calls[1], array).reshape(-1).copy()  # (V,)
         logits: Logits | None = None
-        for chunk in prompt_chunks(array):
+        for chunk in prompt_chunks(array, self._graph.piece_tokens):
             logits = self._run(self._call(len(chunk), 1), chunk)  # (1, V)
         assert logits is not None
         return logits.reshape(-1)  # (V,)
@@ -109,8 +109,10 @@ class Session:
 
         A head of two stages looks up rows of its table for every row of logits, so its pieces are smaller.
         """
-        two_stages = self.bundle.manifest.graph.exact_logits is not None
-        for chunk in prompt_chunks(self._checked(ids), TWO_STAGE_ROWS if two_stages else None):
+        rows = self._graph.piece_tokens
+        if self.bundle.manifest.graph.exact_logits is not None:
+            rows = min(rows, TWO_STAGE_ROWS)
+        for chunk in prompt_chunks(self._checked(ids), rows):
             yield self._run(self._call(len(chunk), len(chunk)), chunk)
 
     def attention_pieces(self, ids: TokenIds) -> Iterator[Attention]:
@@ -118,7 +120,7 @@ class Session:
 
         P counts the prefix and all tokens before the piece. The graph is one of `Graph.showing_attention`.
         """
-        for chunk in prompt_chunks(self._checked(ids)):
+        for chunk in prompt_chunks(self._checked(ids), self._graph.piece_tokens):
             call = self._call(len(chunk), 1, attended_past=self._base + self.position)
             self._run(call, chunk)
             yield call.attention
@@ -134,7 +136,7 @@ class Session:
         """Like `step`, with the hidden states of all of `ids`: the output of the final norm, float32 (T, E)."""
         hidden: list[Hidden] = []
         logits: Logits | None = None
-        for chunk in prompt_chunks(self._checked(ids)):
+        for chunk in prompt_chunks(self._checked(ids), self._graph.piece_tokens):
             call = self._call(len(chunk), 1, hidden=True)
             logits = self._run(call, chunk)  # (1, V)
             hidden.append(call.hidden[: len(chunk)])  # (T, E)

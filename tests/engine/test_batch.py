@@ -74,7 +74,7 @@ def test_hidden_states_of_long_prompts_come_from_all_pieces(tiny: Session, monke
     ids = np.random.default_rng(1).integers(0, 300, 40)
     tiny.reset()
     whole = tiny.step_hidden(ids)
-    monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", 16)
+    monkeypatch.setattr(tiny._graph, "piece_tokens", 16)
     tiny.reset()
     pieces = tiny.step_hidden(ids)
     assert all(map(np.array_equal, whole, pieces))

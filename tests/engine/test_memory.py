@@ -4,13 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgelm
 from edgelm import InsufficientMemoryError
 from edgelm.bundle.folder import default_bundle_path
 from edgelm.engine.limits import Room, rooms
-from edgelm.engine.memory import ModelMemory
+from edgelm.engine.memory import PIECES, ModelMemory
 from tests.conftest import TINY_BUNDLE
 from tests.engine.cgroup_trees import version_2
 
@@ -82,7 +83,7 @@ def test_with_half_of_it_it_is_refused_with_both_numbers(limit: str) -> None:
 
 @pytest.mark.parametrize("limit", ["the cgroup's memory limit", "this machine's available memory"])
 def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    forecast = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE)).forecast_bytes
+    forecast = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE), 0, PIECES[-1]).forecast_bytes
     monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(forecast - 1, limit)])
     with pytest.raises(InsufficientMemoryError, match=f"needs about 17 MB but {limit} leaves 17 MB: free some"):
         edgelm.load(TINY_BUNDLE)
@@ -91,7 +92,7 @@ def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_limit_of_the_address_space_counts_the_mapped_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE))
+    memory = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE), 0, PIECES[-1])
     assert memory.weights_bytes == (TINY_BUNDLE / "model.onnx.data").stat().st_size
     needed = memory.forecast_bytes + memory.weights_bytes
     monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed - 1, "RLIMIT_AS", counts_mapped_files=True)])
@@ -99,6 +100,24 @@ def test_the_limit_of_the_address_space_counts_the_mapped_weights_too(monkeypatc
         edgelm.load(TINY_BUNDLE)
     monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed, "RLIMIT_AS", counts_mapped_files=True)])
     edgelm.load(TINY_BUNDLE).close()
+
+
+def test_where_memory_is_short_a_call_takes_less_of_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = edgelm.Bundle.read(default_bundle_path())
+    prompt = np.random.default_rng(0).integers(0, 4000, 400)
+    expected = {}
+    for piece_tokens in PIECES:
+        forecast = ModelMemory.of(bundle, 0, piece_tokens).forecast_bytes
+        monkeypatch.setattr("edgelm.engine.memory.rooms", lambda forecast=forecast: [Room(forecast, "a limit")])
+        caplog.clear()
+        with edgelm.load() as model:
+            assert (model.graph.piece_tokens, model.memory.forecast_bytes) == (piece_tokens, forecast)
+            expected[piece_tokens] = model.session.step(prompt)
+        warned = f"in pieces of {piece_tokens} tokens instead of 256, which is slower, because a limit leaves"
+        assert (warned in caplog.text) == (piece_tokens != 256)
+    assert all(np.array_equal(logits, expected[256]) for logits in expected.values())
 
 
 def test_a_prefix_counts(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_hidden_states_come_beside_the_same_logits(tiny: Session, monkeypatch: p
     assert np.array_equal(logits, expected)
     assert whole.shape == (40, 32) and whole.dtype == np.float32
     tiny.reset()
-    monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", 8)
+    monkeypatch.setattr(tiny._graph, "piece_tokens", 8)
     assert np.array_equal(tiny.step_hidden(TEXT)[1], whole)
     tiny.rewind(1)
     np.testing.assert_allclose(tiny.step_hidden(TEXT[-1:])[1], whole[-1:], atol=1e-4)
@@ -168,7 +168,7 @@ def test_int8_is_the_same_bit_for_bit_however_a_prompt_is_cut(
 ) -> None:
     expected = int8.step(TEXT[:length])
     int8.reset()
-    monkeypatch.setattr("edgelm.ids.PREFILL_CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(int8._graph, "piece_tokens", chunk)
     assert np.array_equal(int8.step(TEXT[:length]), expected)
 
 
