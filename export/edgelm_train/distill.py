@@ -17,6 +17,7 @@ from edgelm_train.models.student import Apprentice, new_student, student_from_la
 from edgelm_train.options import DistillOptions
 from edgelm_train.run.checkpoints import follow_umask
 from edgelm_train.run.folder import RUN_FOLDER, begin_run, check_out, saving
+from edgelm_train.run.guesses import guesses_in_windows
 from edgelm_train.run.lock import locked
 from edgelm_train.run.loop import Schedule
 from edgelm_train.run.machine import device_for, fast_to_train, fastest_precision
@@ -98,6 +99,7 @@ def _distill(
     if outcome.ended == "signal" or (options.alone and outcome.signal is not None):
         return Finished(None, outcome)
     losses = {"teacher": teacher_loss.per_token, "student": texts.held_out_loss(apprentice).per_token}
+    right = guesses_in_windows(apprentice, teacher_model, texts.held_out.ids, window)
     logs = {"student": outcome.log}
     if options.alone:
         say("training the same student without a teacher, to compare")
@@ -114,6 +116,8 @@ def _distill(
             "teacher's parameters": checkpoint.source.parameters,
             "student's parameters": parameters,
             "held-out tokens": teacher_loss.tokens,
+            "guesses right, greedy": f"{right.greedy:.2%}",
+            "guesses right, sampled at temperature 1": f"{right.sampled:.2%}",
             "ended": outcome.ended,
             "steps": outcome.steps,
             "tokens per step": schedule.batch_tokens,

@@ -55,6 +55,23 @@ def test_pyinstaller_makes_one_file_of_three_lines(installed: Environment, tmp_p
     assert done.stdout == installed.run(THREE_LINES)
 
 
+@pytest.mark.skipif(not os.environ.get("EDGELM_TEST_NUITKA"), reason="compiles for 15 minutes: set EDGELM_TEST_NUITKA")
+def test_nuitka_compiles_a_folder(installed: Environment, tmp_path: Path) -> None:
+    installed.install("nuitka==4.3.3")
+    (tmp_path / "three.py").write_text(THREE_LINES, encoding="utf-8")
+    models = Path(installed.run("import edgelm_models, os\nprint(os.path.dirname(edgelm_models.__file__))").strip())
+    build = [str(installed.bin / "python"), "-m", "nuitka", "--mode=standalone", "--assume-yes-for-downloads"]
+    build += [f"--nofollow-import-to={name}" for name in ("edgelm.pyinstaller", "huggingface_hub")]
+    build += ["--include-package=edgelm", "--include-package=edgelm_models", "--include-package-data=edgelm"]
+    raw = f"--include-raw-dir={models / 'stories-6m-int8'}=edgelm_models/stories-6m-int8"  # files end in .bin
+    subprocess.run([*build, raw, "three.py"], cwd=tmp_path, check=True, capture_output=True, timeout=7200)
+    elsewhere = shutil.move(tmp_path / "three.dist", tmp_path / "elsewhere")
+    program = "three.exe" if os.name == "nt" else "three.bin"
+    done = subprocess.run([str(elsewhere / program)], cwd=elsewhere, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == installed.run(THREE_LINES)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
 def test_uv_installs_links(tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")

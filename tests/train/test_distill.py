@@ -20,6 +20,7 @@ from edgelm_train.models.distillation_loss import DistillationWeights, soft_targ
 from edgelm_train.models.student import Apprentice, new_student
 from edgelm_train.options import DistillOptions
 from edgelm_train.run import loop as run
+from edgelm_train.run.guesses import guesses_in_windows
 from edgelm_train.run.tuning_data import read_text
 from tests.conftest import RunCommand
 from tests.train.conftest import Playground
@@ -51,6 +52,11 @@ def test_the_student_is_what_was_measured(
     window = 32 if layers is None else 64
     again = read_text(playground.text, None, saved, window, "nothing").held_out_loss(saved.model).per_token
     assert again == pytest.approx(losses["student"], abs=1e-4)
+    teacher = load_checkpoint(str(playground.base))
+    ids = read_text(playground.text, None, teacher, window, "nothing").held_out.ids
+    right = guesses_in_windows(saved.model, teacher.model, ids, window)
+    assert done.report.facts["guesses right, greedy"] == f"{right.greedy:.2%}"
+    assert done.report.facts["guesses right, sampled at temperature 1"] == f"{right.sampled:.2%}"
     assert saved.model.config.n_embd == (16 if layers is None else 32)
     assert not [name for name in saved.model.state_dict() if "projection" in name]
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["losses"] == losses
