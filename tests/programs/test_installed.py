@@ -65,7 +65,7 @@ def test_nuitka_compiles_a_folder(installed: Environment, tmp_path: Path) -> Non
     build += ["--include-package=edgelm", "--include-package=edgelm_models", "--include-package-data=edgelm"]
     raw = f"--include-raw-dir={models / 'stories-6m-int8'}=edgelm_models/stories-6m-int8"  # files end in .bin
     subprocess.run([*build, raw, "three.py"], cwd=tmp_path, check=True, capture_output=True, timeout=7200)
-    elsewhere = shutil.move(tmp_path / "three.dist", tmp_path / "elsewhere")
+    elsewhere = Path(shutil.move(tmp_path / "three.dist", tmp_path / "elsewhere"))
     program = "three.exe" if os.name == "nt" else "three.bin"
     done = subprocess.run([str(elsewhere / program)], cwd=elsewhere, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

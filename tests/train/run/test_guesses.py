@@ -40,7 +40,7 @@ def test_every_token_of_the_whole_windows_counts(tmp_path: Path) -> None:
         TorchModel(save_checkpoint(tmp_path / str(seed), Shape(layers=1, vocab=60, context=16, seed=seed)))
         for seed in (0, 1)
     )
-    ids = np.random.default_rng(0).integers(0, 60, 5 * 16 + 3)
+    ids = np.random.default_rng(0).integers(0, 60, 5 * 16 + 3, np.int32)
     same = guesses_in_windows(one.model, one.model, ids, 16)
     assert (same.greedy, same.sampled) == pytest.approx((1, 1), abs=1e-5)
     greedy, sampled = [], []
