@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 PIECES = (PREFILL_CHUNK_TOKENS, 128, 64, 32)
 """How many tokens of a prompt one call may compute: the most that memory allows. Shorter pieces are slower."""
+SPARE = 1.05
+"""What shorter pieces need for each byte of their forecast. That of the usual pieces has as much to spare in itself."""
 RUNTIME_BYTES = 16 << 20
 """Memory of a loaded graph without weights, beyond the imported libraries. Measured: docs/embedding.md."""
 PREPACKED_SHARE = 1.06
@@ -97,19 +99,17 @@ def fitting_piece(bundle: Bundle, prefix_bytes: int = 0) -> int:
         InsufficientMemoryError: even with the shortest pieces the forecast exceeds what a limit leaves.
     """
     limits = rooms()
-    usual = _too_small(limits, ModelMemory.of(bundle, prefix_bytes))
-    if usual is None:
+    memory = ModelMemory.of(bundle, prefix_bytes)
+    room = _too_small(limits, memory)
+    if room is None:
         return PIECES[0]
     for piece_tokens in PIECES[1:]:
-        memory = ModelMemory.of(bundle, prefix_bytes, piece_tokens)
-        room = _too_small(limits, memory)
-        if room is None:
+        if _too_small(limits, ModelMemory.of(bundle, prefix_bytes, piece_tokens), SPARE) is None:
             _log.warning(
                 "%s reads prompts in pieces of %d tokens instead of %d, which is slower, because %s leaves %s MB",
-                *(bundle.name, piece_tokens, PIECES[0], usual.limit, _mb(usual.free_bytes)),
+                *(bundle.name, piece_tokens, PIECES[0], room.limit, _mb(room.free_bytes)),
             )
             return piece_tokens
-    assert room is not None, "no piece fits"
     raise _refusal(bundle, room, memory)
 
 
@@ -131,9 +131,9 @@ def _refusal(bundle: Bundle, room: Room, memory: ModelMemory) -> InsufficientMem
     )
 
 
-def _too_small(limits: list[Room], memory: ModelMemory) -> Room | None:
-    """The first of `limits` that has no room for `memory`."""
-    return next((room for room in limits if _counted(room, memory) > room.free_bytes), None)
+def _too_small(limits: list[Room], memory: ModelMemory, spare: float = 1) -> Room | None:
+    """The first of `limits` that has no room for `memory` times `spare`."""
+    return next((room for room in limits if _counted(room, memory) * spare > room.free_bytes), None)
 
 
 def _counted(room: Room, memory: ModelMemory) -> int:

@@ -1,5 +1,6 @@
 """The memory of a model is known before it is loaded, and a model that does not fit is refused."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import edgelm
 from edgelm import InsufficientMemoryError
 from edgelm.bundle.folder import default_bundle_path
 from edgelm.engine.limits import Room, rooms
-from edgelm.engine.memory import PIECES, ModelMemory
+from edgelm.engine.memory import PIECES, SPARE, ModelMemory
 from tests.conftest import TINY_BUNDLE
 from tests.engine.cgroup_trees import version_2
 
@@ -81,9 +82,23 @@ def test_with_half_of_it_it_is_refused_with_both_numbers(limit: str) -> None:
     assert f" MB but {limit} leaves " in last
 
 
+def test_limits_are_asked_when_onnx_runtime_has_its_memory() -> None:
+    code = """if True:
+    import sys
+    import edgelm, edgelm.engine.memory
+    ask = edgelm.engine.memory.rooms
+    def rooms():
+        print("onnxruntime" in sys.modules)
+        return ask()
+    edgelm.engine.memory.rooms = rooms
+    edgelm.load(sys.argv[1]).close()
+    """
+    assert run(code, str(TINY_BUNDLE)).stdout == "True\n"
+
+
 @pytest.mark.parametrize("limit", ["the cgroup's memory limit", "this machine's available memory"])
 def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    forecast = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE), 0, PIECES[-1]).forecast_bytes
+    forecast = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE)).forecast_bytes
     monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(forecast - 1, limit)])
     with pytest.raises(InsufficientMemoryError, match=f"needs about 17 MB but {limit} leaves 17 MB: free some"):
         edgelm.load(TINY_BUNDLE)
@@ -92,7 +107,7 @@ def test_every_limit_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_limit_of_the_address_space_counts_the_mapped_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE), 0, PIECES[-1])
+    memory = ModelMemory.of(edgelm.Bundle.read(TINY_BUNDLE))
     assert memory.weights_bytes == (TINY_BUNDLE / "model.onnx.data").stat().st_size
     needed = memory.forecast_bytes + memory.weights_bytes
     monkeypatch.setattr("edgelm.engine.memory.rooms", lambda: [Room(needed - 1, "RLIMIT_AS", counts_mapped_files=True)])
@@ -110,7 +125,8 @@ def test_where_memory_is_short_a_call_takes_less_of_a_prompt(
     expected = {}
     for piece_tokens in PIECES:
         forecast = ModelMemory.of(bundle, 0, piece_tokens).forecast_bytes
-        monkeypatch.setattr("edgelm.engine.memory.rooms", lambda forecast=forecast: [Room(forecast, "a limit")])
+        room = Room(forecast if piece_tokens == 256 else math.ceil(forecast * SPARE), "a limit")
+        monkeypatch.setattr("edgelm.engine.memory.rooms", lambda room=room: [room])
         caplog.clear()
         with edgelm.load() as model:
             assert (model.graph.piece_tokens, model.memory.forecast_bytes) == (piece_tokens, forecast)
