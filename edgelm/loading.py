@@ -10,7 +10,6 @@ from edgelm.bundle.folder import Bundle, default_bundle_path
 from edgelm.bundle.manifest import TASK_FEATURE
 from edgelm.bundle.small_files import check_path
 from edgelm.decoding.generation_config import GenerationConfig
-from edgelm.engine.device import import_onnxruntime
 from edgelm.engine.graph import Graph
 from edgelm.engine.memory import fitting_piece
 from edgelm.errors import BundleError, ConfigError
@@ -76,7 +75,6 @@ def load(
     if context is not None:
         bundle = bundle.with_context(context)
     kept = baked_prefix(bundle) if prefix is None else read_prefix(prefix, bundle)
-    import_onnxruntime()  # which takes memory too, so it is here when the limits are asked what they leave
     piece_tokens = fitting_piece(bundle, 0 if kept is None else kept.size_bytes)
     tokenizer = Tokenizer.of_bundle(bundle)
     config = GenerationConfig.of_bundle(bundle)

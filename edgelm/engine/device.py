@@ -13,6 +13,7 @@ from typing import Any
 import edgelm
 from edgelm.bundle.manifest import GraphFacts
 from edgelm.engine.fork import notice_fork, watch_forks
+from edgelm.engine.interpreter import require_main_interpreter
 from edgelm.engine.machine import int8_products_may_saturate
 from edgelm.errors import BundleError, DeviceError, ForkError, install_hint, pass_interrupts_on, shown
 
@@ -35,11 +36,12 @@ class Device:
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime; raises DeviceError if it is not installed or does not load.
+    """Import ONNX Runtime; raises DeviceError if it is not installed or does not load, or in a sub-interpreter.
 
     ``import edgelm`` turned its telemetry off. Where the program had imported ONNX Runtime before, a warning says once
     that it was too late.
     """
+    require_main_interpreter()
     try:
         import onnxruntime  # a plain import, because programs that freeze other programs look for those
 

@@ -27,7 +27,7 @@ from edgelm.engine.device import (
 )
 from edgelm.engine.fork import Handle, notice_fork, watch_forks
 from edgelm.engine.huge_pages import LoadedMemory
-from edgelm.engine.interpreter import native_lock, require_main_interpreter
+from edgelm.engine.interpreter import native_lock
 from edgelm.engine.memory import ModelMemory, refuse_if_too_large
 from edgelm.engine.session import Session
 from edgelm.engine.threads import choose_threads
@@ -120,7 +120,6 @@ class Graph:
         for name, value in (("shared_threads", shared_threads), ("batch_invariant", batch_invariant)):
             if not isinstance(value, bool):
                 raise DeviceError(f"{name} must be True or False, got {shown(value)}")
-        require_main_interpreter()
         onnxruntime = import_onnxruntime()
         require_version(onnxruntime.__version__, bundle.manifest.graph.minimum_onnxruntime)
         place = choose_device(device, bundle.manifest.graph, onnxruntime)

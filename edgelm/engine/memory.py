@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import Architecture
+from edgelm.engine.device import import_onnxruntime
 from edgelm.engine.limits import Room, rooms, status_bytes
 from edgelm.errors import InsufficientMemoryError
 from edgelm.ids import PREFILL_CHUNK_TOKENS
@@ -96,8 +97,10 @@ def fitting_piece(bundle: Bundle, prefix_bytes: int = 0) -> int:
         prefix_bytes: the memory of a prefix.
 
     Raises:
+        DeviceError: ONNX Runtime cannot be imported.
         InsufficientMemoryError: even with the shortest pieces the forecast exceeds what a limit leaves.
     """
+    import_onnxruntime()  # which takes memory too, so it is here when the limits are asked what they leave
     limits = rooms()
     memory = ModelMemory.of(bundle, prefix_bytes)
     room = _too_small(limits, memory)
