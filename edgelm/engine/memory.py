@@ -13,7 +13,7 @@ from edgelm.engine.limits import Room, rooms, status_bytes
 from edgelm.errors import InsufficientMemoryError
 from edgelm.ids import PREFILL_CHUNK_TOKENS
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PIECES = (PREFILL_CHUNK_TOKENS, 128, 64, 32)
 """How many tokens of a prompt one call may compute: the most that memory allows. Shorter pieces are slower."""
@@ -108,7 +108,7 @@ def fitting_piece(bundle: Bundle, prefix_bytes: int = 0) -> int:
         return PIECES[0]
     for piece_tokens in PIECES[1:]:
         if _too_small(limits, ModelMemory.of(bundle, prefix_bytes, piece_tokens), SPARE) is None:
-            _log.warning(
+            logger.warning(
                 "%s reads prompts in pieces of %d tokens instead of %d, which is slower, because %s leaves %s MB",
                 *(bundle.name, piece_tokens, PIECES[0], room.limit, _mb(room.free_bytes)),
             )

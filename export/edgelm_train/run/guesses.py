@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from edgelm_train.data.packing import Ids
-from edgelm_train.models.completion_loss import tokens_at_once
-from edgelm_train.run.held_out import measuring
+from edgelm_train.run.held_out import measuring, whole_windows
 
 
 @dataclass(frozen=True)
@@ -21,17 +19,17 @@ class GuessesRight:
 
 
 def guesses_in_windows(small: Any, large: Any, ids: Ids, window: int) -> GuessesRight:
-    """Measure `small` against `large` on a packed stream that is cut into windows, as `loss_in_windows` cuts it.
+    """Measure `small` against `large` on the whole windows of a packed stream.
 
     `ids` (T,) fills at least one window of `window` tokens. A guess follows every token.
     """
-    rows = torch.from_numpy(ids[: len(ids) // window * window].astype(np.int64)).view(-1, window)
-    right = torch.zeros(2, dtype=torch.float64)
+    right, tokens = torch.zeros(2, dtype=torch.float64), 0
     with measuring(small), measuring(large):
-        for batch in rows.split(max(1, tokens_at_once(small.device) // window)):
+        for batch in whole_windows(ids, window, small.device):
             logits = [model(input_ids=batch.to(model.device)).logits.float() for model in (small, large)]  # (B, T, V)
             right += torch.stack([guessed.sum().double().cpu() for guessed in guesses_right(*logits)])
-    greedy, sampled = (right / rows.numel()).tolist()
+            tokens += batch.numel()
+    greedy, sampled = (right / tokens).tolist()
     return GuessesRight(greedy, sampled)
 
 

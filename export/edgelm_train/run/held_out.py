@@ -34,8 +34,14 @@ def loss_in_windows(model: Any, ids: Ids, window: int) -> Loss:
     token predicts it. Nor do the tokens after the last whole window. The model's mode and torch's random state stay as
     they are.
     """
+    return _loss(model, ((batch, batch) for batch in whole_windows(ids, window, model.device)))
+
+
+def whole_windows(ids: Ids, window: int, device: torch.device) -> Sequence[torch.Tensor]:
+    """The whole windows of a packed stream `ids` (T,), as int64 batches (B, window) of what `device` takes at once."""
     rows = torch.from_numpy(ids[: len(ids) // window * window].astype(np.int64)).view(-1, window)
-    return _loss(model, ((batch, batch) for batch in rows.split(max(1, tokens_at_once(model.device) // window))))
+    batches: tuple[torch.Tensor, ...] = rows.split(max(1, tokens_at_once(device) // window))
+    return batches
 
 
 def loss_on_completions(model: Any, examples: Sequence[Example], pad_token_id: int) -> Loss:
