@@ -17,6 +17,7 @@ from edgelm.cli.shared import print_wrapped
 from edgelm.cli.streams import escaped, note, print_line
 from edgelm.errors import TrainingError, install_hint
 from edgelm_recipes.augment import Augmentation
+from edgelm_recipes.back_translation import BackTranslation
 from edgelm_recipes.order import Order
 from edgelm_recipes.recipe import Recipe
 from edgelm_recipes.tasks import RECIPES
@@ -81,6 +82,12 @@ def _description(recipe: Recipe) -> list[str]:
     type=click.Choice(get_args(Augmentation)),
     help="Also train on copies with words of the input exchanged, or left out. Repeatable.",
 )
+@click.option(
+    "--back-translate",
+    type=(_FILE, _FILE),
+    metavar="BUNDLE FILE",
+    help="Also train on the lines of FILE as answers, with inputs that BUNDLE writes: it does the opposite.",
+)
 @click.option("--rows", type=click.IntRange(3), metavar="N", help="Train on N examples only.")
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="Measure on N examples only.")
 @click.option("--epochs", type=float, metavar="N", help="Passes over the data.  [default: the recipe's]")
@@ -105,6 +112,7 @@ def command(
     precision: FixedPrecision,
     bundles: tuple[Path, ...],
     augment: tuple[Augmentation, ...],
+    back_translate: tuple[Path, Path] | None,
     rows: int | None,
     limit: int | None,
     threads: int,
@@ -127,9 +135,21 @@ def command(
         hint = install_hint("cpu,train,evaluate" if measuring else "cpu,train")
         raise TrainingError(f"recipe needs {', '.join([*missing, *measuring])}; {hint}")
     given = {option: value for option, value in tuning.items() if value is not None}
-    words = shlex.join(["edgelm", *sys.argv[1:]])
     order = Order(
-        RECIPES[name], data, out, base, method, precision, rows, limit, augment, given, bundles, threads, words
+        recipe=RECIPES[name],
+        data=data,
+        out=out,
+        base=base,
+        method=method,
+        precision=precision,
+        rows=rows,
+        limit=limit,
+        augment=augment,
+        back_translation=None if back_translate is None else BackTranslation(*back_translate),
+        tuning=given,
+        bundles=bundles,
+        threads=threads,
+        command=shlex.join(["edgelm", *sys.argv[1:]]),
     )
     order.check()  # before torch is loaded, which takes seconds
     with unwinds() as raise_again:

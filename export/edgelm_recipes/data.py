@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ _HELD_OUT_SHARE, _HELD_OUT_MOST = 20, 500
 """A twentieth of the rows to train on is held out of them, and at most 500 rows, because measuring takes time."""
 Item = TypeVar("Item")
 Example = Row | Turns
+BackTranslate = Callable[[Sequence[Row]], tuple[list[Row], tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class DataFacts:
     """What the files of examples contain; a chat has a row for each answer."""
 
     train: int
-    """Rows to train on, with the augmented ones."""
+    """Rows to train on, with those that were augmented and translated back."""
     augmented: int
     """Examples, or chats, that were added with changed inputs."""
     held_out: int
@@ -34,6 +35,8 @@ class DataFacts:
     form: str | None
     """How chats are written; None where the rows are not chats."""
     notes: tuple[str, ...]
+    back_translated: int = 0
+    """Rows whose inputs a bundle wrote."""
 
 
 def write_data(
@@ -45,6 +48,7 @@ def write_data(
     augment: Sequence[Augmentation],
     seed: int,
     form: ChatForm | None = None,
+    back_translate: BackTranslate | None = None,
 ) -> DataFacts:
     """Write the folder `out` with the examples that `recipe` reads out of `folder`.
 
@@ -53,6 +57,7 @@ def write_data(
         augment: for each, an example with changed inputs is added to each one that is trained on.
         seed: of the changes.
         form: how chats are written, where the recipe is one of chats.
+        back_translate: called with the rows of all parts; gives more rows to train on, and notes on them.
 
     Raises:
         TrainingError: the folder cannot be read, has too few examples, or `out` cannot be written.
@@ -81,13 +86,23 @@ def write_data(
         for place, row in enumerate(train)
         if (changed := _changed(row, recipe, how, f"{seed} {how} {place}")) != row
     ]
+    made: list[Row] = []
+    if back_translate is not None:
+        made, remarks = back_translate([row for row in (*train, *held, *parts.dev) if isinstance(row, dict)])
+        notes += remarks
     written = {
         name: [row for item in part for row in _written(item, form)]
-        for name, part in {TRAIN: [*train, *more], HELD_OUT: held, DEV: parts.dev}.items()
+        for name, part in {TRAIN: [*train, *more, *made], HELD_OUT: held, DEV: parts.dev}.items()
     }
     counts = {name: len(part) for name, part in written.items()}
     facts = DataFacts(
-        counts[TRAIN], len(more), counts[HELD_OUT], counts[DEV], None if form is None else form.name, notes
+        train=counts[TRAIN],
+        augmented=len(more),
+        held_out=counts[HELD_OUT],
+        dev=counts[DEV],
+        form=None if form is None else form.name,
+        notes=notes,
+        back_translated=len(made),
     )
     draft = out.with_name(f"{out.name}.part")
     with saving(out.parent):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,11 +16,12 @@ from edgelm.generation.prefix_task import give_task
 from edgelm_export.pipeline import export
 from edgelm_export.publish.added_task import copy_with_task
 from edgelm_export.source.generation_settings import FILE as SETTINGS_FILE
+from edgelm_recipes.back_translation import back_translated
 from edgelm_recipes.chats import PLAIN, ChatForm
 from edgelm_recipes.data import TRAIN, DataFacts, read_facts, spread, write_data
 from edgelm_recipes.measure import Scores, dev_records, measure, measure_answers, name_of
 from edgelm_recipes.order import DATA, Order
-from edgelm_recipes.recipe import Recipe
+from edgelm_recipes.recipe import Recipe, Row
 from edgelm_recipes.report import Report
 from edgelm_recipes.speed import SPEED_INPUTS, Runnable, Speed, measure_speed
 from edgelm_train.data.records import Records
@@ -31,6 +32,7 @@ from edgelm_train.run.folder import RunRecord, saving, write_json
 from edgelm_train.run.lock import locked
 
 TUNED, BUNDLES, SCORES, BUNDLE, TASK = "tuned", "bundles", "scores", "bundle", "task.json"
+BACK_TRANSLATED = "back_translated.jsonl"
 
 Watch = Callable[[str], AbstractContextManager[Callable[[float], None]]]
 
@@ -128,13 +130,26 @@ class _Steps:
         if self._recipe.is_chat:
             self._say(f"loading {self._order.base}, because chats are written in its form")
             form = ChatForm.of(self._base.load())
-        seed, rows = self._order.options.seed, self._order.rows
         facts = write_data(
-            self._recipe, self._order.data, folder, rows=rows, augment=self._order.augment, seed=seed, form=form
+            self._recipe,
+            self._order.data,
+            folder,
+            rows=self._order.rows,
+            augment=self._order.augment,
+            seed=self._order.options.seed,
+            form=form,
+            back_translate=None if self._order.back_translation is None else self._back_translated,
         )
         for note in facts.notes:
             self._say(note)
         return facts
+
+    def _back_translated(self, known: Sequence[Row]) -> tuple[list[Row], tuple[str, ...]]:
+        asked = self._order.back_translation
+        assert asked is not None
+        self._say(f"translating {asked.texts} back with {asked.bundle}")
+        with self._watch("translated back") as show:
+            return back_translated(self._recipe, asked, known, self._out / BACK_TRANSLATED, self._order.threads, show)
 
     def _tune(self) -> int | None:
         """Tune the base; the number of the signal that stopped this, if any."""

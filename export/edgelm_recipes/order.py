@@ -9,6 +9,7 @@ from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import FixedPrecision
 from edgelm.errors import BundleError, TrainingError
 from edgelm_recipes.augment import Augmentation
+from edgelm_recipes.back_translation import BackTranslation
 from edgelm_recipes.data import HELD_OUT
 from edgelm_recipes.recipe import Recipe
 from edgelm_train.models.base import find_base
@@ -35,6 +36,7 @@ class Order:
     limit: int | None = None
     """Measure on so many examples only."""
     augment: tuple[Augmentation, ...] = ()
+    back_translation: BackTranslation | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)
     """Fields of FinetuneOptions in place of the recipe's."""
     bundles: tuple[Path, ...] = ()
@@ -54,15 +56,21 @@ class Order:
         """What must be equal where the same folder is given again."""
         asked = {"recipe": self.recipe.name, "data": str(self.data), "base": self.base, "method": self.method}
         more = {name.replace("_", "-"): value for name, value in self.tuning.items() if name != "device"}
-        return {**asked, "rows": self.rows, "augment": " ".join(self.augment) or None, **more}
+        back = self.back_translation
+        added = {
+            "augment": " ".join(self.augment) or None,
+            "back-translate": None if back is None else f"{back.bundle} {back.texts}",
+        }
+        return {**asked, "rows": self.rows, **added, **more}
 
     def check(self) -> None:
         """Refuse, in seconds, what would fail after hours.
 
         Raises:
-            TrainingError: the output folder is taken, an option is out of its range, or the data cannot be read.
+            TrainingError: the output folder is taken, an option is out of its range, the data cannot be read, or
+                nothing can be translated back.
             ExportError: there is no such base.
-            BundleError: as `given_bundles`.
+            BundleError: as `given_bundles`, or the bundle that translates back cannot be read.
         """
         self.check_out()
         context = find_base(self.base, None).context_length
@@ -71,6 +79,8 @@ class Order:
         self.given_bundles()
         if not (self.out / DATA).is_dir():
             self.recipe.read(self.data)
+            if self.back_translation is not None:
+                self.back_translation.check(self.recipe)
 
     def check_out(self) -> None:
         """Raise TrainingError unless the output folder is new, empty, or one of the same recipe with equal options.

@@ -84,10 +84,15 @@ class Report:
     def _markdown(self) -> str:
         source, speed = self.recipe.source, self.speed
         lines = [f"# {self.recipe.name}: {self.recipe.does}", "", *self._score_table(), ""]
-        changed = f" with `--augment {' '.join(self.augment)}`: {self.facts.augmented:,} changed copies"
+        added = []
+        if self.augment:
+            added.append(f"{self.facts.augmented:,} changed copies (`--augment {' '.join(self.augment)}`)")
+        if self.facts.back_translated:
+            added.append(f"{self.facts.back_translated:,} that were translated back")
+        within = f", {' and '.join(added)} among them" if added else ""
         lines += [
             f"- Data: {source.name}, {source.url}; licence: {source.licence}.",
-            f"- {self.facts.train:,} rows to train on{changed if self.augment else ''}, {self.facts.held_out:,} "
+            f"- {self.facts.train:,} rows to train on{within}; {self.facts.held_out:,} "
             "held out of the training part to choose the weights by. The development part was not trained on.",
             f"- Base: {self.base}, tuned by the method {self.method}.",
         ]

@@ -29,6 +29,12 @@ def test_the_list(edgelm_command: RunCommand) -> None:
         (("sentiment", "--data", "sst2", "--base", "sst2"), 1, "sst2"),
         (("sentiment", "--data", "sst2", "--bundle", "sst2"), 1, "sst2"),
         (("sentiment", "--data", "sst2", "--out", "sst2"), 1, "sst2 is not empty; give a new folder as --out"),
+        (
+            ("sentiment", "--data", "sst2", "--back-translate", "sst2", "sst2/dev.tsv"),
+            1,
+            "the recipe sentiment does not write a text for one text",
+        ),
+        (("translation-en-de", "--data", "multi30k", "--back-translate", "sst2", "multi30k/val.de"), 1, "bundle.json"),
         (("sentiment", "--data", "sst2", "--rows", "2"), 2, "2 is not in the range x>=3"),
     ],
 )

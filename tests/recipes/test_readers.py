@@ -12,6 +12,8 @@ FOLDERS = {
     "sentiment": "sst2",
     "translation-en-de": "multi30k",
     "translation-en-fr": "multi30k",
+    "translation-de-en": "multi30k",
+    "translation-fr-en": "multi30k",
     "summary": "dialogsum",
     "similarity": "stsb",
     "chat": "self_dialogue.jsonl",

@@ -6,8 +6,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         sentiment.RECIPE,
-        translation.GERMAN,
-        translation.FRENCH,
+        *translation.RECIPES,
         summary.RECIPE,
         similarity.RECIPE,
         chat.RECIPE,

@@ -1,4 +1,4 @@
-"""Short descriptions of pictures, from English into German or French: Multi30k."""
+"""Short descriptions of pictures, between English and German or French: Multi30k."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,21 +6,24 @@ from pathlib import Path
 from edgelm.errors import TrainingError
 from edgelm_recipes.recipe import Baseline, Parts, Recipe, Row, Source, one_line, read_lines
 
+_LANGUAGES = {"en": "English", "de": "German", "fr": "French"}
 
-def _read(folder: Path, language: str, source: Source) -> Parts:
-    """The pairs of lines in ``train.en``, ``val.en`` and the files of the other language."""
-    train, dev = (_rows(folder, part, language, source) for part in ("train", "val"))
+
+def _read(folder: Path, languages: tuple[str, str], source: Source) -> Parts:
+    """The pairs of lines in the ``train`` and ``val`` files of both languages."""
+    train, dev = (_rows(folder, part, languages, source) for part in ("train", "val"))
     return Parts(train, dev)
 
 
-def _rows(folder: Path, part: str, language: str, source: Source) -> tuple[Row, ...]:
-    english, other = (read_lines(folder, f"{part}.{name}", source) for name in ("en", language))
-    if len(english) != len(other):
+def _rows(folder: Path, part: str, languages: tuple[str, str], source: Source) -> tuple[Row, ...]:
+    names = [f"{part}.{language}" for language in languages]
+    texts, translations = (read_lines(folder, name, source) for name in names)
+    if len(texts) != len(translations):
         raise TrainingError(
-            f"{str(folder / f'{part}.en')!r} has {len(english):,} lines and {part}.{language} has {len(other):,}; "
+            f"{str(folder / names[0])!r} has {len(texts):,} lines and {names[1]} has {len(translations):,}; "
             "line N of one must be the translation of line N of the other"
         )
-    pairs = zip(english, other, strict=True)
+    pairs = zip(texts, translations, strict=True)
     return tuple({"text": one_line(a), "translation": one_line(b)} for a, b in pairs if a.strip() and b.strip())
 
 
@@ -29,25 +32,27 @@ def copied(train: Sequence[Row], dev: Sequence[Row]) -> list[str]:
     return [row["text"] for row in dev]
 
 
-def _recipe(code: str, language: str) -> Recipe:
+def _recipe(spoken: str, wanted: str) -> Recipe:
+    """The recipe that translates out of the language `spoken` into the language `wanted`, by their codes."""
     source = Source(
         name="Multi30k (Elliott et al. 2016)",
         licence="for research only, as its pictures from Flickr",
         url="https://github.com/multi30k/dataset",
-        files=("train.en", f"train.{code}", "val.en", f"val.{code}"),
+        files=(f"train.{spoken}", f"train.{wanted}", f"val.{spoken}", f"val.{wanted}"),
     )
+    language = _LANGUAGES[wanted]
     return Recipe(
-        name=f"translation-en-{code}",
-        does=f"translates short English sentences into {language}",
+        name=f"translation-{spoken}-{wanted}",
+        does=f"translates short {_LANGUAGES[spoken]} sentences into {language}",
         source=source,
-        read=lambda folder: _read(folder, code, source),
+        read=lambda folder: _read(folder, (spoken, wanted), source),
         inputs=("text",),
         target="translation",
         task={
             "kind": "generate",
-            "template": f"English: {{text}}\n{language}:",
+            "template": f"{_LANGUAGES[spoken]}: {{text}}\n{language}:",
             "generation": {"do_sample": False, "max_new_tokens": 96, "stop_strings": ["\n"]},
-            "description": f"Translates a short English description into {language}.",
+            "description": f"Translates a short {_LANGUAGES[spoken]} description into {language}.",
         },
         training={
             "completion": " {translation}",
@@ -59,5 +64,4 @@ def _recipe(code: str, language: str) -> Recipe:
     )
 
 
-GERMAN = _recipe("de", "German")
-FRENCH = _recipe("fr", "French")
+RECIPES = tuple(_recipe(*pair) for pair in (("en", "de"), ("en", "fr"), ("de", "en"), ("fr", "en")))
