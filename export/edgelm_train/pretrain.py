@@ -21,12 +21,13 @@ from edgelm_train.run.held_out import loss_in_windows
 from edgelm_train.run.lock import locked
 from edgelm_train.run.loop import Outcome, Schedule, train
 from edgelm_train.run.machine import device_for, fastest_precision, free_bytes, parts_that_fit
+from edgelm_train.run.muon import muon_seconds
 from edgelm_train.run.report import Finished, TrainingReport, draw_samples
 
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
 _PASSES = 4
 _HOURS_USED = 0.9
-"""Part of the time limit for which steps are planned, because the optimizer and measurements take time too."""
+"""Part of the time limit for which steps are planned, because measurements take time too."""
 
 
 def pretrain(
@@ -167,7 +168,10 @@ def _decide(
     precision = fastest if options.precision == "auto" else options.precision
     tokens = options.tokens
     if tokens is None and options.hours is not None:
-        tokens = int(_HOURS_USED * options.hours * 3600 * micro_tokens / seconds[precision])
+        step_seconds = accumulate * seconds[precision]
+        if options.optimizer == "muon":
+            step_seconds += muon_seconds(model)
+        tokens = int(_HOURS_USED * options.hours * 3600 / step_seconds * batch_tokens)
     elif tokens is None:
         tokens = _PASSES * training_tokens
     return {

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import transformers
 
-from edgelm_train.run.muon import _Muon, orthogonal
+from edgelm_train.run.muon import _Muon, muon_seconds, orthogonal
 
 pytestmark = pytest.mark.export
 
@@ -40,3 +41,14 @@ def test_steps_equal_torchs_optimizer() -> None:
             optimizer.step()
     moved = (theirs - start).abs().mean()
     assert (ours - theirs).abs().mean() < 0.02 * moved
+
+
+def test_a_timed_step_changes_no_weight() -> None:
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    )
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert muon_seconds(model) > 0
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
