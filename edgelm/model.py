@@ -25,7 +25,7 @@ from edgelm.generation.results import Chunk, Completion
 from edgelm.generation.run import TextRun
 from edgelm.generation.text_generation import TextGeneration
 from edgelm.generation.text_scheduler import DEFAULT_MAX_WAITING, TextScheduler
-from edgelm.reuse.kv_file import KvDtype, check_kv_dtype
+from edgelm.reuse.kv_file import KvDtype, file_type
 from edgelm.reuse.pool import SessionPool, check_limit_bytes
 from edgelm.reuse.prefix import Prefix, PromptEncoder, bake, learned_sha256, read_prefix
 from edgelm.reuse.state import PromptState, read_state, write_state
@@ -234,18 +234,19 @@ class Model:
         self._schedulers = [*map(weakref.ref, self._open_schedulers()), weakref.ref(scheduler)]
         return scheduler
 
-    def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: KvDtype = "float32") -> None:
+    def save_state(self, path: str | os.PathLike[str], prompt: Prompt, *, dtype: KvDtype | None = None) -> None:
         """Write the keys and values of `prompt` to the file `path`, for `load_state`.
 
-        With "float16" the file is half as large, and results are no longer the same to the last bit.
+        Without `dtype` the file has the type of the cache, and results are the same to the last bit. With "float16" it
+        is half as large as in float32, and they are not.
 
         Raises:
             PromptError, ContextError: as `generate`.
-            ConfigError: `dtype` is unknown.
+            ConfigError: `dtype` is unknown, or given for a cache of integers.
             StateError: a key or value does not fit into float16.
             OSError: the file cannot be written.
         """
-        check_kv_dtype(dtype)
+        file_type(dtype, self.bundle.manifest.graph.kv_dtype)
         check_path("path", path)
         ids = self._encoder.ids_to_continue(prompt)
         with self._sessions.borrowed(ids) as (session, reused):

@@ -27,7 +27,8 @@ RUNTIME_ROOMS = (
 
 EXPORT_ROOMS = ("cli", "pipeline", "fit", "publish", "certify", "source", "graph", "quantize", "model")
 TRAIN_ROOMS = ("cli", ("pretrain", "finetune", "distill", "evaluate"), "latent", ("options", "run"), "models", "data")
-RECIPE_ROOMS = ("cli", "make", "report", "order", "measure", "data", ("chats", "augment", "tasks", "speed"), "recipe")
+_BELOW_DATA = ("chats", "back_translation", "augment", "tasks", "speed")
+RECIPE_ROOMS = ("cli", "make", "report", "order", "measure", "data", _BELOW_DATA, "recipe")
 
 Rooms = tuple[str | tuple[str, ...], ...]
 

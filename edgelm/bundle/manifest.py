@@ -28,16 +28,29 @@ MAX_TASK_BYTES = 2**20
 """The longest task, in a bundle or in a prefix file."""
 DRAFT_FEATURE = "draft"
 TWO_STAGE_HEAD_FEATURE = "two_stage_head"
+INT8_CACHE_FEATURE = "int8_cache"
 VALUE_DIVISORS_FILE = "value_divisors.bin"
 """The factors by which smoothing divided the values, float32 (layers, H, D). Only smoothed bundles have this file."""
 KNOWN_FEATURES: frozenset[str] = frozenset(
-    {"pruned_vocabulary", PREFIX_FEATURE, LATENT_FEATURE, TASK_FEATURE, DRAFT_FEATURE, TWO_STAGE_HEAD_FEATURE}
+    {
+        "pruned_vocabulary",
+        PREFIX_FEATURE,
+        LATENT_FEATURE,
+        TASK_FEATURE,
+        DRAFT_FEATURE,
+        TWO_STAGE_HEAD_FEATURE,
+        INT8_CACHE_FEATURE,
+    }
 )
 """Names that this version knows in `required_features`. A bundle with any other name needs a newer edgelm."""
 
 _PLAIN_NAME = re.compile(r"(?=.{1,128}$)[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 """Names that Windows takes for devices, whatever follows the first dot. It also drops a dot at the end of a name."""
+
+CacheType = Literal["float32", "float16", "int8"]
+_CACHE_TYPES = {("float32", "float32"), ("float16", "float16"), ("float32", "int8")}
+"""Types of the activations, each with a type of the cache that goes with it."""
 
 FixedPrecision = Literal["fp32", "fp16", "int8", "w8a8", "int4", "int4-small"]
 Precision = Literal[FixedPrecision, "mixed"]
@@ -90,7 +103,8 @@ class GraphFacts:
     present_names: tuple[str, ...]
     kv_layout: Literal["BHCD"]
     """Axes of the cache: batch, heads, capacity, head_dim."""
-    kv_dtype: Literal["float32", "float16"]
+    kv_dtype: CacheType
+    """Type of the keys and values in the cache. The graph itself holds the scales of an int8 cache."""
     exact_logits: Annotated[int, Between(1, 1024)] | None = None
     """The number of likeliest tokens whose logits the second stage of the head computes, from the table that
     `Recipe.matrices` lists. The first stage, a coarse head, gives all other logits. null where the head has one stage.
@@ -276,6 +290,10 @@ def _check_consistency(manifest: Manifest) -> None:
         raise StrictJsonError(
             f"has the feature {TWO_STAGE_HEAD_FEATURE!r} without a graph's 'exact_logits', or the field alone"
         )
+    if (INT8_CACHE_FEATURE in manifest.required_features) != any(facts.kv_dtype == "int8" for facts in manifest.graphs):
+        raise StrictJsonError(
+            f"has the feature {INT8_CACHE_FEATURE!r} without a graph's kv_dtype 'int8', or this alone"
+        )
     needed = (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json")
     for name in needed:
         if name not in manifest.files:
@@ -305,6 +323,8 @@ def _check_model(facts: Architecture, graph: GraphFacts, where: str = "") -> Non
         )
     if not graph.devices:
         raise StrictJsonError(f"{where}graph.devices is empty")
+    if (graph.dtype, graph.kv_dtype) not in _CACHE_TYPES:
+        raise StrictJsonError(f"{where}graph.kv_dtype is {graph.kv_dtype!r}, which no bundle of {graph.dtype} has")
 
 
 def _check_draft(manifest: Manifest) -> None:
@@ -331,6 +351,8 @@ def _check_latent(manifest: Manifest) -> None:
         raise StrictJsonError(f"has the feature {LATENT_FEATURE!r} without the entry 'latent', or the entry alone")
     if latent is None:
         return
+    if manifest.graph.kv_dtype == "int8":
+        raise StrictJsonError("has a latent part and an int8 cache, and the keys and values of a vector are floats")
     graph, files = manifest.graph, [latent.file, *([] if latent.reference is None else [latent.reference.file])]
     for name in files:
         if name not in manifest.files:

@@ -29,7 +29,7 @@ DTYPES = {1: ("float32", 4), 2: ("uint8", 1), 3: ("int8", 1), 6: ("int32", 4), 7
 """Name and size in bytes of the number types that a graph may use, by their number in ONNX."""
 
 _is_whole = re.compile(r"0|[1-9][0-9]{0,15}").fullmatch
-_FLOAT, _INT, _TENSOR = 1, 2, 4
+_FLOAT, _INT, _STRING, _TENSOR = 1, 2, 3, 4
 """Kinds of attributes."""
 
 
@@ -52,7 +52,7 @@ class Tensor:
     content: bytes | Place
 
 
-AttributeValue: TypeAlias = int | float | Tensor
+AttributeValue: TypeAlias = int | float | str | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,7 @@ _ATTRIBUTE = Schema(
         1: Field("name", "span"),
         2: Field("f", "decimal"),
         3: Field("i", "number"),
+        4: Field("s", "span"),
         5: Field("t", "span"),
         20: Field("type", "number"),
     },
@@ -263,12 +264,15 @@ def _names(message: Message, field: str) -> tuple[str, ...]:
 def _attribute(data: bytes) -> tuple[str, AttributeValue]:
     message = Message(data, (0, len(data)), _ATTRIBUTE)
     kind, name = message.number("type"), message.text("name")
-    if [field for field in ("f", "i", "t") if message.has(field)] != [{_FLOAT: "f", _INT: "i", _TENSOR: "t"}.get(kind)]:
-        raise ProtobufError(f"the attribute {name!r} is no single number or tensor")
+    fields = {_FLOAT: "f", _INT: "i", _STRING: "s", _TENSOR: "t"}
+    if [field for field in fields.values() if message.has(field)] != [fields.get(kind)]:
+        raise ProtobufError(f"the attribute {name!r} is no single number, text or tensor")
     if kind == _FLOAT:
         return name, message.decimal("f")
     if kind == _INT:
         return name, message.number("i")
+    if kind == _STRING:
+        return name, message.text("s")
     tensor = _tensor(data, message.span("t"))
     if isinstance(tensor.content, Place):  # ONNX Runtime would open that file
         raise ProtobufError(f"the attribute {name!r} has its data in a file")

@@ -85,9 +85,9 @@ class Operator:
     rule: Rule
     inputs: tuple[str, ...]
     """The forms of the input list: "x" for an input, "." for one that is left out."""
-    attributes: Mapping[str, Collection[int] | type] = field(default_factory=dict)
+    attributes: Mapping[str, Collection[int | str] | type] = field(default_factory=dict)
     """Every attribute with its values or its type. All of them must be given."""
-    optional: Mapping[str, Collection[int] | type] = field(default_factory=dict)
+    optional: Mapping[str, Collection[int | str] | type] = field(default_factory=dict)
     """Attributes that may be left out."""
 
 
@@ -421,9 +421,24 @@ def _attention(call: Call) -> tuple[Value, ...]:
     _need(lengths == [names.seqlens_k, names.total_sequence_length, names.query_seqlens], "takes other lengths")
     value_input, *presents = call.caches.get(key.port, ("",))
     _need(value.port == value_input != "", "takes keys and values that are no inputs of one layer")
-    _need(qkv.dtype == key.dtype == value.dtype, "takes keys and values of another type")
+    _cached_type(call)
     attended = Value(qkv.dtype, ("batch", "new_tokens", facts.num_heads * facts.head_dim))
     return attended, *(Value(key.dtype, key.shape, port=name) for name in presents)
+
+
+def _cached_type(call: Call) -> None:
+    """Keys and values of the type of the activations; or integers, with a stored scale for each channel."""
+    facts, dtype = call.architecture, call.input(3).dtype
+    scaled = len(_INT8_CACHE.keys() & call.attributes.keys())
+    if dtype != "int8":
+        _need(call.input(0).dtype == dtype, "takes keys and values of another type")
+        _need(call.values[12] is None and not scaled, "scales keys and values that are floats")
+        return
+    _need(call.values[12] is not None and scaled == len(_INT8_CACHE), "takes integers without their scales")
+    for index in (12, 13):
+        scales = call.input(index)
+        _need(scales.is_constant and scales.dtype == "float32", "takes scales that are no stored float32")
+        _fits(scales, (1, facts.num_key_value_heads, 1, facts.head_dim), "its input of scales")
 
 
 def _rotary_tables(call: Call) -> None:
@@ -449,6 +464,11 @@ def _constant(call: Call) -> tuple[Value, ...]:
 
 
 _COUNT = range(1, 2**31)
+_INT8_CACHE: Mapping[str, Collection[int | str]] = {
+    "k_quant_type": ("PER_CHANNEL",),
+    "v_quant_type": ("PER_CHANNEL",),
+    "kv_cache_bit_width": (8,),
+}
 _BITS = {"bits": (4, 8), "block_size": (16, 32, 64, 128, 256)}
 
 OPERATORS: dict[tuple[str, str], Operator] = {
@@ -494,9 +514,12 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     ),
     (CONTRIB, "GroupQueryAttention"): Operator(
         _attention,
-        ("x..xxxx.........x", "x..xxxxxx.......x", "xxxxxxxxx.......x"),
+        (
+            *("x..xxxx.........x", "x..xxxxxx.......x", "xxxxxxxxx.......x"),
+            *("x..xxxx.....xx..x", "x..xxxxxx...xx..x", "xxxxxxxxx...xx..x"),  # with scales of an int8 cache
+        ),
         {"num_heads": _COUNT, "kv_num_heads": _COUNT, "scale": float, "do_rotary": (0, 1)},
-        {"local_window_size": _COUNT},
+        {"local_window_size": _COUNT, **_INT8_CACHE},
     ),
     (CONTRIB, "MatMulIntegerToFloat"): Operator(_matmul_integers, ("xxxxx",)),
     (CONTRIB, "MatMulNBits"): Operator(

@@ -283,7 +283,9 @@ def storage_formats(bundle: "Bundle") -> str:
     manifest = bundle.manifest
     formats = ", ".join(sorted({f"{matrix.bits}-bit {matrix.format}" for matrix in manifest.recipe.matrices}))
     exact = manifest.graph.exact_logits
-    return formats if exact is None else f"{formats}; a head of two stages, {exact} logits exact"
+    head = "" if exact is None else f"; a head of two stages, {exact} logits exact"
+    cache = "; keys and values in 8 bits" if manifest.graph.kv_dtype == "int8" else ""
+    return f"{formats}{head}{cache}"
 
 
 def stats_line(stats: "Stats", model: "Model") -> str:

@@ -65,7 +65,10 @@ class Cache(ABC):
 
     @abstractmethod
     def write(self, row: int, start: int, content: KeysValues) -> None:
-        """Set the positions of `row` from `start` on to `content` (2·layers, H, T, D), of any float type."""
+        """Set the positions of `row` from `start` on to `content` (2·layers, H, T, D).
+
+        These are floats of any type, or integers where the cache has integers.
+        """
 
     @abstractmethod
     def copy_rows(self, source: "Cache", rows: Indices, to: Indices, start: int, stop: int) -> None:

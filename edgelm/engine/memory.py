@@ -4,10 +4,9 @@ import logging
 import math
 import sys
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.manifest import Architecture
+from edgelm.bundle.manifest import Architecture, CacheType
 from edgelm.engine.device import import_onnxruntime
 from edgelm.engine.limits import Room, rooms, status_bytes
 from edgelm.errors import InsufficientMemoryError
@@ -61,7 +60,7 @@ class ModelMemory:
     def forecast(
         cls,
         architecture: Architecture,
-        kv_dtype: Literal["float32", "float16"],
+        kv_dtype: CacheType,
         weights_bytes: int,
         prefix_bytes: int = 0,
         table_bytes: int = 0,
@@ -72,7 +71,8 @@ class ModelMemory:
         `table_bytes` of the weights stay mapped, because rows are only looked up there. A call computes at most
         `piece_tokens` of a prompt.
         """
-        cache = architecture.cache_values_per_token * architecture.context_length * (2 if kv_dtype == "float16" else 4)
+        value_bytes = {"float32": 4, "float16": 2, "int8": 1}[kv_dtype]
+        cache = architecture.cache_values_per_token * architecture.context_length * value_bytes
         # Four copies of the widest activation at once (inputs and outputs of two nodes), and the scores of attention.
         # They exist for one piece of a prompt at a time.
         tokens = min(piece_tokens, architecture.context_length)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgelm.bundle.folder import Extent
-from edgelm.bundle.manifest import MAX_TASK_BYTES
+from edgelm.bundle.manifest import MAX_TASK_BYTES, CacheType
 from edgelm.bundle.small_files import SmallFileError, check_small_file
 from edgelm.bundle.strict_json import Bytes, Count, StrictJsonError, from_json, parse_json
 from edgelm.bundle.whole_file import write_whole_file
@@ -27,13 +27,14 @@ from edgelm.errors import ConfigError, EdgelmError, PrefixError, StateError, pas
 from edgelm.ids import KeysValues
 
 KvDtype = Literal["float32", "float16"]
+"""Types in which floats of a cache can be stored."""
 KvKind = Literal["state", "text", "learned"]
 
 _FORMAT_VERSION = 1
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, uint64
 _MAX_HEADER_BYTES = 32768
 _MAX_FILE_BYTES = 2**40
-_DTYPES = {"F32": "<f4", "F16": "<f2", "U32": "<u4", "U8": "u1"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U32": "<u4", "U8": "u1"}
 
 
 class KvFileError(ValueError):
@@ -66,8 +67,8 @@ class KvFile:
 
     metadata: KvMetadata
     keys_values: KeysValues
-    """float32 or float16 (2·layers, H, T, p), read-only: each layer's keys and then its values. On POSIX a view of the
-    mapped file, whose pages the system can drop and read again. Replace such a file; never write into it."""
+    """float32, float16 or int8 (2·layers, H, T, p), read-only: each layer's keys and then its values. On POSIX a view
+    of the mapped file, whose pages the system can drop and read again. Replace such a file, and never write into it."""
     ids: npt.NDArray[np.uint32]
     """(T,); (0,) for a learned prefix, whose virtual tokens have no ids."""
     text: str | None
@@ -78,7 +79,7 @@ class KvFile:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    dtype: Literal["F32", "F16", "U32", "U8"]
+    dtype: Literal["F32", "F16", "I8", "U32", "U8"]
     shape: tuple[Count, ...]
     data_offsets: tuple[Bytes, ...]
     """Its first byte and the one behind its last, counted from the end of the header."""
@@ -102,7 +103,7 @@ class _Header:
         return (
             (ids is not None, text is not None) == (kind != "learned", kind == "text")
             and (metadata.prefix is None or kind == "state")
-            and (self.keys_values.dtype in ("F32", "F16") and len(shape) == 4 and shape[0] % 2 == 0)
+            and (self.keys_values.dtype in ("F32", "F16", "I8") and len(shape) == 4 and shape[0] % 2 == 0)
             and (ids is None or (ids.dtype, ids.shape) == ("U32", shape[2:3]))
             and (text is None or (text.dtype, len(text.shape)) == ("U8", 1))
             and (self.task is not None) == stated
@@ -125,7 +126,7 @@ def write_kv_file(
     path: str | os.PathLike[str],
     metadata: KvMetadata,
     keys_values: KeysValues,
-    dtype: KvDtype,
+    dtype: CacheType,
     ids: tuple[int, ...] = (),
     text: str | None = None,
     task: bytes | None = None,
@@ -248,10 +249,27 @@ def named_errors(error: type[EdgelmError], name: str, path: str | os.PathLike[st
         raise error(f"cannot read the {name} {os.fspath(path)!r}: {words}") from None
 
 
-def check_kv_dtype(dtype: object) -> None:
-    """Raise ConfigError unless keys and values can be stored as `dtype`."""
+def file_type(dtype: KvDtype | None, cache_type: CacheType) -> CacheType:
+    """The type of keys and values in a file: `dtype`, or for None that of the cache, which changes no bit.
+
+    Raises ConfigError if `dtype` is no `KvDtype`, or is given for a cache of integers.
+    """
+    if dtype is None:
+        return cache_type
     if not isinstance(dtype, str) or dtype not in get_args(KvDtype):
         raise ConfigError(f"dtype must be {' or '.join(map(repr, get_args(KvDtype)))}, got {shown(dtype)}")
+    if cache_type == "int8":
+        raise ConfigError(f"this bundle's keys and values are int8, and stay so in a file: leave out dtype={dtype!r}")
+    return dtype
+
+
+def check_type(file: KvFile, cache_type: CacheType) -> None:
+    """Raise KvFileError if the file has floats and the cache integers, or the other way round."""
+    if (file.keys_values.dtype == np.int8) == (cache_type == "int8"):
+        return
+    if cache_type == "int8":
+        raise KvFileError("it has floats, and this bundle's cache has integers: use one made without --int8-cache")
+    raise KvFileError("it has integers, and this bundle's cache has floats")
 
 
 def _header(text: bytes, name: str) -> tuple[_Header, KvMetadata]:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from edgelm.reuse.kv_file import (
     KvFile,
     KvFileError,
     KvMetadata,
-    check_kv_dtype,
+    check_type,
+    file_type,
     named_errors,
     read_kv_file,
     write_kv_file,
@@ -39,6 +40,7 @@ from edgelm.text.prompts import Prompt, prompt_ids
 from edgelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # few prefixes have a task
+    from edgelm.bundle.manifest import CacheType
     from edgelm.bundle.task import Task, TaskFile
 
 LEAST_ROOM_TOKENS = 8
@@ -54,7 +56,7 @@ class Prefix:
     ids: tuple[int, ...]
     """The text's T tokens; empty for a learned prefix."""
     content: KeysValues
-    """(2·layers, H, T, p), float32 or float16."""
+    """(2·layers, H, T, p): float32 or float16, or int8 where the bundle's cache is."""
     sha256: str
     """SHA-256 of its file's tensors, which identifies the prefix."""
     path: Path
@@ -152,20 +154,19 @@ def bake(
     "float16" halves the size of float32. `task` says what the prefix is for; it is not checked against the model.
 
     Raises:
-        ConfigError: `dtype` is neither None nor a `KvDtype`.
+        ConfigError: `dtype` is neither None nor a `KvDtype`, or is given for a cache of integers.
         PrefixError: the text is empty or too short, leaves no room in the context, or has a key or value that does not
             fit into float16.
         OSError: the file cannot be written.
     """
-    if dtype is not None:
-        check_kv_dtype(dtype)
+    manifest = session.bundle.manifest
+    stored_as = file_type(dtype, manifest.graph.kv_dtype)
     if not isinstance(text, str):
         raise PrefixError(f"the prefix must be a text, got {shown(text)}")
     try:
         ids = prompt_ids(tokenizer, text, "prefix")
     except PromptError as error:
         raise PrefixError(str(error)) from None
-    manifest = session.bundle.manifest
     check_length(len(ids), manifest.architecture.context_length)
     session.begin_after(None)
     session.step(ids)
@@ -173,7 +174,7 @@ def bake(
     session.reset()
     metadata = KvMetadata("text", manifest.source.name, graph_identity(manifest))
     stated = None if task is None else task.content
-    write_kv_file(path, metadata, content, dtype or manifest.graph.kv_dtype, tuple(ids), text, stated)
+    write_kv_file(path, metadata, content, stored_as, tuple(ids), text, stated)
 
 
 def write_learned_prefix(
@@ -208,9 +209,8 @@ def copy_prefix(path: str | os.PathLike[str], output: str | os.PathLike[str], ta
     """
     with named_errors(PrefixError, "prefix", path):
         file = read_kv_file(path, "prefix file", "text", "learned")
-    dtype: KvDtype = "float16" if file.keys_values.dtype == np.float16 else "float32"
-    stated = None if task is None else task.content
-    write_kv_file(output, file.metadata, file.keys_values, dtype, tuple(file.ids.tolist()), file.text, stated)
+    stated, stored_as = None if task is None else task.content, cast("CacheType", file.keys_values.dtype.name)
+    write_kv_file(output, file.metadata, file.keys_values, stored_as, tuple(file.ids.tolist()), file.text, stated)
 
 
 def task_in(file: KvFile) -> "TaskFile | None":
@@ -287,6 +287,7 @@ def _check_fit(file: KvFile, manifest: Manifest) -> None:
     The head dim of a text is the cache's, because its padding contains tiny numbers after rounding; that of a learned
     prefix is the checkpoint's.
     """
+    check_type(file, manifest.graph.kv_dtype)
     metadata, facts, source = file.metadata, manifest.architecture, manifest.source
     is_text = metadata.kind == "text"
     layers, heads, tokens, head_dim = file.keys_values.shape

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from edgelm.bundle.manifest import Manifest
 from edgelm.errors import StateError
 from edgelm.ids import KeysValues, shared_tokens
-from edgelm.reuse.kv_file import KvDtype, KvFileError, KvMetadata, named_errors, read_kv_file, write_kv_file
+from edgelm.reuse.kv_file import (
+    KvDtype,
+    KvFileError,
+    KvMetadata,
+    check_type,
+    file_type,
+    named_errors,
+    read_kv_file,
+    write_kv_file,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +28,20 @@ class PromptState:
 
 
 def write_state(
-    path: str | os.PathLike[str], manifest: Manifest, state: PromptState, dtype: KvDtype, prefix: str | None = None
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    state: PromptState,
+    dtype: KvDtype | None = None,
+    prefix: str | None = None,
 ) -> None:
     """Write a state, computed by the bundle of `manifest` behind the learned prefix with the SHA-256 `prefix`.
 
-    An existing file is replaced in one step, or stays unchanged. Raises StateError if a key or value does not fit into
-    `dtype`, and OSError if the file cannot be written.
+    An existing file is replaced in one step, or stays unchanged. Without `dtype` the file has the cache's type. Raises
+    ConfigError as `file_type`, StateError if a key or value does not fit into `dtype`, and OSError if the file cannot
+    be written.
     """
     metadata = KvMetadata("state", manifest.source.name, manifest.digest, prefix)
-    write_kv_file(path, metadata, state.content, dtype, state.ids)
+    write_kv_file(path, metadata, state.content, file_type(dtype, manifest.graph.kv_dtype), state.ids)
 
 
 def read_state(path: str | os.PathLike[str], manifest: Manifest, prefix: str | None = None) -> PromptState:
@@ -42,6 +56,7 @@ def read_state(path: str | os.PathLike[str], manifest: Manifest, prefix: str | N
             raise KvFileError("it was made with another bundle")
         if file.metadata.prefix != prefix:
             raise KvFileError("it was made with another prefix, or with none")
+        check_type(file, manifest.graph.kv_dtype)
         tokens = len(file.ids)
         if tokens > facts.context_length:
             raise KvFileError(f"it has {tokens} tokens, more than the context of {facts.context_length} holds")

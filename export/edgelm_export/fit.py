@@ -4,11 +4,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from edgelm.bundle.manifest import FixedPrecision
+from edgelm.bundle.manifest import CacheType, FixedPrecision
 from edgelm.engine.memory import ModelMemory
 from edgelm.errors import ExportError
 from edgelm.ids import IdArray
@@ -24,6 +25,7 @@ from edgelm_export.quantize.budget import (
     mixed_recipe,
     plan,
 )
+from edgelm_export.quantize.cache_scales import cache_scales, check_int8_cache
 from edgelm_export.quantize.calibrate import StoredDecoder, smooth, store
 from edgelm_export.quantize.recipe import fixed_recipe, with_two_stage_head
 from edgelm_export.quantize.storage import stored_bytes
@@ -50,23 +52,28 @@ def store_as(
     report: Report,
     *,
     two_stage_head: bool = False,
+    int8_cache: bool = False,
 ) -> StoredDecoder:
-    """Store a checkpoint by the recipe called `precision`; raises ExportError if it has no place for two stages.
+    """Store a checkpoint by the recipe called `precision`; raises ExportError if an option does not go with it.
 
     Args:
         drawer: draws the text to calibrate on from the checkpoint.
         report: gets the name of each stage.
         two_stage_head: whether a coarse head of 4 bits finds the likeliest tokens, whose logits are then exact.
+        int8_cache: whether keys and values are kept in 8 bits.
     """
     weights = collect_weights(checkpoint.model)
     recipe = fixed_recipe(precision, weights)
     if two_stage_head:
         recipe = with_two_stage_head(recipe, weights)
+    if int8_cache:
+        check_int8_cache(recipe)
     if not recipe.is_quantized:
         return store(weights, recipe, None)
     rows = _calibration(drawer, report)
     report("smoothing, and rounding with GPTQ" if recipe.needs_inputs else "smoothing")
-    return store(smooth(weights, recipe, rows), recipe, rows)
+    stored = store(smooth(weights, recipe, rows), recipe, rows)
+    return _with_int8_cache(stored, rows) if int8_cache else stored
 
 
 def store_within(
@@ -76,6 +83,8 @@ def store_within(
     tokenizer_json: Path,
     prefix_bytes: int,
     report: Report,
+    *,
+    int8_cache: bool = False,
 ) -> tuple[StoredDecoder, str]:
     """Store a checkpoint with bits chosen matrix by matrix, so that it keeps `budget` and loses least.
 
@@ -86,6 +95,7 @@ def store_within(
         tokenizer_json: the bundle's tokenizer, already written. It takes disk and memory too.
         prefix_bytes: size of the bundle's prefix, on disk and in memory.
         report: gets the name of each stage.
+        int8_cache: whether keys and values are kept in 8 bits.
 
     Returns:
         The stored model, and one line that says what was given up.
@@ -94,7 +104,7 @@ def store_within(
         ExportError: the budget cannot be kept.
     """
     weights = collect_weights(checkpoint.model)
-    disk, ram = _room(budget, weights, tokenizer_json, prefix_bytes)
+    disk, ram = _room(budget, weights, tokenizer_json, prefix_bytes, "int8" if int8_cache else "float32")
     check_smallest(weights, disk, ram)
     rows = _calibration(drawer, report)
     report("smoothing")
@@ -113,7 +123,12 @@ def store_within(
             f"{'' if only_quality else ' inside the other limits'}: the best one is expected at "
             f"x {math.exp(expected):.4f} ({given_up(chosen)})"
         )
-    return store(smoothed, mixed_recipe(chosen), rows), given_up(chosen)
+    stored = store(smoothed, mixed_recipe(chosen), rows)
+    return _with_int8_cache(stored, rows) if int8_cache else stored, given_up(chosen)
+
+
+def _with_int8_cache(stored: StoredDecoder, rows: IdArray) -> StoredDecoder:
+    return replace(stored, cache_scales=cache_scales(stored.restored, rows))
 
 
 def _calibration(drawer: TextDrawer, report: Report) -> IdArray:
@@ -121,7 +136,9 @@ def _calibration(drawer: TextDrawer, report: Report) -> IdArray:
     return np.stack(drawer.draw(CALIBRATION_TOKENS, CALIBRATION_SEED))  # (R, T)
 
 
-def _room(budget: Budget, weights: DecoderWeights, tokenizer_json: Path, prefix_bytes: int) -> tuple[float, float]:
+def _room(
+    budget: Budget, weights: DecoderWeights, tokenizer_json: Path, prefix_bytes: int, cache_type: CacheType
+) -> tuple[float, float]:
     """The bytes of disk and of memory that a budget leaves for the matrices."""
     sizes = weights.architecture
     vectors = [*weights.final_norm.vectors]
@@ -139,7 +156,7 @@ def _room(budget: Budget, weights: DecoderWeights, tokenizer_json: Path, prefix_
         papers = PAPERS_BYTES + sizes.num_layers * (PAPERS_BYTES_A_LAYER + value_divisors)
         disk = budget.max_disk_bytes - floats - papers - tokenizer_json.stat().st_size - prefix_bytes
     if budget.max_ram_bytes is not None:
-        without_weights = ModelMemory.forecast(sizes, "float32", 0, prefix_bytes).forecast_bytes
+        without_weights = ModelMemory.forecast(sizes, cache_type, 0, prefix_bytes).forecast_bytes
         # The token table is mapped beside its packed form, and once more in memory while it is packed.
         table = 2 * weights.token_table.weight.size  # a value takes a byte where it has 8 bits
         ram = budget.max_ram_bytes - _runtime_bytes(tokenizer_json) - without_weights - floats - table

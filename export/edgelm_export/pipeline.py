@@ -15,11 +15,13 @@ from edgelm.bundle.folder import Bundle
 from edgelm.bundle.latent_facts import LATENT_FEATURE
 from edgelm.bundle.manifest import (
     FORMAT_VERSION,
+    INT8_CACHE_FEATURE,
     PREFIX_FEATURE,
     TASK_FEATURE,
     TASK_FILE,
     TWO_STAGE_HEAD_FEATURE,
     VALUE_DIVISORS_FILE,
+    CacheType,
     FixedPrecision,
     GraphFacts,
     Manifest,
@@ -83,6 +85,7 @@ def export(
     task: Path | None = None,
     draft_model: Path | None = None,
     two_stage_head: bool = False,
+    int8_cache: bool = False,
     accept_quality_loss: bool = False,
     eval_texts: Sequence[Path] = (),
     report: Callable[[str], None] = lambda stage: None,
@@ -109,6 +112,8 @@ def export(
         draft_model: bundle of a much smaller model with the same vocabulary, which guesses tokens in the new bundle.
         two_stage_head: whether a coarse head of 4 bits finds the likeliest tokens, whose logits are then computed from
             the 8-bit table (docs/precision.md); not with a budget.
+        int8_cache: whether keys and values are kept in 8 bits, which takes a quarter of the memory; neither with floats
+            nor with a latent part or a learned prefix (docs/precision.md).
         accept_quality_loss: whether to publish a bundle that missed its gate.
         eval_texts: files of UTF-8 text to measure on, beside the text drawn from the source.
         report: called with the name of each stage as it begins.
@@ -139,7 +144,10 @@ def export(
         checkpoint = _with_equal_chats(checkpoint)
         if small is not None:
             check_draft(small, checkpoint.tokenizer)
-        planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint)
+        cache_type: CacheType = "int8" if int8_cache else "float32"
+        if int8_cache and checkpoint.latent is not None:
+            raise ExportError("an int8 cache does not go with a latent part, whose keys and values are floats")
+        planned = None if prefix is None else plan_prefix(prefix, prefix_dtype, checkpoint, cache_type)
         if planned_task is None and planned is not None:
             planned_task = planned.task
         settings, notes = bundle_settings(checkpoint.generation_settings, checkpoint.architecture.vocab_size)
@@ -161,11 +169,14 @@ def export(
             budget, limit = precision, precision.max_perplexity_ratio
             prefix_bytes = 0 if planned is None else planned.size_bytes
             stored, given_up = store_within(
-                checkpoint, precision, drawer, draft / "tokenizer.json", prefix_bytes, report
+                *(checkpoint, precision, drawer, draft / "tokenizer.json", prefix_bytes, report),
+                int8_cache=int8_cache,
             )
             notes += (given_up,)
         else:
-            stored = store_as(checkpoint, precision, drawer, report, two_stage_head=two_stage_head)
+            stored = store_as(
+                *(checkpoint, precision, drawer, report), two_stage_head=two_stage_head, int8_cache=int8_cache
+            )
         report("writing the graph")
         graph, matrices = write_graph(stored, draft)
         _check_account(checkpoint, stored.source, matrices)
@@ -178,6 +189,9 @@ def export(
             uncertified = replace(uncertified, latent=latent, required_features=features)
         if graph.exact_logits is not None:
             features = (*uncertified.required_features, TWO_STAGE_HEAD_FEATURE)
+            uncertified = replace(uncertified, required_features=features)
+        if graph.kv_dtype == "int8":
+            features = (*uncertified.required_features, INT8_CACHE_FEATURE)
             uncertified = replace(uncertified, required_features=features)
         if planned_task is not None:
             uncertified = replace(uncertified, required_features=(*uncertified.required_features, TASK_FEATURE))

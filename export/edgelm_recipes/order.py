@@ -102,11 +102,14 @@ class Order:
         """The bundles of the base that were given, by "fp32" and "quantized".
 
         Raises:
-            BundleError: one cannot be read, or two are of one kind.
+            BundleError: one cannot be read or takes no prefix, or two are of one kind.
         """
         given: dict[str, Path] = {}
         for path in self.bundles:
-            kind = "fp32" if Bundle.read(path).manifest.recipe.name == "fp32" else "quantized"
+            manifest = Bundle.read(path).manifest
+            if manifest.graph.kv_dtype == "int8":
+                raise BundleError(f"{str(path)!r} has an int8 cache, which takes no learned prefix; give one without")
+            kind = "fp32" if manifest.recipe.name == "fp32" else "quantized"
             if kind in given:
                 raise BundleError(f"{str(given[kind])!r} and {str(path)!r} are both {kind}; give one of each kind")
             given[kind] = path

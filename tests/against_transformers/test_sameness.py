@@ -28,19 +28,23 @@ def shape(request: pytest.FixtureRequest) -> Shape:
     return actual
 
 
-TWO_STAGES = "a head of two stages"
+TWO_STAGES, INT8_CACHE = "a head of two stages", "a cache of 8 bits"
 RECIPES = get_args(FixedPrecision)
 CASES: list[tuple[Shape, str]] = [  # every shape with half of the recipes, and every recipe with half of the shapes
     *((shape, recipe) for at, shape in enumerate(QUANTIZED_SHAPES) for recipe in RECIPES[at % 2 :: 2]),
     (Shape(width=36, heads=3), TWO_STAGES),  # no block divides the width
+    (Shape(width=36, heads=3), INT8_CACHE),
+    (Shape(family="llama", heads=4, kv_heads=2), INT8_CACHE),
 ]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
 def tiny(request: pytest.FixtureRequest, tiny_export: TinyExport) -> Tiny:
-    """Bundles of every recipe and of every hard shape, and one whose head has two stages."""
+    """Bundles of every recipe and of every hard shape, one whose head has two stages, and two with an int8 cache."""
     shape, recipe = request.param
-    return tiny_export(shape, "int4", two_stage_head=True) if recipe == TWO_STAGES else tiny_export(shape, recipe)
+    if recipe == TWO_STAGES:
+        return tiny_export(shape, "int4", two_stage_head=True)
+    return tiny_export(shape, "int8", int8_cache=True) if recipe == INT8_CACHE else tiny_export(shape, recipe)
 
 
 def chunkings(length: int, threads: int) -> list[list[int]]:

@@ -28,7 +28,7 @@ from tests.fuzz.hostile_graphs import (
     whole_number,
     with_fields,
 )
-from tests.fuzz.mutations import message
+from tests.fuzz.mutations import message, varint
 
 SEEDS = graph_seeds()
 IN_A_FILE = external("", [1], location="/etc/hostname", offset=0, length=4)
@@ -346,6 +346,45 @@ def test_the_stages_of_the_head_are_those_of_the_manifest(name: str, exact_logit
     seed = SEEDS[name]
     with pytest.raises(BundleError, match=words):
         judge(replace(seed, facts=replace(seed.facts, exact_logits=exact_logits)), seed.graph)
+
+
+def with_shape(*sizes: int) -> Callable[[Fields], Fields]:
+    """Give a stored tensor another shape."""
+    return lambda fields: [(1, 0, varint(size)) for size in sizes] + [field for field in fields if field[0] != 1]
+
+
+def without(attribute: str) -> Callable[[Fields], Fields]:
+    """Leave out one attribute of a node."""
+    return lambda fields: [
+        field for field in fields if field[0] != 5 or (1, 2, attribute.encode()) not in split(field[2])
+    ]
+
+
+def attribute_text(value: str, other: str) -> Callable[[Fields], Fields]:
+    """Put `other` where the attributes of a node have the text `value`."""
+    return lambda fields: [(n, w, p.replace(message((4, value)), message((4, other)))) for n, w, p in fields]
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (tensor_edit("h.0.keys.scale", with_shape(1, 1, 2, 16)), "its input of scales"),
+        (node_edit("h.0.attended", without("k_quant_type")), "takes integers without their scales"),
+        (node_edit("h.0.attended", without("kv_cache_bit_width")), "takes integers without their scales"),
+        (
+            node_edit("h.0.attended", attribute_text("PER_CHANNEL", "PER_SECONDS")),
+            "has an attribute 'k_quant_type' that no",
+        ),
+    ],
+)
+def test_refuses_another_int8_cache(edit: Edit, words: str) -> None:
+    assert_refused("int8-cache", edit, words)
+
+
+def test_the_type_of_the_cache_is_that_of_the_manifest() -> None:
+    seed = SEEDS["int8-cache"]
+    with pytest.raises(BundleError, match=r"is int8 .* but bundle.json states float32"):
+        judge(replace(seed, facts=replace(seed.facts, kv_dtype="float32")), seed.graph)
 
 
 def swapped_outputs(fields: Fields) -> Fields:

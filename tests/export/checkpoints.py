@@ -288,10 +288,12 @@ class TinyExport:
         self._tokens = tokens
         self._sources: dict[str, Path] = {}
         self._references: dict[str, OptimumGraph] = {}
-        self._done: dict[tuple[str, FixedPrecision, bool], Tiny] = {}
+        self._done: dict[tuple[str, FixedPrecision, bool, bool], Tiny] = {}
 
-    def __call__(self, shape: Shape, precision: FixedPrecision, *, two_stage_head: bool = False) -> Tiny:
-        key = (shape.name, precision, two_stage_head)
+    def __call__(
+        self, shape: Shape, precision: FixedPrecision, *, two_stage_head: bool = False, int8_cache: bool = False
+    ) -> Tiny:
+        key = (shape.name, precision, two_stage_head, int8_cache)
         if key not in self._done:
             if shape.name not in self._sources:
                 self._sources[shape.name] = save_checkpoint(self._folder / f"checkpoint-{len(self._sources)}", shape)
@@ -310,7 +312,12 @@ class TinyExport:
             ):
                 # Random weights are harder to quantize than trained ones. The tests judge the loss themselves.
                 exported = export(
-                    str(source), output, precision, two_stage_head=two_stage_head, accept_quality_loss=True
+                    str(source),
+                    output,
+                    precision,
+                    two_stage_head=two_stage_head,
+                    int8_cache=int8_cache,
+                    accept_quality_loss=True,
                 )
             self._done[key] = Tiny(shape, source, exported, TorchModel(source))
         return self._done[key]

@@ -43,6 +43,8 @@ def main() -> None:
         _keep(
             "int8-two-stages", export(Shape(layers=1, width=36, heads=3), "int8", two_stage_head=True).exported.bundle
         )
+        cached = export(Shape(family="llama", layers=1, heads=4, kv_heads=2), "int8", int8_cache=True)
+        _keep("int8-cache", cached.exported.bundle)
         _keep("int4-grid", _on_a_grid(Path(folder) / "grid"))
 
 

@@ -24,7 +24,7 @@ from edgelm.reuse.kv_file import (
     KvFileError,
     KvKind,
     KvMetadata,
-    check_kv_dtype,
+    file_type,
     is_safetensors,
     named_errors,
     read_kv_file,
@@ -95,11 +95,17 @@ def test_what_float16_cannot_store_is_not_written(wrong: float, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("dtype", ["float64", "F32", None, 16])
+@pytest.mark.parametrize("dtype", ["float64", "F32", "int8", 16])
 def test_keys_and_values_have_two_types(dtype: Any) -> None:
     with pytest.raises(ConfigError, match="dtype must be 'float32' or 'float16', got"):
-        check_kv_dtype(dtype)
-    check_kv_dtype("float16")
+        file_type(dtype, "float32")
+
+
+def test_the_type_in_a_file() -> None:
+    assert file_type("float16", "float32") == "float16"
+    assert [file_type(None, cache) for cache in ("float32", "float16", "int8")] == ["float32", "float16", "int8"]
+    with pytest.raises(ConfigError, match="this bundle's keys and values are int8, and stay so in a file"):
+        file_type("float16", "int8")
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

@@ -22,6 +22,7 @@ from edgelm_export.graph.activations import write_activation
 from edgelm_export.graph.products import Products
 from edgelm_export.graph.writer import GraphWriter
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Norm, qkv_widths
+from edgelm_export.quantize.cache_scales import CacheScales
 from edgelm_export.quantize.calibrate import StoredDecoder
 from edgelm_export.quantize.recipe import EXACT_LOGITS
 from edgelm_export.quantize.storage import BlockQuantized
@@ -53,12 +54,12 @@ def write_graph(model: StoredDecoder, folder: Path) -> tuple[GraphFacts, tuple[M
         past_names=("past_key_values.{layer}.key", "past_key_values.{layer}.value"),
         present_names=("present.{layer}.key", "present.{layer}.value"),
         kv_layout="BHCD",
-        kv_dtype=dtype,
+        kv_dtype=dtype if model.cache_scales is None else "int8",
         exact_logits=None if model.coarse_head is None else EXACT_LOGITS,
     )
     writer = GraphWriter(folder, facts.file, facts.weights_file)
     products = Products(writer, model.stored, np.float16 if dtype == "float16" else np.float32)
-    _Body(model.source, facts, writer, products, model.coarse_head).write()
+    _Body(model.source, facts, writer, products, model.coarse_head, model.cache_scales).write()
     writer.save(model.source.model_type, *_signature(model.source, facts))
     graph, weights_bytes = (folder / facts.file).read_bytes(), (folder / facts.weights_file).stat().st_size
     try:
@@ -77,6 +78,7 @@ class _Body:
     writer: GraphWriter
     products: Products
     coarse_head: BlockQuantized | None
+    cache_scales: tuple[CacheScales, ...] | None
 
     def write(self) -> None:
         """Write all nodes."""
@@ -149,10 +151,21 @@ class _Body:
         if layer.rotary is not None:
             tables = (("cos", layer.rotary.cos), ("sin", layer.rotary.sin))
             rotary = [self._vector(f"{layer.rotary.name}.{part}", table) for part, table in tables]
-        # The seven inputs that are left out: positions, biases, scales of a quantized cache.
-        inputs = [*new, *past, facts.seqlens_k, facts.total_sequence_length, *rotary, *[""] * 7, facts.query_seqlens]
-        heads: dict[str, int | float] = {"num_heads": sizes.num_heads, "kv_num_heads": sizes.num_key_value_heads}
-        attributes = heads | {"scale": layer.attention_scale, "do_rotary": int(layer.rotary is not None)}
+        scales = ["", ""]
+        attributes: dict[str, int | float | str] = {
+            "num_heads": sizes.num_heads,
+            "kv_num_heads": sizes.num_key_value_heads,
+            "scale": layer.attention_scale,
+            "do_rotary": int(layer.rotary is not None),
+        }
+        if self.cache_scales is not None:
+            of_layer = self.cache_scales[index]
+            parts = (("keys", of_layer.key), ("values", of_layer.value))
+            scales = [self._vector(f"{here}.{name}.scale", part[None, :, None]) for name, part in parts]  # (1, G, 1, p)
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+        lengths = [facts.seqlens_k, facts.total_sequence_length]
+        # What is left out: positions, a bias and sinks; norms of the heads.
+        inputs = [*new, *past, *lengths, *rotary, "", "", "", *scales, "", "", facts.query_seqlens]
         if layer.window is not None:
             attributes["local_window_size"] = layer.window
         outputs = [f"{here}.attended", *present]  # (B, T, H·p), and the caches
@@ -203,7 +216,7 @@ def _signature(
 ) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     """The graph's inputs and outputs with their types and shapes."""
     sizes = weights.architecture
-    types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+    types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
     info = helper.make_tensor_value_info
 
     def caches(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:

@@ -1,6 +1,6 @@
 """Writes an ONNX graph, and its weights into one data file beside it, aligned so that it can be memory-mapped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class GraphWriter:
         operator: str,
         inputs: Sequence[str],
         outputs: str | Sequence[str],
-        attributes: dict[str, int | float] | None = None,
+        attributes: Mapping[str, int | float | str] | None = None,
         *,
         domain: str = "",
     ) -> str:

@@ -22,6 +22,11 @@ _ROWS_AT_ONCE = 8
 """Bounds the memory of attention."""
 
 
+def _leave(linear: Linear, x: Tensor) -> Linear:
+    """A visit that changes nothing."""
+    return linear
+
+
 @dataclass(frozen=True)
 class DecoderForward:
     """The weights of a decoder as a function; its activations are float32."""
@@ -35,7 +40,7 @@ class DecoderForward:
             x = x + self.weights.position_table.weight[: rows.shape[1]]
         return torch.from_numpy(x)
 
-    def layer(self, layer: Layer, x: Tensor, visit: Visit = lambda linear, _: linear) -> Tensor:
+    def layer(self, layer: Layer, x: Tensor, visit: Visit = _leave) -> Tensor:
         """The residual stream after the block `layer`, where `x` (R, T, D) enters it; `visit` sees its products."""
         qkv = _product(_norm(layer.attention_norm, x), layer.qkv, visit)  # (R, T, (H + 2·G)·p)
         attended = torch.cat([self._attention(layer, rows) for rows in qkv.split(_ROWS_AT_ONCE)])  # (R, T, H·p)
@@ -48,14 +53,24 @@ class DecoderForward:
             active = layer.activation.function(inner)
         return x + _optional_norm(layer.mlp_out_norm, _product(active, layer.mlp_out, visit))
 
-    def _attention(self, layer: Layer, qkv: Tensor) -> Tensor:
-        """What the heads of `layer` give, (R, T, H·p), for queries, keys and values side by side."""
-        sizes = self.weights.architecture
-        query, key, value = (self._heads(part) for part in qkv.split(qkv_widths(sizes), dim=-1))
+    def keys_and_values(self, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and the values of `layer`, (R, G, T, p) each, where `x` (R, T, D) enters it."""
+        _, key, value = self._split(layer, _product(_norm(layer.attention_norm, x), layer.qkv))
+        return key, value
+
+    def _split(self, layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries (R, H, T, p), keys and values (R, G, T, p) of the product `qkv` (R, T, (H + 2·G)·p)."""
+        query, key, value = (self._heads(part) for part in qkv.split(qkv_widths(self.weights.architecture), dim=-1))
         query, key = (
             _turned(_optional_norm(norm, part), layer.rotary)
             for norm, part in ((layer.query_norm, query), (layer.key_norm, key))
         )
+        return query, key, value
+
+    def _attention(self, layer: Layer, qkv: Tensor) -> Tensor:
+        """What the heads of `layer` give, (R, T, H·p), for queries, keys and values side by side."""
+        sizes = self.weights.architecture
+        query, key, value = self._split(layer, qkv)
         attended = F.scaled_dot_product_attention(
             query,
             key,
@@ -110,7 +125,7 @@ def _window_mask(tokens: int, window: int) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def _product(x: Tensor, linear: Linear, visit: Visit) -> Tensor:
+def _product(x: Tensor, linear: Linear, visit: Visit = _leave) -> Tensor:
     linear = visit(linear, x)
     product = x @ torch.from_numpy(linear.weight)
     return product if linear.bias is None else product + torch.from_numpy(linear.bias)

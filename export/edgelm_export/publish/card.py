@@ -49,6 +49,7 @@ def model_card(
     memory = f"{made_on.peak_rss_bytes / 1e6:.0f} MB"
     exact = manifest.graph.exact_logits
     head = "" if exact is None else f", with a head of two stages ({exact} logits exact)"
+    cache = ", with keys and values in 8 bits" if manifest.graph.kv_dtype == "int8" else ""
     quoted = f"{_SOURCE_CARD}{source_card}\n" if source_card else ""
     return f"""---
 {chr(10).join(meta)}
@@ -57,7 +58,7 @@ def model_card(
 # {source.name}, {recipe.name}
 
 An edgelm bundle of **{source.name}** ({source.architecture}, {source.parameters:,} parameters){_changes(manifest)}:
-{_PRECISION_TEXT[recipe.name]}{head}. It runs without torch:
+{_PRECISION_TEXT[recipe.name]}{head}{cache}. It runs without torch:
 
 ```sh
 {_command(folder_name, task)}

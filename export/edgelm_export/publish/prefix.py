@@ -4,13 +4,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.manifest import PREFIX_FILE
+from edgelm.bundle.manifest import PREFIX_FILE, CacheType
 from edgelm.bundle.small_files import MAX_TEXT_BYTES, read_small_file
 from edgelm.bundle.task import TaskFile
 from edgelm.engine.graph import Graph
-from edgelm.errors import ExportError, PrefixError
-from edgelm.reuse.kv_file import KvDtype, is_safetensors, read_kv_file
+from edgelm.errors import ConfigError, ExportError, PrefixError
+from edgelm.reuse.kv_file import KvDtype, file_type, is_safetensors, read_kv_file
 from edgelm.reuse.prefix import Prefix, bake, check_length, copy_prefix, read_prefix, task_in
 from edgelm.text.prompts import prompt_ids
 from edgelm.text.tokenizer import Tokenizer
@@ -48,12 +50,15 @@ class PrefixPlan:
         return prefix
 
 
-def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> PrefixPlan:
+def plan_prefix(
+    file: Path, dtype: KvDtype | None, checkpoint: Checkpoint, cache_type: CacheType = "float32"
+) -> PrefixPlan:
     """Read `file`: UTF-8 text, all of it to the last byte, or a learned prefix.
 
     Args:
         dtype: type of a text's keys and values; None for the cache's type.
         checkpoint: the model that will be exported.
+        cache_type: type of the bundle's cache.
 
     Raises:
         ExportError: the file cannot be read, is neither text nor a learned prefix, does not fit the checkpoint, or
@@ -66,6 +71,8 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
         with file.open("rb") as stream:
             start = stream.read(9)
         if is_safetensors(start):
+            if cache_type == "int8":
+                raise ExportError(f"the prefix {str(file)!r} was learned, so it has floats: drop --int8-cache")
             if dtype is not None:
                 raise ExportError(f"the prefix {str(file)!r} was learned and stays as it is: drop --prefix-dtype")
             metadata = (given := read_kv_file(file, "prefix file", "text", "learned")).metadata
@@ -84,6 +91,9 @@ def plan_prefix(file: Path, dtype: KvDtype | None, checkpoint: Checkpoint) -> Pr
         raise ExportError(f"the prefix {str(file)!r} is not UTF-8 text (at byte {error.start})") from None
     except (PrefixError, ValueError) as error:
         raise ExportError(f"cannot use the prefix {str(file)!r}: {error}") from None
-    value_bytes = 2 if dtype == "float16" else 4
+    try:
+        value_bytes = np.dtype(file_type(dtype, cache_type)).itemsize
+    except ConfigError:
+        raise ExportError("the prefix of a bundle with an int8 cache is int8 too: drop --prefix-dtype") from None
     token_bytes = 4 + sizes.cache_values_per_token * value_bytes  # an id, and its keys and values
     return PrefixPlan(file, text, dtype, len(content) + len(ids) * token_bytes)

@@ -8,6 +8,7 @@ from torch import Tensor
 from edgelm.ids import IdArray
 from edgelm_export.model.decoder import Array, DecoderWeights, Layer, Linear, Table
 from edgelm_export.model.forward import DecoderForward, Visit
+from edgelm_export.quantize.cache_scales import CacheScales
 from edgelm_export.quantize.gptq import gptq_blocks
 from edgelm_export.quantize.grid import find_grid
 from edgelm_export.quantize.recipe import StorageRecipe
@@ -41,6 +42,8 @@ class StoredDecoder:
     """By the matrix's name in the checkpoint."""
     coarse_head: BlockQuantized | None = None
     """The head once more, in fewer bits, where it has two stages."""
+    cache_scales: tuple[CacheScales, ...] | None = None
+    """Of each layer, where the cache holds integers."""
 
 
 def smooth(weights: DecoderWeights, recipe: StorageRecipe, rows: IdArray) -> DecoderWeights:
