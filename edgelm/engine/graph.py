@@ -127,7 +127,7 @@ class Graph:
             raise DeviceError(
                 f"batch_invariant works on the CPU only, not on {place}: give device='cpu', or leave it out"
             )
-        count = choose_threads(threads, ModelMemory.of(bundle))
+        count = choose_threads(threads, ModelMemory.of(bundle, piece_tokens=piece_tokens))
         return cls(
             bundle,
             place,

@@ -66,7 +66,7 @@ def back_translated(
 
     Raises:
         BundleError: the bundle cannot be read.
-        TrainingError: the texts cannot be read, or `file` cannot be written.
+        TrainingError: the texts cannot be read, none of them gets an input, or `file` cannot be written.
     """
     answers = {row[recipe.target] for row in known}
     texts = asked.read()
@@ -84,6 +84,11 @@ def back_translated(
                 lines.write(json.dumps(done[-1], ensure_ascii=False).encode() + b"\n")
             progress((number + 1) / len(fresh))
     rows = [row for row in done if row[column]]
+    if not rows:
+        raise TrainingError(
+            f"{asked.texts} has no line that is new and that {asked.bundle} translates; give other texts, or leave out "
+            "--back-translate"
+        )
     notes = [f"translated {counted(len(rows), 'text')} of {asked.texts} back with {asked.bundle}"]
     if len(texts) > len(fresh):
         notes.append(f"left out {counted(len(texts) - len(fresh), 'text')} of it that have an example")

@@ -60,6 +60,13 @@ def test_texts_get_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [note.split(" of ")[0] for note in notes] == ["translated 2 texts", "left out 1 text", "left out 2 texts"]
 
 
+def test_texts_that_give_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "de.txt").write_text("nichts\neine Katze\n", encoding="utf-8")
+    known = [{"text": "a cat", "translation": "eine Katze"}]
+    with pytest.raises(TrainingError, match=r"has no line that is new and that .* translates; give other texts"):
+        translated(tmp_path, monkeypatch, known, Translator())
+
+
 def test_a_stopped_translation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["eins", "zwei", "drei", "vier"]
     (tmp_path / "de.txt").write_text("\n".join(texts), encoding="utf-8")
