@@ -25,6 +25,8 @@ from edgelm_train.run.muon import muon_seconds
 from edgelm_train.run.report import Finished, TrainingReport, draw_samples
 
 _SAMPLES, _SAMPLE_TOKENS = 3, 200
+_SAMPLE_SEED = 0
+"""Of the training documents that are measured, as many tokens as are held out: the first ones may be of one file."""
 _PASSES = 4
 _HOURS_USED = 0.9
 """Part of the time limit for which steps are planned, because measurements take time too."""
@@ -99,7 +101,7 @@ def _pretrain(
     report = TrainingReport(
         facts=_facts(model, corpus, training, held_out, losses[windows[0]], outcome, schedule),
         held_out=losses,
-        training=loss_in_windows(model, training.ids[: len(held_out)], windows[0]).per_token,
+        training=loss_in_windows(model, training.shuffled(_SAMPLE_SEED)[: len(held_out)], windows[0]).per_token,
         samples=draw_samples(model, tokenizer, range(_SAMPLES), min(_SAMPLE_TOKENS, config.n_positions - 1)),
         log=outcome.log,
     )

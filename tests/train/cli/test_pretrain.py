@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from edgelm_train.data.packing import Ids
+from edgelm_train.run.held_out import Loss
 from tests.conftest import CommandResult, RunCommand
 
 pytestmark = pytest.mark.export
@@ -241,3 +243,24 @@ def test_escapes_of_a_separator_are_read(tmp_path: Path, edgelm_command: RunComm
     command = ("pretrain", "--data", "paragraphs.txt", "--out", "model", "--separator", r"\n\n")
     done = edgelm_command(*command, *OPTIONS[:2], "--tokens", "1K", *OPTIONS[4:])
     assert "58 documents, " in done.stderr and "2 documents, " in done.stderr
+
+
+def test_the_training_text_that_is_measured_comes_from_all_files(
+    tmp_path: Path, edgelm_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgelm_train import pretrain
+
+    _write_data(tmp_path)
+    (tmp_path / "numbers.txt").write_text("<|endoftext|>".join("1 2 " * n for n in range(10, 70)), encoding="utf-8")
+    measured = []
+
+    def record(model: object, ids: Ids, window: int) -> Loss:
+        measured.append({int(token) for token in ids})
+        return Loss(1.0, 1)
+
+    monkeypatch.setattr(pretrain, "loss_in_windows", record)
+    files = ("--data", "stories.txt", "--data", "numbers.txt")
+    assert edgelm_command("pretrain", *files, "--out", "model", *OPTIONS).status == 0
+    vocabulary = json.loads((tmp_path / "model" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    for letter in ("c", "1"):  # of a cat and of a number
+        assert {token for spelling, token in vocabulary.items() if letter in spelling} & measured[-1]
