@@ -92,7 +92,7 @@ def _description(recipe: Recipe) -> list[str]:
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="Measure on N examples only.")
 @click.option("--epochs", type=float, metavar="N", help="Passes over the data.  [default: the recipe's]")
 @click.option("--batch-size", type=int, metavar="N", help="Examples in a step.  [default: the recipe's]")
-@click.option("--learning-rate", type=float, metavar="RATE", help="Peak learning rate.  [default: by method]")
+@click.option("--learning-rate", type=float, metavar="RATE", help="Peak learning rate.  [default: by method and width]")
 @click.option("--seed", type=int, metavar="N", help="Seed of all random numbers.  [default: 0]")
 @click.option("--device", type=click.Choice(get_args(Device)), help="Where to train.  [default: auto]")
 @click.option(

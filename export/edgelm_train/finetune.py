@@ -44,7 +44,16 @@ _LEARNING_RATES: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "prefix": 1e
 _TRIED_TOKENS = 256
 """Tokens with which the faster precision is found: enough for matrices as large as those of a run."""
 _SIMILARITY_RATES: dict[Method, float] = {"full": 2e-4, "lora": 2e-3, "prefix": 1e-1}
+_FULL_RATE_WIDTH = 256
+"""The width of the models for which the rates of all weights were found. Wider models take smaller steps, in proportion
+(Yang et al., arXiv 2203.03466)."""
 _WEIGHT_DECAY: dict[Method, float] = {"full": 0.01, "lora": 0.0, "prefix": 0.0}
+
+
+def usual_rate(method: Method, width: int, for_similarity: bool) -> float:
+    """The peak learning rate of a run without one of its own, for a model whose hidden states have `width` numbers."""
+    rate = (_SIMILARITY_RATES if for_similarity else _LEARNING_RATES)[method]
+    return rate * min(1, _FULL_RATE_WIDTH / width) if method == "full" else rate
 
 
 def finetune(
@@ -117,11 +126,11 @@ def _finetune(
     tried = min(row, _TRIED_TOKENS), min(batch, _TRIED_TOKENS)
     precision = begin_run(out, recorded, lambda: fastest_precision(tuned, tried[1], tried[0])[0])
     steps = max(1, round(options.epochs * prepared.rows / batch_size))
-    rates = _SIMILARITY_RATES if isinstance(prepared, PairData) else _LEARNING_RATES
+    width = checkpoint.architecture.hidden_size
     schedule = Schedule(
         steps=steps,
         batch_tokens=batch,
-        learning_rate=options.learning_rate or rates[options.chosen_method],
+        learning_rate=options.learning_rate or usual_rate(options.chosen_method, width, isinstance(prepared, PairData)),
         warmup_steps=round(0.05 * steps),
         weight_decay=_WEIGHT_DECAY[options.chosen_method],
         beta2=0.999,

@@ -277,7 +277,7 @@ class FinetuneOptions(TrainingOptions):
     )
     alone: bool = declare(False, Option("With --latent: also train the same model without z, to compare."))
     held_out: Path | None = declare(None, _HELD_OUT_FILE)
-    learning_rate: float | None = declare(None, replace(_LEARNING_RATE, unset="by method"))
+    learning_rate: float | None = declare(None, replace(_LEARNING_RATE, unset="by method and width"))
     patience: int = declare(3, _PATIENCE)
     evaluations: int = declare(10, _EVALUATIONS)
     device: Device = declare("auto", _DEVICE)

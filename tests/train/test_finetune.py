@@ -18,7 +18,7 @@ from edgelm_export.source.adapter import merge_adapter
 from edgelm_export.source.checkpoint import Checkpoint, load_checkpoint, quiet_torch
 from edgelm_train.data.examples import Example
 from edgelm_train.data.templates import ChatTask, Task
-from edgelm_train.finetune import _next_steps, finetune
+from edgelm_train.finetune import _next_steps, finetune, usual_rate
 from edgelm_train.models.adapters import keys_values, with_prefix
 from edgelm_train.models.base import Base
 from edgelm_train.options import FinetuneOptions, Method
@@ -41,6 +41,12 @@ def loaded(method: Method, playground: Playground, out: Path) -> Any:
         return load_checkpoint(str(out)).model
     base = load_checkpoint(str(playground.base)).model
     return peft.PeftModel.from_pretrained(base, out).eval()
+
+
+def test_a_wide_model_takes_smaller_steps() -> None:
+    assert [usual_rate("full", width, False) for width in (64, 256, 1024)] == [5e-4, 5e-4, 1.25e-4]
+    assert usual_rate("full", 1024, True) == 5e-5
+    assert [usual_rate("lora", width, False) for width in (64, 1024)] == [2e-3, 2e-3]
 
 
 @pytest.mark.parametrize("kind", ["text", "reversals"])
