@@ -44,8 +44,8 @@ def loaded(method: Method, playground: Playground, out: Path) -> Any:
 
 
 def test_a_wide_model_takes_smaller_steps() -> None:
-    assert [usual_rate("full", width, False) for width in (64, 256, 1024)] == [5e-4, 5e-4, 1.25e-4]
-    assert usual_rate("full", 1024, True) == 5e-5
+    assert [usual_rate("full", width, False) for width in (64, 256, 512, 1024)] == [5e-4, 5e-4, 1.25e-4, 3.125e-5]
+    assert usual_rate("full", 512, True) == 5e-5
     assert [usual_rate("lora", width, False) for width in (64, 1024)] == [2e-3, 2e-3]
 
 
