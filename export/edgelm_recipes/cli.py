@@ -86,7 +86,7 @@ def _description(recipe: Recipe) -> list[str]:
     "--back-translate",
     type=(_FILE, _FILE),
     metavar="BUNDLE FILE",
-    help="Also train on the lines of FILE as answers, with inputs that BUNDLE writes: it does the opposite.",
+    help="Also train on each line of FILE as an answer. BUNDLE, which works the other way round, writes its input.",
 )
 @click.option("--rows", type=click.IntRange(3), metavar="N", help="Train on N examples only.")
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="Measure on N examples only.")
