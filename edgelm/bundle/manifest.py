@@ -110,6 +110,12 @@ class GraphFacts:
     `Recipe.matrices` lists. The first stage, a coarse head, gives all other logits. null where the head has one stage.
     """
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a bundle with this graph names in `required_features` because of it."""
+        two_stages = (TWO_STAGE_HEAD_FEATURE,) if self.exact_logits is not None else ()
+        return (*two_stages, INT8_CACHE_FEATURE) if self.kv_dtype == "int8" else two_stages
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -285,15 +291,13 @@ def _check_consistency(manifest: Manifest) -> None:
     _check_latent(manifest)
     _check_draft(manifest)
     _check_model(manifest.architecture, manifest.graph)
-    two_stages = any(facts.exact_logits is not None for facts in manifest.graphs)
-    if (TWO_STAGE_HEAD_FEATURE in manifest.required_features) != two_stages:
-        raise StrictJsonError(
-            f"has the feature {TWO_STAGE_HEAD_FEATURE!r} without a graph's 'exact_logits', or the field alone"
-        )
-    if (INT8_CACHE_FEATURE in manifest.required_features) != any(facts.kv_dtype == "int8" for facts in manifest.graphs):
-        raise StrictJsonError(
-            f"has the feature {INT8_CACHE_FEATURE!r} without a graph's kv_dtype 'int8', or this alone"
-        )
+    of_graphs = {feature for facts in manifest.graphs for feature in facts.features}
+    for feature, sign in (
+        (TWO_STAGE_HEAD_FEATURE, "'exact_logits', or the field alone"),
+        (INT8_CACHE_FEATURE, "kv_dtype 'int8', or this alone"),
+    ):
+        if (feature in manifest.required_features) != (feature in of_graphs):
+            raise StrictJsonError(f"has the feature {feature!r} without a graph's {sign}")
     needed = (graph.file, graph.weights_file, "tokenizer.json", "config.json", "generation_config.json")
     for name in needed:
         if name not in manifest.files:

@@ -5,6 +5,8 @@ import math
 import sys
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from edgelm.bundle.folder import Bundle
 from edgelm.bundle.manifest import Architecture, CacheType
 from edgelm.engine.device import import_onnxruntime
@@ -71,8 +73,7 @@ class ModelMemory:
         `table_bytes` of the weights stay mapped, because rows are only looked up there. A call computes at most
         `piece_tokens` of a prompt.
         """
-        value_bytes = {"float32": 4, "float16": 2, "int8": 1}[kv_dtype]
-        cache = architecture.cache_values_per_token * architecture.context_length * value_bytes
+        cache = architecture.cache_values_per_token * architecture.context_length * np.dtype(kv_dtype).itemsize
         # Four copies of the widest activation at once (inputs and outputs of two nodes), and the scores of attention.
         # They exist for one piece of a prompt at a time.
         tokens = min(piece_tokens, architecture.context_length)

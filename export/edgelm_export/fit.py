@@ -25,7 +25,7 @@ from edgelm_export.quantize.budget import (
     mixed_recipe,
     plan,
 )
-from edgelm_export.quantize.cache_scales import cache_scales, check_int8_cache
+from edgelm_export.quantize.cache_scales import cache_scales
 from edgelm_export.quantize.calibrate import StoredDecoder, smooth, store
 from edgelm_export.quantize.recipe import fixed_recipe, with_two_stage_head
 from edgelm_export.quantize.storage import stored_bytes
@@ -66,9 +66,8 @@ def store_as(
     recipe = fixed_recipe(precision, weights)
     if two_stage_head:
         recipe = with_two_stage_head(recipe, weights)
-    if int8_cache:
-        check_int8_cache(recipe)
     if not recipe.is_quantized:
+        assert not int8_cache, "`export` refuses an int8 cache where nothing is quantized"
         return store(weights, recipe, None)
     rows = _calibration(drawer, report)
     report("smoothing, and rounding with GPTQ" if recipe.needs_inputs else "smoothing")

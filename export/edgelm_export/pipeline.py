@@ -15,11 +15,9 @@ from edgelm.bundle.folder import Bundle
 from edgelm.bundle.latent_facts import LATENT_FEATURE
 from edgelm.bundle.manifest import (
     FORMAT_VERSION,
-    INT8_CACHE_FEATURE,
     PREFIX_FEATURE,
     TASK_FEATURE,
     TASK_FILE,
-    TWO_STAGE_HEAD_FEATURE,
     VALUE_DIVISORS_FILE,
     CacheType,
     FixedPrecision,
@@ -124,6 +122,10 @@ def export(
     """
     if two_stage_head and isinstance(precision, Budget):
         raise ExportError("two_stage_head goes with the name of a recipe, not with a budget; give one of them")
+    if int8_cache and precision in ("fp32", "fp16"):
+        raise ExportError(
+            f"an int8 cache loses more than {precision} promises: leave it out, or choose a quantized precision"
+        )
     if prefix_dtype is not None and prefix is None:
         raise ExportError("prefix_dtype is given without a prefix; give both, or neither")
     planned_task = None if task is None else plan_task(task)
@@ -169,13 +171,18 @@ def export(
             budget, limit = precision, precision.max_perplexity_ratio
             prefix_bytes = 0 if planned is None else planned.size_bytes
             stored, given_up = store_within(
-                *(checkpoint, precision, drawer, draft / "tokenizer.json", prefix_bytes, report),
+                checkpoint,
+                precision,
+                drawer,
+                draft / "tokenizer.json",
+                prefix_bytes,
+                report,
                 int8_cache=int8_cache,
             )
             notes += (given_up,)
         else:
             stored = store_as(
-                *(checkpoint, precision, drawer, report), two_stage_head=two_stage_head, int8_cache=int8_cache
+                checkpoint, precision, drawer, report, two_stage_head=two_stage_head, int8_cache=int8_cache
             )
         report("writing the graph")
         graph, matrices = write_graph(stored, draft)
@@ -187,12 +194,7 @@ def export(
             latent = write_latent(checkpoint.latent, stored.source, stored.recipe.name, (end, end), draft)
             features = (*uncertified.required_features, LATENT_FEATURE)
             uncertified = replace(uncertified, latent=latent, required_features=features)
-        if graph.exact_logits is not None:
-            features = (*uncertified.required_features, TWO_STAGE_HEAD_FEATURE)
-            uncertified = replace(uncertified, required_features=features)
-        if graph.kv_dtype == "int8":
-            features = (*uncertified.required_features, INT8_CACHE_FEATURE)
-            uncertified = replace(uncertified, required_features=features)
+        uncertified = replace(uncertified, required_features=(*uncertified.required_features, *graph.features))
         if planned_task is not None:
             uncertified = replace(uncertified, required_features=(*uncertified.required_features, TASK_FEATURE))
         manifest = seal(draft, uncertified)

@@ -45,14 +45,13 @@ _TRIED_TOKENS = 256
 """Tokens with which the faster precision is found: enough for matrices as large as those of a run."""
 _SIMILARITY_RATES: dict[Method, float] = {"full": 2e-4, "lora": 2e-3, "prefix": 1e-1}
 _FULL_RATE_WIDTH = 256
-"""The width of the models for which the rates of all weights were found. Wider models take smaller steps, with the
-square of the width: 5.6e-5 for GPT-2, and 2.2e-5 for similarity, which are the field's usual rates (docs/decisions.md).
-"""
+"""The width of the models for which the rates of all weights were found. The rate falls with the square of the
+width: to 5.6e-5 for GPT-2, and to 2.2e-5 for similarity, which are the field's usual rates (docs/decisions.md)."""
 _WEIGHT_DECAY: dict[Method, float] = {"full": 0.01, "lora": 0.0, "prefix": 0.0}
 
 
 def usual_rate(method: Method, width: int, for_similarity: bool) -> float:
-    """The peak learning rate of a run without one of its own, for a model whose hidden states have `width` numbers."""
+    """The peak learning rate where the user gives none. `width` is the number of channels of the hidden states."""
     rate = (_SIMILARITY_RATES if for_similarity else _LEARNING_RATES)[method]
     return rate * min(1, _FULL_RATE_WIDTH / width) ** 2 if method == "full" else rate
 

@@ -1,4 +1,4 @@
-"""Keys and values in 8 bits: what is lost, what a file of them holds, and what does not go with them."""
+"""The int8 cache: how keys and values are rounded, which type their files have, and which options are refused."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -4,13 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgelm.bundle.folder import Bundle
-from edgelm.bundle.manifest import (
-    DRAFT_FEATURE,
-    INT8_CACHE_FEATURE,
-    TWO_STAGE_HEAD_FEATURE,
-    DraftFacts,
-    Manifest,
-)
+from edgelm.bundle.manifest import DRAFT_FEATURE, DraftFacts, Manifest
 from edgelm.bundle.onnx_file import with_weights_at
 from edgelm.errors import BundleError, ExportError
 from edgelm.text.tokenizer import Tokenizer
@@ -45,10 +39,9 @@ def add_draft(small: Bundle, draft: Path, manifest: Manifest) -> Manifest:
         for block in small.blocks(facts.graph.weights_file):
             stream.write(block)
     graph = replace(facts.graph, file=_GRAPH, weights_file=_WEIGHTS)
-    of_graph = {TWO_STAGE_HEAD_FEATURE, INT8_CACHE_FEATURE} & {*facts.required_features}
-    features = [*manifest.required_features, DRAFT_FEATURE, *sorted(of_graph - {*manifest.required_features})]
+    of_graph = (feature for feature in graph.features if feature not in manifest.required_features)
     return replace(
         manifest,
         draft=DraftFacts(facts.source.name, facts.architecture, graph, facts.recipe),
-        required_features=tuple(features),
+        required_features=(*manifest.required_features, DRAFT_FEATURE, *of_graph),
     )

@@ -11,7 +11,7 @@ from edgelm.bundle.manifest import PREFIX_FILE, CacheType
 from edgelm.bundle.small_files import MAX_TEXT_BYTES, read_small_file
 from edgelm.bundle.task import TaskFile
 from edgelm.engine.graph import Graph
-from edgelm.errors import ConfigError, ExportError, PrefixError
+from edgelm.errors import ExportError, PrefixError
 from edgelm.reuse.kv_file import KvDtype, file_type, is_safetensors, read_kv_file
 from edgelm.reuse.prefix import Prefix, bake, check_length, copy_prefix, read_prefix, task_in
 from edgelm.text.prompts import prompt_ids
@@ -62,7 +62,8 @@ def plan_prefix(
 
     Raises:
         ExportError: the file cannot be read, is neither text nor a learned prefix, does not fit the checkpoint, or
-            leaves no room in the context.
+            leaves no room in the context; or `dtype` is given for a cache of integers.
+        ConfigError: `dtype` is unknown.
     """
     sizes = checkpoint.architecture
     try:
@@ -91,9 +92,8 @@ def plan_prefix(
         raise ExportError(f"the prefix {str(file)!r} is not UTF-8 text (at byte {error.start})") from None
     except (PrefixError, ValueError) as error:
         raise ExportError(f"cannot use the prefix {str(file)!r}: {error}") from None
-    try:
-        value_bytes = np.dtype(file_type(dtype, cache_type)).itemsize
-    except ConfigError:
-        raise ExportError("the prefix of a bundle with an int8 cache is int8 too: drop --prefix-dtype") from None
+    if cache_type == "int8" and dtype is not None:
+        raise ExportError("the prefix of a bundle with an int8 cache is int8 too: drop --prefix-dtype")
+    value_bytes = np.dtype(file_type(dtype, cache_type)).itemsize
     token_bytes = 4 + sizes.cache_values_per_token * value_bytes  # an id, and its keys and values
     return PrefixPlan(file, text, dtype, len(content) + len(ids) * token_bytes)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from edgelm.errors import ExportError
 from edgelm.ids import IdArray
 from edgelm_export.model.decoder import Array, DecoderWeights
 from edgelm_export.model.forward import DecoderForward
-from edgelm_export.quantize.recipe import StorageRecipe
 
 MARGIN = 1.5
 """Other text has somewhat larger keys and values than calibration text. What is larger still is cut off."""
@@ -29,14 +27,6 @@ class CacheScales:
     """(G, p)"""
     value: Array
     """(G, p)"""
-
-
-def check_int8_cache(recipe: StorageRecipe) -> None:
-    """Raise ExportError unless a bundle of `recipe` may lose what an int8 cache loses."""
-    if not recipe.is_quantized:
-        raise ExportError(
-            f"an int8 cache loses more than {recipe.name} promises: leave it out, or choose a quantized precision"
-        )
 
 
 def cache_scales(weights: DecoderWeights, rows: IdArray) -> tuple[CacheScales, ...]:
