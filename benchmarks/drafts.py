@@ -1,17 +1,20 @@
 """What a small model that drafts gains, and what it loses at worst, against decoding without drafts.
 
-    python -m benchmarks.drafts TARGET DRAFT [--prompts FILE] [--count N] [--new-tokens N] [--rounds N] [--threads N]
+    python -m benchmarks.drafts TARGET DRAFT [--prompts FILE] [--words N] [--count N] [--new-tokens N] [--rounds N]
+        [--threads N] [--together N [N ...]]
 
 TARGET and DRAFT are bundles with one vocabulary. Each document of the file, of which a line with <|endoftext|> ends
 one, gives its first words as a prompt; without a file, they are stories that no committed model was trained on. Every
 prompt is continued with and without drafts in turn, by the same loaded model. In the worst case the small model is sure
-of every token, and none is right. Prints a Markdown table of medians over the rounds.
+of every token, and none is right. `--together` has a scheduler continue so many prompts side by side, as a server does.
+Prints a Markdown table of medians over the rounds.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +25,7 @@ from benchmarks.data import ROOT
 from benchmarks.machine import machine_facts
 from edgelm.decoding.request import DecodingRow
 from edgelm.generation.results import Stats
+from edgelm.generation.text_scheduler import TextScheduler
 from edgelm.model import Model
 
 STORIES = ROOT / "benchmarks" / "texts" / "stories.txt"
@@ -34,11 +38,11 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def prompts(file: Path, count: int) -> list[str]:
-    """The first words of `count` documents, spread evenly over the file."""
+def prompts(file: Path, count: int, words_of_each: int) -> list[str]:
+    """The first `words_of_each` words of `count` documents, spread evenly over the file."""
     documents = [text.split() for text in file.read_text(encoding="utf-8").split("<|endoftext|>") if text.strip()]
     chosen = documents[:: max(1, len(documents) // count)][:count]
-    return [" ".join(words[:PROMPT_WORDS]) for words in chosen]
+    return [" ".join(words[:words_of_each]) for words in chosen]
 
 
 @contextmanager
@@ -61,6 +65,28 @@ def decoded(model: Model, prompt: str, options: dict[str, Any], *, drafts: bool)
     sessions = model._texts._draft_sessions if drafts else None
     with mock.patch.object(model._texts, "_draft_sessions", sessions):
         return model.generate(prompt, **options).stats
+
+
+def decoded_by(scheduler: TextScheduler, texts: list[str], options: dict[str, Any]) -> Stats:
+    """Continue prompts side by side; returns their statistics as if they were one text."""
+    time.sleep(SETTLE_SECONDS)
+    began = time.perf_counter()
+    submissions = [scheduler.submit(text, **options) for text in texts]
+    stats = [submission.completion().stats for submission in submissions]
+    seconds = time.perf_counter() - began
+    new_tokens, drafted, accepted = (
+        sum(getattr(one, name) for one in stats) for name in ("new_tokens", "drafted_tokens", "accepted_tokens")
+    )
+    prefill_seconds = max(one.prefill_seconds for one in stats)  # until the last prompt's first token
+    return replace(
+        stats[0],
+        new_tokens=new_tokens,
+        drafted_tokens=drafted,
+        accepted_tokens=accepted,
+        prefill_seconds=prefill_seconds,
+        decode_seconds=seconds - prefill_seconds,
+        tokens_per_second=new_tokens / (seconds - prefill_seconds),
+    )
 
 
 def row(name: str, plain: list[Stats], fast: list[Stats]) -> str:
@@ -89,17 +115,34 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("draft")
     parser.add_argument("--prompts", type=Path, default=STORIES, help="texts, each ended by <|endoftext|>")
+    parser.add_argument("--words", type=int, default=PROMPT_WORDS, help="words of each prompt")
     parser.add_argument("--count", type=int, default=8, help="prompts")
+    parser.add_argument("--together", type=int, nargs="+", default=[], metavar="N", help="prompts side by side")
     parser.add_argument("--new-tokens", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
-    texts = prompts(chosen.prompts, chosen.count)
+    texts = prompts(chosen.prompts, chosen.count, chosen.words)
     common: dict[str, Any] = {"max_new_tokens": chosen.new_tokens, "eos_token_id": ()}
     with edgelm.load(chosen.target, device="cpu", threads=chosen.threads, draft=chosen.draft) as model:
         print("| decoding | drafted | came true | plain tokens/s | with drafts | decoding x | whole call x |")
         print("|---|--:|--:|--:|--:|--:|--:|")
         for name, options in [*WAYS.items(), ("worst case, greedy", WAYS["greedy"])]:
+            for together in chosen.together:
+                plain, fast = list[Stats](), list[Stats]()
+                beside = prompts(chosen.prompts, together, chosen.words)
+                with (
+                    model.scheduler(max_rows=together) as without,
+                    model.scheduler(max_rows=together, drafts=True) as drafting,
+                ):
+                    for number in range(chosen.rounds):
+                        given = {**options, **common, "seed": number}
+                        plain.append(decoded_by(without, beside, given))
+                        with wrong_drafts() if name.startswith("worst") else nullcontext():
+                            fast.append(decoded_by(drafting, beside, given))
+                print(row(f"{name}, {together} together", plain, fast), flush=True)
+            if chosen.together:
+                continue
             plain, fast = list[Stats](), list[Stats]()
             for number in range(chosen.rounds):
                 for place, text in enumerate(texts):

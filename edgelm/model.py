@@ -212,6 +212,7 @@ class Model:
         max_rows: int = DEFAULT_MAX_ROWS,
         max_waiting: int = DEFAULT_MAX_WAITING,
         prefix_cache_bytes: int = 0,
+        drafts: bool = False,
     ) -> TextScheduler:
         """A scheduler that decodes the texts of many callers side by side, for servers; see `TextScheduler`.
 
@@ -220,6 +221,9 @@ class Model:
             max_waiting: how many generations may wait for a row; further ones are refused with QueueFullError.
             prefix_cache_bytes: memory for the keys and values of earlier prompts, as in `load`. They are the
                 scheduler's own, and a prompt of one `key` never continues from one of another.
+            drafts: whether the small model, if there is one, drafts for a text that decodes alone (docs/batches.md).
+                With quantized weights, a text may then go on in another way beside others, where two tokens are nearly
+                tied. CPU only, and not with `batch_invariant`.
 
         Raises ConfigError if an argument is out of range.
         """
@@ -230,6 +234,7 @@ class Model:
             max_rows=max_rows,
             max_waiting=max_waiting,
             prefix_cache_bytes=prefix_cache_bytes,
+            drafts=drafts,
         )
         self._schedulers = [*map(weakref.ref, self._open_schedulers()), weakref.ref(scheduler)]
         return scheduler
@@ -328,8 +333,6 @@ class Model:
     def forget(self) -> None:
         """Forget prompts of earlier calls and loaded states: the next prompt is computed from its first token."""
         self._sessions.forget()
-        if self._draft_sessions is not None:
-            self._draft_sessions.forget()
         for scheduler in self._open_schedulers():
             scheduler.forget()
 

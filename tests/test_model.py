@@ -364,6 +364,11 @@ def test_a_small_model_drafts_and_changes_no_token(model: Model, monkeypatch: py
             fast = drafting.generate(list(range(20, 30)), max_new_tokens=40, eos_token_id=(), **options)
             assert [choice.token_ids for choice in fast.choices] == [choice.token_ids for choice in plain.choices]
         assert fast.stats.drafted_tokens == fast.stats.accepted_tokens > 10
+        together = drafting.generate_batch([list(range(20, 30))] * 2, max_new_tokens=40, eos_token_id=(), **sampled)
+        assert [[choice.token_ids for choice in one.choices] for one in together] == [
+            [choice.token_ids for choice in fast.choices]
+        ] * 2
+        assert sum(one.stats.drafted_tokens for one in together) == 0
         text = drafting.generate("Once", max_new_tokens=5, num_beams=2, do_sample=False)
         assert text.stats.drafted_tokens == 0
         again = pickle.loads(pickle.dumps(drafting))

@@ -88,6 +88,12 @@ def _seconds(flag: str, default: float | None, meaning: str) -> Decorator:
     help="Memory of each model for earlier prompts, which are not computed again.",
 )
 @click.option(
+    "--drafts/--no-drafts",
+    default=_DEFAULTS.drafts,
+    show_default=True,
+    help="Whether small models in bundles guess tokens; see docs/batches.md.",
+)
+@click.option(
     "--memory", type=Size(), help="Memory of all models together: idle ones make room for others.  [default: no limit]"
 )
 @_seconds("--idle-unload", None, "Unload a model that nobody used for this time.  [default: never]")
@@ -109,6 +115,7 @@ def command(
     max_waiting: int,
     max_seconds: float,
     prefix_cache: int,
+    drafts: bool,
     memory: int | None,
     idle_unload: float | None,
     drain: float,
@@ -144,6 +151,7 @@ def command(
             max_waiting=max_waiting,
             max_seconds=max_seconds,
             prefix_cache_bytes=prefix_cache,
+            drafts=drafts,
             memory_bytes=memory,
             idle_unload_seconds=idle_unload,
             drain_seconds=drain,

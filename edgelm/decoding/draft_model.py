@@ -17,42 +17,72 @@ from edgelm.ids import IdArray, Logits, common_prefix
 
 MAX_DRAFT = 8
 """The most tokens of a draft."""
+LEAST_READ = 16
+"""How many of a text's last tokens the small model must at least be able to read, where the text has as many."""
 _MOST_TRUST = 2.0
-_FURTHER_TOKEN = 0.3
-"""What each further token costs in a call of several, in steps of the same model."""
 _FEW_TOKENS = MAX_DRAFT + 1
 """So many tokens are computed in buffers that are kept."""
+_FURTHER_TOKEN, _TOKEN_OF_MANY = 0.3, 0.12
+"""What each further token costs in a call of several, and behind the first few, in steps of the same model."""
+
+
+def _reading_steps(tokens: int) -> float:
+    """What a call of `tokens` tokens costs, in steps of the same model."""
+    few = min(tokens, _FEW_TOKENS)
+    return 1 + _FURTHER_TOKEN * (few - 1) + _TOKEN_OF_MANY * (tokens - few)
+
+
+def _readable(steps: float) -> int:
+    """How many tokens can be read for `steps` steps."""
+    few = min(_FEW_TOKENS, 1 + int((steps - 1) / _FURTHER_TOKEN))
+    return few + max(0, int((steps - _reading_steps(_FEW_TOKENS)) / _TOKEN_OF_MANY))
 
 
 class DraftModel:
     """The small model's session, which follows the texts that the large model writes.
 
+    It reads no more of a text than the last tokens that a draft can pay for: a long prompt is not read twice, and a
+    text may be longer than the small model's context.
+
     Args:
-        session: of the small model. It holds the tokens `held` and nothing else.
-        held: the beginning of the prompt.
+        session: of the small model. It holds no tokens.
         step_cost: of a step of the small model, in steps of the large one.
         vocab_size: V of the large model. Models with one tokenizer may pad their tables to different sizes.
     """
 
-    def __init__(self, session: DecodingSession, held: Sequence[int], step_cost: float, vocab_size: int) -> None:
-        self._session, self._held = session, np.asarray(held, np.int64)
-        self.step_cost, self._vocab_size = step_cost, vocab_size
+    def __init__(self, session: DecodingSession, step_cost: float, vocab_size: int) -> None:
+        self._session, self.step_cost, self._vocab_size = session, step_cost, vocab_size
+        self._start = 0  # of what is read, in the text
+        self._held: IdArray = np.empty(0, np.int64)  # what the session holds of the text, from `_start` on
+
+    def follow(self, ids: IdArray, credit: float) -> float:
+        """What `logits` behind `ids` (T,) will cost, in steps of the large model.
+
+        A text that is new, or that does not fit any more, is read from where `credit` steps pay for it. The cost is
+        infinite if they pay for too little of it.
+        """
+        if not self._kept(ids) or self.room(ids) < 1:
+            tokens = min(len(ids), max(1, self._session.context_length // 2), _readable(credit / self.step_cost))
+            if tokens < min(len(ids), LEAST_READ):
+                return np.inf
+            self._session.rewind(len(self._held))
+            self._start, self._held = len(ids) - tokens, ids[:0]
+        return self.step_cost * _reading_steps(len(ids) - self._start - self._kept(ids))
 
     def room(self, ids: IdArray) -> int:
         """How many tokens the small model can guess behind `ids` (T,) in its context; 0 if it lacks one of them."""
-        return self._session.context_length + 1 - len(ids) if int(ids.max()) < self._session.vocab_size else 0
-
-    def cost(self, ids: IdArray) -> float:
-        """What `logits` behind `ids` (T,) costs, in steps of the large model."""
-        return self.step_cost * (1 + _FURTHER_TOKEN * (len(ids) - self._kept(ids) - 1))
+        read = ids[self._start :]
+        known = len(read) and int(read.max()) < self._session.vocab_size
+        return max(0, self._session.context_length + 1 - len(read)) if known else 0
 
     def logits(self, ids: IdArray) -> Logits:
-        """The small model's logits (V,) behind `ids` (T,), of which it computes what it does not hold."""
+        """The small model's logits (V,) behind `ids` (T,), which it follows; it computes what it does not hold."""
         kept = self._kept(ids)
         self._session.rewind(len(self._held) - kept)
-        self._held, new = ids[:kept], ids[kept:]
+        read = ids[self._start :]
+        self._held, new = read[:kept], read[kept:]
         logits = self._session.step_all(new)[-1] if len(new) <= _FEW_TOKENS else self._session.step(new)
-        self._held = ids  # a text only grows, so its first tokens stay as they are
+        self._held = read  # a text only grows, so its first tokens stay as they are
         missing = max(0, self._vocab_size - len(logits))
         if missing:
             logits = np.pad(logits, (0, missing), constant_values=MASKED)
@@ -60,7 +90,7 @@ class DraftModel:
 
     def _kept(self, ids: IdArray) -> int:
         """How many tokens of `ids` the session holds and keeps; the last one is always computed."""
-        return min(common_prefix(self._held, ids), len(ids) - 1)
+        return max(0, min(common_prefix(self._held, ids[self._start :]), len(ids) - self._start - 1))
 
 
 class ModelDrafts:
@@ -90,8 +120,11 @@ class ModelDrafts:
         token_cost = self._check_cost.token + self._model.step_cost
         if room < 1 or self._account.credit < self._check_cost.call + token_cost:
             return []
-        width, first_cost = min(MAX_DRAFT, room, self._model.room(ids)), self._model.cost(ids)
+        first_cost = self._model.follow(ids, self._account.credit / 2)  # the other half is left for drafts
         credit = self._account.credit - first_cost + self._model.step_cost
+        if credit < 0:
+            return []
+        width = min(MAX_DRAFT, room, self._model.room(ids))
         width = min(width, DraftCost(self._check_cost.call, token_cost).affordable(credit))
         text, likely, promised = ids, 1.0, 0.0
         while len(self._draft) < width:

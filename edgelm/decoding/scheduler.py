@@ -6,10 +6,11 @@ Source: iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edgelm.decoding.constraint import TokenMatcher
+from edgelm.decoding.draft_model import DraftModel, ModelDrafts
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import DecodingRow, Request, Step, fitted
 from edgelm.engine.batch import IDLE_TOKEN
@@ -19,20 +20,34 @@ from edgelm.ids import PREFILL_CHUNK_TOKENS, IdArray, Logits, TokenIds, as_ids, 
 from edgelm.reuse.state import PromptState, most_shared
 
 DEFAULT_MAX_ROWS = 8
-
 Handle = int
 """The number of a submitted text, unique in its scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The result of a step for one text: a new token or, as its last turn, a reason to end or an error."""
+    """A result of a step for one text: a new token or, as its last turn, a reason to end or an error."""
 
     handle: Handle
     step: Step | None
     error: Exception | None = None
     reused_tokens: int = 0
     """With a text's first token: number of prompt tokens that a saved state or an earlier text had computed."""
+
+
+class DraftModels(Protocol):
+    """Lends each text a small model that drafts; `edgelm.generation.text_generation.DraftSessions` does."""
+
+    def borrowed(self) -> AbstractContextManager[DraftModel]:
+        """Lend a small model that follows no text."""
+
+
+@dataclass
+class _Drafting:
+    """The drafts of one text, and the small model that it was lent."""
+
+    drafts: ModelDrafts
+    lent: ExitStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,11 @@ class Scheduler:
     Between two steps of the batch, about PREFILL_CHUNK_TOKENS tokens of prompts are computed at most. A scheduler must
     not be used by several threads at the same time.
 
+    With `draft_models`, a small model guesses tokens for a text that decodes alone, and one call checks several tokens.
+    Such a call computes other last bits than a step does (docs/quality.md), so with quantized weights a text may go on
+    in another way beside others where two tokens are nearly tied. Texts side by side take no drafts, which gain nothing
+    where texts share their steps (docs/batches.md).
+
     `session`, which is emptied first, computes the prompts. Prompts that begin like one of the saved `states` continue
     from it. With `sessions` given, these compute the prompts instead. Raises ConfigError if `max_rows` is out of range.
     """
@@ -92,6 +112,7 @@ class Scheduler:
         max_rows: int = DEFAULT_MAX_ROWS,
         states: Sequence[PromptState] = (),
         sessions: PromptSessions | None = None,
+        draft_models: DraftModels | None = None,
     ) -> None:
         check_max_rows(max_rows)
         self._model = session
@@ -99,6 +120,9 @@ class Scheduler:
         self._sessions = _OneSession(session, states) if sessions is None else sessions
         self._lent = ExitStack()  # the session of the first waiting prompt
         self._session = session  # that session, once it is lent
+        # Calls of several tokens in several rows were never tried on a card.
+        self._draft_models = draft_models if session.device.kind == "cpu" else None
+        self._drafting: dict[Handle, _Drafting] = {}
         self._batch = session.empty_batch(max_rows)
         self._waiting: deque[_Waiting] = deque()
         self._pieces: deque[IdArray] = deque()  # the part of the first waiting prompt that is left to compute
@@ -187,7 +211,7 @@ class Scheduler:
         self._leave(handle)
 
     def step(self) -> list[Turn]:
-        """Compute some tokens of waiting prompts, then a new token of every text that decodes.
+        """Compute some tokens of waiting prompts, then a new token of every text that decodes, or several with drafts.
 
         An error in one text is that text's last turn. If the step itself fails (ClosedError, ForkError,
         InsufficientMemoryError), nothing is lost: the next step continues where this one stopped. After an exception of
@@ -231,7 +255,7 @@ class Scheduler:
             self._rows[first.handle] = self._session.copy_into(self._batch)
             self._texts[first.handle] = first.text
             self._next_waits()
-            self._choose(first.handle, logits, self._reused)
+            self._choose(first.handle, logits[None], reused_tokens=self._reused)
 
     def _decode(self) -> None:
         for handle, text in list(self._texts.items()):
@@ -243,23 +267,62 @@ class Scheduler:
             return
         if not self._waiting:
             self._close_gaps()
+        if len(self._texts) == 1 and self._draft_models is not None:
+            ((handle, text),) = self._texts.items()
+            draft = self._draft(handle, text, self._draft_models)
+            if handle not in self._texts:  # an error ended the text
+                return
+            if draft:
+                self._choose(handle, self._batch.step_all([int(text.ids[-1]), *draft]), draft)
+                return
         ids = [IDLE_TOKEN] * (max(self._rows.values()) + 1)
         for handle, text in self._texts.items():
             ids[self._rows[handle]] = int(text.ids[-1])
         logits = self._batch.step(ids)
         for handle in list(self._texts):
-            self._choose(handle, logits[self._rows[handle]])
+            self._choose(handle, logits[self._rows[handle], None])
 
-    def _choose(self, handle: Handle, logits: Logits, reused_tokens: int = 0) -> None:
-        """Choose a text's next token; whatever a caller's logits_processor raises ends its own text only."""
+    def _draft(self, handle: Handle, text: DecodingRow, draft_models: DraftModels) -> list[int]:
+        """A draft for the only text that decodes."""
+        self._close_gaps()  # such drafts are computed in the first row
         try:
-            turn = Turn(handle, self._texts[handle].take(logits), reused_tokens=reused_tokens)
-        except Exception as error:
-            pass_interrupts_on(error)
-            turn = Turn(handle, None, error)
-        self._turns.append(turn)
-        if turn.step is None or turn.step.finish_reason is not None:
+            if handle not in self._drafting:
+                lent = ExitStack()
+                small = lent.enter_context(draft_models.borrowed())
+                self._drafting[handle] = _Drafting(ModelDrafts(small, text.guess, self._model.draft_cost), lent)
+            return self._drafting[handle].drafts.draft(text.ids, min(text.tokens_left, self._batch.room) - 1)
+        except EdgelmError as error:
+            self._turns.append(Turn(handle, None, error))
             self._leave(handle)
+            return []
+
+    def _choose(self, handle: Handle, logits: Logits, draft: Sequence[int] = (), *, reused_tokens: int = 0) -> None:
+        """Choose a text's next tokens, given the logits (T, V) after its last token and after those of its draft.
+
+        Whatever a caller's logits_processor raises ends its own text only.
+        """
+        text, chosen = self._texts[handle], list[int]()
+        for index, row in enumerate(logits):
+            try:
+                step = text.take(row)
+            except Exception as error:
+                pass_interrupts_on(error)
+                self._turns.append(Turn(handle, None, error))
+                self._leave(handle)
+                return
+            right = index < len(draft) and step.token_id == draft[index]
+            if draft:
+                step = replace(step, drafted=0 if index else len(draft), was_drafted=right)
+            self._turns.append(Turn(handle, step, reused_tokens=reused_tokens))
+            if step.token_id is None:
+                self._leave(handle)
+                return
+            chosen.append(step.token_id)
+            if not right or text.is_finished:
+                break
+        self._batch.rewind(self._rows[handle], len(logits) - len(chosen))
+        if handle in self._drafting:
+            self._drafting[handle].drafts.learn(chosen)
 
     def _begin(self, first: _Waiting) -> None:
         """Take a session that holds the longest computed beginning of the prompt, and queue the rest in pieces."""
@@ -276,6 +339,8 @@ class Scheduler:
         if handle in self._rows:
             self._batch.leave(self._rows.pop(handle))
             del self._texts[handle]
+        if handle in self._drafting:
+            self._drafting.pop(handle).lent.close()
 
     def _close_gaps(self) -> None:
         while (moved := self._batch.moved_down()) is not None:

@@ -1,6 +1,6 @@
 """Texts that decode side by side, one in each row of a cache.
 
-Shapes: B rows in use, E hidden size, V vocabulary.
+Shapes: B rows in use, T tokens of one row, E hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ class Batch:
         graph: the loaded graph.
         rows: maximum number of texts.
         capacity: cache length of each row, in tokens.
-        whole_groups_only: compute an even number of rows in every step, so that a text computes the same bits whichever
-            texts are beside it. Otherwise only the rows in use are computed, which is faster for a fixed odd number of
-            rows, but the last bits may differ from those of a text alone.
+        whole_groups_only: whether `step` computes an even number of rows, so that a text computes the same bits
+            whichever texts are beside it. Otherwise only the rows in use are computed, which is faster for a fixed odd
+            number of rows, but the last bits may differ from those of a text alone.
     """
 
     def __init__(self, graph: LoadedGraph, rows: int, capacity: int, *, whole_groups_only: bool = True) -> None:
@@ -38,6 +38,7 @@ class Batch:
         self._lengths: list[int | None] = []  # tokens of each row; None where a row has no text
         self._shared = 0  # leading tokens that all rows have in common
         self._calls: dict[tuple[int, bool], GraphCall] = {}
+        self._longer_calls: dict[int, GraphCall] = {}  # by their number of tokens
 
     @property
     def is_full(self) -> bool:
@@ -48,6 +49,11 @@ class Batch:
     def position(self) -> int:
         """Tokens in the longest row."""
         return max((length for length in self._lengths if length is not None), default=0)
+
+    @property
+    def room(self) -> int:
+        """How many tokens the longest row can take."""
+        return self._capacity - self.position
 
     def fill(self, source: Cache, length: int) -> None:
         """Make every row of this empty batch a copy of the first `length` tokens of a cache of one row."""
@@ -80,9 +86,13 @@ class Batch:
             self._lengths.pop()
 
     def moved_down(self) -> tuple[int, int] | None:
-        """Move the last text into a gap if a step then computes fewer rows; returns its old and new row, or None."""
+        """Move the last text into a gap if a step then computes fewer rows, or if it is the only text.
+
+        Returns its old and new row, or None.
+        """
         gaps = self._lengths.count(None)
-        if self._padded(len(self._lengths) - gaps) == self._padded(len(self._lengths)):
+        texts, rows = len(self._lengths) - gaps, len(self._lengths)
+        if self._padded(texts) == self._padded(rows) and not (texts == 1 < rows):
             return None
         last, gap = len(self._lengths) - 1, self._lengths.index(None)
         length = self._lengths[last]
@@ -117,6 +127,33 @@ class Batch:
         """Like `step`, with the hidden states of the tokens, (B, E)."""
         logits, call = self._run(ids, hidden=True)
         return logits, call.hidden[: len(logits)]
+
+    def step_all(self, ids: TokenIds) -> Logits:
+        """Append several tokens to the only text, which stands in row 0: `ids` (T,).
+
+        Returns the logits (T, V), in a buffer that the next call overwrites. They are those of `Session.step_all`, but
+        not those of `step`, because a single token is computed by another kernel (docs/quality.md).
+
+        Raises:
+            PromptError: an id is unknown.
+            ContextError: there are other texts, or there is no room for the tokens.
+        """
+        array = as_ids(ids, self._graph.bundle.manifest.architecture.vocab_size)
+        if len(self._lengths) != 1 or self._lengths[0] is None:
+            raise ContextError("several tokens at once need a batch whose only text stands in row 0")
+        if len(array) > self.room:
+            raise ContextError(f"{len(array)} tokens do not fit: the batch has room for {self.room} more")
+        if len(array) not in self._longer_calls:
+            self._longer_calls[len(array)] = GraphCall(self._graph, self._cache, 1, len(array), len(array))
+        logits = self._longer_calls[len(array)].run(array, self._lengths[0])
+        self._lengths[0] += len(array)
+        return logits
+
+    def rewind(self, row: int, count: int) -> None:
+        """Forget the last `count` tokens of `row`."""
+        length = self._lengths[row]
+        assert length is not None  # the caller's row has a text
+        self._lengths[row] = length - count
 
     def _run(self, ids: TokenIds, *, hidden: bool) -> tuple[Logits, GraphCall]:
         array = as_ids(ids, self._graph.bundle.manifest.architecture.vocab_size)

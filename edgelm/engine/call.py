@@ -153,9 +153,9 @@ class DraftCost:
         return max(0, int((credit - self.call) / self.token + 1e-9))
 
 
-FOUR_BIT_DRAFTS = DraftCost(0.4, 0.4)
+FOUR_BIT_DRAFTS = DraftCost(0.15, 0.25)
 """At 4 bits one token alone has a kernel of its own, much faster than that of several tokens (docs/batches.md)."""
-OTHER_DRAFTS = DraftCost(0.2, 0.25)
+OTHER_DRAFTS = DraftCost(0.1, 0.2)
 """Measured at 8 bits. Drafts cost less where weights are floats, because these take longer to read."""
 
 

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from edgelm.decoding.constraint import TokenMatcher
@@ -132,13 +132,17 @@ class TextGeneration:
 
     def _draft_model(self, run: TextRun, session: Session, lent: ExitStack) -> DraftModel | None:
         """The model that drafts for `run` in `session`, where there is one that can; `lent` gets its session."""
-        pool, config = self._draft_sessions, run.config
+        models, config = self.draft_models(session), run.config
         methods = (config.num_beams > 1, config.penalty_alpha, config.prompt_lookup_num_tokens, run.window, run.latent)
-        if pool is None or session.batch_invariant or any(method not in (None, False) for method in methods):
+        if models is None or any(method not in (None, False) for method in methods):
             return None
-        small, held = lent.enter_context(pool.borrowed(run.ids))
-        cost = step_cost(small.bundle.manifest, session.bundle.manifest)
-        return DraftModel(small, run.ids[:held], cost, session.vocab_size)
+        return lent.enter_context(models.borrowed())
+
+    def draft_models(self, session: Session) -> "DraftSessions | None":
+        """The small models that draft for texts in `session`, where there are any."""
+        if self._draft_sessions is None or session.batch_invariant:
+            return None
+        return DraftSessions(self._draft_sessions, session)
 
     def batch(
         self,
@@ -223,6 +227,21 @@ class TextGeneration:
             ids.update(token for token, text in enumerate(token_texts) if any(breaker in text for breaker in texts))
             self._breaker_ids[breakers] = tuple(sorted(ids))
         return self._breaker_ids[breakers]
+
+
+class DraftSessions:
+    """Sessions of a small model, lent to the texts that it drafts for."""
+
+    def __init__(self, pool: SessionPool, target: Session) -> None:
+        """Lend sessions of `pool` to texts that `target` and its siblings decode."""
+        self._pool, self._target = pool, target
+
+    @contextmanager
+    def borrowed(self) -> Iterator[DraftModel]:
+        """Lend a small model that follows no text. Raises as `SessionPool.borrowed`."""
+        target = self._target
+        with self._pool.borrowed() as (small, _):
+            yield DraftModel(small, step_cost(small.bundle.manifest, target.bundle.manifest), target.vocab_size)
 
 
 def _decode_together(together: RunsTogether, runs: Sequence[TextRun]) -> list[list[Chunk]]:

@@ -45,8 +45,9 @@ class TextScheduler:
     """Generations of many callers, decoded side by side; a thread of its own computes them.
 
     Any thread or event loop may submit. Each text is that of `Model.generate_batch`, bit for bit, whatever runs beside
-    it. The thread starts with the first submission; in a forked child, with the first one there. ``with`` closes the
-    scheduler. A scheduler that nobody holds any more ends its thread once all texts are finished.
+    it, unless a small model drafts (`Model.scheduler`). The thread starts with the first submission; in a forked child,
+    with the first one there. ``with`` closes the scheduler. A scheduler that nobody holds any more ends its thread once
+    all texts are finished.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TextScheduler:
         max_rows: int,
         max_waiting: int = DEFAULT_MAX_WAITING,
         prefix_cache_bytes: int = 0,
+        drafts: bool = False,
     ) -> None:
         """Join finished parts; `Model.scheduler` explains the arguments."""
         self._thread: SchedulerThread | None = None
@@ -67,6 +69,7 @@ class TextScheduler:
         self._max_rows, self._max_waiting = max_rows, max_waiting
         check_limit_bytes("prefix_cache_bytes", prefix_cache_bytes)
         self._kept = sessions.sibling(prefix_cache_bytes)
+        self._drafts = drafts
         self._closed = False
         self._lock = threading.RLock()  # among submitters; the thread that computes never takes it
         watch_forks(self)
@@ -173,7 +176,12 @@ class TextScheduler:
             self._check_open()
             if self._thread is None or self._thread.ended:
                 with self._kept.borrowed() as (session, _):
-                    scheduler = Scheduler(session, max_rows=self._max_rows, sessions=self._kept)
+                    scheduler = Scheduler(
+                        session,
+                        max_rows=self._max_rows,
+                        sessions=self._kept,
+                        draft_models=self._texts.draft_models(session) if self._drafts else None,
+                    )
                 self._thread = SchedulerThread(RunsTogether(scheduler))
                 if self._closed:  # by another thread, which saw no thread to end
                     self._thread.retire()

@@ -85,6 +85,8 @@ class Generation:
                         open_rows.discard(chunk.index)
                     if chunk.stats is not None:
                         self._metrics.reused_tokens.labels(name).inc(chunk.stats.reused_tokens)
+                        self._metrics.drafted_tokens.labels(name).inc(chunk.stats.drafted_tokens)
+                        self._metrics.accepted_tokens.labels(name).inc(chunk.stats.accepted_tokens)
                     yield chunk
         finally:
             self.submission.cancel()

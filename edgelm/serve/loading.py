@@ -20,7 +20,13 @@ def load_place(
 ) -> ServedModel:
     """Load and warm up the model of `place`, on the weights of `base` where it has one. Raises as `edgelm.load`."""
     if base is None or place.prefix is None:
-        model = load(place.bundle.path, device=device, threads=threads, task=place.task_file, draft=False)
+        model = load(
+            place.bundle.path,
+            device=device,
+            threads=threads,
+            task=place.task_file,
+            draft=None if settings.drafts else False,
+        )
     else:
         model = base.model.with_prefix(place.prefix.path)
     changed = batch_options(model.generation_config)
@@ -29,7 +35,10 @@ def load_place(
         model.generation_config = model.generation_config.updated(dict(changed))
     model.warmup()
     scheduler = model.scheduler(
-        max_rows=settings.max_rows, max_waiting=settings.max_waiting, prefix_cache_bytes=settings.prefix_cache_bytes
+        max_rows=settings.max_rows,
+        max_waiting=settings.max_waiting,
+        prefix_cache_bytes=settings.prefix_cache_bytes,
+        drafts=settings.drafts,
     )
     return ServedModel(place.name, model, scheduler)
 

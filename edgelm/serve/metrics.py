@@ -46,6 +46,12 @@ class Metrics:
             "edgelm_reused_prompt_tokens", "Tokens of prompts that the cache already held.", by_model, registry=registry
         )
         self.new_tokens = Counter("edgelm_generated_tokens", "Generated tokens.", by_model, registry=registry)
+        self.drafted_tokens = Counter(
+            "edgelm_drafted_tokens", "Tokens that small models drafted.", by_model, registry=registry
+        )
+        self.accepted_tokens = Counter(
+            "edgelm_accepted_draft_tokens", "Drafted tokens that came true.", by_model, registry=registry
+        )
         self.texts = Counter(
             "edgelm_texts", "Finished texts, by the reason of their end.", ["model", "reason"], registry=registry
         )

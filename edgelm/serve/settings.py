@@ -30,6 +30,8 @@ class ServeSettings:
     """Texts that wait for a model before further ones are refused."""
     max_seconds: float = 300.0
     """The longest time of a generation, waiting included."""
+    drafts: bool = True
+    """Whether small models in bundles draft for the large ones."""
     prefix_cache_bytes: int = 64 * 10**6
     """Memory of each model for keys and values of earlier prompts."""
     memory_bytes: int | None = None

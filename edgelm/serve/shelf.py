@@ -52,7 +52,9 @@ class Place:
 
     def memory_bytes(self, settings: ServeSettings) -> int:
         """Forecast of the loaded model: all texts that it decodes side by side, one more, and the prefix cache."""
-        memory = ModelMemory.of(self.bundle)
+        memory, draft = ModelMemory.of(self.bundle), self.bundle.draft if settings.drafts else None
+        if draft is not None:
+            memory = memory.with_another(ModelMemory.of(draft))
         texts = settings.max_rows * memory.cache_bytes + settings.prefix_cache_bytes
         if self.prefix is not None:
             return memory.cache_bytes + self.prefix.size_bytes + texts

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgelm import GenerationConfig
-from edgelm.decoding.draft_model import MAX_DRAFT, DraftModel, ModelDrafts
+from edgelm.decoding.draft_model import LEAST_READ, MAX_DRAFT, DraftModel, ModelDrafts
 from edgelm.decoding.drafts import FIRST_CREDIT, LOSS_SHARE, MAX_CREDIT
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
@@ -42,12 +42,12 @@ def likeliest(text: IdArray, logits: Logits) -> int:
 
 
 def drafts_of(session: FakeSession, *, step_cost: float = 0.05, check_cost: DraftCost = OTHER_DRAFTS) -> ModelDrafts:
-    return ModelDrafts(DraftModel(session, [], step_cost, V), likeliest, check_cost)
+    return ModelDrafts(DraftModel(session, step_cost, V), likeliest, check_cost)
 
 
 def rows_of(session: FakeSession, prompt: list[int], small: FakeSession | None, **options: Any) -> list[list[Step]]:
     """All steps of every row, with drafts of a `small` model if there is one."""
-    model = None if small is None else DraftModel(small, [], 0.05, V)
+    model = None if small is None else DraftModel(small, 0.05, V)
     config = GenerationConfig().updated(options)
     return [list(steps) for steps in generate(session, prompt, config, seed=3, draft_model=model)]
 
@@ -74,9 +74,36 @@ def test_a_draft_ends_where_the_small_model_is_unsure() -> None:
 
 
 def test_a_draft_ends_with_the_small_context() -> None:
-    drafts = drafts_of(FakeSession(counting_rows(V), context_length=4), check_cost=FREE)
+    session = FakeSession(counting_rows(V), context_length=4)
+    drafts = drafts_of(session, check_cost=FREE)
     assert drafts.draft(ids(0, 1), 100) == [2, 3, 4]
-    assert drafts.draft(ids(0, 1, 2, 3, 4), 100) == []
+    assert session.fed == [0, 1, 2, 3]
+
+
+def test_a_text_longer_than_the_small_context_is_read_from_its_last_tokens_on() -> None:
+    session = FakeSession(counting_rows(V), context_length=40)
+    drafts = drafts_of(session, check_cost=FREE)
+    text = [place % V for place in range(100)]
+    for length in range(20, 100):
+        assert drafts.draft(ids(*text[:length]), 1) == [text[length]]
+        drafts.learn([text[length]])
+    assert 20 <= session.position <= 40
+    assert session.fed == text[99 - session.position : 99]
+
+
+def test_a_long_prompt_is_read_as_far_as_half_of_the_account_pays() -> None:
+    text = ids(*(place % V for place in range(900)))
+    read = []
+    for step_cost in (0.02, 0.1, 0.2):
+        session = CountingSession(counting_rows(V))
+        drafts = drafts_of(session, step_cost=step_cost)
+        assert drafts.draft(text, 100)[:1] == [0], "what follows 899 numbers in turn"
+        drafts.learn([0])
+        read.append(session.position - session.calls + 1)
+    assert read[0] > read[1] > read[2] >= LEAST_READ
+    drafts = drafts_of(FakeSession(counting_rows(V)), step_cost=0.9)
+    assert drafts.draft(text, 100) == [], "too little of it can be read"
+    assert drafts.draft(ids(0, 1), 100) == [], "but each token costs as much as it saves"
 
 
 def test_the_tables_of_the_two_models_may_be_padded_differently() -> None:

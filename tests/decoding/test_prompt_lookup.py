@@ -75,8 +75,8 @@ def test_drafts_that_fail_become_rare() -> None:
         draft = drafts.draft(ids(*[5] * 9), 100)
         drafts.learn([6] if draft else [5])
         tried += [step] if draft else []
-    assert tried[:3] == [1, 4, 80]
-    assert len(tried) <= 2 + 1000 * LOSS_SHARE / FOUR_BIT_DRAFTS.of(1)
+    assert tried[:4] == [1, 4, 9, 35]
+    assert len(tried) <= (FIRST_CREDIT + 1000 * LOSS_SHARE) / FOUR_BIT_DRAFTS.of(1)
 
 
 def test_a_draft_costs_most_where_weights_have_four_bits() -> None:
@@ -84,7 +84,7 @@ def test_a_draft_costs_most_where_weights_have_four_bits() -> None:
     assert draft_cost(recipe) == OTHER_DRAFTS
     some = replace(recipe, matrices=(*recipe.matrices, replace(recipe.matrices[0], bits=4)))
     assert draft_cost(some) == FOUR_BIT_DRAFTS
-    assert [FOUR_BIT_DRAFTS.affordable(credit) for credit in (0, 0.7, 0.8, 1.19, 1.2, 4)] == [0, 0, 1, 1, 2, 9]
+    assert [FOUR_BIT_DRAFTS.affordable(credit) for credit in (0, 0.39, 0.4, 0.64, 0.65, 4)] == [0, 0, 1, 1, 2, 15]
     assert all(FOUR_BIT_DRAFTS.affordable(FOUR_BIT_DRAFTS.of(n)) == n for n in range(1, 65))
 
 

@@ -1,6 +1,7 @@
 """Continuous batching: a text gets the same tokens beside any other texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgelm import (
     Session,
 )
 from edgelm.bundle.folder import default_bundle_path
+from edgelm.decoding.draft_model import DraftModel
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
 from edgelm.decoding.scheduler import Handle, Scheduler
@@ -56,6 +58,107 @@ def run(scheduler: Scheduler, steps: dict[Handle, list[Step]]) -> None:
     for turn in scheduler.step():
         assert turn.error is None and turn.step is not None
         steps.setdefault(turn.handle, []).append(turn.step)
+
+
+class Lent:
+    """Lends a session of the same graph as the small model; with `agreeing` False, one whose tokens come out wrong."""
+
+    def __init__(self, session: Session, *, step_cost: float = 0.01, agreeing: bool = True) -> None:
+        self.out = 0
+        self._session, self._step_cost, self._agreeing = session, step_cost, agreeing
+
+    @contextmanager
+    def borrowed(self) -> Iterator[DraftModel]:
+        small = self._session.sibling()
+        if not self._agreeing:
+            step_all, step = small.step_all, small.step
+            small.step_all = lambda ids: np.roll(step_all(ids), 1, axis=-1)  # type: ignore[method-assign]
+            small.step = lambda ids: np.roll(step(ids), 1)  # type: ignore[method-assign]
+        self.out += 1
+        yield DraftModel(small, self._step_cost, self._session.vocab_size)
+        self.out -= 1
+
+
+@pytest.fixture
+def sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models are sure of all they guess."""
+    monkeypatch.setattr("edgelm.decoding.draft_model._probability", lambda logits, token: 0.99)
+
+
+def ids(steps: list[Step]) -> list[tuple[int | None, str | None]]:
+    return [(step.token_id, step.finish_reason) for step in steps]
+
+
+@pytest.mark.usefixtures("sure")
+@pytest.mark.parametrize("agreeing", [True, False])
+def test_drafts_change_no_token(tiny: Session, agreeing: bool) -> None:
+    """Texts that come and go, of every number side by side, whether the small model guesses right or wrong."""
+    kinds: list[dict[str, Any]] = [{}, {"temperature": 1.2}, {"mirostat_tau": 4.0}, {"repetition_penalty": 1.2}]
+    for rows in (1, 2, 3, 8):
+        lent, texts, drafted, true = Lent(tiny, agreeing=agreeing), prompts(12), 0, 0
+        scheduler, steps = Scheduler(tiny, max_rows=rows, draft_models=lent), dict[Handle, list[Step]]()
+        options = [config(max_new_tokens=3 * place, eos_token_id=[7, 8], **kinds[place % 4]) for place in range(12)]
+        handles = []
+        for place in range(12):
+            handles.append(scheduler.submit(texts[place], options[place], seed=place))
+            for _ in range(place % 3):
+                run(scheduler, steps)
+        while scheduler.pending:
+            run(scheduler, steps)
+        for place, handle in enumerate(handles):
+            assert ids(steps[handle]) == ids(alone(tiny, texts[place], options[place], place)), (rows, place)
+            drafted += sum(step.drafted for step in steps[handle])
+            true += sum(step.was_drafted for step in steps[handle])
+        assert lent.out == 0
+        if rows == 1:
+            assert drafted > 20 and (true > 0.6 * drafted if agreeing else true < 0.2 * drafted)
+
+
+@pytest.mark.usefixtures("sure")
+@pytest.mark.parametrize("first, second", [(30, 10), (10, 30)])
+def test_a_text_takes_drafts_while_it_decodes_alone(tiny: Session, first: int, second: int) -> None:
+    """It may be the first or the second text of the batch."""
+    lent = Lent(tiny)
+    scheduler, steps = Scheduler(tiny, max_rows=2, draft_models=lent), dict[Handle, list[Step]]()
+    options = [config(max_new_tokens=count, eos_token_id=()) for count in (first, second)]
+    handles = [scheduler.submit([1, 2, 3], each, 0) for each in options]
+    while scheduler.pending:
+        run(scheduler, steps)
+    beside = [step for of_text in steps.values() for step in of_text[:10]]
+    assert not any(step.drafted for step in beside) and lent.out == 0
+    drafted = [sum(step.drafted for step in steps[handle]) for handle in handles]
+    assert (drafted[0] > 5, drafted[1] > 5) == (first > second, first < second)
+    assert [len(steps[handle]) for handle in handles] == [first + 1, second + 1]
+
+
+@pytest.mark.usefixtures("sure")
+def test_drafts_fill_the_context_and_no_more(tiny: Session) -> None:
+    whole = list(range(1, tiny.context_length + 1))
+    for count in (64, 63, 9):
+        scheduler, steps = Scheduler(tiny, draft_models=Lent(tiny)), dict[Handle, list[Step]]()
+        handle = scheduler.submit(whole[:count], config(max_new_tokens=200, eos_token_id=()), 0)
+        while scheduler.pending:
+            run(scheduler, steps)
+        assert len(steps[handle]) == 64 + 2 - count
+        assert steps[handle][-1].finish_reason == "context"
+
+
+def test_an_error_of_a_small_model_ends_its_own_text_only(tiny: Session) -> None:
+    class Fails(Lent):
+        @contextmanager
+        def borrowed(self) -> Iterator[DraftModel]:
+            if scheduler.pending == 2:  # the text that decodes, and the one that waits for its row
+                raise InsufficientMemoryError("there is no memory left")
+            with super().borrowed() as model:
+                yield model
+
+    scheduler = Scheduler(tiny, max_rows=1, draft_models=Fails(tiny))
+    bad, good = (scheduler.submit([place, 2, 3], config(max_new_tokens=9, eos_token_id=()), 0) for place in (1, 2))
+    turns = []
+    while scheduler.pending:
+        turns += scheduler.step()
+    assert [(turn.handle, str(turn.error)) for turn in turns if turn.error] == [(bad, "there is no memory left")]
+    assert [len([turn for turn in turns if turn.handle == handle]) for handle in (bad, good)] == [2, 10]
 
 
 def test_texts_that_come_and_go_get_what_they_get_alone(tiny: Session) -> None:

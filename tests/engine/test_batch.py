@@ -40,6 +40,32 @@ def test_rows_equal_single_runs_bit_for_bit(tiny: Session, rows: int) -> None:
     assert batch.position == 21 and tiny.position == 9
 
 
+def test_several_tokens_of_the_only_text_equal_those_of_a_session(tiny: Session) -> None:
+    """In row 0, where it is moved if it stands elsewhere; logits, keys and values are the same."""
+    rng, text = np.random.default_rng(0), list(PROMPT)
+    tiny.reset()
+    tiny.step(PROMPT)
+    batch = tiny.empty_batch(3)
+    assert [tiny.copy_into(batch) for _ in range(2)] == [0, 1]
+    with pytest.raises(ContextError, match="several tokens at once need a batch whose only text stands in row 0"):
+        batch.step_all([1, 2])
+    batch.leave(0)
+    assert (batch.moved_down(), batch.moved_down()) == ((1, 0), None)
+    while batch.room:
+        new = [int(token) for token in rng.integers(0, 300, min(batch.room, int(rng.integers(2, 6))))]
+        actual = batch.step_all(new).copy()
+        tiny.reset()
+        tiny.step(text)
+        assert np.array_equal(actual, tiny.step_all(new))
+        kept = int(rng.integers(1, len(new) + 1))
+        batch.rewind(0, len(new) - kept)
+        text += new[:kept]
+        held = np.stack([value.numpy()[0, :, : len(text)] for value in batch._cache.values])
+        assert np.array_equal(held, tiny.remembered(len(text)))
+    with pytest.raises(ContextError, match="2 tokens do not fit: the batch has room for 0 more"):
+        batch.step_all([1, 2])
+
+
 def test_reordered_rows_go_on_as_what_they_copied(tiny: Session) -> None:
     rng = np.random.default_rng(5)
     tiny.reset()

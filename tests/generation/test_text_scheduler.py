@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -801,3 +801,55 @@ def test_an_interrupted_reader_cancels(model: Model) -> None:
             assert holder.tokens <= AT_MOST
     finally:
         signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture
+def drafting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
+    """The tiny model, which drafts for itself, as if its steps cost little and as if it were sure of every token."""
+    monkeypatch.setattr("edgelm.generation.text_generation.step_cost", lambda small, large: 0.02)
+    monkeypatch.setattr("edgelm.decoding.draft_model._probability", lambda logits, token: 0.95)
+    with edgelm.load(TINY_BUNDLE, device="cpu", threads=1, draft=TINY_BUNDLE) as loaded:
+        yield loaded
+
+
+def test_texts_with_drafts_are_those_without(model: Model, drafting: Model) -> None:
+    options: list[dict[str, Any]] = [{**LONG, "temperature": 0.5 + place / 4, "seed": place} for place in range(6)]
+    expected = [model.generate(prompt, **of_text) for prompt, of_text in zip(PROMPTS, options, strict=True)]
+    for rows, drafts, accepted in ((1, True, 20), (3, True, 0), (1, False, 0)):
+        with drafting.scheduler(drafts=drafts, max_rows=rows) as scheduler:
+            texts = [scheduler.submit(prompt, **of_text) for prompt, of_text in zip(PROMPTS, options, strict=True)]
+            actual = [text.completion() for text in texts]
+        assert [one.choices for one in actual] == [one.choices for one in expected]
+        assert sum(one.stats.accepted_tokens for one in actual) >= accepted
+        assert drafts or not any(one.stats.drafted_tokens for one in actual)
+
+
+def test_a_text_with_drafts_ends_at_its_stop_string(model: Model, drafting: Model) -> None:
+    whole = model.generate("Once upon a time", do_sample=False, **LONG).text
+    stop = {"stop_strings": (whole[9:12],), "do_sample": False, **LONG}
+    with drafting.scheduler(drafts=True) as scheduler:
+        assert scheduler.submit("Once upon a time", **stop).completion().text == whole[: whole.index(whole[9:12])]
+
+
+@pytest.mark.parametrize("what", ["cancel", "close", "close the model"])
+def test_texts_with_drafts_end_when_told(drafting: Model, what: str) -> None:
+    held = Held()
+    scheduler = drafting.scheduler(drafts=True, max_rows=2)
+    text = scheduler.submit("Once upon a time", logits_processor=held, **LONG)
+    other = scheduler.submit("A", **LONG)
+    assert held.begun.wait(PATIENCE_SECONDS)
+    if what == "cancel":
+        text.cancel()
+        held.released.set()
+        assert text.completion().choices[0].finish_reason == "cancelled"
+        assert len(other.completion().choices[0].token_ids) == 40
+    else:
+        threading.Timer(0.1, held.released.set).start()
+        (scheduler if what == "close" else drafting).close()
+        for submission in (text, other):
+            with suppress(EdgelmError):
+                submission.completion()
+    scheduler.close()
+    assert drafting._draft_sessions is not None
+    if what != "close the model":
+        assert len(drafting.generate("A", **LONG).choices[0].token_ids) == 40

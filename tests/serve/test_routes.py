@@ -111,9 +111,11 @@ def test_metrics(client: TestClient) -> None:
     texts = 'edgelm_texts_total{model="tiny",reason="length"}'
     tokens = 'edgelm_generated_tokens_total{model="tiny"}'
     requests = 'edgelm_requests_total{route="/v1/completions",status="200"}'
+    drafted = [f'edgelm_{what}_tokens_total{{model="tiny"}}' for what in ("drafted", "accepted_draft")]
     before = value(texts), value(tokens), value(requests)
     post(client, "/v1/completions", prompt="Hello", max_tokens=5, temperature=0)
     assert (value(texts), value(tokens), value(requests)) == (before[0] + 1, before[1] + 5, before[2] + 1)
+    assert list(map(value, drafted)) == [0, 0], "the bundle has no small model"
     assert value('edgelm_first_token_seconds_count{model="tiny"}') >= 1
     assert value('edgelm_token_seconds_count{model="tiny"}') >= 4
     assert value('edgelm_model_loaded{model="tiny"}') == 1

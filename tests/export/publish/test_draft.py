@@ -8,6 +8,9 @@ import pytest
 import edgelm
 from edgelm import Bundle, BundleError, ExportError
 from edgelm.bundle.packing import pack
+from edgelm.serve.loading import load_place
+from edgelm.serve.settings import ServeSettings
+from edgelm.serve.shelf import Place
 from edgelm_export.pipeline import export
 from tests.conftest import RunCommand, edit_manifest, replace_file
 from tests.export.checkpoints import Shape, save_checkpoint
@@ -46,10 +49,21 @@ def test_a_bundle_with_a_model_that_drafts(
                 assert model.memory.weights_bytes > alone.memory.weights_bytes
             assert model.warmup() > 0
             fast = model.generate([5, 6, 7], max_new_tokens=30, do_sample=False, eos_token_id=())
-        assert fast.choices[0].token_ids == expected.choices[0].token_ids
-        assert fast.stats.drafted_tokens > 0
+            with model.scheduler(drafts=True) as scheduler:
+                options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": ()}
+                texts = [scheduler.submit([5, 6, 7], **options).completion() for _ in range(2)]
+        for text in [fast, *texts]:
+            assert text.choices[0].token_ids == expected.choices[0].token_ids
+            assert text.stats.drafted_tokens > 0
     with edgelm.load(bundle.path, device="cpu", threads=1, draft=False) as model:
         assert model.draft is None
+    place = Place("served", bundle)
+    needed = {drafts: place.memory_bytes(ServeSettings(drafts=drafts)) for drafts in (True, False)}
+    assert needed[True] > needed[False]
+    for drafts in (True, False):
+        served = load_place(place, None, ServeSettings(drafts=drafts), device="cpu", threads=1)
+        assert (served.model.draft is not None) is drafts
+        served.close()
     assert "guesses tokens" in bundle.read_file("README.md", 2**20).decode()
 
 
