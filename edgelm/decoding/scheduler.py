@@ -16,10 +16,23 @@ from edgelm.decoding.request import DecodingRow, Request, Step, fitted
 from edgelm.engine.batch import IDLE_TOKEN
 from edgelm.engine.session import Session
 from edgelm.errors import ClosedError, ConfigError, EdgelmError, pass_interrupts_on, shown
-from edgelm.ids import PREFILL_CHUNK_TOKENS, IdArray, Logits, TokenIds, as_ids, prompt_chunks, shared_tokens
+from edgelm.ids import (
+    LEAST_TOKENS,
+    PREFILL_CHUNK_TOKENS,
+    IdArray,
+    Logits,
+    TokenIds,
+    as_ids,
+    prompt_chunks,
+    shared_tokens,
+)
 from edgelm.reuse.state import PromptState, most_shared
 
 DEFAULT_MAX_ROWS = 8
+SHORT_PROMPT_TOKENS = 64
+"""Prompts of up to so many tokens may be computed together."""
+_TOKEN_COST = 0.1
+"""What a further token of a prompt costs, in calls of one token (docs/decisions.md)."""
 Handle = int
 """The number of a submitted text, unique in its scheduler."""
 
@@ -91,10 +104,10 @@ class _OneSession:
 class Scheduler:
     """Decodes up to `max_rows` texts at a time; further texts wait in the order in which they came.
 
-    A prompt is computed alone, by the same calls as elsewhere, and then joins the batch, whose steps compute an even
-    number of rows. So a text's ids are the same, bit for bit, whatever texts are submitted before, beside or after it.
-    Between two steps of the batch, about PREFILL_CHUNK_TOKENS tokens of prompts are computed at most. A scheduler must
-    not be used by several threads at the same time.
+    A prompt is computed alone, or in one call with other short prompts that wait, which gives each the same bits. It
+    then joins the batch, whose steps compute an even number of rows. So a text's ids are the same, bit for bit,
+    whatever texts are submitted before, beside or after it. Between two steps of the batch, about PREFILL_CHUNK_TOKENS
+    tokens of prompts are computed at most. A scheduler must not be used by several threads at the same time.
 
     With `draft_models`, a small model guesses tokens for a text that decodes alone, and one call checks several tokens.
     Such a call computes other last bits than a step does (docs/quality.md), so with quantized weights a text may go on
@@ -129,6 +142,7 @@ class Scheduler:
         self._reused = 0  # number of tokens of that prompt that were not computed again
         self._turns: list[Turn] = []  # of an unfinished step, because an error must not lose them
         self._stepping = False
+        self._computes_together = session.device.kind == "cpu"  # never tried on a card
         self._interrupted = False
         self._cancelled: list[Handle] = []  # during a step, by signals and processors
         self._rows: dict[Handle, int] = {}
@@ -245,9 +259,12 @@ class Scheduler:
                 self._turns.append(ending)
                 continue
             if not self._pieces:
+                if computed := self._admit_together():
+                    left -= computed
+                    continue
                 self._begin(first)
             piece = self._pieces[0]
-            logits = self._session.step(piece)
+            logits = self._session.step(piece, as_in_batch=True)
             self._pieces.popleft()
             left -= len(piece)
             if self._pieces:
@@ -256,6 +273,32 @@ class Scheduler:
             self._texts[first.handle] = first.text
             self._next_waits()
             self._choose(first.handle, logits[None], reused_tokens=self._reused)
+
+    def _admit_together(self) -> int:
+        """Compute several short prompts that wait in one call, if that is faster; returns the number of tokens."""
+        candidates = list(self._waiting)[: self._batch.rows_behind]
+        group = _worth_computing_together(candidates, self._model.piece_tokens)
+        if len(group) < 2 or not self._computes_together:
+            return 0
+        rows, reused, ids = list[int](), list[int](), list[IdArray]()
+        try:
+            for waiting in group:
+                with self._sessions.borrowed(waiting.prompt.tolist(), key=waiting.key) as (session, kept):
+                    rows.append(session.copy_behind(self._batch))
+                reused.append(kept)
+                ids.append(waiting.prompt[kept:])
+            logits = self._batch.prefill(rows[0], ids)
+        except EdgelmError:  # alone, a prompt fails with its own error
+            for row in reversed(rows):
+                self._batch.leave(row)
+            self._computes_together = False
+            return 0
+        for waiting, row in zip(group, rows, strict=True):
+            self._waiting.popleft()
+            self._rows[waiting.handle], self._texts[waiting.handle] = row, waiting.text
+        for waiting, of_row, kept in zip(group, logits, reused, strict=True):
+            self._choose(waiting.handle, of_row[None], reused_tokens=kept)
+        return sum(map(len, ids))
 
     def _decode(self) -> None:
         for handle, text in list(self._texts.items()):
@@ -346,6 +389,30 @@ class Scheduler:
         while (moved := self._batch.moved_down()) is not None:
             old, new = moved
             self._rows = {handle: new if row == old else row for handle, row in self._rows.items()}
+
+
+def _worth_computing_together(waiting: Sequence[_Waiting], most_tokens: int) -> list[_Waiting]:
+    """The first of these texts whose prompts one call of up to `most_tokens` tokens computes faster than a call for each.
+
+    All rows of a call are as long as the longest prompt, and what prompts of one key have in common at their beginning
+    is computed for each.
+    """
+    group: list[_Waiting] = []
+    alone = longest = 0  # tokens that calls for each would compute, and those of the longest prompt
+    saved = -1.0  # calls of one token
+    for text in waiting:
+        length = len(text.prompt)
+        if not LEAST_TOKENS <= length <= SHORT_PROMPT_TOKENS or _ending(text.handle, text.text) is not None:
+            break
+        alone += length - (shared_tokens(group[-1].prompt, text.prompt) if group and group[-1].key == text.key else 0)
+        longest = max(longest, length)
+        computed = longest * (len(group) + 1)
+        saved_now = len(group) - _TOKEN_COST * (computed - alone)
+        if computed > most_tokens or saved_now <= saved:
+            break
+        group.append(text)
+        saved = saved_now
+    return group
 
 
 def check_max_rows(max_rows: object) -> None:

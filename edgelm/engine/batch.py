@@ -10,7 +10,7 @@ import numpy as np
 from edgelm.engine.cache import Cache, LoadedGraph, new_cache
 from edgelm.engine.call import GraphCall, whole_groups
 from edgelm.errors import ContextError, PromptError
-from edgelm.ids import Hidden, Indices, Logits, TokenIds, as_ids
+from edgelm.ids import Hidden, IdArray, Indices, Logits, TokenIds, as_ids
 
 IDLE_TOKEN = 0
 """The token to feed to a row without a text, whose logits nobody reads."""
@@ -69,15 +69,50 @@ class Batch:
         """
         if self.is_full:
             raise ContextError(f"all {self._row_limit} rows of the batch are taken")
-        if None in self._lengths:
-            row = self._lengths.index(None)
-            self._lengths[row] = length
-        else:
-            row = len(self._lengths)
-            self._lengths.append(length)
+        if None not in self._lengths:
+            return self.append(source, length)
+        row = self._lengths.index(None)
+        self._lengths[row] = length
+        self._copy(source, row, length)
+        return row
+
+    @property
+    def rows_behind(self) -> int:
+        """How many rows are free behind all others."""
+        return self._row_limit - len(self._lengths)
+
+    def append(self, source: Cache, length: int) -> int:
+        """As `admit`, in the row behind all others, which must be free."""
+        row = len(self._lengths)
+        self._lengths.append(length)
+        self._copy(source, row, length)
+        return row
+
+    def _copy(self, source: Cache, row: int, length: int) -> None:
         self._cache.copy_rows(source, np.zeros(1, np.intp), np.array([row]), 0, length)
         self._shared = 0
-        return row
+
+    def prefill(self, first_row: int, ids: Sequence[IdArray]) -> Logits:
+        """Append two tokens or more to each row from `first_row` on, `ids` (B,) of ids (t,), in one call.
+
+        Every row computes the bits of `Session.step(ids, as_in_batch=True)`: neither other rows nor the padding behind
+        shorter ones change them. Returns the logits (B, V) after each row's last token.
+
+        Raises ContextError if a row has no room for as many tokens as the longest list has.
+        """
+        counts = np.array([len(of_row) for of_row in ids], np.int64)
+        width = whole_groups(int(counts.max()))
+        past = np.array([length or 0 for length in self._lengths[first_row : first_row + len(ids)]], np.int64)
+        if past.max() + counts.max() > self._capacity:
+            raise ContextError(f"{counts.max()} tokens do not fit into each row: one has {past.max()} already")
+        tokens = np.full((len(ids), width), IDLE_TOKEN, np.int64)  # (B, T)
+        for row, of_row in enumerate(ids):
+            tokens[row, : len(of_row)] = of_row
+        call = GraphCall(self._graph, self._cache, len(ids), width, whole_groups(max(2, len(ids))), first_row=first_row)
+        logits = call.run_ragged(tokens, past, counts)[: len(ids)]
+        for row, count in enumerate(counts.tolist(), first_row):
+            self._lengths[row] = past[row - first_row].item() + count
+        return logits
 
     def leave(self, row: int) -> None:
         """Free `row`, because its text is finished."""

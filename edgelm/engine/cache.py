@@ -56,8 +56,8 @@ class Cache(ABC):
     values: list[Any]
 
     @abstractmethod
-    def first_rows(self, count: int) -> list[Any]:
-        """OrtValues of the first `count` rows, fewer than `rows`."""
+    def some_rows(self, first: int, count: int) -> list[Any]:
+        """OrtValues of `count` rows, fewer than `rows`, from row `first` on."""
 
     @abstractmethod
     def read(self, row: int, start: int, stop: int) -> KeysValues:
@@ -83,8 +83,8 @@ class HostCache(Cache):
         self._array = untouched_zeros((2 * layers, *shape), dtype)  # (2·layers, B, H, C, D)
         self.rows, self.values = shape[0], [self._make_value(part) for part in self._array]
 
-    def first_rows(self, count: int) -> list[Any]:
-        return [self._make_value(part[:count]) for part in self._array]
+    def some_rows(self, first: int, count: int) -> list[Any]:
+        return [self._make_value(part[first : first + count]) for part in self._array]
 
     def read(self, row: int, start: int, stop: int) -> KeysValues:
         return self._array[:, row, :, start:stop].copy()
@@ -105,7 +105,7 @@ class DeviceCache(Cache):
         self.rows = shape[0]
         self.values = [make(shape, dtype.type, device.kind, device.index) for _ in range(2 * layers)]
 
-    def first_rows(self, count: int) -> list[Any]:
+    def some_rows(self, first: int, count: int) -> list[Any]:
         return self.values  # a device has no views: every call computes all rows
 
     def read(self, row: int, start: int, stop: int) -> KeysValues:

@@ -25,15 +25,16 @@ def whole_groups(rows: int) -> int:
 class GraphCall:
     """The graph bound to a cache, and to buffers for T new tokens of B rows. Past and present are one buffer.
 
-    The tokens and the logits of a single row are padded to whole row groups. Padding stands behind the text, so no
+    Several tokens of a row, and their logits, are padded to whole row groups. Padding stands behind the text, so no
     token sees it, and the next call overwrites its keys and values.
 
     Args:
         graph: the loaded graph.
-        cache: the cache to read and write, or its first rows if it has more than `rows`.
-        rows: B. More than one row takes one token each.
-        new_tokens: T.
+        cache: the cache to read and write, or some of its rows if it has more than `rows`.
+        rows: B.
+        new_tokens: T. Several tokens of several rows must be whole row groups.
         logit_rows: N, the number of rows of logits to compute, for the last N of the B·T tokens.
+        first_row: the first of the cache's rows to use.
         hidden: whether to compute hidden states too.
         attended_past: whether to tell the attention too, of a call behind so many cached tokens; None for not.
     """
@@ -46,6 +47,7 @@ class GraphCall:
         new_tokens: int,
         logit_rows: int,
         *,
+        first_row: int = 0,
         hidden: bool = False,
         attended_past: int | None = None,
     ) -> None:
@@ -55,6 +57,7 @@ class GraphCall:
         padded_logit_rows = whole_groups(logit_rows) if rows == 1 else logit_rows
         self._graph = graph
         self._new_tokens, self._padding, self._logit_rows = new_tokens, padded_tokens - new_tokens, logit_rows
+        self._last_position = facts.context_length - 1
         self._input_ids = np.zeros((rows, padded_tokens), np.int64)  # (B, T)
         self._position_ids = np.zeros((rows, padded_tokens), np.int64)  # (B, T)
         self._seqlens_k = np.zeros(rows, np.int32)  # (B,) tokens of the row after this call, minus one
@@ -63,13 +66,13 @@ class GraphCall:
         hidden_shape = (rows, padded_tokens, facts.hidden_size) if hidden else (0, 0, 0)
         self._hidden = np.empty(hidden_shape, np.dtype(names.dtype))  # (B, T, E)
         first, last = rows * new_tokens - logit_rows, rows * new_tokens - 1
-        logits_index = np.minimum(np.arange(first, first + padded_logit_rows), last)  # (N,)
+        self._logits_index = np.minimum(np.arange(first, first + padded_logit_rows), last).astype(np.int64)  # (N,)
         self._inputs: dict[str, npt.NDArray[Any]] = {
             names.input_ids: self._input_ids,
             names.seqlens_k: self._seqlens_k,
             names.total_sequence_length: self._total_sequence_length,
             names.query_seqlens: np.full(rows, padded_tokens, np.int32),  # (B,) tokens of each row in this call
-            names.logits_index: logits_index.astype(np.int64),
+            names.logits_index: self._logits_index,
         }
         if names.position_ids is not None:
             self._inputs[names.position_ids] = self._position_ids
@@ -85,7 +88,7 @@ class GraphCall:
         self._attention = np.empty(attention_shape, np.dtype(names.dtype))
         for layer, shares in enumerate(self._attention):
             io_binding.bind_ortvalue_output(attention_name(layer), ort_value(shares))
-        values = cache.values if rows == cache.rows else cache.first_rows(rows)
+        values = cache.values if rows == cache.rows else cache.some_rows(first_row, rows)
         for layer in range(facts.num_layers):
             for part in range(2):
                 value = values[2 * layer + part]
@@ -110,6 +113,15 @@ class GraphCall:
         shares = self._attention[:, 0, :, : self._new_tokens, : self._attention.shape[-1] - padding]
         return shares.astype(np.float32, copy=False)
 
+    def run_ragged(self, ids: IdArray, past: Indices, counts: Indices) -> Logits:
+        """Compute `counts` (B,) tokens of the rows `ids` (B, T), each behind its own `past` (B,) cached tokens.
+
+        Returns the logits (N, V) after the last of each row's tokens; N is B, or more if the call was made for more.
+        """
+        last = np.arange(len(counts)) * self._new_tokens + counts - 1
+        self._logits_index[:] = np.resize(last, len(self._logits_index))
+        return self.run(ids, past)
+
     def run(self, ids: IdArray | Sequence[int], past: int | Indices) -> Logits:
         """Compute the tokens `ids`, (B, T), or (T,) of one row; returns logits (N, V) that the next call overwrites.
 
@@ -121,7 +133,9 @@ class GraphCall:
             self._position_ids[:, :new_tokens] = np.arange(past, past + new_tokens)
             longest = past
         else:
-            self._position_ids[:, :new_tokens] = past[:, None] + np.arange(new_tokens)
+            positions = past[:, None] + np.arange(new_tokens)
+            # The caller's own padding may stand behind the last position.
+            self._position_ids[:, :new_tokens] = np.minimum(positions, self._last_position)
             longest = int(past.max())
         self._seqlens_k[:] = past + (new_tokens + self._padding - 1)
         self._total_sequence_length[...] = longest + new_tokens + self._padding

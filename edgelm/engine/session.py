@@ -59,6 +59,11 @@ class Session:
         return manifest.architecture.cache_values_per_token * np.dtype(manifest.graph.kv_dtype).itemsize
 
     @property
+    def piece_tokens(self) -> int:
+        """How many tokens one call computes at most; fewer than usual where memory is limited."""
+        return self._graph.piece_tokens
+
+    @property
     def draft_cost(self) -> DraftCost:
         """The cost of computing several tokens in one call."""
         return draft_cost(self.bundle.manifest.recipe)
@@ -82,8 +87,10 @@ class Session:
         self._base, self.context_length = tokens, context - tokens
         self._hold(0)
 
-    def step(self, ids: TokenIds) -> Logits:
+    def step(self, ids: TokenIds, *, as_in_batch: bool = False) -> Logits:
         """Append `ids` (T,) to the cache; returns the logits of the last position, float32 (V,), the caller's own.
+
+        `as_in_batch` says that the logits of several tokens must be the bits of `Batch.prefill`.
 
         Raises:
             PromptError: there are no ids, or one is outside 0 to V - 1; the cache is unchanged.
@@ -95,10 +102,12 @@ class Session:
         if len(array) == 1:
             return self._run(self._short_calls[1], array).reshape(-1).copy()  # (V,)
         logits: Logits | None = None
+        rows = ROW_GROUP if as_in_batch or self.batch_invariant else 1  # one row of logits has a kernel of its own
         for chunk in prompt_chunks(array, self._graph.piece_tokens):
-            logits = self._run(self._call(len(chunk), 1), chunk)  # (1, V)
+            logits = self._run(self._call(len(chunk), rows), chunk)  # (N, V)
         assert logits is not None
-        return logits.reshape(-1)  # (V,)
+        last: Logits = logits[-1]  # (V,)
+        return last
 
     def score(self, ids: TokenIds) -> Logits:
         """Append `ids` (T,) to the cache; returns the logits of every position, float32 (T, V). Raises as `step`."""
@@ -162,6 +171,10 @@ class Session:
     def copy_into(self, batch: Batch) -> int:
         """Have a text in `batch` continue this session's tokens; returns its row."""
         return batch.admit(self._cache, self._base + self.position)
+
+    def copy_behind(self, batch: Batch) -> int:
+        """As `copy_into`, in the row behind all others."""
+        return batch.append(self._cache, self._base + self.position)
 
     def remembered(self, count: int) -> KeysValues:
         """A copy of the keys and values of the first `count` tokens, (2·layers, H, count, D), of the cache's dtype.

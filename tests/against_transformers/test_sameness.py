@@ -13,7 +13,7 @@ from edgelm.bundle.manifest import FixedPrecision
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
-from edgelm.decoding.scheduler import Scheduler
+from edgelm.decoding.scheduler import Scheduler, Turn
 from edgelm.engine.session import Session
 from edgelm.loading import load
 from tests.against_transformers.test_variants import QUANTIZED_SHAPES
@@ -151,6 +151,25 @@ def test_a_row_of_a_batch_does_not_depend_on_its_neighbours(tiny: Tiny) -> None:
     for session in invariant if tiny.exported.bundle.manifest.recipe.name != "fp32" else [tiny.session(), *invariant]:
         (single,) = (list(row) for row in generate(session, texts[0].tolist(), greedy, 0))
         assert single == expected
+
+
+def test_prompts_computed_together_are_the_bits_of_each_alone(tiny: Tiny) -> None:
+    half = tiny.shape.context // 2
+    texts = [tiny.text(seed)[:length].tolist() for seed, length in enumerate((half, 2, half - 1, 3))]
+    greedy = GenerationConfig(max_new_tokens=half - 2, logprobs=2)
+
+    def steps(rows: int, threads: int) -> list[list[Step]]:
+        scheduler = Scheduler(tiny.session(threads), max_rows=rows)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgelm.decoding.scheduler._TOKEN_COST", 0.0 if rows > 1 else 1.0)
+            handles = [scheduler.submit(text, greedy, 0) for text in texts]
+            turns = list[Turn]()
+            while scheduler.pending:
+                turns += scheduler.step()
+        return [[turn.step for turn in turns if turn.handle == handle and turn.step] for handle in handles]
+
+    expected = steps(1, 1)
+    assert [steps(4, 1), steps(4, 2), steps(2, 1)] == [expected] * 3
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4])

@@ -73,7 +73,7 @@ class Lent:
         if not self._agreeing:
             step_all, step = small.step_all, small.step
             small.step_all = lambda ids: np.roll(step_all(ids), 1, axis=-1)  # type: ignore[method-assign]
-            small.step = lambda ids: np.roll(step(ids), 1)  # type: ignore[method-assign]
+            small.step = lambda ids, **_: np.roll(step(ids), 1)  # type: ignore[method-assign]
         self.out += 1
         yield DraftModel(small, self._step_cost, self._session.vocab_size)
         self.out -= 1
@@ -207,6 +207,117 @@ def test_int8_ids_do_not_depend_on_the_neighbours(int8: Session, neighbours: int
     by_itself = with_neighbours(0, late=False)
     assert len(by_itself) == 26
     assert with_neighbours(neighbours, late=False) == with_neighbours(neighbours, late=True) == by_itself
+
+
+def counted_calls(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of prompts of every call which computes several together."""
+    calls, prefill = list[int](), scheduler._batch.prefill
+
+    def counting(first_row: int, ids: Any) -> Any:
+        calls.append(len(ids))
+        return prefill(first_row, ids)
+
+    monkeypatch.setattr(scheduler._batch, "prefill", counting)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["tiny", "int8"])
+def test_short_prompts_are_computed_together(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text gets what it gets when its prompt is computed alone, to the last bit of its log-probabilities."""
+    session: Session = request.getfixturevalue(name)
+    texts = [[1 + place * number % 290 for number in range(1, length)] for place, length in enumerate([9, 5, 12, 3, 8])]
+    texts += [[5], [6, 7, 8, 9]]  # one token alone has a kernel of its own
+    options = config(max_new_tokens=12, logprobs=3, eos_token_id=())
+
+    def steps_of(submitted: list[list[int]], rows: int) -> tuple[list[list[Step]], list[int]]:
+        scheduler, steps = Scheduler(session.sibling(), max_rows=rows), dict[Handle, list[Step]]()
+        calls = counted_calls(scheduler, monkeypatch)
+        handles = [scheduler.submit(text, options, place) for place, text in enumerate(submitted)]
+        while scheduler.pending:
+            run(scheduler, steps)
+        return [steps[handle] for handle in handles], calls
+
+    one_by_one, none = steps_of(texts, 1)
+    together, calls = steps_of(texts, 8)
+    assert together == one_by_one
+    assert (none, calls) == ([], [5])
+    assert steps_of(texts, 3)[0] == one_by_one
+
+
+@pytest.mark.parametrize(
+    "lengths, together",
+    [
+        ([8] * 8, [8]),
+        ([64] * 6, [4]),  # no more tokens in a call than of a long prompt; two are left
+        ([8, 8, 60], [2]),
+        ([60, 2, 2], [2]),
+        ([60, 8, 60], []),
+    ],
+)
+def test_prompts_are_computed_together_where_that_saves_time(
+    int8: Session, lengths: list[int], together: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(int8.sibling(), max_rows=8)
+    calls = counted_calls(scheduler, monkeypatch)
+    for place, length in enumerate(lengths):
+        text = [1 + (place * 31 + number * (place + 1)) % 290 for number in range(length)]
+        scheduler.submit(text, config(max_new_tokens=1, eos_token_id=()), 0)
+    scheduler.step()
+    assert calls == together
+
+
+def test_fewer_prompts_are_computed_together_where_memory_is_limited(
+    tiny: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = tiny.sibling()
+    monkeypatch.setattr(session._graph, "piece_tokens", 32)
+    scheduler = Scheduler(session, max_rows=8)
+    calls = counted_calls(scheduler, monkeypatch)
+    for place in range(8):
+        scheduler.submit([1 + place + number for number in range(9)], config(max_new_tokens=1), 0)
+    scheduler.step()
+    assert calls == [3, 3, 2]
+
+
+def test_what_prompts_have_in_common_is_computed_once(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A common beginning of 30 tokens is worth more than a call for all."""
+    scheduler, turns = Scheduler(tiny.sibling(), max_rows=4), []
+    calls = counted_calls(scheduler, monkeypatch)
+    common = list(range(20, 50))
+    for place in range(3):
+        scheduler.submit([*common, 7 + place, 8, 9], config(max_new_tokens=2), 0)
+    while scheduler.pending:
+        turns += scheduler.step()
+    assert calls == []
+    assert sum(turn.reused_tokens for turn in turns) == 60
+
+
+def test_prompts_together_begin_behind_what_is_known(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first prompt is computed alone; the two behind it need their last tokens only, and share a call."""
+    common = list(range(20, 50))
+    session = tiny.sibling()
+    session.step(common)
+    state = PromptState(tuple(common), session.remembered(30))
+    texts = [[*common, 7, 8, 9], [3, 4, 5, 6]]
+    options = config(max_new_tokens=6, logprobs=2, eos_token_id=())
+
+    def steps_of(rows: int) -> list[list[Step]]:
+        monkeypatch.setattr("edgelm.decoding.scheduler._TOKEN_COST", 0.001)
+        scheduler, steps = Scheduler(tiny.sibling(), max_rows=rows, states=[state]), dict[Handle, list[Step]]()
+        calls = counted_calls(scheduler, monkeypatch)
+        handles = [scheduler.submit(text, options, 0) for text in texts]
+        reused = list[int]()
+        while scheduler.pending:
+            for turn in scheduler.step():
+                assert turn.step is not None
+                steps.setdefault(turn.handle, []).append(turn.step)
+                reused.append(turn.reused_tokens)
+        assert calls == ([2] if rows > 1 else []) and sum(reused) == 30
+        return [steps[handle] for handle in handles]
+
+    assert steps_of(2) == steps_of(1)
 
 
 def test_a_long_prompt_does_not_hold_up_the_others(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,14 +472,14 @@ def test_what_cannot_be_done_is_refused_when_it_is_submitted(tiny: Session) -> N
 class Failing:
     """Raises an error at the n-th call of `step` of a session or batch."""
 
-    def __init__(self, step: Callable[[Any], Any], calls: list[int]) -> None:
+    def __init__(self, step: Callable[..., Any], calls: list[int]) -> None:
         self.step, self.calls = step, calls
 
-    def __call__(self, ids: Any) -> Any:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         self.calls[0] -= 1
         if self.calls[0] == 0:
             raise InsufficientMemoryError("there is no memory left")
-        return self.step(ids)
+        return self.step(*arguments, **options)
 
 
 @pytest.mark.parametrize("fails", range(1, 9))
@@ -380,6 +491,7 @@ def test_a_step_that_fails_loses_nothing(int8: Session, fails: int, monkeypatch:
         scheduler, steps = Scheduler(int8.sibling(), max_rows=3), dict[Handle, list[Step]]()
         monkeypatch.setattr(scheduler._session, "step", Failing(scheduler._session.step, calls))
         monkeypatch.setattr(scheduler._batch, "step", Failing(scheduler._batch.step, calls))
+        monkeypatch.setattr(scheduler._batch, "prefill", Failing(scheduler._batch.prefill, calls))
         handles = [scheduler.submit(text, options, 0) for text in texts]
         while scheduler.pending:
             try:

@@ -66,6 +66,35 @@ def test_several_tokens_of_the_only_text_equal_those_of_a_session(tiny: Session)
         batch.step_all([1, 2])
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_prompts_of_several_rows_equal_single_runs(tiny: Session, rows: int) -> None:
+    """Prompts of any lengths, each behind tokens of its own; logits, keys and values are the same."""
+    rng = np.random.default_rng(rows)
+    batch = tiny.empty_batch(rows + 1)
+    tiny.reset()
+    tiny.step([1, 2, 3])
+    assert tiny.copy_into(batch) == 0
+    texts, new = [], []
+    for row in range(rows):
+        texts.append([int(token) for token in rng.integers(0, 300, rng.integers(2, 20))] if row else [])
+        new.append(rng.integers(0, 300, rng.integers(2, 12)))
+        tiny.reset()
+        if texts[row]:
+            tiny.step(texts[row])
+        assert tiny.copy_behind(batch) == row + 1
+    assert batch.rows_behind == 0
+    logits = batch.prefill(1, new)
+    for row in range(rows):
+        tiny.reset()
+        if texts[row]:
+            tiny.step(texts[row])
+        assert np.array_equal(logits[row], tiny.step(new[row], as_in_batch=True))
+        held = np.stack([value.numpy()[row + 1, :, : tiny.position] for value in batch._cache.values])
+        assert np.array_equal(held, tiny.remembered(tiny.position))
+    with pytest.raises(ContextError, match="tokens do not fit into each row"):
+        batch.prefill(1, [new[0], np.arange(60)])
+
+
 def test_reordered_rows_go_on_as_what_they_copied(tiny: Session) -> None:
     rng = np.random.default_rng(5)
     tiny.reset()

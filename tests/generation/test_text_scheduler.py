@@ -458,10 +458,10 @@ def failing_steps(monkeypatch: pytest.MonkeyPatch, owner: Any, fails: Any) -> No
     """Have ``owner.step(ids)`` raise InsufficientMemoryError where ``fails(ids)``."""
     step = owner.step
 
-    def failing(self: Any, ids: Any) -> Any:
+    def failing(self: Any, ids: Any, **options: Any) -> Any:
         if fails(ids):
             raise InsufficientMemoryError("there is no memory left")
-        return step(self, ids)
+        return step(self, ids, **options)
 
     monkeypatch.setattr(owner, "step", failing)
 
@@ -597,9 +597,9 @@ def test_rows_of_one_prompt_compute_it_once(model: Model) -> None:
         computed: list[int] = []
         step = edgelm.Session.step
 
-        def counting(session: Any, ids: Any) -> Any:
+        def counting(session: Any, ids: Any, **options: Any) -> Any:
             computed.append(len(ids))
-            return step(session, ids)
+            return step(session, ids, **options)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(edgelm.Session, "step", counting)

@@ -57,9 +57,9 @@ def test_batches_start_from_it_too(model: Model, saved: Path, monkeypatch: pytes
     computed: list[int] = []
     step = edgelm.Session.step
 
-    def counted(session: edgelm.Session, ids: Any) -> Any:
+    def counted(session: edgelm.Session, ids: Any, **options: Any) -> Any:
         computed.append(len(ids))
-        return step(session, ids)
+        return step(session, ids, **options)
 
     monkeypatch.setattr(edgelm.Session, "step", counted)
     model.load_state(saved)
