@@ -394,8 +394,8 @@ class Scheduler:
 def _worth_computing_together(waiting: Sequence[_Waiting], most_tokens: int) -> list[_Waiting]:
     """The first of these texts whose prompts are computed faster by one call than by a call for each.
 
-    The call computes up to `most_tokens` tokens. All its rows are as long as the longest prompt, and what prompts of one
-    key have in common at their beginning is computed for each.
+    The call computes up to `most_tokens` tokens. All its rows are as long as the longest prompt, and what prompts of
+    one key have in common at their beginning is computed for each.
     """
     group: list[_Waiting] = []
     alone = longest = 0  # tokens that calls for each would compute, and those of the longest prompt
