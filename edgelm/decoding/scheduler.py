@@ -276,9 +276,11 @@ class Scheduler:
 
     def _admit_together(self) -> int:
         """Compute several short prompts that wait in one call, if that is faster; returns the number of tokens."""
+        if not self._computes_together:
+            return 0
         candidates = list(self._waiting)[: self._batch.rows_behind]
         group = _worth_computing_together(candidates, self._model.piece_tokens)
-        if len(group) < 2 or not self._computes_together:
+        if len(group) < 2:
             return 0
         rows, reused, ids = list[int](), list[int](), list[IdArray]()
         try:
@@ -312,12 +314,8 @@ class Scheduler:
             self._close_gaps()
         if len(self._texts) == 1 and self._draft_models is not None:
             ((handle, text),) = self._texts.items()
-            draft = self._draft(handle, text, self._draft_models)
-            if handle not in self._texts:  # an error ended the text
-                return
-            if draft:
-                self._choose(handle, self._batch.step_all([int(text.ids[-1]), *draft]), draft)
-                return
+            self._decode_with_drafts(handle, text, self._draft_models)
+            return
         ids = [IDLE_TOKEN] * (max(self._rows.values()) + 1)
         for handle, text in self._texts.items():
             ids[self._rows[handle]] = int(text.ids[-1])
@@ -325,24 +323,32 @@ class Scheduler:
         for handle in list(self._texts):
             self._choose(handle, logits[self._rows[handle], None])
 
-    def _draft(self, handle: Handle, text: DecodingRow, draft_models: DraftModels) -> list[int]:
-        """A draft for the only text that decodes."""
-        self._close_gaps()  # such drafts are computed in the first row
+    def _decode_with_drafts(self, handle: Handle, text: DecodingRow, draft_models: DraftModels) -> None:
+        """Decode the only text of the batch."""
+        self._close_gaps()  # several tokens of a text are computed in the first row
         try:
             if handle not in self._drafting:
                 lent = ExitStack()
                 small = lent.enter_context(draft_models.borrowed())
                 self._drafting[handle] = _Drafting(ModelDrafts(small, text.guess, self._model.draft_cost), lent)
-            return self._drafting[handle].drafts.draft(text.ids, min(text.tokens_left, self._batch.room) - 1)
+            drafts = self._drafting[handle].drafts
+            draft = drafts.draft(text.ids, min(text.tokens_left, self._batch.room) - 1)
         except EdgelmError as error:
             self._turns.append(Turn(handle, None, error))
             self._leave(handle)
-            return []
+            return
+        last = int(text.ids[-1])
+        logits = self._batch.step_all([last, *draft]) if draft else self._batch.step([last])
+        chosen = self._choose(handle, logits, draft)
+        if chosen:
+            drafts.learn(chosen)
 
-    def _choose(self, handle: Handle, logits: Logits, draft: Sequence[int] = (), *, reused_tokens: int = 0) -> None:
+    def _choose(
+        self, handle: Handle, logits: Logits, draft: Sequence[int] = (), *, reused_tokens: int = 0
+    ) -> list[int]:
         """Choose a text's next tokens, given the logits (T, V) after its last token and after those of its draft.
 
-        Whatever a caller's logits_processor raises ends its own text only.
+        Returns the tokens. Whatever a caller's logits_processor raises ends its own text only.
         """
         text, chosen = self._texts[handle], list[int]()
         for index, row in enumerate(logits):
@@ -352,20 +358,19 @@ class Scheduler:
                 pass_interrupts_on(error)
                 self._turns.append(Turn(handle, None, error))
                 self._leave(handle)
-                return
+                return chosen
             right = index < len(draft) and step.token_id == draft[index]
             if draft:
                 step = replace(step, drafted=0 if index else len(draft), was_drafted=right)
             self._turns.append(Turn(handle, step, reused_tokens=reused_tokens))
             if step.token_id is None:
                 self._leave(handle)
-                return
+                return chosen
             chosen.append(step.token_id)
             if not right or text.is_finished:
                 break
         self._batch.rewind(self._rows[handle], len(logits) - len(chosen))
-        if handle in self._drafting:
-            self._drafting[handle].drafts.learn(chosen)
+        return chosen
 
     def _begin(self, first: _Waiting) -> None:
         """Take a session that holds the longest computed beginning of the prompt, and queue the rest in pieces."""

@@ -17,7 +17,8 @@ from edgelm import (
     Session,
 )
 from edgelm.bundle.folder import default_bundle_path
-from edgelm.decoding.draft_model import DraftModel
+from edgelm.decoding.draft_model import DraftModel, ModelDrafts
+from edgelm.decoding.drafts import DraftAccount
 from edgelm.decoding.loop import generate
 from edgelm.decoding.request import Step
 from edgelm.decoding.scheduler import Handle, Scheduler
@@ -129,6 +130,32 @@ def test_a_text_takes_drafts_while_it_decodes_alone(tiny: Session, first: int, s
     drafted = [sum(step.drafted for step in steps[handle]) for handle in handles]
     assert (drafted[0] > 5, drafted[1] > 5) == (first > second, first < second)
     assert [len(steps[handle]) for handle in handles] == [first + 1, second + 1]
+
+
+@pytest.mark.usefixtures("sure")
+def test_each_draft_is_paid_for_once(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another text comes after a draft, and the first text goes on without drafts for a while."""
+    drafts, settled = list[list[int]](), list[float]()
+    draft, settle = ModelDrafts.draft, DraftAccount.settle
+
+    def drafting(*given: Any) -> list[int]:
+        drafts.append(draft(*given))
+        return drafts[-1]
+
+    def settling(account: DraftAccount, tokens: int, right: int, cost: float) -> None:
+        settled.append(cost)
+        settle(account, tokens, right, cost)
+
+    monkeypatch.setattr(ModelDrafts, "draft", drafting)
+    monkeypatch.setattr(DraftAccount, "settle", settling)
+    scheduler = Scheduler(tiny, max_rows=2, draft_models=Lent(tiny))
+    scheduler.submit([1, 2, 3], config(max_new_tokens=40, eos_token_id=()), 0)
+    while not any(drafts):
+        scheduler.step()
+    scheduler.submit([4, 5, 6], config(max_new_tokens=8, eos_token_id=()), 0)
+    while scheduler.pending:
+        scheduler.step()
+    assert sum(map(bool, drafts)) > 2 and len(settled) == len(drafts)
 
 
 @pytest.mark.usefixtures("sure")
