@@ -58,16 +58,19 @@ class DraftModel:
     def follow(self, ids: IdArray, credit: float) -> float:
         """What `logits` behind `ids` (T,) will cost, in steps of the large model.
 
-        A text that is new, or that does not fit any more, is read from where `credit` steps pay for it. The cost is
-        infinite if they pay for too little of it.
+        If `credit` steps do not pay for all that the small model has not read, it begins anew with as many of the last
+        tokens as they pay for, unless these are too few. The cost is infinite if nothing else is possible.
         """
-        if not self._kept(ids) or self.room(ids) < 1:
-            tokens = min(len(ids), max(1, self._session.context_length // 2), _readable(credit / self.step_cost))
-            if tokens < min(len(ids), LEAST_READ):
-                return np.inf
-            self._session.rewind(len(self._held))
-            self._start, self._held = len(ids) - tokens, ids[:0]
-        return self.step_cost * _reading_steps(len(ids) - self._start - self._kept(ids))
+        kept = self._kept(ids)
+        cost = self.step_cost * _reading_steps(len(ids) - self._start - kept) if kept and self.room(ids) else np.inf
+        if cost <= credit:
+            return cost
+        tokens = min(len(ids), max(1, self._session.context_length // 2), _readable(credit / self.step_cost))
+        if tokens < min(len(ids), LEAST_READ):
+            return cost
+        self._session.rewind(len(self._held))
+        self._start, self._held = len(ids) - tokens, ids[:0]
+        return self.step_cost * _reading_steps(tokens)
 
     def room(self, ids: IdArray) -> int:
         """How many tokens the small model can guess behind `ids` (T,) in its context; 0 if it lacks one of them."""

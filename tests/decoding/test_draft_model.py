@@ -91,6 +91,19 @@ def test_a_text_longer_than_the_small_context_is_read_from_its_last_tokens_on() 
     assert session.fed == text[99 - session.position : 99]
 
 
+def test_what_was_not_read_meanwhile_is_left_out() -> None:
+    """A text of a scheduler goes on without drafts while it has company."""
+    session = FakeSession(counting_rows(V))
+    drafts, text = drafts_of(session, step_cost=0.1), [place % V for place in range(600)]
+    for length in (20, 24, 500, 504):
+        draft = drafts.draft(ids(*text[:length]), 3)
+        assert draft == text[length : length + 3]
+        drafts.learn([*draft, text[length + 3]])
+        kept = session.fed[: len(session.fed) - 2]  # without the drafted tokens that were fed
+        assert kept == text[length - len(kept) : length]
+        assert len(kept) == length if length < 100 else len(kept) < 200
+
+
 def test_a_long_prompt_is_read_as_far_as_half_of_the_account_pays() -> None:
     text = ids(*(place % V for place in range(900)))
     read = []
