@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_bundle_with_a_model_that_drafts(
             assert model.warmup() > 0
             fast = model.generate([5, 6, 7], max_new_tokens=30, do_sample=False, eos_token_id=())
             with model.scheduler(drafts=True) as scheduler:
-                options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": ()}
+                options: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": ()}
                 texts = [scheduler.submit([5, 6, 7], **options).completion() for _ in range(2)]
         for text in [fast, *texts]:
             assert text.choices[0].token_ids == expected.choices[0].token_ids
