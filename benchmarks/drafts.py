@@ -6,14 +6,14 @@
 TARGET and DRAFT are bundles with one vocabulary. Each document of the file, of which a line with <|endoftext|> ends
 one, gives its first words as a prompt; without a file, they are stories that no committed model was trained on. Every
 prompt is continued with and without drafts in turn, by the same loaded model. In the worst case the small model is sure
-of every token, and none is right. `--together` has a scheduler continue so many prompts side by side, as a server does.
+of every token, and none is right. `--together 4` continues four prompts side by side in a scheduler, as a server does.
 Prints a Markdown table of medians over the rounds.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -89,6 +89,43 @@ def decoded_by(scheduler: TextScheduler, texts: list[str], options: dict[str, An
     )
 
 
+Drafting = Callable[[], AbstractContextManager[None]]
+"""A context in which small models draft as they do, or wrongly."""
+
+
+def pairs_alone(
+    model: Model, texts: list[str], options: dict[str, Any], rounds: int, drafting: Drafting
+) -> tuple[list[Stats], list[Stats]]:
+    """Continue each text by `generate`, without drafts and with them, in every round."""
+    plain, fast = list[Stats](), list[Stats]()
+    for number in range(rounds):
+        for place, text in enumerate(texts):
+            given = {**options, "seed": number * len(texts) + place}
+            model.forget()
+            plain.append(decoded(model, text, given, drafts=False))
+            model.forget()
+            with drafting():
+                fast.append(decoded(model, text, given, drafts=True))
+    return plain, fast
+
+
+def pairs_side_by_side(
+    model: Model, texts: list[str], options: dict[str, Any], rounds: int, drafting: Drafting
+) -> tuple[list[Stats], list[Stats]]:
+    """Continue all texts in one scheduler without drafts and in another one with them, in every round."""
+    plain, fast = list[Stats](), list[Stats]()
+    with (
+        model.scheduler(max_rows=len(texts)) as without,
+        model.scheduler(max_rows=len(texts), drafts=True) as with_drafts,
+    ):
+        for number in range(rounds):
+            given = {**options, "seed": number}
+            plain.append(decoded_by(without, texts, given))
+            with drafting():
+                fast.append(decoded_by(with_drafts, texts, given))
+    return plain, fast
+
+
 def row(name: str, plain: list[Stats], fast: list[Stats]) -> str:
     """A row of the table: times of the whole call, with its prompt."""
     drafted, accepted = (sum(getattr(stats, f"{kind}_tokens") for stats in fast) for kind in ("drafted", "accepted"))
@@ -128,31 +165,13 @@ def main() -> None:
         print("| decoding | drafted | came true | plain tokens/s | with drafts | decoding x | whole call x |")
         print("|---|--:|--:|--:|--:|--:|--:|")
         for name, options in [*WAYS.items(), ("worst case, greedy", WAYS["greedy"])]:
+            drafting = wrong_drafts if name.startswith("worst") else nullcontext
             for together in chosen.together:
-                plain, fast = list[Stats](), list[Stats]()
                 beside = prompts(chosen.prompts, together, chosen.words)
-                with (
-                    model.scheduler(max_rows=together) as without,
-                    model.scheduler(max_rows=together, drafts=True) as drafting,
-                ):
-                    for number in range(chosen.rounds):
-                        given = {**options, **common, "seed": number}
-                        plain.append(decoded_by(without, beside, given))
-                        with wrong_drafts() if name.startswith("worst") else nullcontext():
-                            fast.append(decoded_by(drafting, beside, given))
-                print(row(f"{name}, {together} together", plain, fast), flush=True)
-            if chosen.together:
-                continue
-            plain, fast = list[Stats](), list[Stats]()
-            for number in range(chosen.rounds):
-                for place, text in enumerate(texts):
-                    given = {**options, **common, "seed": number * len(texts) + place}
-                    model.forget()
-                    plain.append(decoded(model, text, given, drafts=False))
-                    model.forget()
-                    with wrong_drafts() if name.startswith("worst") else nullcontext():
-                        fast.append(decoded(model, text, given, drafts=True))
-            print(row(name, plain, fast), flush=True)
+                pairs = pairs_side_by_side(model, beside, {**options, **common}, chosen.rounds, drafting)
+                print(row(f"{name}, {together} together", *pairs), flush=True)
+            if not chosen.together:
+                print(row(name, *pairs_alone(model, texts, {**options, **common}, chosen.rounds, drafting)), flush=True)
     print(machine_facts())
 
 

@@ -18,12 +18,12 @@ from edgelm.ids import IdArray, Logits, common_prefix
 MAX_DRAFT = 8
 """The most tokens of a draft."""
 LEAST_READ = 16
-"""How many of a text's last tokens the small model must at least be able to read, where the text has as many."""
+"""The small model reads at least this many of a text's last tokens, or the whole text if it is shorter."""
 _MOST_TRUST = 2.0
 _FEW_TOKENS = MAX_DRAFT + 1
-"""So many tokens are computed in buffers that are kept."""
+"""The largest number of tokens in a call whose buffers are kept."""
 _FURTHER_TOKEN, _TOKEN_OF_MANY = 0.3, 0.12
-"""What each further token costs in a call of several, and behind the first few, in steps of the same model."""
+"""What each further token of a call costs, in steps of the same model: among the first _FEW_TOKENS, and after them."""
 
 
 def _reading_steps(tokens: int) -> float:

@@ -68,18 +68,27 @@ def decode_with_drafts(session: DecodingSession, text: DecodingRow, logits: Logi
             last = int(text.ids[-1])
             rows = session.step_all([last, *draft]) if draft else session.step([last])[None]
         accepted, chosen = 0, list[int]()
-        for index, row in enumerate(rows):
-            step = text.take(row)
-            right = index < len(draft) and step.token_id == draft[index]
-            accepted += right
-            yield replace(step, drafted=0 if index else len(draft), was_drafted=right) if draft else step
+        for step in checked_draft(text, rows, draft):
+            yield step
             if step.token_id is None:
                 return
+            accepted += step.was_drafted
             chosen.append(step.token_id)
-            if not right or text.is_finished:
-                break
         session.rewind(len(draft) - accepted)
         computed = len(text.ids) - 1
         if guesses:
             drafts.learn(chosen)
     yield Step(None, reason)
+
+
+def checked_draft(text: DecodingRow, rows: Logits, draft: Sequence[int]) -> Iterator[Step]:
+    """Choose the next tokens of `text`, given the logits `rows` (T, V) after its last token and after those of `draft`.
+
+    The last step is the end of the text, or the first token that the draft did not predict.
+    """
+    for index, row in enumerate(rows):
+        step = text.take(row)
+        right = index < len(draft) and step.token_id == draft[index]
+        yield replace(step, drafted=0 if index else len(draft), was_drafted=right) if draft else step
+        if not right or text.is_finished:
+            return

@@ -6,11 +6,12 @@ Source: iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from edgelm.decoding.constraint import TokenMatcher
 from edgelm.decoding.draft_model import DraftModel, ModelDrafts
+from edgelm.decoding.drafts import checked_draft
 from edgelm.decoding.generation_config import GenerationConfig
 from edgelm.decoding.request import DecodingRow, Request, Step, fitted
 from edgelm.engine.batch import IDLE_TOKEN
@@ -30,9 +31,10 @@ from edgelm.reuse.state import PromptState, most_shared
 
 DEFAULT_MAX_ROWS = 8
 SHORT_PROMPT_TOKENS = 64
-"""Prompts of up to so many tokens may be computed together."""
+"""The longest prompt, in tokens, that may be computed together with other prompts."""
 _TOKEN_COST = 0.1
 """What a further token of a prompt costs, in calls of one token (docs/decisions.md)."""
+
 Handle = int
 """The number of a submitted text, unique in its scheduler."""
 
@@ -133,8 +135,9 @@ class Scheduler:
         self._sessions = _OneSession(session, states) if sessions is None else sessions
         self._lent = ExitStack()  # the session of the first waiting prompt
         self._session = session  # that session, once it is lent
-        # Calls of several tokens in several rows were never tried on a card.
-        self._draft_models = draft_models if session.device.kind == "cpu" else None
+        # On a card, every call computes all rows of the cache, so it cannot compute several tokens of some rows.
+        self._some_rows = session.device.kind == "cpu"
+        self._draft_models = draft_models if self._some_rows else None
         self._drafting: dict[Handle, _Drafting] = {}
         self._batch = session.empty_batch(max_rows)
         self._waiting: deque[_Waiting] = deque()
@@ -142,7 +145,6 @@ class Scheduler:
         self._reused = 0  # number of tokens of that prompt that were not computed again
         self._turns: list[Turn] = []  # of an unfinished step, because an error must not lose them
         self._stepping = False
-        self._computes_together = session.device.kind == "cpu"  # never tried on a card
         self._interrupted = False
         self._cancelled: list[Handle] = []  # during a step, by signals and processors
         self._rows: dict[Handle, int] = {}
@@ -276,7 +278,7 @@ class Scheduler:
 
     def _admit_together(self) -> int:
         """Compute several short prompts that wait in one call, if that is faster; returns the number of tokens."""
-        if not self._computes_together:
+        if not self._some_rows:
             return 0
         candidates = list(self._waiting)[: self._batch.rows_behind]
         group = _worth_computing_together(candidates, self._model.piece_tokens)
@@ -293,7 +295,6 @@ class Scheduler:
         except EdgelmError:  # alone, a prompt fails with its own error
             for row in reversed(rows):
                 self._batch.leave(row)
-            self._computes_together = False
             return 0
         for waiting, row in zip(group, rows, strict=True):
             self._waiting.popleft()
@@ -350,26 +351,22 @@ class Scheduler:
 
         Returns the tokens. Whatever a caller's logits_processor raises ends its own text only.
         """
-        text, chosen = self._texts[handle], list[int]()
-        for index, row in enumerate(logits):
-            try:
-                step = text.take(row)
-            except Exception as error:
-                pass_interrupts_on(error)
-                self._turns.append(Turn(handle, None, error))
-                self._leave(handle)
-                return chosen
-            right = index < len(draft) and step.token_id == draft[index]
-            if draft:
-                step = replace(step, drafted=0 if index else len(draft), was_drafted=right)
-            self._turns.append(Turn(handle, step, reused_tokens=reused_tokens))
-            if step.token_id is None:
-                self._leave(handle)
-                return chosen
-            chosen.append(step.token_id)
-            if not right or text.is_finished:
-                break
-        self._batch.rewind(self._rows[handle], len(logits) - len(chosen))
+        chosen, ended = list[int](), False
+        try:
+            for step in checked_draft(self._texts[handle], logits, draft):
+                self._turns.append(Turn(handle, step, reused_tokens=reused_tokens))
+                if step.token_id is None:
+                    ended = True
+                else:
+                    chosen.append(step.token_id)
+        except Exception as error:
+            pass_interrupts_on(error)
+            self._turns.append(Turn(handle, None, error))
+            ended = True
+        if ended:
+            self._leave(handle)
+        else:
+            self._batch.rewind(self._rows[handle], len(logits) - len(chosen))
         return chosen
 
     def _begin(self, first: _Waiting) -> None:

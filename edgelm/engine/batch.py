@@ -110,8 +110,7 @@ class Batch:
             tokens[row, : len(of_row)] = of_row
         call = GraphCall(self._graph, self._cache, len(ids), width, whole_groups(max(2, len(ids))), first_row=first_row)
         logits = call.run_ragged(tokens, past, counts)[: len(ids)]
-        for row, count in enumerate(counts.tolist(), first_row):
-            self._lengths[row] = past[row - first_row].item() + count
+        self._lengths[first_row : first_row + len(ids)] = (past + counts).tolist()
         return logits
 
     def leave(self, row: int) -> None:

@@ -36,7 +36,7 @@ class GraphCall:
         logit_rows: N, the number of rows of logits to compute, for the last N of the B·T tokens.
         first_row: the first of the cache's rows to use.
         hidden: whether to compute hidden states too.
-        attended_past: whether to tell the attention too, of a call behind so many cached tokens; None for not.
+        attended_past: whether to tell the attention too, of a call behind this number of cached tokens; None for not.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class DraftCost:
 
 
 FOUR_BIT_DRAFTS = DraftCost(0.15, 0.25)
-"""At 4 bits one token alone has a kernel of its own, much faster than that of several tokens (docs/batches.md)."""
+"""At 4 bits a step takes less time, so further tokens cost more beside it (docs/decisions.md)."""
 OTHER_DRAFTS = DraftCost(0.1, 0.2)
 """Measured at 8 bits. Drafts cost less where weights are floats, because these take longer to read."""
 

@@ -322,7 +322,7 @@ def test_what_prompts_have_in_common_is_computed_once(tiny: Session, monkeypatch
 
 
 def test_prompts_together_begin_behind_what_is_known(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first prompt is computed alone; the two behind it need their last tokens only, and share a call."""
+    """Both prompts share a call, in which the first one needs only the tokens after its saved state."""
     common = list(range(20, 50))
     session = tiny.sibling()
     session.step(common)
